@@ -1,0 +1,167 @@
+//! The images as an OCI layout: their names, and each unique blob once.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::Result;
+
+/// A config or layer, and one repository where it can be had.
+struct Blob {
+    digest: String,
+    size: u64,
+    repository: String,
+}
+
+pub(crate) struct Layout {
+    pub(crate) path: PathBuf,
+    /// `repository:tag` of the images proper; what is attached to them (`sha256-...` tags) comes along by itself.
+    images: Vec<String>,
+    /// Largest first, which is what serves a parallel client best.
+    blobs: Vec<Blob>,
+}
+
+impl Layout {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let index = parse(&path.join("index.json"))?;
+        let mut images = Vec::new();
+        let mut found = BTreeMap::new();
+        for entry in list(&index, "manifests") {
+            let annotations = entry.get("annotations").and_then(Value::as_object);
+            let annotations = annotations.ok_or("index.json has an entry without annotations")?;
+            let name = annotations
+                .get("org.opencontainers.image.ref.name")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            let repository = annotations
+                .iter()
+                .find(|(key, _)| key.rsplit('.').next() == Some("repo"))
+                .and_then(|(_, v)| v.as_str());
+            let (of_name, tag) = name.rsplit_once(':').unwrap_or_default();
+            if !tag.is_empty() && !tag.starts_with("sha256-") {
+                images.push(name.to_owned());
+            }
+            collect(path, entry, repository.unwrap_or(of_name), &mut found)?;
+        }
+        let mut blobs: Vec<Blob> = found.into_values().collect();
+        blobs.sort_by_key(|blob| std::cmp::Reverse(blob.size));
+        Ok(Self { path: path.to_owned(), images, blobs })
+    }
+
+    pub(crate) fn image_count(&self) -> usize {
+        self.images.len()
+    }
+
+    pub(crate) fn blob_count(&self) -> usize {
+        self.blobs.len()
+    }
+
+    /// Bytes of the unique blobs.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.blobs.iter().map(|blob| blob.size).sum()
+    }
+
+    pub(crate) fn images_at(&self, host: &str) -> impl Iterator<Item = String> {
+        self.images.iter().map(move |image| format!("{host}/{image}"))
+    }
+
+    /// A curl configuration that fetches every blob into the working directory.
+    pub(crate) fn curl_config(&self, host: &str) -> String {
+        let mut config = String::new();
+        for Blob { digest, repository, .. } in &self.blobs {
+            let _ = writeln!(
+                config,
+                "url = http://{host}/v2/{repository}/blobs/{digest}\noutput = {digest}"
+            );
+        }
+        config
+    }
+
+    /// The blobs' names in `parts` lines of about the same number of bytes.
+    pub(crate) fn balanced_lists(&self, parts: usize) -> String {
+        let mut lists = vec![(0, String::new()); parts];
+        for blob in &self.blobs {
+            if let Some((bytes, list)) = lists.iter_mut().min_by_key(|(bytes, _)| *bytes) {
+                *bytes += blob.size;
+                list.push_str(&blob.digest);
+                list.push(' ');
+            }
+        }
+        let lists = lists.into_iter().filter(|(_, list)| !list.is_empty());
+        // xargs takes a blank at the end of a line for its continuation.
+        lists.fold(String::new(), |all, (_, list)| all + list.trim_end() + "\n")
+    }
+
+    /// Says which blob is missing from `directory` or has another size than it should.
+    pub(crate) fn check_sizes(&self, directory: &Path) -> Result<()> {
+        for Blob { digest, size, .. } in &self.blobs {
+            let path = directory.join(digest);
+            let found =
+                std::fs::metadata(&path).map_err(|e| format!("{}: {e}", path.display()))?.len();
+            if found != *size {
+                return Err(format!("{}: {found} bytes, expected {size}", path.display()).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the output of `openssl dgst -sha256 -r` in a blobs directory: every name is its file's digest.
+    pub(crate) fn check_digests(&self, output: &str) -> Result<()> {
+        let right =
+            |line: &&str| line.split_once(" *sha256:").is_some_and(|(found, name)| found == name);
+        if let Some(wrong) = output.lines().find(|line| !right(line)) {
+            return Err(
+                format!("a blob does not have the digest that it is named after: {wrong}").into()
+            );
+        }
+        match output.lines().count() {
+            n if n == self.blobs.len() => Ok(()),
+            n => Err(format!("openssl hashed {n} blobs of {}", self.blobs.len()).into()),
+        }
+    }
+}
+
+/// Adds what `descriptor` refers to, all the way down.
+fn collect(
+    layout: &Path,
+    descriptor: &Value,
+    repository: &str,
+    found: &mut BTreeMap<String, Blob>,
+) -> Result<()> {
+    let digest = text(descriptor, "digest")?;
+    let manifest = parse(&layout.join("blobs").join(digest.replacen(':', "/", 1)))?;
+    for child in list(&manifest, "manifests") {
+        collect(layout, child, repository, found)?;
+    }
+    for blob in manifest.get("config").into_iter().chain(list(&manifest, "layers")) {
+        let size = blob
+            .get("size")
+            .and_then(Value::as_u64)
+            .ok_or_else(|| format!("{digest}: a descriptor without size"))?;
+        let digest = text(blob, "digest")?.to_owned();
+        found.entry(digest.clone()).or_insert_with(|| Blob {
+            digest,
+            size,
+            repository: repository.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn parse(path: &Path) -> Result<Value> {
+    let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(serde_json::from_slice(&bytes).map_err(|e| format!("{}: {e}", path.display()))?)
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    value.get(key).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> Result<&'a str> {
+    Ok(value
+        .get(key)
+        .and_then(Value::as_str)
+        .ok_or_else(|| format!("a descriptor without {key}"))?)
+}

@@ -1,0 +1,102 @@
+//! The command line: arguments in, reports out. Nothing here decides anything about images.
+
+mod args;
+mod inspect;
+mod manual;
+mod output;
+mod progress;
+mod pull;
+mod registries;
+
+use std::{process::ExitCode, sync::Arc};
+
+use clap::{CommandFactory, Parser, error::ErrorKind};
+
+use args::{Args, Command};
+use imgfs::tree;
+use output::Output;
+
+/// How a command ended, if not with an error. See `--help` for the numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    SomeFailed,
+    NothingMatched,
+}
+
+/// An error that ends a command, with what the user can do about it.
+pub(crate) struct Failure {
+    message: String,
+    hint: Option<String>,
+}
+
+/// Exit statuses, as the manual documents them.
+const SOME_FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const NOTHING_MATCHED: u8 = 3;
+
+impl Failure {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None }
+    }
+
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+impl From<tree::Error> for Failure {
+    fn from(error: tree::Error) -> Self {
+        Self { message: error.to_string(), hint: error.hint().map(str::to_owned) }
+    }
+}
+
+/// Runs the command that the process was started with.
+pub(crate) fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Also `--help` and `--version` come this way. If even that cannot be printed, the
+            // status has to do.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(USAGE),
+            };
+        }
+    };
+    let output = Arc::new(Output::new(args.command.output()));
+    let result = match args.command {
+        Command::Pull(args) => pull::run(&args, &output),
+        Command::Ls(args) => inspect::ls(&args, &output),
+        Command::Verify(args) => inspect::verify(&args, &output),
+        Command::Prune(args) => inspect::prune(&args, &output),
+        Command::Completions { shell } => manual::completions(shell, Args::command()),
+        Command::Man { dir } => manual::pages(&dir, Args::command()),
+    };
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::SomeFailed) => ExitCode::from(SOME_FAILED),
+        Ok(Outcome::NothingMatched) => ExitCode::from(NOTHING_MATCHED),
+        Err(failure) => {
+            output.error(&failure.message, failure.hint.as_deref());
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+/// Runs async work to its end.
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // More than a few only fight over the same sockets.
+        .worker_threads(processors.clamp(1, 8))
+        .max_blocking_threads(128)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(format!("cannot start: {e}")))?;
+    let result = runtime.block_on(work);
+    // What is left are idle threads; the process ends anyway.
+    runtime.shutdown_background();
+    Ok(result)
+}

@@ -1,0 +1,104 @@
+//! What users see: lines, tables and JSON on standard output, errors and warnings on standard
+//! error.
+
+use std::io::{self, IsTerminal, Write};
+
+use indicatif::{DecimalBytes, MultiProgress};
+use serde_json::Value;
+
+use super::args::OutputArgs;
+
+/// Where everything is printed. While progress bars are shown, lines appear above them.
+pub(crate) struct Output {
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+    pub(crate) bars: MultiProgress,
+}
+
+impl Output {
+    pub(crate) fn new(args: OutputArgs) -> Self {
+        Self { json: args.json, quiet: args.quiet, bars: MultiProgress::new() }
+    }
+
+    /// Whether to show progress bars.
+    pub(crate) fn is_interactive(&self) -> bool {
+        !self.json && !self.quiet && io::stderr().is_terminal()
+    }
+
+    /// A line for people; not with `--json` or `--quiet`.
+    pub(crate) fn line(&self, text: &str) {
+        if !self.json && !self.quiet {
+            self.stdout(text);
+        }
+    }
+
+    /// One JSON object; only with `--json`.
+    pub(crate) fn event(&self, event: &Value) {
+        if self.json {
+            self.stdout(&event.to_string());
+        }
+    }
+
+    pub(crate) fn warning(&self, text: &str) {
+        self.stderr(&format!("warning: {text}"));
+    }
+
+    pub(crate) fn error(&self, text: &str, hint: Option<&str>) {
+        self.stderr(&format!("error: {text}"));
+        if let Some(hint) = hint {
+            self.stderr(&format!("hint: {hint}"));
+        }
+    }
+
+    fn stdout(&self, text: &str) {
+        // Whoever closes our output early (`| head`) wants no more of it.
+        self.bars.suspend(|| {
+            let _ = writeln!(io::stdout().lock(), "{text}");
+        });
+    }
+
+    fn stderr(&self, text: &str) {
+        self.bars.suspend(|| {
+            let _ = writeln!(io::stderr().lock(), "{text}");
+        });
+    }
+}
+
+/// `1.25 GB`
+pub(crate) fn bytes(count: u64) -> String {
+    DecimalBytes(count).to_string()
+}
+
+/// `1 image`, `2 images`
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    match number {
+        1 => format!("1 {noun}"),
+        _ => format!("{number} {noun}s"),
+    }
+}
+
+/// Lays rows out in columns; the first row is the heading.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column| rows.iter().filter_map(|row| row.get(column)).map(|c: &String| c.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_align() {
+        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
+        let text = table(&[row(["NAME", "SIZE"]), row(["a", "1"]), row(["longer", "22"])]);
+        assert_eq!(text, "NAME    SIZE\na       1\nlonger  22");
+        assert_eq!(table(&[]), "");
+        assert_eq!(count(1, "image") + &count(2, "blob"), "1 image2 blobs");
+    }
+}

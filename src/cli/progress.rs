@@ -1,0 +1,135 @@
+//! Progress of a transfer: bars on a terminal, JSON events, or nothing.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use imgfs::{
+    image::Digest,
+    transfer::{Event, Observer, Status},
+};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use super::output::{Output, bytes, count};
+
+/// Smaller blobs are over before anybody could read their line.
+const SHOWN_BLOB: u64 = 4 << 20;
+
+/// Lines of blobs that are shown at a time.
+const SHOWN_BLOBS: usize = 8;
+
+/// Shows what an [`Observer`] is told.
+pub(crate) struct Progress {
+    output: Arc<Output>,
+    total: ProgressBar,
+    interactive: bool,
+    blobs: Mutex<HashMap<Digest, ProgressBar>>,
+}
+
+impl Progress {
+    pub(crate) fn new(output: Arc<Output>) -> Arc<Self> {
+        let interactive = output.is_interactive();
+        let total = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        if !interactive {
+            output.bars.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Arc::new(Self { output, total, interactive, blobs: Mutex::default() })
+    }
+
+    /// Takes the bars away.
+    pub(crate) fn finish(&self) {
+        self.total.finish_and_clear();
+        for (_, bar) in self.blobs().drain() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn blobs(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, ProgressBar>> {
+        // At worst a bar is missing.
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn started(&self, digest: Digest, size: u64, offset: u64) {
+        self.total.inc(offset);
+        let mut blobs = self.blobs();
+        if self.interactive && size >= SHOWN_BLOB && blobs.len() < SHOWN_BLOBS {
+            let bar = self.output.bars.insert_before(&self.total, ProgressBar::new(size));
+            bar.set_style(style("  {prefix} {wide_bar:.dim} {decimal_bytes:>10}/{decimal_total_bytes:<10} {decimal_bytes_per_sec:>12}"));
+            bar.set_prefix(digest.short());
+            bar.set_position(offset);
+            blobs.insert(digest, bar);
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .map(|style| style.progress_chars("=> "))
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+impl Observer for Progress {
+    fn event(&self, event: Event<'_>) {
+        match event {
+            Event::Planned { images, blobs, bytes: size } => {
+                self.output.event(&json!({"event": "planned", "images": images, "blobs": blobs, "bytes": size}));
+                if self.interactive && blobs > 0 {
+                    self.output.bars.add(self.total.clone());
+                    self.total.set_length(size);
+                    self.total.set_style(style("{msg} {wide_bar} {decimal_bytes:>10}/{decimal_total_bytes:<10} {decimal_bytes_per_sec:>12} {eta:>4}"));
+                    self.total.set_message(count(blobs, "blob"));
+                    self.total.enable_steady_tick(Duration::from_millis(250));
+                }
+            }
+            Event::BlobStarted { digest, size, offset } => self.started(digest, size, offset),
+            Event::BlobProgress { digest, bytes } => {
+                self.total.inc(bytes);
+                if let Some(bar) = self.blobs().get(&digest) {
+                    bar.inc(bytes);
+                }
+            }
+            Event::BlobRestarted { digest, bytes: size } => {
+                self.total.dec(size);
+                if let Some(bar) = self.blobs().remove(&digest) {
+                    bar.finish_and_clear();
+                }
+                self.output.warning(&format!("what came of {digest} was damaged; it is fetched once more"));
+            }
+            Event::BlobDone { digest, size, ok } => {
+                if let Some(bar) = self.blobs().remove(&digest) {
+                    bar.finish_and_clear();
+                }
+                let digest = digest.to_string();
+                self.output.event(&json!({"event": "blob", "digest": digest, "bytes": size, "ok": ok}));
+            }
+            Event::Waiting { digest } => {
+                self.output.event(&json!({"event": "waiting", "digest": digest.to_string()}));
+                self.output.line(&format!("{}: another process is fetching it; waiting for that", digest.short()));
+            }
+            Event::ImageDone(image) => {
+                let digest = image.digest.map(|digest| digest.to_string());
+                let name = image.reference.to_string();
+                self.output.event(&json!({"event": "image", "image": name, "status": status_name(&image.status), "digest": digest}));
+                match &image.status {
+                    Status::Copied => self.output.line(&format!("{name}: pulled, {}", bytes(image.bytes))),
+                    Status::Unchanged => self.output.line(&format!("{name}: up to date")),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// A status as JSON has it.
+pub(crate) fn status_name(status: &Status) -> &'static str {
+    match status {
+        Status::Planned => "planned",
+        Status::Copied => "pulled",
+        Status::Unchanged => "unchanged",
+        Status::Skipped => "skipped",
+        Status::Failed(_) => "failed",
+    }
+}

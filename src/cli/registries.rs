@@ -1,0 +1,77 @@
+//! Registry options and files into the one configuration.
+
+use std::io::{self, Read};
+
+use imgfs::{
+    image::Reference,
+    tree::registry::{
+        Access, Auths, Credentials, Entry, RegistryConfig, default_credential_files,
+    },
+};
+
+use super::{Failure, args::RegistryArgs, output::Output};
+
+/// The longest password that is read from standard input, in bytes.
+const MAX_PASSWORD: u64 = 64 << 10;
+
+/// Reads everything that says how to reach the registries of `images`.
+pub(crate) fn config(
+    args: &RegistryArgs,
+    images: &[Reference],
+    output: &Output,
+) -> Result<RegistryConfig, Failure> {
+    let mut config = RegistryConfig {
+        defaults: Access {
+            plain_http: args.plain_http,
+            skip_tls_verify: args.insecure,
+            ca_file: args.ca_file.clone(),
+            ..Access::default()
+        },
+        credential_files: default_credential_files(),
+        concurrency: usize::from(args.concurrency),
+        connect_timeout: args.connect_timeout,
+        stall_timeout: args.stall_timeout,
+        max_wait: args.max_wait,
+        ..RegistryConfig::default()
+    };
+    if let Some(username) = &args.username {
+        config.entries.push(command_line_entry(username, images)?);
+    }
+    if let Some(path) = &args.auths {
+        let auths = Auths::load(path).map_err(|e| Failure::new(format!("--auths: {e}")))?;
+        for warning in &auths.warnings {
+            output.warning(&format!("{}: {warning}", path.display()));
+        }
+        if auths.is_docker_config {
+            config.credential_files.insert(0, path.clone());
+        }
+        config.entries.extend(auths.entries);
+        config.defaults.skip_tls_verify |= auths.skip_tls_verify.unwrap_or(false);
+    }
+    Ok(config)
+}
+
+fn command_line_entry(username: &str, images: &[Reference]) -> Result<Entry, Failure> {
+    let registry = match images.first() {
+        Some(image) => image.repository().registry(),
+        None => return Err(Failure::new("--username needs images that say which registry it is for")),
+    };
+    if let Some(other) = images.iter().find(|image| image.repository().registry() != registry) {
+        let message = format!(
+            "--username is for one registry, but the images are in {registry} and {}",
+            other.repository().registry()
+        );
+        return Err(Failure::new(message).hint("use --auths FILE with an entry for each"));
+    }
+    let mut password = String::new();
+    io::stdin()
+        .take(MAX_PASSWORD)
+        .read_to_string(&mut password)
+        .map_err(|e| Failure::new(format!("--password-stdin: {e}")))?;
+    let password = password.trim_end_matches(['\r', '\n']).to_owned();
+    if password.is_empty() {
+        return Err(Failure::new("--password-stdin: standard input is empty"));
+    }
+    let credentials = Credentials::Basic { username: username.to_owned(), password };
+    Ok(Entry { prefix: registry.to_owned(), credentials: Some(credentials), ..Entry::default() })
+}

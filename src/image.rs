@@ -1,0 +1,17 @@
+//! What images are made of: references, digests, platforms, media types and manifests.
+//!
+//! Plain values and parsers; nothing here does I/O.
+
+mod digest;
+mod manifest;
+mod media_type;
+mod platform;
+mod reference;
+
+pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use manifest::{
+    Descriptor, FilteredIndex, MAX_MANIFEST_BYTES, Manifest, ManifestError, View, filter_index,
+};
+pub use media_type::{ACCEPT_MANIFESTS, MediaType};
+pub use platform::{Platform, PlatformError, PlatformFilter, Selection};
+pub use reference::{Reference, ReferenceError, Repository};

@@ -1,0 +1,387 @@
+//! Manifests: the bytes that arrived, which are their identity, and a parsed view of them.
+//!
+//! Reads OCI image manifests and indexes (image specification 1.1) and Docker's schema 2
+//! manifests and lists. A document without `mediaType` is told by its structure and by the
+//! `Content-Type` it came with; one that could be read as two kinds is refused.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Digest, MediaType, Platform, digest::Algorithm};
+
+/// The largest manifest that is read, in bytes: what the distribution specification asks
+/// registries to take, and what the others (containerd, oras, KubeKey) stop at.
+pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
+
+/// A reference to content by its digest (OCI image specification, `descriptor.md`).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What the content is; any text, since artifacts have types of their own.
+    #[serde(default)]
+    pub media_type: String,
+    /// Digest of the content.
+    pub digest: Digest,
+    /// Size of the content in bytes.
+    pub size: u64,
+    /// In an index: what the child runs on.
+    #[serde(default)]
+    pub platform: Option<Platform>,
+    /// Other places that have the content (foreign layers).
+    #[serde(default)]
+    pub urls: Vec<String>,
+    /// Free-form annotations.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// If this child of an index is a BuildKit attestation: the digest of what it attests.
+    pub fn attests(&self) -> Option<Digest> {
+        let kind = self.annotations.get("vnd.docker.reference.type")?;
+        let subject = self.annotations.get("vnd.docker.reference.digest")?;
+        (kind == "attestation-manifest").then(|| subject.parse().ok()).flatten()
+    }
+}
+
+/// What a manifest says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum View {
+    /// One image or artifact.
+    Image {
+        /// The configuration blob.
+        config: Descriptor,
+        /// The layers, lowest first; for an artifact its blobs.
+        layers: Vec<Descriptor>,
+    },
+    /// A list of manifests.
+    Index {
+        /// The children, in their order.
+        children: Vec<Descriptor>,
+    },
+}
+
+/// A manifest or index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    bytes: Bytes,
+    digest: Digest,
+    media_type: String,
+    view: View,
+    subject: Option<Descriptor>,
+    annotations: BTreeMap<String, String>,
+}
+
+/// Why some bytes are not a manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Larger than [`MAX_MANIFEST_BYTES`].
+    #[error("the manifest is larger than {MAX_MANIFEST_BYTES} bytes")]
+    TooLarge,
+    /// Not JSON, or a field is missing or malformed.
+    #[error("the manifest is malformed: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// A retired format.
+    #[error("the image is in Docker's schema 1 format, which is not supported: push it again with a builder of this decade")]
+    Schema1,
+    /// It has the fields of an image and of an index, or its type contradicts its fields.
+    #[error("the manifest can be read as an image and as an index; such documents are refused (CVE-2021-41190)")]
+    Ambiguous,
+    /// Neither an image nor an index.
+    #[error("the document is neither an image manifest nor an index (media type `{0}`)")]
+    Unknown(String),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    #[serde(default)]
+    schema_version: Option<u64>,
+    #[serde(default)]
+    media_type: Option<String>,
+    #[serde(default)]
+    config: Option<Descriptor>,
+    #[serde(default)]
+    layers: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    manifests: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    subject: Option<Descriptor>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    fs_layers: Option<serde::de::IgnoredAny>,
+}
+
+impl Manifest {
+    /// Reads `bytes`; `content_type` is what came with them, if anything did.
+    ///
+    /// The digest is SHA-256; a manifest that is named by another algorithm goes through
+    /// [`Manifest::parse_as`].
+    pub fn parse(bytes: Bytes, content_type: Option<&str>) -> Result<Self, ManifestError> {
+        Self::parse_as(Algorithm::Sha256, bytes, content_type)
+    }
+
+    /// As [`Manifest::parse`], with the digest by `algorithm`.
+    pub fn parse_as(
+        algorithm: Algorithm,
+        bytes: Bytes,
+        content_type: Option<&str>,
+    ) -> Result<Self, ManifestError> {
+        if bytes.len() > MAX_MANIFEST_BYTES {
+            return Err(ManifestError::TooLarge);
+        }
+        // serde would take an array for an object's fields in their order.
+        if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
+            return Err(ManifestError::Unknown("a JSON array".into()));
+        }
+        let document: Document = serde_json::from_slice(&bytes)?;
+        let declared = document.media_type.clone().unwrap_or_default();
+        if MediaType::is_schema1(&declared)
+            || document.schema_version == Some(1)
+            || document.fs_layers.is_some()
+            || (declared.is_empty() && content_type.is_some_and(MediaType::is_schema1))
+        {
+            return Err(ManifestError::Schema1);
+        }
+        let view = match (document.manifests, document.config, document.layers) {
+            (Some(_), Some(_), _) | (Some(_), _, Some(_)) => return Err(ManifestError::Ambiguous),
+            (Some(children), None, None) => View::Index { children },
+            (None, Some(config), layers) => {
+                View::Image { config, layers: layers.unwrap_or_default() }
+            }
+            _ => {
+                let media_type = content_type.filter(|_| declared.is_empty()).unwrap_or(&declared);
+                return Err(ManifestError::Unknown(media_type.chars().take(200).collect()));
+            }
+        };
+        let media_type = match MediaType::parse(&declared) {
+            Some(known) if known.is_index() != view.is_index() => {
+                return Err(ManifestError::Ambiguous);
+            }
+            _ if !declared.is_empty() => declared,
+            _ => view.infer_type(content_type).as_str().to_owned(),
+        };
+        Ok(Self {
+            digest: Digest::of(algorithm, &bytes),
+            bytes,
+            media_type,
+            view,
+            subject: document.subject,
+            annotations: document.annotations.unwrap_or_default(),
+        })
+    }
+
+    /// The bytes as they arrived.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Digest of the bytes.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The media type that it declares, or else the one that was inferred.
+    pub fn media_type(&self) -> &str {
+        &self.media_type
+    }
+
+    /// What it says.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The manifest that this one is about, if it is a referrer (OCI 1.1 `subject`).
+    pub fn subject(&self) -> Option<&Descriptor> {
+        self.subject.as_ref()
+    }
+
+    /// Annotations of the manifest itself.
+    pub fn annotations(&self) -> &BTreeMap<String, String> {
+        &self.annotations
+    }
+
+    /// Children of an index; none for an image.
+    pub fn children(&self) -> &[Descriptor] {
+        match &self.view {
+            View::Index { children } => children,
+            View::Image { .. } => &[],
+        }
+    }
+
+    /// The blobs that it names directly: configuration first, then layers. None for an index.
+    pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        let (config, layers) = match &self.view {
+            View::Image { config, layers } => (Some(config), layers.as_slice()),
+            View::Index { .. } => (None, &[][..]),
+        };
+        config.into_iter().chain(layers)
+    }
+}
+
+impl View {
+    fn is_index(&self) -> bool {
+        matches!(self, Self::Index { .. })
+    }
+
+    fn infer_type(&self, content_type: Option<&str>) -> MediaType {
+        let sent = content_type.and_then(MediaType::parse);
+        match (self, sent) {
+            (view, Some(sent)) if sent.is_index() == view.is_index() => sent,
+            (Self::Image { config, .. }, _)
+                if config.media_type.starts_with("application/vnd.docker.") =>
+            {
+                MediaType::DockerManifest
+            }
+            (Self::Image { .. }, _) => MediaType::OciManifest,
+            (Self::Index { .. }, _) => MediaType::OciIndex,
+        }
+    }
+}
+
+/// An index that a platform filter has made from another one.
+#[derive(Clone, Debug)]
+pub struct FilteredIndex<'a> {
+    /// The index as it was.
+    pub original: &'a Manifest,
+    /// For each child of the original: `None` drops it, `Some` keeps it under this digest and
+    /// size (which differ from the original's where a nested index was filtered itself).
+    pub keep: &'a [Option<(Digest, u64)>],
+    /// The request, in canonical form, for the annotation.
+    pub platforms: String,
+}
+
+impl FilteredIndex<'_> {
+    /// Annotation with the digest of the index that was filtered.
+    pub const ORIGINAL: &'static str = "io.imgfs.original.digest";
+    /// Annotation with the platforms that were asked for.
+    pub const PLATFORMS: &'static str = "io.imgfs.platforms";
+}
+
+/// Writes the filtered index: every field and every kept descriptor as it was, in its order,
+/// and the two annotations of [`FilteredIndex`]. If nothing is dropped, the original is returned.
+pub fn filter_index(filtered: &FilteredIndex<'_>) -> Result<Manifest, ManifestError> {
+    let original = filtered.original;
+    let unchanged = original
+        .children()
+        .iter()
+        .zip(filtered.keep)
+        .all(|(child, keep)| keep.is_some_and(|(digest, _)| digest == child.digest));
+    if unchanged {
+        return Ok(original.clone());
+    }
+    let mut document: Value = serde_json::from_slice(original.bytes())?;
+    if let Some(Value::Array(children)) = document.get_mut("manifests") {
+        let kept = std::mem::take(children).into_iter().zip(filtered.keep);
+        *children = kept
+            .filter_map(|(mut child, keep)| {
+                let (digest, size) = (*keep)?;
+                child["digest"] = digest.to_string().into();
+                child["size"] = size.into();
+                Some(child)
+            })
+            .collect();
+    }
+    let annotations = &mut document["annotations"];
+    if !annotations.is_object() {
+        *annotations = Value::Object(serde_json::Map::new());
+    }
+    annotations[FilteredIndex::ORIGINAL] = original.digest().to_string().into();
+    annotations[FilteredIndex::PLATFORMS] = filtered.platforms.clone().into();
+    Manifest::parse(serde_json::to_vec(&document)?.into(), Some(original.media_type()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptor(content: &str, extra: &str) -> String {
+        let digest = Digest::sha256(content.as_bytes());
+        format!(r#"{{"mediaType":"a/b","digest":"{digest}","size":{}{extra}}}"#, content.len())
+    }
+
+    fn parse(text: &str, content_type: Option<&str>) -> Result<Manifest, ManifestError> {
+        Manifest::parse(Bytes::from(text.to_owned()), content_type)
+    }
+
+    #[test]
+    fn kinds_are_told_apart_without_a_media_type() {
+        let d = descriptor("x", "");
+        let docker_config = d.replace("a/b", "application/vnd.docker.container.image.v1+json");
+        let docker = MediaType::DockerManifest.as_str();
+        for (text, content_type, expected) in [
+            (format!(r#"{{"config":{d},"layers":[{d}]}}"#), None, MediaType::OciManifest),
+            (format!(r#"{{"config":{d},"layers":[]}}"#), Some(docker), MediaType::DockerManifest),
+            (format!(r#"{{"config":{docker_config},"layers":[]}}"#), None, MediaType::DockerManifest),
+            (format!(r#"{{"config":{d},"layers":[]}}"#), Some("text/plain"), MediaType::OciManifest),
+            (r#"{"manifests":[]}"#.into(), None, MediaType::OciIndex),
+            (r#"{"manifests":[]}"#.into(), Some(docker), MediaType::OciIndex),
+        ] {
+            let manifest = parse(&text, content_type).unwrap();
+            assert_eq!(manifest.media_type(), expected.as_str(), "{text}");
+            assert_eq!(manifest.digest(), Digest::sha256(text.as_bytes()));
+            assert_eq!(manifest.bytes(), text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let d = descriptor("x", "");
+        let index_type = MediaType::OciIndex;
+        let traversal = d.replace("sha256:", "sha256:../../etc/");
+        for (text, part) in [
+            (String::new(), "malformed"),
+            ("[]".into(), "JSON array"),
+            ("\0\0\0".into(), "malformed"),
+            ("{}".into(), "neither"),
+            (r#"{"schemaVersion":1,"fsLayers":[]}"#.into(), "schema 1"),
+            (format!(r#"{{"manifests":[],"config":{d}}}"#), "as an image and as an index"),
+            (format!(r#"{{"mediaType":"{index_type}","config":{d},"layers":[]}}"#), "as an image and as an index"),
+            (format!(r#"{{"config":{traversal},"layers":[]}}"#), "not a digest"),
+            (format!(r#"{{"config":{d},"layers":[{d}],"layers":[]}}"#), "duplicate field"),
+            (format!(r#"{{"config":{},"layers":[]}}"#, d.replace(r#""size":1"#, r#""size":-1"#)), "malformed"),
+            (format!(r#"{{"config":{},"layers":[]}}"#, d.replace("sha256:", "md5:")), "md5"),
+            ("{\"a\":".to_owned() + &"[".repeat(100_000), "malformed"),
+        ] {
+            let error = parse(&text, None).unwrap_err().to_string();
+            assert!(error.contains(part), "{}: {error}", &text[..text.len().min(100)]);
+        }
+        let big = format!("{{\"manifests\":[],\"x\":\"{}\"}}", "x".repeat(MAX_MANIFEST_BYTES));
+        assert!(matches!(parse(&big, None), Err(ManifestError::TooLarge)));
+    }
+
+    #[test]
+    fn filtering_keeps_everything_else() {
+        let (a, b) = (descriptor("a", r#","x-own":{"z":1,"a":2}"#), descriptor("b", ""));
+        let text = format!(r#"{{"zzz":1,"manifests":[{a},{b}],"annotations":{{"k":"v"}},"aaa":[1.5]}}"#);
+        let original = parse(&text, None).unwrap();
+        let keep = [Some((Digest::sha256(b"a"), 1)), None];
+        let filtered = FilteredIndex { original: &original, keep: &keep, platforms: "linux/amd64".into() };
+        let made = filter_index(&filtered).unwrap();
+        let expected = format!(
+            r#"{{"zzz":1,"manifests":[{a}],"annotations":{{"k":"v","io.imgfs.original.digest":"{}","io.imgfs.platforms":"linux/amd64"}},"aaa":[1.5]}}"#,
+            original.digest()
+        );
+        assert_eq!(made.bytes(), expected.as_bytes());
+
+        let all = [Some((Digest::sha256(b"a"), 1)), Some((Digest::sha256(b"b"), 1))];
+        let whole = filter_index(&FilteredIndex { keep: &all, ..filtered }).unwrap();
+        assert_eq!(whole, original);
+    }
+
+    #[test]
+    fn attestations_name_their_subject() {
+        let subject = Digest::sha256(b"image");
+        let extra = format!(
+            r#","annotations":{{"vnd.docker.reference.type":"attestation-manifest","vnd.docker.reference.digest":"{subject}"}}"#
+        );
+        let child: Descriptor = serde_json::from_str(&descriptor("x", &extra)).unwrap();
+        assert_eq!(child.attests(), Some(subject));
+        let plain: Descriptor = serde_json::from_str(&descriptor("x", "")).unwrap();
+        assert_eq!(plain.attests(), None);
+    }
+}

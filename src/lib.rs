@@ -1,0 +1,15 @@
+//! imgfs: container images as a file tree.
+//!
+//! The floors, from the ground up. An upper floor may use any lower one, never the other way
+//! round; `tests/it/floors.rs` checks it.
+//!
+//! | floor | what it knows |
+//! |---|---|
+//! | `cli` (in the binary) | arguments, output, exit statuses |
+//! | [`transfer`] | what to copy from one tree to another, in which order, and how it went |
+//! | [`tree`] | where images are: registries, KubeKey's `images_dir` |
+//! | [`image`] | what images are: references, digests, platforms, manifests |
+
+pub mod image;
+pub mod transfer;
+pub mod tree;

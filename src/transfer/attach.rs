@@ -1,0 +1,114 @@
+//! What is attached to an image: OCI 1.1 referrers (by the API, or by the fallback tag
+//! `sha256-<hex>`), and cosign's tags `sha256-<hex>.sig`, `.att` and `.sbom`.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures_util::future::join;
+
+use crate::{
+    image::{Digest, Repository},
+    tree::{Attachments, Names, Result, Tags},
+};
+
+/// What tools put behind the name that they make of a digest.
+const SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
+
+/// Lists of tags, one for each repository, however many images it has.
+#[derive(Default)]
+pub(super) struct TagLists(Mutex<HashMap<Repository, Arc<tokio::sync::OnceCell<Tags>>>>);
+
+impl TagLists {
+    async fn get<S: Attachments>(&self, source: &S, repository: &Repository) -> Result<Tags> {
+        let cell = {
+            let mut lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            lists.entry(repository.clone()).or_default().clone()
+        };
+        cell.get_or_try_init(|| source.tags(repository)).await.cloned()
+    }
+
+    /// Asks for the tags of `repository` early, so that they are there when they are needed.
+    pub(super) async fn prefetch<S: Attachments>(&self, source: &S, repository: &Repository) {
+        // If it fails, whoever needs the list asks again, and tells.
+        let _ = self.get(source, repository).await;
+    }
+}
+
+/// Names of manifests that are attached to some others.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Attached {
+    pub digests: Vec<Digest>,
+    pub tags: Vec<String>,
+}
+
+/// Finds what is attached to `subjects` in `repository`.
+pub(super) async fn find<S: Attachments + Names>(
+    source: &S,
+    lists: &TagLists,
+    repository: &Repository,
+    subjects: &[Digest],
+) -> Result<Attached> {
+    let Some((&first, rest)) = subjects.split_first() else { return Ok(Attached::default()) };
+    // Side by side: for an image that has not changed, these are the round trips that count.
+    let (referrers, tags) =
+        join(source.referrers(repository, first), lists.get(source, repository)).await;
+    let (referrers, tags) = (referrers?, tags?);
+    let mut attached = Attached::default();
+    let mut seen = HashSet::new();
+    let has_api = referrers.is_some();
+    let mut found = referrers.unwrap_or_default();
+    if has_api {
+        for &subject in rest {
+            found.extend(source.referrers(repository, subject).await?.unwrap_or_default());
+        }
+    }
+    for descriptor in found {
+        if seen.insert(descriptor.digest) {
+            attached.digests.push(descriptor.digest);
+        }
+    }
+    let there: HashSet<&str> = tags.names.iter().map(String::as_str).collect();
+    for (subject, name) in subjects.iter().flat_map(|s| tag_names(s).map(move |name| (s, name))) {
+        let is_fallback = !name.contains('.');
+        if is_fallback && has_api {
+            continue;
+        }
+        let exists = match there.contains(name.as_str()) {
+            true => true,
+            false if tags.complete => false,
+            // Too many tags to list. Of children, only the root's are worth a request each.
+            false if *subject != first => false,
+            false => match source.head(&repository.tagged(&name)).await {
+                Ok(_) => true,
+                Err(error) if error.is_not_found() => false,
+                Err(error) => return Err(error),
+            },
+        };
+        if exists {
+            attached.tags.push(name);
+        }
+    }
+    Ok(attached)
+}
+
+/// `sha256-<hex>` and the names made of it.
+fn tag_names(subject: &Digest) -> impl Iterator<Item = String> + use<> {
+    let base = subject.to_string().replacen(':', "-", 1);
+    let suffixed = SUFFIXES.map(|suffix| format!("{base}{suffix}"));
+    std::iter::once(base).chain(suffixed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_attachments() {
+        let names: Vec<String> = tag_names(&Digest::sha256(b"")).collect();
+        assert_eq!(names.len(), 4);
+        assert!(names[0].starts_with("sha256-e3b0c442") && names[1].ends_with("b855.sig"));
+        assert!(names.iter().all(|name| crate::tree::images_dir::is_attachment_tag(name)));
+    }
+}

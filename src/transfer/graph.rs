@@ -1,0 +1,367 @@
+//! The graph under a reference: which manifests and blobs an image consists of, after the
+//! platform filter.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+
+use super::{IndexMode, Options, Policy};
+use crate::{
+    image::{
+        Descriptor, Digest, FilteredIndex, Manifest, Platform, PlatformFilter, Reference,
+        Repository, View, filter_index,
+    },
+    tree::{Blobs, ByteStream, Error, Kind, Names, Result, Sink},
+};
+
+/// Indexes nested deeper than this are refused.
+const MAX_DEPTH: usize = 8;
+
+/// An image with more manifests than this is refused: each is held in memory while planning.
+const MAX_MANIFESTS: usize = 2000;
+
+/// Nor may they have more bytes than this together.
+const MAX_MANIFESTS_BYTES: usize = 16 << 20;
+
+/// The largest configuration that is read to find out a platform, in bytes.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+
+/// What an image consists of.
+#[derive(Debug, Default)]
+pub(super) struct Graph {
+    /// All manifests, children before their indexes, the root last; and whether each is at the
+    /// target already.
+    pub manifests: Vec<(Manifest, bool)>,
+    /// All blobs, each once.
+    pub blobs: BTreeMap<Digest, Descriptor>,
+    /// Blobs that had to be read for planning.
+    pub contents: BTreeMap<Digest, Bytes>,
+    /// The platforms that are in it.
+    pub platforms: Vec<String>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// Indexes that are kept although children are left out, with the platforms that are in.
+    pub sparse: Vec<(Digest, String)>,
+}
+
+/// Explores graphs of one repository.
+pub(super) struct Explorer<'a, S, D> {
+    pub source: &'a Arc<S>,
+    pub sink: &'a Arc<D>,
+    pub repository: &'a Repository,
+    pub target: &'a Repository,
+    pub options: &'a Options,
+}
+
+/// A part of a graph on its way up.
+struct Node {
+    digest: Digest,
+    size: u64,
+    graph: Graph,
+    /// Whether anything in it was wanted.
+    wanted: bool,
+    missing: Vec<Platform>,
+}
+
+impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
+    /// Explores everything under `root`, which the target has or has not. `None` if the platform
+    /// filter leaves nothing of it (and the policy does not make an error of that).
+    pub(super) async fn explore(&self, root: Manifest, there: bool, name: &Reference) -> Result<Option<Graph>> {
+        let fits = self.options.platforms != PlatformFilter::All;
+        // What this very filter has made is not filtered again.
+        let made = root.annotations().get(FilteredIndex::PLATFORMS);
+        let filter = if fits && made == Some(&self.options.platforms.to_string()) {
+            PlatformFilter::All
+        } else {
+            self.options.platforms.clone()
+        };
+        let budget = Budget::default();
+        let mut node = self.node(root, there, &filter, 0, &budget).await?;
+        if !node.missing.is_empty() {
+            let names: Vec<_> = node.missing.iter().map(Platform::to_string).collect();
+            let has = match node.graph.platforms.join(", ") {
+                has if has.is_empty() => String::new(),
+                has => format!("; of what was asked for it has {has}"),
+            };
+            let message = format!("it does not have the platform {}{has}", names.join(", "));
+            if self.options.policy == Policy::Strict {
+                return Err(self.unfit(name, message));
+            }
+            node.graph.warnings.push(message);
+        }
+        node.graph.platforms.dedup();
+        Ok(node.wanted.then_some(node.graph))
+    }
+
+    fn unfit(&self, what: impl std::fmt::Display, message: String) -> Error {
+        let side = format!("registry {}", self.repository.registry());
+        Error::new(side, format_args!("planning {what}"), Kind::Unfit(message))
+    }
+
+    fn node<'b>(
+        &'b self,
+        manifest: Manifest,
+        there: bool,
+        filter: &'b PlatformFilter,
+        depth: usize,
+        budget: &'b Budget,
+    ) -> Pin<Box<dyn Future<Output = Result<Node>> + Send + 'b>> {
+        Box::pin(async move {
+            budget.take(&manifest).map_err(|e| self.unfit(manifest.digest(), e))?;
+            match manifest.view() {
+                View::Image { .. } => self.image(manifest, there, filter, depth).await,
+                View::Index { .. } if depth >= MAX_DEPTH => {
+                    let message = format!("its indexes are nested more than {MAX_DEPTH} deep");
+                    Err(self.unfit(self.repository, message))
+                }
+                View::Index { .. } => self.index(manifest, there, filter, depth, budget).await,
+            }
+        })
+    }
+
+    async fn image(
+        &self,
+        manifest: Manifest,
+        there: bool,
+        filter: &PlatformFilter,
+        depth: usize,
+    ) -> Result<Node> {
+        let mut graph = Graph::default();
+        for blob in manifest.blobs() {
+            if let Some(other) = graph.blobs.insert(blob.digest, blob.clone())
+                && other.size != blob.size
+            {
+                let message = format!("it states two sizes for {}", blob.digest);
+                return Err(self.unfit(manifest.digest(), message));
+            }
+        }
+        let mut missing = Vec::new();
+        let mut wanted = true;
+        // The children of an index have been chosen by what the index says of them.
+        if depth == 0
+            && filter != &PlatformFilter::All
+            && let View::Image { config, .. } = manifest.view()
+            && is_image_config(&config.media_type)
+        {
+            let (platform, content) = self.platform_of(config).await?;
+            graph.contents.extend(content.map(|content| (config.digest, content)));
+            graph.platforms.push(platform.to_string());
+            let selection = filter.select(&[Some(platform)]);
+            wanted = !selection.kept.is_empty();
+            if !wanted {
+                let is = std::mem::take(&mut graph.platforms);
+                graph.warnings.push(format!("it is for {} only", is.join(", ")));
+            }
+            missing = selection.missing;
+        }
+        let (digest, size) = (manifest.digest(), manifest.bytes().len() as u64);
+        graph.manifests.push((manifest, there));
+        Ok(Node { digest, size, graph, wanted, missing })
+    }
+
+    async fn platform_of(&self, config: &Descriptor) -> Result<(Platform, Option<Bytes>)> {
+        if config.size > MAX_CONFIG_BYTES {
+            let message = format!("its configuration has {} bytes", config.size);
+            return Err(self.unfit(config.digest, message));
+        }
+        let local = self.sink.content(self.target, config).await?;
+        let (text, fetched) = match local {
+            Some(text) => (text, None),
+            None => {
+                let text = read_small(self.source.as_ref(), self.repository, config).await?;
+                (text.clone(), Some(text))
+            }
+        };
+        let platform = serde_json::from_slice::<Platform>(&text).ok();
+        match platform.filter(|p| !p.os.is_empty() && !p.architecture.is_empty()) {
+            Some(platform) => Ok((platform, fetched)),
+            None => Err(self.unfit(
+                config.digest,
+                "its configuration does not say which platform it is for".into(),
+            )),
+        }
+    }
+
+    async fn index(
+        &self,
+        manifest: Manifest,
+        there: bool,
+        filter: &PlatformFilter,
+        depth: usize,
+        budget: &Budget,
+    ) -> Result<Node> {
+        let children = manifest.children();
+        // Nested indexes have no platform of their own and are looked into; so are manifests
+        // about which the index says nothing.
+        let (kept, missing_here) = choose(children, filter);
+        let explored = try_join_all(kept.iter().map(|&(at, inner_filter)| async move {
+            let inner = if inner_filter { filter } else { &PlatformFilter::All };
+            let node = self.child(&children[at], inner, depth, budget).await?;
+            Ok::<_, Error>((at, inner_filter, node))
+        }))
+        .await?;
+
+        let mut graph = Graph::default();
+        let mut keep: Vec<Option<(Digest, u64)>> = vec![None; children.len()];
+        let mut missing = missing_here;
+        let mut wanted = filter == &PlatformFilter::All;
+        for (at, nested, node) in explored {
+            if nested {
+                // What one nested index lacks, another may have.
+                missing.retain(|platform| node.missing.contains(platform));
+            }
+            if !node.wanted {
+                continue;
+            }
+            wanted = true;
+            keep[at] = Some((node.digest, node.size));
+            let named = children[at].platform.as_ref().filter(|p| !p.is_unknown());
+            graph.platforms.extend(named.map(Platform::to_string));
+            graph.add(node.graph);
+        }
+        let dropped = keep.iter().zip(children).any(|(keep, child)| {
+            keep.is_none_or(|(digest, _)| digest != child.digest)
+        });
+        let root = if dropped && self.options.index == IndexMode::Rewrite {
+            let platforms = self.options.platforms.to_string();
+            filter_index(&FilteredIndex { original: &manifest, keep: &keep, platforms })
+                .map_err(|e| self.unfit(manifest.digest(), e.to_string()))?
+        } else {
+            if filter != &PlatformFilter::All {
+                graph.sparse.push((manifest.digest(), self.options.platforms.to_string()));
+            }
+            manifest.clone()
+        };
+        let there = if root.digest() == manifest.digest() {
+            there
+        } else {
+            let pinned = self.target.pinned(root.digest());
+            self.sink.manifest(&pinned).await.is_ok()
+        };
+        let (digest, size) = (root.digest(), root.bytes().len() as u64);
+        graph.manifests.push((root, there));
+        Ok(Node { digest, size, graph, wanted, missing })
+    }
+
+    async fn child(
+        &self,
+        child: &Descriptor,
+        filter: &PlatformFilter,
+        depth: usize,
+        budget: &Budget,
+    ) -> Result<Node> {
+        let (manifest, there) = match self.sink.manifest(&self.target.pinned(child.digest)).await {
+            Ok(manifest) => (manifest, true),
+            // Whatever is wrong with it there, the source has a good one.
+            Err(_) => {
+                let pinned = self.repository.pinned(child.digest);
+                (self.source.manifest(&pinned).await?, false)
+            }
+        };
+        let found = manifest.bytes().len() as u64;
+        if found != child.size {
+            let (doing, expected) = (format!("reading {}", child.digest), child.size);
+            return Err(Error::new(
+                format_args!("registry {}", self.repository.registry()),
+                doing,
+                Kind::Size { expected, found },
+            ));
+        }
+        // Depth 0 is where a single image is checked against its configuration.
+        let depth = if child.platform.is_none() && filter != &PlatformFilter::All && manifest.children().is_empty() {
+            0
+        } else {
+            depth + 1
+        };
+        self.node(manifest, there, filter, depth, budget).await
+    }
+}
+
+/// Chooses from an index's children: for each chosen one its place, and whether the filter is
+/// still to be applied inside. Attestations go with what they attest. Second, the platforms that
+/// no child serves by what the index says.
+fn choose(children: &[Descriptor], filter: &PlatformFilter) -> (Vec<(usize, bool)>, Vec<Platform>) {
+    if filter == &PlatformFilter::All {
+        return ((0..children.len()).map(|at| (at, false)).collect(), Vec::new());
+    }
+    let platforms: Vec<_> = children.iter().map(|child| child.platform.clone()).collect();
+    let selection = filter.select(&platforms);
+    let chosen: HashSet<Digest> = selection.kept.iter().map(|&at| children[at].digest).collect();
+    let mut kept: Vec<(usize, bool)> = Vec::new();
+    for (at, child) in children.iter().enumerate() {
+        let attested = child.attests().is_some_and(|subject| chosen.contains(&subject));
+        if selection.kept.contains(&at) || attested {
+            kept.push((at, false));
+        } else if child.platform.is_none() && child.attests().is_none() {
+            kept.push((at, true));
+        }
+    }
+    (kept, selection.missing)
+}
+
+impl Graph {
+    /// Takes over another part; what is in both is there once.
+    pub(super) fn add(&mut self, other: Self) {
+        for (manifest, there) in other.manifests {
+            if !self.manifests.iter().any(|(known, _)| known.digest() == manifest.digest()) {
+                self.manifests.push((manifest, there));
+            }
+        }
+        self.blobs.extend(other.blobs);
+        self.contents.extend(other.contents);
+        self.platforms.extend(other.platforms);
+        self.warnings.extend(other.warnings);
+        self.sparse.extend(other.sparse);
+    }
+}
+
+/// Bounds what one image may make us hold.
+#[derive(Default)]
+struct Budget {
+    manifests: std::sync::atomic::AtomicUsize,
+    bytes: std::sync::atomic::AtomicUsize,
+}
+
+impl Budget {
+    fn take(&self, manifest: &Manifest) -> std::result::Result<(), String> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let manifests = self.manifests.fetch_add(1, Relaxed) + 1;
+        let bytes = self.bytes.fetch_add(manifest.bytes().len(), Relaxed) + manifest.bytes().len();
+        if manifests > MAX_MANIFESTS {
+            return Err(format!("it has more than {MAX_MANIFESTS} manifests"));
+        }
+        if bytes > MAX_MANIFESTS_BYTES {
+            return Err(format!("its manifests have more than {MAX_MANIFESTS_BYTES} bytes"));
+        }
+        Ok(())
+    }
+}
+
+fn is_image_config(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
+    )
+}
+
+/// Reads a small blob whole, and checks it.
+async fn read_small<S: Blobs>(source: &S, repository: &Repository, blob: &Descriptor) -> Result<Bytes> {
+    let mut stream = source.read(repository, blob, 0).await?;
+    let mut content = Vec::new();
+    while let Some(piece) = stream.next().await? {
+        content.extend_from_slice(&piece);
+    }
+    let (expected, found) = (blob.digest, Digest::of(blob.digest.algorithm(), &content));
+    if found != expected {
+        let side = format!("registry {}", repository.registry());
+        let kind = Kind::Digest { expected, found };
+        return Err(Error::new(side, format_args!("reading blob {expected}"), kind));
+    }
+    Ok(content.into())
+}

@@ -1,0 +1,151 @@
+//! Fetching again what is broken in an images_dir, and nothing else.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::{
+    Options,
+    execute::execute,
+    plan::{BlobPlan, Plan, plan},
+    report::{Observer, Status},
+};
+use crate::{
+    image::{Digest, PlatformFilter, Reference, Repository},
+    tree::{
+        Attachments, Blobs, Error, ManifestName, Names, Result, Sink,
+        images_dir::{ImagesDir, Problem, Subject},
+    },
+};
+
+/// A repaired manifest may show that blobs are missing, whose repair may show more.
+const ROUNDS: usize = 5;
+
+/// Repairs `problems` of `dir` from `source`. Returns the problems again, those that are no more
+/// marked as repaired and those that came up on the way added; and the errors that were met.
+pub async fn repair<S, O>(
+    source: &Arc<S>,
+    dir: &ImagesDir,
+    problems: Vec<Problem>,
+    concurrency: usize,
+    observer: &Arc<O>,
+) -> Result<(Vec<Problem>, Vec<Error>)>
+where
+    S: Names + Blobs + Attachments,
+    O: Observer,
+{
+    let sink = Arc::new(dir.clone());
+    let mut all = problems;
+    let mut errors = Vec::new();
+    let mut tried: HashSet<String> = HashSet::new();
+    for _ in 0..ROUNDS {
+        let fresh: Vec<Problem> = all
+            .iter()
+            .filter(|p| p.kind.is_harmful() && !p.repaired && tried.insert(p.path.clone() + p.kind.as_str()))
+            .cloned()
+            .collect();
+        if fresh.is_empty() {
+            break;
+        }
+        let mut blobs = Plan::default();
+        for problem in &fresh {
+            let repaired = match &problem.subject {
+                Some(Subject::Blob(image, descriptor)) => {
+                    dir.distrust(descriptor.digest)?;
+                    blobs.blobs.push(BlobPlan {
+                        descriptor: descriptor.clone(),
+                        sources: vec![image.repository().clone()],
+                        images: Vec::new(),
+                        there: false,
+                        content: None,
+                    });
+                    Ok(())
+                }
+                Some(Subject::Manifest { repository, digest, .. }) => {
+                    fetch_manifest(source, &sink, repository, *digest).await
+                }
+                Some(Subject::Tag(reference)) => {
+                    pull_tag(source, &sink, dir, reference, concurrency, observer).await
+                }
+                Some(Subject::Map(repository)) => rebuild_map(source, dir, repository).await,
+                None => Ok(()),
+            };
+            errors.extend(repaired.err());
+        }
+        let report = execute(source, &sink, blobs, concurrency, observer).await;
+        errors.extend(report.failed_blobs);
+        let now = dir.clone();
+        let left = tokio::task::spawn_blocking(move || now.verify(false, &|_| {}))
+            .await
+            .map_err(|e| Error::new("images_dir", "verifying", std::io::Error::other(e)))??;
+        for problem in &mut all {
+            problem.repaired = problem.kind.is_harmful()
+                && !left.problems.iter().any(|p| p.path == problem.path && p.kind.is_harmful());
+        }
+        for problem in left.problems {
+            if !all.iter().any(|known| known.path == problem.path) {
+                all.push(problem);
+            }
+        }
+    }
+    Ok((all, errors))
+}
+
+async fn fetch_manifest<S: Names>(
+    source: &Arc<S>,
+    sink: &Arc<ImagesDir>,
+    repository: &Repository,
+    digest: Digest,
+) -> Result<()> {
+    let manifest = source.manifest(&repository.pinned(digest)).await?;
+    sink.put(repository, &manifest, &ManifestName::Digest).await
+}
+
+/// Pulls a tag whose manifest is lost; of an index, the platforms that the tree still has.
+async fn pull_tag<S, O>(
+    source: &Arc<S>,
+    sink: &Arc<ImagesDir>,
+    dir: &ImagesDir,
+    reference: &Reference,
+    concurrency: usize,
+    observer: &Arc<O>,
+) -> Result<()>
+where
+    S: Names + Blobs + Attachments,
+    O: Observer,
+{
+    let manifest = source.manifest(reference).await?;
+    let repository = reference.repository();
+    let mut there = Vec::new();
+    for child in manifest.children() {
+        if dir.manifest(&repository.pinned(child.digest)).await.is_ok() {
+            there.extend(child.platform.clone().filter(|p| !p.is_unknown()));
+        }
+    }
+    let platforms = if there.is_empty() || there.len() == manifest.children().len() {
+        PlatformFilter::All
+    } else {
+        PlatformFilter::Only(there)
+    };
+    let options = Options { platforms, ..Options::default() };
+    let plan = plan(source, sink, std::slice::from_ref(reference), &options).await;
+    let report = execute(source, sink, plan, concurrency, observer).await;
+    match report.images.into_iter().map(|image| image.status).next() {
+        Some(Status::Failed(error)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Finds the tags of the manifests that a repository has, where its own map of them is damaged.
+async fn rebuild_map<S: Names + Attachments>(
+    source: &Arc<S>,
+    dir: &ImagesDir,
+    repository: &Repository,
+) -> Result<()> {
+    let mut map = std::collections::BTreeMap::new();
+    for tag in source.tags(repository).await?.names {
+        let Some(digest) = source.head(&repository.tagged(&tag)).await? else { continue };
+        if dir.manifest(&repository.pinned(digest)).await.is_ok() {
+            map.insert(tag, digest);
+        }
+    }
+    dir.replace_map(repository, map).await
+}

@@ -1,0 +1,137 @@
+//! What became of a transfer, and what is told while it runs.
+
+use crate::{
+    image::{Digest, Reference},
+    tree::Error,
+};
+
+/// What became of one image.
+#[derive(Clone, Debug)]
+pub struct ImageReport {
+    /// The image as it was asked for.
+    pub reference: Reference,
+    /// What became of it.
+    pub status: Status,
+    /// Digest of the manifest or index at the target.
+    pub digest: Option<Digest>,
+    /// Digest at the source, where a platform filter has made another one of it.
+    pub original_digest: Option<Digest>,
+    /// What it runs on.
+    pub platforms: Vec<String>,
+    /// Bytes of all it consists of.
+    pub bytes: u64,
+    /// Names of what is attached to it.
+    pub attached: Vec<String>,
+    /// What the user should know all the same.
+    pub warnings: Vec<String>,
+}
+
+/// What became of an image.
+#[derive(Clone, Debug)]
+pub enum Status {
+    /// It would be copied.
+    Planned,
+    /// It has been copied, wholly or for the part that was missing.
+    Copied,
+    /// All of it was there.
+    Unchanged,
+    /// Nothing of it was wanted.
+    Skipped,
+    /// It could not be copied.
+    Failed(Error),
+}
+
+impl ImageReport {
+    pub(super) fn new(reference: &Reference, status: Status) -> Self {
+        Self {
+            reference: reference.clone(),
+            status,
+            digest: None,
+            original_digest: None,
+            platforms: Vec::new(),
+            bytes: 0,
+            attached: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// What became of a transfer.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Each image, in the order in which they were asked for.
+    pub images: Vec<ImageReport>,
+    /// Blobs that were moved.
+    pub fetched_blobs: usize,
+    /// Their bytes, as far as they had to be moved in this run.
+    pub fetched_bytes: u64,
+    /// Blobs that were there.
+    pub reused_blobs: usize,
+    /// Their bytes, and those that interrupted runs had left of others.
+    pub reused_bytes: u64,
+    /// Why blobs could not be moved, for those that no image of the plan needs.
+    pub failed_blobs: Vec<Error>,
+}
+
+/// Something that happens during a transfer.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// The plan is made.
+    Planned {
+        /// Number of images that can be copied.
+        images: usize,
+        /// Number of blobs that are missing.
+        blobs: usize,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// A blob starts to be moved.
+    BlobStarted {
+        /// Which.
+        digest: Digest,
+        /// Its size in bytes.
+        size: u64,
+        /// Bytes that are there from an earlier run.
+        offset: u64,
+    },
+    /// Some bytes of a blob are at the target.
+    BlobProgress {
+        /// Which.
+        digest: Digest,
+        /// How many more.
+        bytes: u64,
+    },
+    /// What was received of a blob was damaged, and it starts over.
+    BlobRestarted {
+        /// Which.
+        digest: Digest,
+        /// How many bytes had been counted as progress.
+        bytes: u64,
+    },
+    /// A blob is done with.
+    BlobDone {
+        /// Which.
+        digest: Digest,
+        /// Its size in bytes.
+        size: u64,
+        /// Whether it is at the target.
+        ok: bool,
+    },
+    /// Another process is receiving this blob; it is waited for, and other work goes on.
+    Waiting {
+        /// Which.
+        digest: Digest,
+    },
+    /// An image is done with.
+    ImageDone(&'a ImageReport),
+}
+
+/// Is told what happens. Called from several threads; must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// Something has happened.
+    fn event(&self, event: Event<'_>);
+}
+
+impl Observer for () {
+    fn event(&self, _: Event<'_>) {}
+}

@@ -1,0 +1,187 @@
+//! What goes wrong with a tree: on which side, in which operation, with which object, and why.
+
+use std::{fmt, io, path::Path, sync::Arc, time::Duration};
+
+use crate::image::{Digest, ManifestError};
+
+/// Shorthand for results of this floor.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error with its place. Cheap to clone, since one blob's error is many images' error.
+#[derive(Clone, Debug)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    side: String,
+    doing: String,
+    kind: Kind,
+    attempts: u32,
+}
+
+/// The causes.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Kind {
+    /// The name or content does not exist there.
+    #[error("not found{}", detail(.0))]
+    NotFound(String),
+    /// Credentials are missing or wrong.
+    #[error("not authorised{}", detail(.0))]
+    Unauthorized(String),
+    /// The credentials do not suffice.
+    #[error("access denied{}", detail(.0))]
+    Denied(String),
+    /// The registry asked to wait, for longer than allowed.
+    #[error("the registry asks to wait {} s, which is more than --max-wait allows", .0.as_secs())]
+    WaitTooLong(Duration),
+    /// The registry answered with an error status.
+    #[error("the registry answered {status}{}", detail(.message))]
+    Status {
+        /// HTTP status.
+        status: u16,
+        /// What the body said.
+        message: String,
+        /// What `Retry-After` asked for.
+        retry_after: Option<Duration>,
+    },
+    /// No connection could be made.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// TLS could not be agreed on, or the certificate is not trusted.
+    #[error("TLS failed: {0}")]
+    Tls(String),
+    /// The connection broke, or ended before all bytes had come.
+    #[error("the connection broke: {0}")]
+    Interrupted(String),
+    /// Not a byte came for too long.
+    #[error("no byte came for {} s", .0.as_secs_f32())]
+    Stalled(Duration),
+    /// The answer breaks the distribution specification.
+    #[error("the registry's answer makes no sense: {0}")]
+    Protocol(String),
+    /// Content does not have the digest it is named by.
+    #[error("digest mismatch: expected {expected}, found {found}")]
+    Digest {
+        /// The name.
+        expected: Digest,
+        /// What the bytes hash to.
+        found: Digest,
+    },
+    /// Content does not have the size that its descriptor states.
+    #[error("size mismatch: expected {expected} bytes, found {found}")]
+    Size {
+        /// What the descriptor says, in bytes.
+        expected: u64,
+        /// What is there, in bytes.
+        found: u64,
+    },
+    /// A manifest cannot be read.
+    #[error("{0}")]
+    Manifest(#[from] ManifestError),
+    /// A request that cannot be met, such as a platform that an image does not have.
+    #[error("{0}")]
+    Unfit(String),
+    /// The configuration (credentials, certificates, layout) is wrong.
+    #[error("{0}")]
+    Config(String),
+    /// The file system refused.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+fn detail(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(": {message}") }
+}
+
+impl Error {
+    /// An error on `side` (`registry quay.io`, `images_dir /x`) while `doing` something to an
+    /// object (`fetching blob sha256:...`).
+    pub fn new(side: impl fmt::Display, doing: impl fmt::Display, kind: impl Into<Kind>) -> Self {
+        let (side, doing) = (side.to_string(), doing.to_string());
+        Self(Arc::new(Inner { side, doing, kind: kind.into(), attempts: 1 }))
+    }
+
+    /// An input or output error at `path`.
+    pub fn io(path: &Path, doing: &str, error: io::Error) -> Self {
+        Self::new("images_dir", format_args!("{doing} {}", path.display()), error)
+    }
+
+    /// The same error, with the number of attempts that were made.
+    pub(crate) fn after(self, attempts: u32) -> Self {
+        match Arc::try_unwrap(self.0) {
+            Ok(inner) => Self(Arc::new(Inner { attempts, ..inner })),
+            Err(shared) => Self(shared),
+        }
+    }
+
+    /// The cause.
+    pub fn kind(&self) -> &Kind {
+        &self.0.kind
+    }
+
+    /// Whether the object does not exist there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.kind(), Kind::NotFound(_))
+    }
+
+    /// Whether the same request may well succeed a moment later.
+    pub fn is_transient(&self) -> bool {
+        match self.kind() {
+            Kind::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
+            Kind::Connect(_)
+            | Kind::Interrupted(_)
+            | Kind::Stalled(_)
+            | Kind::Protocol(_)
+            | Kind::Digest { .. }
+            | Kind::Size { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the disk is full.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self.kind(), Kind::Io(e)
+            if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+
+    /// What the user can do about it, if there is something.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self.kind() {
+            Kind::Unauthorized(_) => {
+                "give credentials with --auths FILE, --username and --password-stdin, or log in with your usual tool (~/.docker/config.json is read)"
+            }
+            Kind::Denied(_) => "these credentials lack the right to do this; ask the registry's owner",
+            Kind::Tls(m) if m.contains("plain HTTP") => {
+                "the registry speaks HTTP, not HTTPS: use --plain-http, or plain_http in --auths"
+            }
+            Kind::Tls(_) => {
+                "give the registry's CA with --ca-file, or skip the check with --insecure"
+            }
+            Kind::Connect(_) => "check the registry's name, the network, and HTTP_PROXY, HTTPS_PROXY and NO_PROXY",
+            Kind::WaitTooLong(_) => "run the same command later, or raise --max-wait",
+            Kind::Stalled(_) | Kind::Interrupted(_) => {
+                "run the same command again: what has been fetched is kept"
+            }
+            Kind::Io(_) if self.is_no_space() => {
+                "free some space and run the same command again: what has been fetched is kept"
+            }
+            Kind::Digest { .. } | Kind::Size { .. } => {
+                "the content that the registry holds, or a proxy on the way, is damaged; nothing of it was kept"
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.0.side, self.0.doing, self.0.kind)?;
+        match self.0.attempts {
+            0 | 1 => Ok(()),
+            attempts => write!(f, " (after {attempts} attempts)"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

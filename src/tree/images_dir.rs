@@ -1,0 +1,525 @@
+//! KubeKey's `images_dir` as an image tree.
+//!
+//! ```text
+//! images_dir/
+//!   <registry>/<repository>/manifests/<tag>             the manifest or index that the tag names
+//!   <registry>/<repository>/manifests/<algorithm>:<hex> the same by digest
+//!   blobs/<algorithm>:<hex>                             configurations and layers, shared by all
+//!   blobs/.imgfs/                                       imgfs's own state:
+//!     layout                                              how new repositories are laid out
+//!     records                                             what has been verified
+//!     partial/<algorithm>:<hex>                           blobs on their way
+//!     scratch/                                            manifests on their way
+//!     locks/                                              empty files to lock
+//! ```
+//!
+//! All generations that KubeKey has written are read, mixed in one tree if need be; see
+//! [`Layout`]. Several processes may fill a tree at once: each blob and each repository has its
+//! lock, and nothing appears under its name before it is whole and verified.
+
+mod inventory;
+mod layout;
+mod prune;
+mod publish;
+mod receive;
+mod records;
+mod verify;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+
+pub use inventory::is_attachment_tag;
+pub use inventory::{ImageEntry, Inventory, Missing, Need};
+pub use layout::Layout;
+pub use prune::{Pruned, Removed};
+pub use receive::PartialBlob;
+pub use verify::{Problem, ProblemKind, Subject, Verified};
+
+use layout::{BLOBS, LAYOUT_MAP, LayoutMap, MANIFESTS};
+use records::Records;
+
+use super::{Error, Kind, ManifestName, Names, Opened, Result, Sink};
+use crate::image::{
+    Algorithm, Descriptor, Digest, Hasher, MAX_MANIFEST_BYTES, Manifest, ManifestError, Reference,
+    Repository,
+};
+
+const SIDE: &str = "images_dir";
+
+/// Buffer for hashing files.
+const HASH_BUFFER: usize = 512 << 10;
+
+/// Entries of `blobs/.imgfs/`.
+const STATE: &str = ".imgfs";
+const PARTIAL: &str = "partial";
+const SCRATCH: &str = "scratch";
+const LOCKS: &str = "locks";
+
+/// An images_dir. Clones are the same tree.
+#[derive(Clone)]
+pub struct ImagesDir {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    root: PathBuf,
+    layout: Layout,
+    records: Records,
+    /// Says to `prune` that the tree is being filled.
+    _filling: Option<File>,
+    /// Blobs have been published whose names are not yet flushed to the disk.
+    unflushed: AtomicBool,
+}
+
+impl ImagesDir {
+    /// Opens the tree at `root` for reading. It must exist.
+    pub fn open(root: &Path) -> Result<Self> {
+        let meta = fs::metadata(root).map_err(|e| Error::io(root, "opening", e))?;
+        if !meta.is_dir() {
+            return Err(Error::io(root, "opening", io::ErrorKind::NotADirectory.into()));
+        }
+        let layout = Self::find_layout(root)?.unwrap_or_default();
+        Self::with(root, layout, None)
+    }
+
+    /// Opens the tree at `root` to be filled, creating what is missing. `layout` is for a new
+    /// tree; one that exists keeps its own, and another one is refused.
+    pub fn create(root: &Path, layout: Option<Layout>) -> Result<Self> {
+        let failed = |e| Error::io(root, "creating", e);
+        match fs::metadata(root) {
+            Ok(meta) if !meta.is_dir() => return Err(failed(io::ErrorKind::NotADirectory.into())),
+            _ => publish::create_dirs(root).map_err(failed)?,
+        }
+        let existing = Self::find_layout(root)?;
+        let chosen = match (existing, layout) {
+            (Some(existing), Some(wanted)) if existing != wanted => {
+                let reason = format!(
+                    "this tree has the layout `{}`; --layout {} is for a new tree",
+                    existing.as_str(),
+                    wanted.as_str()
+                );
+                return Err(Error::new(SIDE, format_args!("opening {}", root.display()), Kind::Config(reason)));
+            }
+            (existing, wanted) => existing.or(wanted).unwrap_or_default(),
+        };
+        let state = root.join(BLOBS).join(STATE);
+        for dir in [PARTIAL, SCRATCH, LOCKS] {
+            publish::create_dirs(&state.join(dir)).map_err(failed)?;
+        }
+        let remembered = state.join("layout");
+        if !remembered.exists() {
+            let text = format!("{}\n", chosen.as_str());
+            let time = publish::Time::Immutable;
+            publish::publish(&state.join(SCRATCH), &remembered, text.as_bytes(), time).map_err(failed)?;
+        }
+        let filling = lock_file(&state.join(LOCKS).join("tree")).map_err(failed)?;
+        // Waits while `prune` is at work, which does not take long.
+        filling.lock_shared().map_err(failed)?;
+        Self::with(root, chosen, Some(filling))
+    }
+
+    /// A tree at `root` that does not exist: for finding out what would have to be done.
+    pub fn absent(root: &Path) -> Self {
+        let records = Records::absent();
+        let inner = Inner {
+            root: root.to_owned(),
+            layout: Layout::default(),
+            records,
+            _filling: None,
+            unflushed: AtomicBool::new(false),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn with(root: &Path, layout: Layout, filling: Option<File>) -> Result<Self> {
+        let path = root.join(BLOBS).join(STATE).join("records");
+        let records = Records::open(path.clone()).map_err(|e| Error::io(&path, "reading", e))?;
+        let inner = Inner {
+            root: root.to_owned(),
+            layout,
+            records,
+            _filling: filling,
+            unflushed: AtomicBool::new(false),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The layout of the tree at `root`: the one that is remembered, or else what its files show.
+    /// `None` for an empty tree.
+    fn find_layout(root: &Path) -> Result<Option<Layout>> {
+        let remembered = root.join(BLOBS).join(STATE).join("layout");
+        match fs::read_to_string(&remembered) {
+            Ok(text) => {
+                return text.trim().parse().map(Some).map_err(|reason| {
+                    Error::new(SIDE, format_args!("reading {}", remembered.display()), Kind::Config(reason))
+                });
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(&remembered, "reading", e)),
+        }
+        let walk = layout::walk(root).map_err(|e| Error::io(root, "reading", e))?;
+        let is_g2 = walk.repositories.iter().any(|r| r.map.is_some());
+        let is_kubekey = root.join("registry-1.docker.io").is_dir();
+        Ok(match (walk.repositories.is_empty(), is_g2, is_kubekey) {
+            (true, ..) => None,
+            (_, true, _) => Some(Layout::Kubekey),
+            (_, _, true) => Some(Layout::Kubekey403),
+            _ => Some(Layout::Documented),
+        })
+    }
+
+    /// Where the tree is.
+    pub fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    /// Free space for blobs, in bytes, where the file system tells.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let stat = rustix::fs::statvfs(&self.inner.root).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Forgets that `blob` has been verified: its content has been found to be damaged since.
+    pub fn distrust(&self, blob: Digest) -> Result<()> {
+        self.inner.records.distrust(blob).map_err(|e| self.inner.records_error(e))
+    }
+
+    /// Replaces the map of tags of `repository`, which has been found to be damaged.
+    pub async fn replace_map(
+        &self,
+        repository: &Repository,
+        map: std::collections::BTreeMap<String, Digest>,
+    ) -> Result<()> {
+        let repository = repository.clone();
+        self.blocking(move |inner| {
+            let dir = inner.manifests_dir(&repository);
+            inner.put_map(&dir, &map).map_err(|e| Error::io(&dir.join(LAYOUT_MAP), "writing", e))
+        })
+        .await
+    }
+
+    /// Registries that have lately been found to lack the referrers API.
+    pub fn registries_without_referrers(&self) -> Vec<String> {
+        self.inner.records.without_referrers()
+    }
+
+    /// Notes that `registry` lacks the referrers API; forgotten again after a day.
+    pub fn note_without_referrers(&self, registry: &str) -> Result<()> {
+        let noted = self.inner.records.note_without_referrers(registry);
+        noted.map_err(|e| self.inner.records_error(e))
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Inner>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = self.inner.clone();
+        match tokio::task::spawn_blocking(move || work(&inner)).await {
+            Ok(result) => result,
+            Err(panic) => Err(Error::new(SIDE, "working", io::Error::other(panic))),
+        }
+    }
+}
+
+impl Names for ImagesDir {
+    async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
+        Ok(Some(self.manifest(reference).await?.digest()))
+    }
+
+    async fn manifest(&self, reference: &Reference) -> Result<Manifest> {
+        let reference = reference.clone();
+        self.blocking(move |inner| inner.manifest(&reference)).await
+    }
+}
+
+impl Sink for ImagesDir {
+    type Receiver = PartialBlob;
+
+    async fn has(&self, _: &Repository, blob: &Descriptor) -> Result<bool> {
+        let blob = blob.clone();
+        self.blocking(move |inner| inner.is_verified(&blob)).await
+    }
+
+    async fn content(&self, _: &Repository, blob: &Descriptor) -> Result<Option<Bytes>> {
+        let blob = blob.clone();
+        self.blocking(move |inner| inner.content(&blob)).await
+    }
+
+    async fn open(&self, _: &Repository, blob: &Descriptor) -> Result<Opened<PartialBlob>> {
+        let blob = blob.clone();
+        self.blocking(move |inner| receive::open(inner, &blob)).await
+    }
+
+    async fn put(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        name: &ManifestName,
+    ) -> Result<()> {
+        let (repository, manifest, name) = (repository.clone(), manifest.clone(), name.clone());
+        self.blocking(move |inner| inner.put(&repository, &manifest, &name)).await
+    }
+
+    async fn keep_sparse(&self, index: Digest, platforms: &str) -> Result<()> {
+        let platforms = platforms.to_owned();
+        self.blocking(move |inner| {
+            let noted = inner.records.set_sparse(index, &platforms);
+            noted.map_err(|e| inner.records_error(e))
+        })
+        .await
+    }
+}
+
+impl Inner {
+    fn state_dir(&self) -> PathBuf {
+        self.root.join(BLOBS).join(STATE)
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join(BLOBS).join(digest.to_string())
+    }
+
+    fn partial_path(&self, digest: &Digest) -> PathBuf {
+        self.state_dir().join(PARTIAL).join(digest.to_string())
+    }
+
+    fn records_error(&self, error: io::Error) -> Error {
+        Error::io(&self.state_dir().join("records"), "writing", error)
+    }
+
+    // --- blobs ---
+
+    /// The file of a blob, if it is there with its right size.
+    fn sized_blob(&self, blob: &Descriptor) -> Result<Option<fs::Metadata>> {
+        let path = self.blob_path(&blob.digest);
+        match fs::metadata(&path) {
+            Ok(meta) => Ok((meta.is_file() && meta.len() == blob.size).then_some(meta)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(&path, "opening", e)),
+        }
+    }
+
+    /// Whether `blob` is there, of its right size, and has been verified.
+    fn is_verified(&self, blob: &Descriptor) -> Result<bool> {
+        let meta = self.sized_blob(blob)?;
+        Ok(meta.is_some_and(|meta| self.records.is_verified(&blob.digest, &meta)))
+    }
+
+    /// As `is_verified`, but a blob that has not been verified is, by reading it.
+    fn check_blob(&self, blob: &Descriptor) -> Result<bool> {
+        let Some(meta) = self.sized_blob(blob)? else { return Ok(false) };
+        if self.records.is_verified(&blob.digest, &meta) {
+            return Ok(true);
+        }
+        let path = self.blob_path(&blob.digest);
+        let found = hash_file(&path, blob.digest.algorithm(), &mut |_| {})
+            .map_err(|e| Error::io(&path, "reading", e))?;
+        if found.digest == blob.digest {
+            self.records.verified(blob.digest, &found.meta).map_err(|e| self.records_error(e))?;
+        }
+        Ok(found.digest == blob.digest)
+    }
+
+    /// The content of a small blob, if it is there and verified.
+    fn content(&self, blob: &Descriptor) -> Result<Option<Bytes>> {
+        if !self.is_verified(blob)? {
+            return Ok(None);
+        }
+        let path = self.blob_path(&blob.digest);
+        fs::read(&path).map(|text| Some(text.into())).map_err(|e| Error::io(&path, "reading", e))
+    }
+
+    fn note_published(&self) {
+        self.unflushed.store(true, Ordering::Release);
+    }
+
+    /// Makes sure that the blobs that a manifest is about to name survive a power cut.
+    fn flush_blobs(&self) -> Result<()> {
+        if self.unflushed.swap(false, Ordering::AcqRel) {
+            let dir = self.root.join(BLOBS);
+            publish::sync_dir(&dir).map_err(|e| Error::io(&dir, "flushing", e))?;
+        }
+        Ok(())
+    }
+
+    // --- manifests ---
+
+    /// Looks a manifest up, in all generations.
+    fn manifest(&self, reference: &Reference) -> Result<Manifest> {
+        let repository = reference.repository();
+        for dir in layout::candidates(&self.root, repository) {
+            let manifests = dir.join(MANIFESTS);
+            let failed = |e| Error::io(&manifests, "reading", e);
+            let path = match (reference.digest(), reference.tag()) {
+                (Some(digest), _) => Some(manifests.join(digest.to_string())),
+                (None, Some(tag)) => tag_path(&manifests, tag).map_err(failed)?,
+                (None, None) => None,
+            };
+            let Some(path) = path.filter(|path| path.is_file()) else { continue };
+            let algorithm = reference.digest().map_or(Algorithm::Sha256, |d| d.algorithm());
+            let manifest = read_manifest(&path, algorithm)?;
+            match reference.digest() {
+                Some(expected) if expected != manifest.digest() => {
+                    let found = manifest.digest();
+                    return Err(Error::new(
+                        SIDE,
+                        format_args!("reading {}", path.display()),
+                        Kind::Digest { expected, found },
+                    ));
+                }
+                _ => return Ok(manifest),
+            }
+        }
+        Err(Error::new(SIDE, format_args!("looking up {reference}"), Kind::NotFound(String::new())))
+    }
+
+    /// Where new manifests of `repository` go: where it is already, or else where the tree's
+    /// layout has it.
+    fn manifests_dir(&self, repository: &Repository) -> PathBuf {
+        let own = self.root.join(self.layout.registry_dir(repository.registry()));
+        layout::candidates(&self.root, repository)
+            .into_iter()
+            // Not into a tree without registries: what is there may be from anywhere.
+            .filter(|dir| dir != &self.root.join(repository.path()))
+            .map(|dir| dir.join(MANIFESTS))
+            .find(|dir| dir.is_dir())
+            .unwrap_or_else(|| own.join(repository.path()).join(MANIFESTS))
+    }
+
+    fn put(&self, repository: &Repository, manifest: &Manifest, name: &ManifestName) -> Result<()> {
+        self.flush_blobs()?;
+        let dir = self.manifests_dir(repository);
+        let failed = |e| Error::io(&dir, "writing a manifest to", e);
+        publish::create_dirs(&dir).map_err(failed)?;
+        let lock = lock_file(&self.state_dir().join(LOCKS).join(lock_name(repository))).map_err(failed)?;
+        lock.lock().map_err(failed)?;
+        let map = layout::read_layout_map(&dir).map_err(failed)?;
+        let is_g2 = map.is_some() || (self.layout == Layout::Kubekey && !has_tag_files(&dir));
+        match name {
+            ManifestName::Tag(tag) if is_g2 => {
+                let mut map = match map {
+                    Some(LayoutMap::Map(map)) => map,
+                    None => Default::default(),
+                    Some(LayoutMap::Broken) => {
+                        let reason = "the map of tags is damaged; `imgfs verify --repair` rebuilds what can be saved";
+                        let path = dir.join(LAYOUT_MAP);
+                        return Err(Error::new(SIDE, format_args!("reading {}", path.display()), Kind::Config(reason.into())));
+                    }
+                };
+                self.put_file(&dir, &manifest.digest().to_string(), manifest)?;
+                map.insert(tag.clone(), manifest.digest());
+                self.put_map(&dir, &map).map_err(failed)?;
+                // A file of the older generation would say something else from now on.
+                match fs::remove_file(dir.join(tag)) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound && tag != LAYOUT_MAP => Err(failed(e)),
+                    _ => Ok(()),
+                }
+            }
+            ManifestName::Tag(tag) => self.put_file(&dir, tag, manifest),
+            ManifestName::Digest => self.put_file(&dir, &manifest.digest().to_string(), manifest),
+            ManifestName::Pinned => {
+                self.put_file(&dir, &manifest.digest().to_string(), manifest)?;
+                let pin = repository.pinned(manifest.digest());
+                self.records.pin(&pin).map_err(|e| self.records_error(e))
+            }
+        }
+    }
+
+    fn put_map(&self, dir: &Path, map: &std::collections::BTreeMap<String, Digest>) -> io::Result<()> {
+        let text = layout::format_layout_map(map);
+        let time = publish::Time::Of(Digest::sha256(&text));
+        publish::publish(&self.state_dir().join(SCRATCH), &dir.join(LAYOUT_MAP), &text, time)
+    }
+
+    fn put_file(&self, dir: &Path, name: &str, manifest: &Manifest) -> Result<()> {
+        let target = dir.join(name);
+        let time = match name.parse::<Digest>() {
+            Ok(_) => publish::Time::Immutable,
+            Err(_) => publish::Time::Of(manifest.digest()),
+        };
+        if fs::read(&target).is_ok_and(|there| there == *manifest.bytes()) {
+            return Ok(());
+        }
+        publish::publish(&self.state_dir().join(SCRATCH), &target, manifest.bytes(), time)
+            .map_err(|e| Error::io(&target, "writing", e))
+    }
+}
+
+/// The file of the manifest that `tag` names in a `manifests` directory, if any.
+fn tag_path(manifests: &Path, tag: &str) -> io::Result<Option<PathBuf>> {
+    let map = layout::read_layout_map(manifests)?;
+    if let Some(LayoutMap::Map(map)) = &map
+        && let Some(digest) = map.get(tag)
+    {
+        return Ok(Some(manifests.join(digest.to_string())));
+    }
+    let is_the_map = tag == LAYOUT_MAP && map.is_some();
+    Ok((!is_the_map).then(|| manifests.join(tag)))
+}
+
+/// Whether a `manifests` directory has tags in the way of the generations before G2.
+fn has_tag_files(manifests: &Path) -> bool {
+    fs::read_dir(manifests).is_ok_and(|entries| {
+        entries.flatten().any(|entry| {
+            entry.file_name().to_str().is_some_and(layout::is_tag)
+                && entry.file_type().is_ok_and(|t| t.is_file())
+        })
+    })
+}
+
+/// Reads a manifest's file, whatever its size claims to be.
+fn read_manifest(path: &Path, algorithm: Algorithm) -> Result<Manifest> {
+    let failed = |e| Error::io(path, "reading", e);
+    let file = File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let unreadable = |e: ManifestError| Error::new(SIDE, format_args!("reading {}", path.display()), e);
+    Manifest::parse_as(algorithm, bytes.into(), None).map_err(unreadable)
+}
+
+fn lock_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).write(true).open(path)
+}
+
+/// A repository's name can be longer than a file's, so its lock is named by its hash.
+fn lock_name(repository: &Repository) -> String {
+    Digest::sha256(repository.to_string().as_bytes()).to_hex()
+}
+
+/// What hashing a file found.
+struct Hashed {
+    digest: Digest,
+    /// Of the file that was read, not of what has its name now.
+    meta: fs::Metadata,
+}
+
+/// Hashes a file; `progress` gets the number of bytes of each step.
+fn hash_file(path: &Path, algorithm: Algorithm, progress: &mut dyn FnMut(usize)) -> io::Result<Hashed> {
+    let mut file = File::open(path)?;
+    // A hint, and a failure to take it is none.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
+    let meta = file.metadata()?;
+    let mut hasher = Hasher::new(algorithm);
+    let mut buffer = vec![0; HASH_BUFFER];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => {
+                hasher.update(&buffer[..n]);
+                progress(n);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Hashed { digest: hasher.finish(), meta })
+}

@@ -1,0 +1,349 @@
+//! The generations of KubeKey's `images_dir`, and where each keeps what.
+//!
+//! | generation | written by | tag | manifest by digest | Docker Hub |
+//! |---|---|---|---|---|
+//! | G0 | KubeKey 4.0.0-alpha.1 to alpha.5 | `<repository>/manifests/<tag>` | beside it | no registry at all |
+//! | G1 | KubeKey 4.0.0 to 4.0.3 | `<registry>/<repository>/manifests/<tag>` | beside it | `registry-1.docker.io` |
+//! | G2 | KubeKey 4.0.5 and later | key of the map `manifests/layout` | `manifests/<digest>` | `registry-1.docker.io` |
+//! | documented | imgfs | as G1 | as G1 | `docker.io` |
+//!
+//! A repository may have components called `manifests`, `blobs` or `layout`: a directory
+//! `manifests` belongs to the repository above it as far as it holds files, and is a component of
+//! longer names as far as it holds directories.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use crate::image::{Digest, Repository};
+
+/// Directory of all blobs.
+pub(super) const BLOBS: &str = "blobs";
+/// Directory of a repository's manifests.
+pub(super) const MANIFESTS: &str = "manifests";
+/// The map of tags in G2.
+pub(super) const LAYOUT_MAP: &str = "layout";
+
+/// The names under which Docker Hub's repositories have been stored; the first is ours.
+const HUB: [&str; 3] = ["docker.io", "registry-1.docker.io", "index.docker.io"];
+
+/// Deeper trees than this are not walked: a repository's name has at most 255 characters.
+const MAX_DEPTH: usize = 130;
+
+/// The largest `layout` map that is read, in bytes.
+const MAX_LAYOUT_MAP: u64 = 16 << 20;
+
+/// How new repositories are laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// As KubeKey's documents say.
+    #[default]
+    Documented,
+    /// As KubeKey 4.0.5 and later reads (G2).
+    Kubekey,
+    /// As KubeKey 4.0.0 to 4.0.3 reads (G1).
+    Kubekey403,
+}
+
+impl Layout {
+    /// Its name on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Documented => "documented",
+            Self::Kubekey => "kubekey",
+            Self::Kubekey403 => "kubekey-4.0.3",
+        }
+    }
+
+    /// The directory of a registry.
+    pub(super) fn registry_dir(self, registry: &str) -> &str {
+        match (self, registry) {
+            (Self::Kubekey | Self::Kubekey403, "docker.io") => "registry-1.docker.io",
+            _ => registry,
+        }
+    }
+}
+
+impl FromStr for Layout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Documented, Self::Kubekey, Self::Kubekey403]
+            .into_iter()
+            .find(|layout| layout.as_str() == text)
+            .ok_or_else(|| format!("`{text}` is none of documented, kubekey and kubekey-4.0.3"))
+    }
+}
+
+/// The directories in which `repository` may be, in the order in which they are asked.
+pub(super) fn candidates(root: &Path, repository: &Repository) -> Vec<PathBuf> {
+    let path = repository.path();
+    let mut found: Vec<PathBuf> = if repository.registry() == HUB[0] {
+        HUB.iter().map(|host| root.join(host).join(path)).collect()
+    } else {
+        vec![root.join(repository.registry()).join(path)]
+    };
+    if repository.registry() == HUB[0] {
+        found.push(root.join(path)); // G0
+    }
+    found
+}
+
+/// The repository that a directory below the root stands for; `None` if its name cannot be one.
+pub(super) fn repository_at(components: &[String]) -> Option<Repository> {
+    let (first, rest) = components.split_first()?;
+    let is_registry = first.contains(['.', ':']) || first == "localhost";
+    let (registry, path) = if is_registry {
+        (first.as_str(), rest.join("/"))
+    } else {
+        (HUB[0], components.join("/"))
+    };
+    if path.is_empty() {
+        return None;
+    }
+    let registry = if HUB.contains(&registry) { HUB[0] } else { registry };
+    Repository::new(registry, &path).ok()
+}
+
+/// A map of tags as G2 stores it. `None` if `text` is something else, such as the manifest of a
+/// tag called `layout`.
+pub(super) fn parse_layout_map(text: &[u8]) -> Option<BTreeMap<String, Digest>> {
+    let map: BTreeMap<String, serde_json::Value> = serde_json::from_slice(text).ok()?;
+    if map.contains_key("schemaVersion") || map.contains_key("mediaType") {
+        return None;
+    }
+    map.into_iter()
+        // KubeKey stores sha512 digests as if they were tags; they are found by file name anyway.
+        .filter(|(tag, _)| !Digest::looks_like(tag))
+        .map(|(tag, digest)| Some((tag, digest.as_str()?.parse().ok()?)))
+        .collect()
+}
+
+/// Writes a map of tags as KubeKey does: two spaces, sorted keys, no newline at the end.
+pub(super) fn format_layout_map(map: &BTreeMap<String, Digest>) -> Vec<u8> {
+    // A map of strings always has a JSON form.
+    serde_json::to_vec_pretty(map).unwrap_or_default()
+}
+
+/// Reads the map of tags in a `manifests` directory; `None` where there is none.
+pub(super) fn read_layout_map(manifests: &Path) -> io::Result<Option<LayoutMap>> {
+    let path = manifests.join(LAYOUT_MAP);
+    match fs::metadata(&path) {
+        Ok(meta) if meta.is_file() => {
+            if meta.len() > MAX_LAYOUT_MAP {
+                return Ok(Some(LayoutMap::Broken));
+            }
+            let text = fs::read(&path)?;
+            Ok(match parse_layout_map(&text) {
+                Some(map) => Some(LayoutMap::Map(map)),
+                // A manifest, whole or not, belongs to a tag called `layout`.
+                None if looks_like_manifest(&text) => None,
+                None => Some(LayoutMap::Broken),
+            })
+        }
+        Ok(_) => Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn looks_like_manifest(text: &[u8]) -> bool {
+    serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(text)
+        .is_ok_and(|map| map.contains_key("schemaVersion") || map.contains_key("mediaType"))
+}
+
+/// What a file called `manifests/layout` holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum LayoutMap {
+    /// G2's map from tag to digest.
+    Map(BTreeMap<String, Digest>),
+    /// It should be a map, and is damaged.
+    Broken,
+}
+
+/// A `manifests` directory with what is in it.
+#[derive(Debug)]
+pub(super) struct RepositoryDir {
+    pub repository: Repository,
+    pub manifests: PathBuf,
+    /// Files that are named like tags.
+    pub tags: Vec<String>,
+    /// Files that are named by digests.
+    pub digests: Vec<Digest>,
+    /// G2's map.
+    pub map: Option<LayoutMap>,
+}
+
+/// All that a tree names, and the files in it that nobody will ever read.
+#[derive(Debug, Default)]
+pub(super) struct Walk {
+    pub repositories: Vec<RepositoryDir>,
+    pub stray: Vec<PathBuf>,
+}
+
+/// Walks the tree at `root`, in the order of names.
+pub(super) fn walk(root: &Path) -> io::Result<Walk> {
+    let mut found = Walk::default();
+    walk_into(root, &mut Vec::new(), &mut found)?;
+    found.repositories.sort_by(|a, b| a.manifests.cmp(&b.manifests));
+    Ok(found)
+}
+
+fn walk_into(dir: &Path, components: &mut Vec<String>, found: &mut Walk) -> io::Result<()> {
+    let holds_manifests = components.last().is_some_and(|name| name == MANIFESTS);
+    let owner = if holds_manifests { repository_at(&components[..components.len() - 1]) } else { None };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        // Follows links: whoever puts a registry on another disk means it.
+        let Ok(meta) = fs::metadata(&path) else {
+            found.stray.push(path);
+            continue;
+        };
+        let Ok(name) = entry.file_name().into_string() else {
+            found.stray.push(path);
+            continue;
+        };
+        if meta.is_file() {
+            files.push(name);
+        } else if components.is_empty() && name == BLOBS {
+            // Blobs are not names.
+        } else if meta.is_dir() && components.len() < MAX_DEPTH {
+            components.push(name);
+            walk_into(&path, components, found)?;
+            components.pop();
+        } else {
+            found.stray.push(path);
+        }
+    }
+    let Some(repository) = owner else {
+        found.stray.extend(files.into_iter().map(|name| dir.join(name)));
+        return Ok(());
+    };
+    if files.is_empty() {
+        return Ok(());
+    }
+    let map = read_layout_map(dir)?;
+    let (mut tags, mut digests) = (Vec::new(), Vec::new());
+    for name in files {
+        if name == LAYOUT_MAP && map.is_some() {
+            continue;
+        }
+        match name.parse::<Digest>() {
+            Ok(digest) => digests.push(digest),
+            Err(_) if is_tag(&name) => tags.push(name),
+            Err(_) => found.stray.push(dir.join(name)),
+        }
+    }
+    tags.sort_unstable();
+    digests.sort_unstable();
+    found.repositories.push(RepositoryDir {
+        repository,
+        manifests: dir.to_owned(),
+        tags,
+        digests,
+        map,
+    });
+    Ok(())
+}
+
+/// Whether `name` can be a tag (distribution specification, "Pulling manifests").
+pub(super) fn is_tag(name: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    (1..=128).contains(&name.len())
+        && name.bytes().next().is_some_and(word)
+        && name.bytes().all(|b| word(b) || b == b'.' || b == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(root: &Path, path: &str, text: &str) {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn all_generations_in_one_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = Digest::sha256(b"x");
+        let map = format!("{{\n  \"v1\": \"{digest}\",\n  \"sha512:{}\": \"{digest}\"\n}}", "0".repeat(128));
+        for (path, text) in [
+            ("blobs/sha256:abc", ""),
+            ("docker.io/library/nginx/manifests/1.25", ""),
+            (&format!("docker.io/library/nginx/manifests/{digest}"), ""),
+            ("registry-1.docker.io/library/redis/manifests/7", ""),
+            ("calico/cni/manifests/v3", ""),
+            ("quay.io/g2/app/manifests/layout", &map),
+            ("quay.io/g2/app/manifests/.tmp", ""),
+            ("quay.io/a/manifests/tag", ""),
+            ("quay.io/a/manifests/b/manifests/tag", ""),
+            ("quay.io/a/manifests/layout/manifests/layout", r#"{"schemaVersion":2}"#),
+            ("quay.io/a/blobs/manifests/layout", "{broken"),
+            ("localhost:5000/x/manifests/t", ""),
+            ("README", ""),
+            ("quay.io/Upper/manifests/t", ""),
+        ] {
+            put(dir.path(), path, text);
+        }
+        let found = walk(dir.path()).unwrap();
+        let names: Vec<String> = found
+            .repositories
+            .iter()
+            .map(|r| format!("{} {:?} {}", r.repository, r.tags, r.digests.len()))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                r#"docker.io/calico/cni ["v3"] 0"#,
+                r#"docker.io/library/nginx ["1.25"] 1"#,
+                r#"localhost:5000/x ["t"] 0"#,
+                r#"quay.io/a/blobs [] 0"#,
+                r#"quay.io/a ["tag"] 0"#,
+                r#"quay.io/a/manifests/b ["tag"] 0"#,
+                r#"quay.io/a/manifests/layout ["layout"] 0"#,
+                r#"quay.io/g2/app [] 0"#,
+                r#"docker.io/library/redis ["7"] 0"#,
+            ]
+        );
+        let map_of = |path: &str| {
+            found.repositories.iter().find(|r| r.repository.path() == path).unwrap().map.as_ref()
+        };
+        assert_eq!(map_of("g2/app"), Some(&LayoutMap::Map([("v1".to_owned(), digest)].into())));
+        assert_eq!(map_of("a/blobs"), Some(&LayoutMap::Broken));
+        let mut stray: Vec<_> =
+            found.stray.iter().map(|p| p.strip_prefix(dir.path()).unwrap().display().to_string()).collect();
+        stray.sort();
+        assert_eq!(stray, ["README", "quay.io/Upper/manifests/t", "quay.io/g2/app/manifests/.tmp"]);
+    }
+
+    #[test]
+    fn the_map_has_kubekeys_form() {
+        let digest = Digest::sha256(b"x");
+        let map: BTreeMap<_, _> = [("b".to_owned(), digest), ("a".to_owned(), digest)].into();
+        let text = format!("{{\n  \"a\": \"{digest}\",\n  \"b\": \"{digest}\"\n}}");
+        assert_eq!(format_layout_map(&map), text.as_bytes());
+        assert_eq!(parse_layout_map(text.as_bytes()), Some(map));
+        for bad in ["", "[]", "{\"a\":1}", "{\"a\":\"sha256:../x\"}", "{\"a\"", "{\"schemaVersion\":2}"] {
+            assert_eq!(parse_layout_map(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn tags_and_what_is_none() {
+        for tag in ["v1", "1.2-3_x", "_", "layout", &"a".repeat(128)] {
+            assert!(is_tag(tag), "{tag}");
+        }
+        for name in ["", ".", "..", ".x", "-x", "a/b", "a:b", "é", &"a".repeat(129)] {
+            assert!(!is_tag(name), "{name}");
+        }
+    }
+}

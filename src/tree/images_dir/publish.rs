@@ -1,0 +1,127 @@
+//! How files come to their final names: whole, durable, and with times that copies keep.
+//!
+//! 1. The content is written to a file in `blobs/.imgfs/`, which is on the same file system.
+//! 2. It gets mode 0644 and its time, and is flushed to the disk.
+//! 3. It is renamed to its final name, and the directory is flushed.
+//!
+//! A process that is killed at any point leaves nothing under a final name that is not whole, and
+//! so does a power cut.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
+
+use crate::image::Digest;
+
+/// The mtime of everything that is named by its digest, in seconds: it never changes, and 0 is
+/// taken by some tools for "unknown".
+const IMMUTABLE: i64 = 1;
+
+/// The mtime of a file that is named by a tag, computed from the digest that the tag points at:
+/// `rsync` compares size and time, and the manifest of a moved tag often has just the old size.
+pub(super) fn tag_mtime(digest: &Digest) -> i64 {
+    let mut head = [0; 4];
+    head.copy_from_slice(&digest.as_bytes()[..4]);
+    // Between 1970 and 2004: never in the future, and apart from `IMMUTABLE`.
+    i64::from(u32::from_be_bytes(head) >> 2) + 2
+}
+
+/// The time a file gets.
+#[derive(Clone, Copy)]
+pub(super) enum Time {
+    /// Named by its digest.
+    Immutable,
+    /// Named by a tag, or a map of tags: the time says what it holds.
+    Of(Digest),
+}
+
+/// Gives a file its mode and time, and flushes it.
+pub(super) fn seal(file: &File, time: Time) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    let seconds = match time {
+        Time::Immutable => IMMUTABLE,
+        Time::Of(digest) => tag_mtime(&digest),
+    };
+    futimens(
+        file,
+        &Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 },
+        },
+    )?;
+    file.sync_all()
+}
+
+/// Publishes `content` as `target`, by way of the directory `scratch`.
+pub(super) fn publish(scratch: &Path, target: &Path, content: &[u8], time: Time) -> io::Result<()> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let name = format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+    let temporary = scratch.join(name);
+    let written = (|| {
+        let mut file = File::create(&temporary)?;
+        file.write_all(content)?;
+        seal(&file, time)?;
+        fs::rename(&temporary, target)
+    })();
+    if written.is_err() {
+        // What cannot be removed either is removed by `prune`.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    sync_dir(target.parent().unwrap_or(Path::new(".")))
+}
+
+/// Flushes a directory, so that the names in it survive a power cut.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Creates `dir` and its parents with mode 0755, whatever the process's mask takes away.
+pub(super) fn create_dirs(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+        create_dirs(parent)?;
+    }
+    match fs::create_dir(dir) {
+        Ok(()) => fs::set_permissions(dir, Permissions::from_mode(0o755)),
+        // Another process was faster.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tag_times_differ_and_lie_in_the_past() {
+        let times: std::collections::HashSet<i64> =
+            (0..1000u32).map(|i| tag_mtime(&Digest::sha256(&i.to_be_bytes()))).collect();
+        assert_eq!(times.len(), 1000);
+        assert!(times.iter().all(|&t| t > IMMUTABLE && t < 1 << 31));
+    }
+
+    #[test]
+    fn publishing_replaces_whole_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let (scratch, target) = (dir.path().join("s"), dir.path().join("a/b/t"));
+        create_dirs(&scratch).unwrap();
+        create_dirs(target.parent().unwrap()).unwrap();
+        for text in ["one", "two"] {
+            publish(&scratch, &target, text.as_bytes(), Time::Immutable).unwrap();
+            assert_eq!(fs::read_to_string(&target).unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+        assert!(publish(&scratch, &dir.path().join("no/t"), b"x", Time::Immutable).is_err());
+        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0, "nothing is left behind");
+    }
+}

@@ -1,0 +1,140 @@
+//! Receiving a blob into `blobs/.imgfs/partial/<digest>`, and publishing it.
+//!
+//! The partial file holds a prefix of the blob and nothing else, so a process that is killed
+//! leaves just what it has written, and the next one goes on from there. Whoever holds the file's
+//! lock is receiving the blob; everybody else waits or does something else. What a prefix is worth
+//! is only known in the end, when all of it has been hashed.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read, Write},
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use super::{Inner, publish};
+use crate::{
+    image::{Descriptor, Hasher},
+    tree::{Error, Kind, Opened, Receiver, Result},
+};
+
+/// Size of the buffer for reading what is there already.
+const READ_BUFFER: usize = 256 << 10;
+
+/// A blob on its way into an images_dir. Dropped without [`Receiver::commit`], it stays for later.
+pub struct PartialBlob {
+    inner: Arc<Inner>,
+    blob: Descriptor,
+    path: PathBuf,
+    /// Holds the lock.
+    file: File,
+    hasher: Hasher,
+    received: u64,
+}
+
+/// Finds out whether `blob` is there, being received, or to be received.
+pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened<PartialBlob>> {
+    if inner.is_verified(blob)? {
+        return Ok(Opened::Present);
+    }
+    let path = inner.partial_path(&blob.digest);
+    let failed = |e| Error::io(&path, "opening", e);
+    let Some(file) = lock(&path).map_err(failed)? else { return Ok(Opened::Busy) };
+    // Now nobody else works on this blob; another process may just have published it.
+    if inner.check_blob(blob)? {
+        fs::remove_file(&path).map_err(failed)?;
+        return Ok(Opened::Present);
+    }
+    let mut partial = PartialBlob {
+        inner: inner.clone(),
+        hasher: Hasher::new(blob.digest.algorithm()),
+        blob: blob.clone(),
+        path,
+        file,
+        received: 0,
+    };
+    partial.resume()?;
+    Ok(Opened::Receive(partial))
+}
+
+/// Opens and locks a partial file; `None` if another process has it.
+fn lock(path: &PathBuf) -> io::Result<Option<File>> {
+    loop {
+        let file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(e)) => return Err(e),
+        }
+        // Between opening and locking, its owner may have published or dropped it.
+        match fs::metadata(path) {
+            Ok(named) if named.ino() == file.metadata()?.ino() => return Ok(Some(file)),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+impl PartialBlob {
+    /// Hashes what an earlier process has left.
+    fn resume(&mut self) -> Result<()> {
+        let failed = |e| Error::io(&self.path, "reading", e);
+        if self.file.metadata().map_err(failed)?.len() > self.blob.size {
+            self.file.set_len(0).map_err(failed)?;
+        }
+        let mut buffer = vec![0; READ_BUFFER];
+        loop {
+            match self.file.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => {
+                    self.hasher.update(&buffer[..n]);
+                    self.received += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(&self.path, "reading", e)),
+            }
+        }
+    }
+
+    fn error(&self, kind: impl Into<Kind>) -> Error {
+        Error::new("images_dir", format_args!("storing blob {}", self.blob.digest), kind)
+    }
+}
+
+impl Receiver for PartialBlob {
+    fn offset(&self) -> u64 {
+        self.received
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let found = self.received + bytes.len() as u64;
+        if found > self.blob.size {
+            return Err(self.error(Kind::Size { expected: self.blob.size, found }));
+        }
+        self.file.write_all(bytes).map_err(|e| self.error(e))?;
+        self.hasher.update(bytes);
+        self.received = found;
+        Ok(())
+    }
+
+    fn commit(self) -> Result<()> {
+        if self.received != self.blob.size {
+            let (expected, found) = (self.blob.size, self.received);
+            return Err(self.error(Kind::Size { expected, found }));
+        }
+        let (expected, found) = (self.blob.digest, self.hasher.clone().finish());
+        if found != expected {
+            fs::remove_file(&self.path).map_err(|e| self.error(e))?;
+            return Err(self.error(Kind::Digest { expected, found }));
+        }
+        publish::seal(&self.file, publish::Time::Immutable).map_err(|e| self.error(e))?;
+        let target = self.inner.blob_path(&self.blob.digest);
+        fs::rename(&self.path, &target).map_err(|e| self.error(e))?;
+        self.inner.note_published();
+        let meta = self.file.metadata().map_err(|e| self.error(e))?;
+        self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))
+    }
+}

@@ -1,0 +1,360 @@
+//! Registries (OCI distribution specification 1.1, and Docker's before it) as an image tree.
+//!
+//! Requests are our own, over `reqwest`: `oci-client`, whose grammar of references is used in
+//! [`crate::image`], reads bodies without a bound, hides `Content-Type` and blob sizes, and
+//! neither repeats, resumes nor waits. See `ARCHITECTURE.md`.
+
+mod auths;
+mod blob;
+mod challenge;
+mod config;
+mod credentials;
+mod limit;
+mod session;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use reqwest::{
+    Client, Method, Response,
+    header::{CONTENT_TYPE, HeaderMap, LINK},
+};
+
+pub use auths::{Auths, AuthsError};
+pub use blob::BlobStream;
+pub use config::{Access, Credentials, Entry, RegistryConfig};
+pub use credentials::default_files as default_credential_files;
+pub use session::Stats;
+
+use session::{Ask, Lane, Session};
+
+use super::{Attachments, Blobs, Error, Kind, Names, Result, Tags};
+use crate::image::{
+    ACCEPT_MANIFESTS, Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, Reference,
+    Repository,
+};
+
+/// Tags asked for in one request. More than that is another kind of repository, in which names
+/// are better looked up one by one.
+const TAGS_PAGE: usize = 1000;
+
+/// How much of a list of tags is read.
+const MAX_TAGS_BODY: usize = 4 << 20;
+
+/// Pages of referrers that are read for one subject.
+const MAX_REFERRER_PAGES: usize = 100;
+
+/// All registries, each reached as the configuration says.
+pub struct Registry {
+    config: Arc<RegistryConfig>,
+    sessions: Mutex<HashMap<SessionKey, Arc<Session>>>,
+    clients: Mutex<HashMap<Access, Client>>,
+    stats: Arc<Stats>,
+}
+
+/// Host, the entry of the configuration, and the part of it with stored credentials of its own.
+type SessionKey = (String, Option<usize>, Option<String>);
+
+impl Registry {
+    /// Nothing is asked of any registry yet.
+    pub fn new(config: RegistryConfig) -> Self {
+        Self {
+            config: Arc::new(config),
+            sessions: Mutex::default(),
+            clients: Mutex::default(),
+            stats: Arc::default(),
+        }
+    }
+
+    /// Counts of what went over the wire.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// Registries that this run has found to lack the referrers API.
+    pub fn without_referrers(&self) -> Vec<String> {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let lacking = sessions.iter().filter(|(_, s)| s.referrers_api.get() == Some(&false));
+        lacking.map(|((registry, ..), _)| registry.clone()).collect()
+    }
+
+    fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
+        let entry = self.config.entry_for(repository);
+        let has_own = entry
+            .and_then(|index| self.config.entries.get(index))
+            .is_some_and(|entry| entry.credentials.is_some());
+        let part = if has_own {
+            None
+        } else {
+            credentials::stored_part(&self.config.credential_files, repository)
+        };
+        let key = (repository.registry().to_owned(), entry, part);
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = sessions.get(&key) {
+            return Ok(session.clone());
+        }
+        let session = Arc::new(Session::new(
+            repository.registry(),
+            self.client(&self.config.access(entry))?,
+            self.config.clone(),
+            entry,
+            key.2.clone(),
+            self.stats.clone(),
+        )?);
+        sessions.insert(key, session.clone());
+        Ok(session)
+    }
+
+    fn client(&self, access: &Access) -> Result<Client> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(access) {
+            return Ok(client.clone());
+        }
+        let client = session::client(access, &self.config)?;
+        clients.insert(access.clone(), client.clone());
+        Ok(client)
+    }
+}
+
+impl Names for Registry {
+    async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
+        if let Some(digest) = reference.digest() {
+            return Ok(Some(digest));
+        }
+        let session = self.session(reference.repository())?;
+        let doing = format!("looking up {reference}");
+        let ask = manifest_ask(&session, Method::HEAD, reference, &doing);
+        let answer = session.send(&ask).await?;
+        Ok(content_digest(answer.response.headers()))
+    }
+
+    async fn manifest(&self, reference: &Reference) -> Result<Manifest> {
+        let session = self.session(reference.repository())?;
+        let doing = format!("fetching manifest {reference}");
+        let ask = manifest_ask(&session, Method::GET, reference, &doing);
+        let mut retry = session.retry();
+        loop {
+            let error = match session.attempt(&ask).await {
+                Ok(answer) => match read_manifest(&session, answer.response, reference, &doing).await {
+                    Ok(manifest) => return Ok(manifest),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            let delay = retry.after(error)?;
+            session.pause(delay).await;
+        }
+    }
+}
+
+fn manifest_ask<'a>(
+    session: &Session,
+    method: Method,
+    reference: &'a Reference,
+    doing: &'a str,
+) -> Ask<'a> {
+    let name = match (reference.digest(), reference.tag()) {
+        (Some(digest), _) => digest.to_string(),
+        (None, tag) => tag.unwrap_or("latest").to_owned(),
+    };
+    Ask {
+        method,
+        url: session.url(reference.repository(), &format!("manifests/{name}")),
+        via: None,
+        repository: reference.repository(),
+        accept: Some(ACCEPT_MANIFESTS),
+        from: 0,
+        lane: Lane::Names,
+        doing,
+    }
+}
+
+async fn read_manifest(
+    session: &Session,
+    response: Response,
+    reference: &Reference,
+    doing: &str,
+) -> Result<Manifest> {
+    let content_type = header(response.headers(), CONTENT_TYPE.as_str());
+    let stated = content_digest(response.headers());
+    let body = session::read_limited(response, MAX_MANIFEST_BYTES)
+        .await
+        .map_err(|e| session.failed(doing, e))?
+        .ok_or_else(|| session.error(doing, crate::image::ManifestError::TooLarge))?;
+    // The header only counts where the reference itself does not say what is to come.
+    let expected = reference.digest().or(stated);
+    let algorithm = expected.map_or(Algorithm::Sha256, |digest| digest.algorithm());
+    if let Some(expected) = expected {
+        let found = Digest::of(algorithm, &body);
+        if found != expected {
+            return Err(session.error(doing, Kind::Digest { expected, found }));
+        }
+    }
+    Manifest::parse_as(algorithm, body.into(), content_type.as_deref())
+        .map_err(|e| session.error(doing, e))
+}
+
+impl Attachments for Registry {
+    async fn referrers(
+        &self,
+        repository: &Repository,
+        subject: Digest,
+    ) -> Result<Option<Vec<Descriptor>>> {
+        let session = self.session(repository)?;
+        // The first caller finds out whether there is the API; the others wait for that.
+        let mut first = None;
+        let api = session.referrers_api.get_or_try_init(|| async {
+            first = referrers(&session, repository, subject).await?;
+            Ok::<_, Error>(first.is_some())
+        });
+        match (*api.await?, first) {
+            (false, _) => Ok(None),
+            (true, Some(found)) => Ok(Some(found)),
+            (true, None) => {
+                Ok(Some(referrers(&session, repository, subject).await?.unwrap_or_default()))
+            }
+        }
+    }
+
+    async fn tags(&self, repository: &Repository) -> Result<Tags> {
+        #[derive(serde::Deserialize)]
+        struct List {
+            #[serde(default)]
+            tags: Option<Vec<String>>,
+        }
+        let session = self.session(repository)?;
+        let doing = format!("listing the tags of {repository}");
+        let mut url = session.url(repository, "tags/list");
+        url.query_pairs_mut().append_pair("n", &TAGS_PAGE.to_string());
+        let answer = session.send(&list_ask(url, repository, &doing)).await?;
+        let more = answer.response.headers().contains_key(LINK);
+        let body = session::read_limited(answer.response, MAX_TAGS_BODY)
+            .await
+            .map_err(|e| session.failed(&doing, e))?;
+        let list = body.and_then(|body| serde_json::from_slice::<List>(&body).ok());
+        Ok(match list {
+            Some(list) => Tags { names: list.tags.unwrap_or_default(), complete: !more },
+            None => Tags::default(),
+        })
+    }
+}
+
+fn list_ask<'a>(url: reqwest::Url, repository: &'a Repository, doing: &'a str) -> Ask<'a> {
+    Ask {
+        method: Method::GET,
+        url,
+        via: None,
+        repository,
+        accept: None,
+        from: 0,
+        lane: Lane::Names,
+        doing,
+    }
+}
+
+/// Asks the referrers API; `None` where a registry does not have it.
+async fn referrers(
+    session: &Session,
+    repository: &Repository,
+    subject: Digest,
+) -> Result<Option<Vec<Descriptor>>> {
+    let doing = format!("listing the referrers of {subject} in {repository}");
+    let mut url = session.url(repository, &format!("referrers/{subject}"));
+    let mut found = Vec::new();
+    for _ in 0..MAX_REFERRER_PAGES {
+        let answer = match session.send(&list_ask(url.clone(), repository, &doing)).await {
+            Ok(answer) => answer,
+            // The specification says 404; some say 400, 405 or 501 to what they do not know, and
+            // some check for another right on what they take for an unknown repository.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    Kind::NotFound(_)
+                        | Kind::Unauthorized(_)
+                        | Kind::Denied(_)
+                        | Kind::Status { status: 400 | 405 | 406 | 501, .. }
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let next = header(answer.response.headers(), LINK.as_str()).and_then(|link| next_page(&link));
+        let body = session::read_limited(answer.response, MAX_MANIFEST_BYTES)
+            .await
+            .map_err(|e| session.failed(&doing, e))?
+            .ok_or_else(|| session.error(&doing, crate::image::ManifestError::TooLarge))?;
+        // What is not an index comes from a registry that answers everything with a page.
+        let Ok(index) = Manifest::parse(body.into(), None) else { return Ok(None) };
+        found.extend_from_slice(index.children());
+        match next.and_then(|next| url.join(&next).ok()) {
+            // Elsewhere there are no credentials for it, and nothing to trust either.
+            Some(next) if next.origin() == url.origin() => url = next,
+            _ => break,
+        }
+    }
+    Ok(Some(found))
+}
+
+/// The target of a `Link` header with `rel="next"` (RFC 8288, as far as registries use it).
+fn next_page(link: &str) -> Option<String> {
+    link.split(',').find_map(|value| {
+        let (target, params) = value.trim().strip_prefix('<')?.split_once('>')?;
+        params.contains("next").then(|| target.to_owned())
+    })
+}
+
+impl Blobs for Registry {
+    type Stream = BlobStream;
+
+    async fn read(
+        &self,
+        repository: &Repository,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream> {
+        let session = self.session(repository)?;
+        let stream = BlobStream::new(session.clone(), repository, blob, offset);
+        match stream.start().await {
+            Err(error) if error.is_not_found() && !blob.urls.is_empty() => {
+                // Foreign layers: the registry does not have them, their makers do.
+                for url in &blob.urls {
+                    let Some(url) = url.parse().ok().filter(|u: &reqwest::Url| u.scheme() == "https")
+                    else {
+                        continue;
+                    };
+                    let stream = BlobStream::new(session.clone(), repository, blob, offset);
+                    if let Ok(stream) = stream.at(url, blob.digest).start().await {
+                        return Ok(stream);
+                    }
+                }
+                Err(error)
+            }
+            other => other,
+        }
+    }
+}
+
+fn header(headers: &HeaderMap, name: &str) -> Option<String> {
+    Some(headers.get(name)?.to_str().ok()?.to_owned())
+}
+
+fn content_digest(headers: &HeaderMap) -> Option<Digest> {
+    header(headers, "docker-content-digest")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_headers() {
+        assert_eq!(next_page(r#"</v2/a/tags/list?n=2&last=b>; rel="next""#).unwrap(), "/v2/a/tags/list?n=2&last=b");
+        assert_eq!(next_page("<a>; rel=prev, <b>; rel=next").as_deref(), Some("b"));
+        for none in ["", "a", "<a", "<a>; rel=prev"] {
+            assert_eq!(next_page(none), None);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The disk is full in the middle of a pull.
+
+use crate::support::cli::Imgfs;
+use crate::support::hostile::Hostile;
+use crate::support::image::Image;
+use crate::support::tree::{self, assert_tree_sound};
+use rustix::mount::{MountFlags, UnmountFlags};
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+
+/// A small file system in memory; gone when dropped.
+struct SmallDisk {
+    directory: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// `None` where mounting is not allowed.
+    fn mount(mib: u32) -> Option<Self> {
+        let directory = tempfile::tempdir().expect("making a temporary directory");
+        let disk = Self { directory };
+        let options = options(mib);
+        let options = Some(options.as_c_str());
+        let flags = MountFlags::empty();
+        rustix::mount::mount("imgfs-test", disk.path(), "tmpfs", flags, options).ok()?;
+        Some(disk)
+    }
+
+    fn grow(&self, mib: u32) {
+        rustix::mount::mount_remount(self.path(), MountFlags::empty(), options(mib).as_c_str())
+            .expect("making the disk larger");
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.path(), UnmountFlags::DETACH);
+    }
+}
+
+fn options(mib: u32) -> CString {
+    CString::new(format!("size={mib}m,mode=755")).expect("no NUL in it")
+}
+
+fn disk(mib: u32) -> Option<(SmallDisk, PathBuf)> {
+    let Some(disk) = SmallDisk::mount(mib) else {
+        eprintln!("skipped: mounting a tmpfs needs CAP_SYS_ADMIN");
+        return None;
+    };
+    let images = disk.path().join("images");
+    Some((disk, images))
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_a_larger_one_a_cure() {
+    let Some((disk, images)) = disk(8) else {
+        return;
+    };
+    let hostile = Hostile::start();
+    let small = Image::new().layer(1, 1_000_000).build();
+    let large = Image::new().layer(2, 12_000_000).build();
+    small.push_to(&hostile, "small", "1");
+    large.push_to(&hostile, "large", "1");
+    let names = ["small", "large"].map(|name| format!("{}/{name}:1", hostile.host()));
+    let imgfs = Imgfs::new(&images);
+    let output = imgfs.pull(&names).expect_code(1);
+    assert_eq!(output.image(&names[1])["status"], "failed", "{output}");
+    let output = output.stderr_has("no space left");
+    assert!(output.stderr.contains(&*images.to_string_lossy()), "the place is named\n{output}");
+    // A full disk does not get better by asking the registry again.
+    let asked = hostile.log().iter().filter(|served| served.is_blob_get()).count();
+    assert!(asked <= 8, "{asked} requests for blobs");
+    assert_tree_sound(&images);
+    imgfs.ls();
+
+    disk.grow(40);
+    imgfs.pull(&names).success();
+    assert_tree_sound(&images);
+    assert_eq!(tree::blobs(&images).len(), 4);
+    imgfs.verify().success();
+}
+
+#[test]
+fn a_disk_that_is_full_from_the_start() {
+    let Some((disk, images)) = disk(1) else {
+        return;
+    };
+    let hostile = Hostile::start();
+    Image::new().layer(1, 100_000).build().push_to(&hostile, "app", "1");
+    let name = format!("{}/app:1", hostile.host());
+    let ballast = disk.path().join("ballast");
+    let mut size = 1 << 20;
+    while size > 0 {
+        use std::io::Write as _;
+        let mut file =
+            std::fs::OpenOptions::new().create(true).append(true).open(&ballast).expect("opening");
+        if file.write_all(&vec![0; size]).is_err() {
+            size /= 2;
+        }
+    }
+    let imgfs = Imgfs::new(&images);
+    let output = imgfs.pull(&[&name]);
+    assert!(matches!(output.code(), 1 | 2), "{output}");
+    output.stderr_has("no space left");
+    assert_tree_sound(&images);
+    std::fs::remove_file(&ballast).expect("removing");
+    imgfs.pull(&[&name]).success();
+    assert_tree_sound(&images);
+}
+
+#[test]
+fn a_directory_that_may_not_be_written() {
+    // Root may write anywhere except on what is mounted read-only.
+    let Some((disk, images)) = disk(4) else {
+        return;
+    };
+    let hostile = Hostile::start();
+    Image::new().layer(1, 1000).build().push_to(&hostile, "app", "1");
+    let name = format!("{}/app:1", hostile.host());
+    let imgfs = Imgfs::new(&images);
+    imgfs.pull(&[&name]).success();
+    rustix::mount::mount_remount(disk.path(), MountFlags::RDONLY, c"").expect("remounting");
+    // Looking needs no writing.
+    assert_eq!(imgfs.ls().success().images().len(), 1);
+    imgfs.verify().success();
+    Image::new().layer(2, 1000).build().push_to(&hostile, "app", "1");
+    let output = imgfs.pull(&[&name]);
+    assert!(matches!(output.code(), 1 | 2), "{output}");
+    output.stderr_has("read-only file system");
+}

@@ -1,0 +1,66 @@
+//! What the integration tests stand on, with no line of imgfs in it.
+//!
+//! ```text
+//! cli       runs the imgfs binary: arguments in, exit status, output and report out
+//! tree      judges an images_dir, writes the trees that KubeKey leaves behind
+//! registry  Debian's docker-registry in a child process (plain, TLS with basic auth, tokens)
+//! hostile   a registry inside the test process that counts, waits, lies and breaks off
+//! image     builders of images, indexes, artifacts, and whatever can receive them
+//! content   deterministic bytes that can be produced from any offset
+//! http      the small HTTP/1.1 server under `hostile` and under the token server
+//! tls       certificates
+//! skopeo    the independent reader and writer
+//! process   child processes that do not outlive the tests
+//! ```
+//!
+//! Environment: `IMGFS_TEST_LONG=1` runs the long form of the randomised tests, `IMGFS_TEST_SEED=N`
+//! repeats a run whose seed was printed.
+#![allow(dead_code, reason = "helpers are shared by test modules that come and go")]
+
+pub(crate) mod cli;
+pub(crate) mod content;
+pub(crate) mod hostile;
+pub(crate) mod http;
+pub(crate) mod image;
+pub(crate) mod process;
+pub(crate) mod registry;
+pub(crate) mod skopeo;
+pub(crate) mod tls;
+pub(crate) mod tree;
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// `usual` in the everyday run, `long` when the long form was asked for.
+pub(crate) fn scale(usual: usize, long: usize) -> usize {
+    match std::env::var("IMGFS_TEST_LONG") {
+        Ok(value) if value != "0" && !value.is_empty() => long,
+        _ => usual,
+    }
+}
+
+/// The seed of all randomised tests in this run. Printed once, so that a failure can be repeated.
+pub(crate) fn seed() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(|| {
+        let seed = match std::env::var("IMGFS_TEST_SEED") {
+            Ok(text) => text.parse().expect("IMGFS_TEST_SEED is a number"),
+            // Everyday runs are repeatable; the long form looks somewhere new each time.
+            Err(_) if scale(0, 1) == 0 => 20_260_101,
+            Err(_) => std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(1, |since| since.as_secs()),
+        };
+        eprintln!("IMGFS_TEST_SEED={seed}");
+        seed
+    })
+}
+
+/// Polls `condition` until it holds; panics with `what` when it does not within `limit`.
+pub(crate) fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {limit:?} in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
