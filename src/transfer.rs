@@ -17,8 +17,8 @@ mod repair;
 mod report;
 
 pub use execute::execute;
-pub use repair::repair;
 pub use plan::{BlobPlan, ImagePlan, Plan, PlannedManifest, plan};
+pub use repair::repair;
 
 pub use report::{Event, ImageReport, Observer, Report, Status};
 

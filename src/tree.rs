@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 pub use error::{Error, Kind, Result};
 
-use crate::image::{Descriptor, Digest, Manifest, Reference, Repository};
+use crate::image::{Descriptor, Digest, Hasher, Manifest, Reference, Repository};
 
 /// Where names are looked up. What a reference points at is a manifest: bytes, type and digest.
 pub trait Names: Send + Sync + 'static {
@@ -137,16 +137,20 @@ pub enum Opened<R> {
     Receive(R),
 }
 
-/// Receives one blob, hashing as it goes. Its methods block; they belong on a worker thread.
+/// Receives one blob. Whoever sends it hashes what he sends, which can be done at the same time as
+/// storing it. The methods block; they belong on a worker thread.
 pub trait Receiver: Send + 'static {
     /// How many bytes an earlier, interrupted run has left here.
     fn offset(&self) -> u64;
 
+    /// The state of the hash after [`Receiver::offset`] bytes.
+    fn hasher(&self) -> Hasher;
+
     /// Takes the next bytes.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 
-    /// Checks size and digest, and publishes the blob. Without this call nothing is published,
-    /// and what was received stays for a later run to resume from. On [`Kind::Digest`] it does
-    /// not stay.
-    fn commit(self) -> Result<()>;
+    /// Publishes the blob, if `found` is its digest and its size is right. Without this call
+    /// nothing is published, and what was received stays for a later run to resume from. On
+    /// [`Kind::Digest`] it does not stay.
+    fn commit(self, found: Digest) -> Result<()>;
 }

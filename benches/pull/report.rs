@@ -213,7 +213,7 @@ impl Report {
         println!("| on | what | wall ms | CPU s | peak RSS MiB | requests |");
         println!("|---|---|---|---|---|---|");
         for ((place, row), samples) in found {
-            let wall = samples.iter().map(|s| s.wall.as_millis());
+            let wall = samples.iter().map(|s| rounded_ms(s.wall));
             println!(
                 "| {place} | {} | {} ({} to {}) | {:.2} | {:.1} | {} |",
                 row.name(),
@@ -328,7 +328,7 @@ impl Report {
         let wall = self.wall(key.0, key.1).unwrap_or_default();
         targets.push((
             wall <= at_most,
-            format!("{what}: {:.0} ms (at most {})", wall.as_secs_f64() * 1e3, at_most.as_millis()),
+            format!("{what}: {} ms (at most {})", rounded_ms(wall), at_most.as_millis()),
         ));
         if let Some(requests) = self.requests.get(&key).and_then(|r| r.iter().max()) {
             let allowed = REQUESTS_PER_IMAGE * self.images;
@@ -364,6 +364,10 @@ fn median<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
     values.sort_unstable();
     let middle = values.len() / 2;
     values.into_iter().nth(middle)
+}
+
+fn rounded_ms(duration: Duration) -> u128 {
+    (duration.as_micros() + 500) / 1000
 }
 
 fn mib(kib: u64) -> f64 {

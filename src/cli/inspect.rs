@@ -1,7 +1,10 @@
 //! `imgfs ls`, `imgfs verify` and `imgfs prune`
 
 use std::{
-    sync::{Arc, atomic::{AtomicU64, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -157,7 +160,9 @@ fn hash(dir: &ImagesDir, full: bool, output: &Output) -> Result<Verified, Failur
         true => output.bars.add(ProgressBar::new_spinner()),
         false => ProgressBar::hidden(),
     };
-    if let Ok(style) = ProgressStyle::with_template("{spinner} hashed {decimal_bytes} at {decimal_bytes_per_sec}") {
+    if let Ok(style) =
+        ProgressStyle::with_template("{spinner} hashed {decimal_bytes} at {decimal_bytes_per_sec}")
+    {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(250));
@@ -203,7 +208,10 @@ fn describe(problem: &Problem) -> String {
         ProblemKind::DanglingTag => "a tag that leads nowhere",
         other => other.as_str(),
     };
-    format!("{}: {kind}: expected {}, found {}{users}", problem.path, problem.expected, problem.found)
+    format!(
+        "{}: {kind}: expected {}, found {}{users}",
+        problem.path, problem.expected, problem.found
+    )
 }
 
 fn problem_json(problem: &Problem) -> Value {

@@ -80,7 +80,9 @@ pub(crate) fn count(number: usize, noun: &str) -> String {
 /// Lays rows out in columns; the first row is the heading.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column| rows.iter().filter_map(|row| row.get(column)).map(|c: &String| c.chars().count()).max();
+    let width = |column| {
+        rows.iter().filter_map(|row| row.get(column)).map(|c: &String| c.chars().count()).max()
+    };
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let lines = rows.iter().map(|row| {
         let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));

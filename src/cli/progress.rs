@@ -75,7 +75,9 @@ impl Observer for Progress {
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Planned { images, blobs, bytes: size } => {
-                self.output.event(&json!({"event": "planned", "images": images, "blobs": blobs, "bytes": size}));
+                self.output.event(
+                    &json!({"event": "planned", "images": images, "blobs": blobs, "bytes": size}),
+                );
                 if self.interactive && blobs > 0 {
                     self.output.bars.add(self.total.clone());
                     self.total.set_length(size);
@@ -96,25 +98,33 @@ impl Observer for Progress {
                 if let Some(bar) = self.blobs().remove(&digest) {
                     bar.finish_and_clear();
                 }
-                self.output.warning(&format!("what came of {digest} was damaged; it is fetched once more"));
+                self.output.warning(&format!(
+                    "what came of {digest} was damaged; it is fetched once more"
+                ));
             }
             Event::BlobDone { digest, size, ok } => {
                 if let Some(bar) = self.blobs().remove(&digest) {
                     bar.finish_and_clear();
                 }
                 let digest = digest.to_string();
-                self.output.event(&json!({"event": "blob", "digest": digest, "bytes": size, "ok": ok}));
+                self.output
+                    .event(&json!({"event": "blob", "digest": digest, "bytes": size, "ok": ok}));
             }
             Event::Waiting { digest } => {
                 self.output.event(&json!({"event": "waiting", "digest": digest.to_string()}));
-                self.output.line(&format!("{}: another process is fetching it; waiting for that", digest.short()));
+                self.output.line(&format!(
+                    "{}: another process is fetching it; waiting for that",
+                    digest.short()
+                ));
             }
             Event::ImageDone(image) => {
                 let digest = image.digest.map(|digest| digest.to_string());
                 let name = image.reference.to_string();
                 self.output.event(&json!({"event": "image", "image": name, "status": status_name(&image.status), "digest": digest}));
                 match &image.status {
-                    Status::Copied => self.output.line(&format!("{name}: pulled, {}", bytes(image.bytes))),
+                    Status::Copied => {
+                        self.output.line(&format!("{name}: pulled, {}", bytes(image.bytes)))
+                    }
                     Status::Unchanged => self.output.line(&format!("{name}: up to date")),
                     _ => {}
                 }

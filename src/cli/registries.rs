@@ -4,9 +4,7 @@ use std::io::{self, Read};
 
 use imgfs::{
     image::Reference,
-    tree::registry::{
-        Access, Auths, Credentials, Entry, RegistryConfig, default_credential_files,
-    },
+    tree::registry::{Access, Auths, Credentials, Entry, RegistryConfig, default_credential_files},
 };
 
 use super::{Failure, args::RegistryArgs, output::Output};
@@ -48,13 +46,16 @@ pub(crate) fn config(
         config.entries.extend(auths.entries);
         config.defaults.skip_tls_verify |= auths.skip_tls_verify.unwrap_or(false);
     }
+    config.check()?;
     Ok(config)
 }
 
 fn command_line_entry(username: &str, images: &[Reference]) -> Result<Entry, Failure> {
     let registry = match images.first() {
         Some(image) => image.repository().registry(),
-        None => return Err(Failure::new("--username needs images that say which registry it is for")),
+        None => {
+            return Err(Failure::new("--username needs images that say which registry it is for"));
+        }
     };
     if let Some(other) = images.iter().find(|image| image.repository().registry() != registry) {
         let message = format!(

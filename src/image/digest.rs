@@ -42,7 +42,9 @@ pub enum DigestError {
     #[error("digest algorithm `{0}` is not supported (sha256 and sha512 are)")]
     Algorithm(String),
     /// The text has no colon, or the hash is not lower-case hexadecimal of the right length.
-    #[error("`{0}` is not a digest: expected `sha256:` and 64, or `sha512:` and 128, lower-case hexadecimal digits")]
+    #[error(
+        "`{0}` is not a digest: expected `sha256:` and 64, or `sha512:` and 128, lower-case hexadecimal digits"
+    )]
     Form(String),
 }
 
@@ -202,7 +204,9 @@ mod tests {
     fn known_digests() {
         assert_eq!(Digest::sha256(b"").to_string(), EMPTY);
         assert!(
-            Digest::of(Algorithm::Sha512, b"abc").to_string().starts_with("sha512:ddaf35a193617aba")
+            Digest::of(Algorithm::Sha512, b"abc")
+                .to_string()
+                .starts_with("sha512:ddaf35a193617aba")
         );
         assert_eq!(EMPTY.parse::<Digest>().unwrap(), Digest::sha256(b""));
     }
@@ -212,7 +216,9 @@ mod tests {
         let upper = EMPTY.replace('e', "E");
         let long = format!("{EMPTY}0");
         let path = format!("sha256:../../{}", "a".repeat(58));
-        for text in ["", "sha256", "sha256:", "sha256:abc", ":abc", &upper, &long, &path, &EMPTY[..70]] {
+        for text in
+            ["", "sha256", "sha256:", "sha256:abc", ":abc", &upper, &long, &path, &EMPTY[..70]]
+        {
             assert!(matches!(text.parse::<Digest>(), Err(DigestError::Form(_))), "{text}");
         }
         for text in ["md5:d41d8cd98f00b204e9800998ecf8427e", "sha1:da39a3ee", "SHA256:00"] {

@@ -53,7 +53,7 @@ pub enum View {
     /// One image or artifact.
     Image {
         /// The configuration blob.
-        config: Descriptor,
+        config: Box<Descriptor>,
         /// The layers, lowest first; for an artifact its blobs.
         layers: Vec<Descriptor>,
     },
@@ -85,10 +85,14 @@ pub enum ManifestError {
     #[error("the manifest is malformed: {0}")]
     Malformed(#[from] serde_json::Error),
     /// A retired format.
-    #[error("the image is in Docker's schema 1 format, which is not supported: push it again with a builder of this decade")]
+    #[error(
+        "the image is in Docker's schema 1 format, which is not supported: push it again with a builder of this decade"
+    )]
     Schema1,
     /// It has the fields of an image and of an index, or its type contradicts its fields.
-    #[error("the manifest can be read as an image and as an index; such documents are refused (CVE-2021-41190)")]
+    #[error(
+        "the manifest can be read as an image and as an index; such documents are refused (CVE-2021-41190)"
+    )]
     Ambiguous,
     /// Neither an image nor an index.
     #[error("the document is neither an image manifest nor an index (media type `{0}`)")]
@@ -151,7 +155,7 @@ impl Manifest {
             (Some(_), Some(_), _) | (Some(_), _, Some(_)) => return Err(ManifestError::Ambiguous),
             (Some(children), None, None) => View::Index { children },
             (None, Some(config), layers) => {
-                View::Image { config, layers: layers.unwrap_or_default() }
+                View::Image { config: Box::new(config), layers: layers.unwrap_or_default() }
             }
             _ => {
                 let media_type = content_type.filter(|_| declared.is_empty()).unwrap_or(&declared);
@@ -216,7 +220,7 @@ impl Manifest {
     /// The blobs that it names directly: configuration first, then layers. None for an index.
     pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         let (config, layers) = match &self.view {
-            View::Image { config, layers } => (Some(config), layers.as_slice()),
+            View::Image { config, layers } => (Some(config.as_ref()), layers.as_slice()),
             View::Index { .. } => (None, &[][..]),
         };
         config.into_iter().chain(layers)
@@ -316,8 +320,16 @@ mod tests {
         for (text, content_type, expected) in [
             (format!(r#"{{"config":{d},"layers":[{d}]}}"#), None, MediaType::OciManifest),
             (format!(r#"{{"config":{d},"layers":[]}}"#), Some(docker), MediaType::DockerManifest),
-            (format!(r#"{{"config":{docker_config},"layers":[]}}"#), None, MediaType::DockerManifest),
-            (format!(r#"{{"config":{d},"layers":[]}}"#), Some("text/plain"), MediaType::OciManifest),
+            (
+                format!(r#"{{"config":{docker_config},"layers":[]}}"#),
+                None,
+                MediaType::DockerManifest,
+            ),
+            (
+                format!(r#"{{"config":{d},"layers":[]}}"#),
+                Some("text/plain"),
+                MediaType::OciManifest,
+            ),
             (r#"{"manifests":[]}"#.into(), None, MediaType::OciIndex),
             (r#"{"manifests":[]}"#.into(), Some(docker), MediaType::OciIndex),
         ] {
@@ -340,10 +352,16 @@ mod tests {
             ("{}".into(), "neither"),
             (r#"{"schemaVersion":1,"fsLayers":[]}"#.into(), "schema 1"),
             (format!(r#"{{"manifests":[],"config":{d}}}"#), "as an image and as an index"),
-            (format!(r#"{{"mediaType":"{index_type}","config":{d},"layers":[]}}"#), "as an image and as an index"),
+            (
+                format!(r#"{{"mediaType":"{index_type}","config":{d},"layers":[]}}"#),
+                "as an image and as an index",
+            ),
             (format!(r#"{{"config":{traversal},"layers":[]}}"#), "not a digest"),
             (format!(r#"{{"config":{d},"layers":[{d}],"layers":[]}}"#), "duplicate field"),
-            (format!(r#"{{"config":{},"layers":[]}}"#, d.replace(r#""size":1"#, r#""size":-1"#)), "malformed"),
+            (
+                format!(r#"{{"config":{},"layers":[]}}"#, d.replace(r#""size":1"#, r#""size":-1"#)),
+                "malformed",
+            ),
             (format!(r#"{{"config":{},"layers":[]}}"#, d.replace("sha256:", "md5:")), "md5"),
             ("{\"a\":".to_owned() + &"[".repeat(100_000), "malformed"),
         ] {
@@ -357,10 +375,12 @@ mod tests {
     #[test]
     fn filtering_keeps_everything_else() {
         let (a, b) = (descriptor("a", r#","x-own":{"z":1,"a":2}"#), descriptor("b", ""));
-        let text = format!(r#"{{"zzz":1,"manifests":[{a},{b}],"annotations":{{"k":"v"}},"aaa":[1.5]}}"#);
+        let text =
+            format!(r#"{{"zzz":1,"manifests":[{a},{b}],"annotations":{{"k":"v"}},"aaa":[1.5]}}"#);
         let original = parse(&text, None).unwrap();
         let keep = [Some((Digest::sha256(b"a"), 1)), None];
-        let filtered = FilteredIndex { original: &original, keep: &keep, platforms: "linux/amd64".into() };
+        let filtered =
+            FilteredIndex { original: &original, keep: &keep, platforms: "linux/amd64".into() };
         let made = filter_index(&filtered).unwrap();
         let expected = format!(
             r#"{{"zzz":1,"manifests":[{a}],"annotations":{{"k":"v","io.imgfs.original.digest":"{}","io.imgfs.platforms":"linux/amd64"}},"aaa":[1.5]}}"#,

@@ -212,7 +212,6 @@ impl PlatformFilter {
         let mut only = Vec::new();
         for text in platforms.iter().flat_map(|p| p.as_ref().split(',')).map(str::trim) {
             match text {
-                "" => {}
                 "*" | "all" => return Ok(Self::All),
                 _ => {
                     let platform = text.parse()?;
@@ -300,7 +299,9 @@ mod tests {
             assert_eq!(parsed.to_string(), normal, "{text}");
             assert_eq!(platform(&parsed.to_string()), parsed);
         }
-        for text in ["", "/", "linux", "linux/", "/amd64", "a/b/c/d", "linux/am d64", "w(1/amd64", "l/../x"] {
+        for text in
+            ["", "/", "linux", "linux/", "/amd64", "a/b/c/d", "linux/am d64", "w(1/amd64", "l/../x"]
+        {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }
     }
@@ -308,11 +309,15 @@ mod tests {
     #[test]
     fn selection_follows_containerd() {
         let available = [
-            "linux/amd64", "linux/arm/v6", "linux/arm/v7", "linux/arm64", "linux/amd64/v3",
-            "windows(10.0.17763.1)/amd64", "windows(10.0.20348.9)/amd64",
+            "linux/amd64",
+            "linux/arm/v6",
+            "linux/arm/v7",
+            "linux/arm64",
+            "linux/amd64/v3",
+            "windows(10.0.17763.1)/amd64",
+            "windows(10.0.20348.9)/amd64",
         ];
-        let entries: Vec<_> =
-            available.iter().map(|t| Some(platform(t))).chain([None]).collect();
+        let entries: Vec<_> = available.iter().map(|t| Some(platform(t))).chain([None]).collect();
         for (wanted, kept, missing) in [
             (&["amd64"][..], &[0][..], &[][..]),
             (&["linux/arm"], &[2], &[]),
@@ -334,6 +339,9 @@ mod tests {
         let all = PlatformFilter::parse(&["amd64", "*"]).unwrap();
         assert_eq!(all.select(&entries).kept.len(), entries.len());
         assert_eq!(PlatformFilter::parse::<&str>(&[]).unwrap(), PlatformFilter::All);
-        assert_eq!(PlatformFilter::parse(&["arm64,amd64"]).unwrap().to_string(), "linux/amd64,linux/arm64");
+        assert_eq!(
+            PlatformFilter::parse(&["arm64,amd64"]).unwrap().to_string(),
+            "linux/amd64,linux/arm64"
+        );
     }
 }

@@ -149,7 +149,9 @@ impl FromStr for Reference {
         check_registry(registry).map_err(|reason| ReferenceError::new(text, reason))?;
         check_path(path).map_err(|reason| ReferenceError::new(text, reason))?;
         let registry = match registry.to_ascii_lowercase() {
-            alias if alias == "index.docker.io" || alias == "registry-1.docker.io" => HUB.to_owned(),
+            alias if alias == "index.docker.io" || alias == "registry-1.docker.io" => {
+                HUB.to_owned()
+            }
             registry => registry,
         };
         let path = match path {
@@ -210,7 +212,9 @@ fn check_registry(registry: &str) -> Result<(), String> {
             None => (Some(registry), None),
         },
     };
-    if port.is_some_and(|port| port.parse::<u16>().is_err() || !port.bytes().all(|b| b.is_ascii_digit())) {
+    if port.is_some_and(|port| {
+        port.parse::<u16>().is_err() || !port.bytes().all(|b| b.is_ascii_digit())
+    }) {
         return Err(format!("`{registry}` has no valid port"));
     }
     let is_label = |label: &str| {
@@ -243,9 +247,9 @@ fn is_path_component(component: &str) -> bool {
     let is_group = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let edges = [component.bytes().next(), component.bytes().next_back()];
     edges.iter().all(|edge| edge.is_some_and(is_group))
-        && component
-            .split(|c: char| c.is_ascii() && is_group(c as u8))
-            .all(|separator| matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|b| b == b'-'))
+        && component.split(|c: char| c.is_ascii() && is_group(c as u8)).all(|separator| {
+            matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|b| b == b'-')
+        })
 }
 
 #[cfg(test)]

@@ -12,11 +12,11 @@ use tokio::{
 };
 
 use super::{
-    blobs::move_blob,
+    blobs::{Traffic, move_blob},
     plan::{BlobPlan, ImagePlan, Plan},
     report::{Event, Observer, Report, Status},
 };
-use crate::tree::{Blobs, Error, Kind, Opened, Receiver, Result, Sink};
+use crate::tree::{Blobs, Error, Kind, ManifestName, Opened, Receiver, Result, Sink};
 
 /// Blobs up to this size, in bytes, are bound by round trips and not by bandwidth. They have
 /// places of their own, so that the end of a run is not a queue of configurations.
@@ -60,7 +60,7 @@ where
         ..Report::default()
     };
     let places = Places::new(concurrency);
-    let full = Arc::new(DiskFull::default());
+    let shared = Arc::new(Shared::default());
     let mut moving = JoinSet::new();
     let mut publishing = JoinSet::new();
     let blobs: Vec<Arc<BlobPlan>> = blobs.into_iter().map(Arc::new).collect();
@@ -72,10 +72,10 @@ where
         }
         let place = places.of(blob);
         let (source, sink, blob) = (source.clone(), sink.clone(), blob.clone());
-        let (observer, full) = (observer.clone(), full.clone());
+        let (observer, shared) = (observer.clone(), shared.clone());
         moving.spawn(async move {
             let size = blob.descriptor.size;
-            let moved = receive(&source, &sink, &blob, &place, &full, &observer).await;
+            let moved = receive(&source, &sink, &blob, &place, &shared, &observer).await;
             let ok = moved.is_ok();
             observer.event(Event::BlobDone { digest: blob.descriptor.digest, size, ok });
             (index, moved)
@@ -144,9 +144,12 @@ where
 async fn publish_image<D: Sink>(sink: &Arc<D>, image: &ImagePlan) -> Result<bool> {
     let mut changed = false;
     for planned in &image.manifests {
+        changed |= !planned.there;
         for name in &planned.names {
-            sink.put(&planned.repository, &planned.manifest, name).await?;
-            changed = true;
+            // That somebody asked for this one is news, even where the manifest is none.
+            if !planned.there || *name == ManifestName::Pinned {
+                sink.put(&planned.repository, &planned.manifest, name).await?;
+            }
         }
     }
     for (index, platforms) in &image.sparse {
@@ -161,7 +164,7 @@ async fn receive<S: Blobs, D: Sink, O: Observer>(
     sink: &Arc<D>,
     blob: &BlobPlan,
     place: &Arc<Semaphore>,
-    full: &DiskFull,
+    shared: &Shared,
     observer: &Arc<O>,
 ) -> Result<Outcome> {
     let digest = blob.descriptor.digest;
@@ -173,7 +176,7 @@ async fn receive<S: Blobs, D: Sink, O: Observer>(
     let mut waiting = false;
     let mut held = Some(take(place).await);
     loop {
-        full.check()?;
+        shared.full.check()?;
         let receiver = match sink.open(repository, &blob.descriptor).await? {
             Opened::Present => return Ok(Outcome::Reused),
             Opened::Busy => {
@@ -193,7 +196,7 @@ async fn receive<S: Blobs, D: Sink, O: Observer>(
         }
         let (size, offset) = (blob.descriptor.size, receiver.offset());
         observer.event(Event::BlobStarted { digest, size, offset });
-        match move_blob(source.as_ref(), blob, receiver, observer).await {
+        match move_blob(source.as_ref(), blob, receiver, &shared.traffic, observer).await {
             Ok(moved) => return Ok(Outcome::Fetched(moved.fetched)),
             // What an earlier run has left may be worthless after a power cut, and a proxy may
             // damage something once; twice is no accident.
@@ -202,7 +205,7 @@ async fn receive<S: Blobs, D: Sink, O: Observer>(
                 observer.event(Event::BlobRestarted { digest, bytes: size });
             }
             Err(error) => {
-                full.note(&error);
+                shared.full.note(&error);
                 return Err(error);
             }
         }
@@ -233,6 +236,13 @@ impl Places {
         let place = places.entry((registry, small));
         place.or_insert_with(|| Arc::new(Semaphore::new(number))).clone()
     }
+}
+
+/// What the tasks of a run have in common.
+#[derive(Default)]
+struct Shared {
+    full: DiskFull,
+    traffic: Traffic,
 }
 
 /// Remembers that the disk is full, so that what has not begun does not begin.

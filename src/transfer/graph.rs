@@ -72,7 +72,12 @@ struct Node {
 impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
     /// Explores everything under `root`, which the target has or has not. `None` if the platform
     /// filter leaves nothing of it (and the policy does not make an error of that).
-    pub(super) async fn explore(&self, root: Manifest, there: bool, name: &Reference) -> Result<Option<Graph>> {
+    pub(super) async fn explore(
+        &self,
+        root: Manifest,
+        there: bool,
+        name: &Reference,
+    ) -> Result<Option<Graph>> {
         let fits = self.options.platforms != PlatformFilter::All;
         // What this very filter has made is not filtered again.
         let made = root.annotations().get(FilteredIndex::PLATFORMS);
@@ -225,9 +230,10 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
             graph.platforms.extend(named.map(Platform::to_string));
             graph.add(node.graph);
         }
-        let dropped = keep.iter().zip(children).any(|(keep, child)| {
-            keep.is_none_or(|(digest, _)| digest != child.digest)
-        });
+        let dropped = keep
+            .iter()
+            .zip(children)
+            .any(|(keep, child)| keep.is_none_or(|(digest, _)| digest != child.digest));
         let root = if dropped && self.options.index == IndexMode::Rewrite {
             let platforms = self.options.platforms.to_string();
             filter_index(&FilteredIndex { original: &manifest, keep: &keep, platforms })
@@ -274,7 +280,10 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
             ));
         }
         // Depth 0 is where a single image is checked against its configuration.
-        let depth = if child.platform.is_none() && filter != &PlatformFilter::All && manifest.children().is_empty() {
+        let depth = if child.platform.is_none()
+            && filter != &PlatformFilter::All
+            && manifest.children().is_empty()
+        {
             0
         } else {
             depth + 1
@@ -346,12 +355,17 @@ impl Budget {
 fn is_image_config(media_type: &str) -> bool {
     matches!(
         media_type,
-        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
+        "application/vnd.oci.image.config.v1+json"
+            | "application/vnd.docker.container.image.v1+json"
     )
 }
 
 /// Reads a small blob whole, and checks it.
-async fn read_small<S: Blobs>(source: &S, repository: &Repository, blob: &Descriptor) -> Result<Bytes> {
+async fn read_small<S: Blobs>(
+    source: &S,
+    repository: &Repository,
+    blob: &Descriptor,
+) -> Result<Bytes> {
     let mut stream = source.read(repository, blob, 0).await?;
     let mut content = Vec::new();
     while let Some(piece) = stream.next().await? {

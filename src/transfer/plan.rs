@@ -1,7 +1,7 @@
 //! Planning: what each image consists of, and what of that is missing at the target.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
 };
 
@@ -57,6 +57,8 @@ pub struct PlannedManifest {
     pub repository: Repository,
     /// The names it is to have.
     pub names: Vec<ManifestName>,
+    /// Whether the target has it already.
+    pub there: bool,
 }
 
 /// A blob that images need.
@@ -89,7 +91,12 @@ impl Plan {
 /// Plans to copy `images` from `source` to the same names at `sink`.
 ///
 /// An image that cannot be planned has the error in its report; the others are not affected.
-pub async fn plan<S, D>(source: &Arc<S>, sink: &Arc<D>, images: &[Reference], options: &Options) -> Plan
+pub async fn plan<S, D>(
+    source: &Arc<S>,
+    sink: &Arc<D>,
+    images: &[Reference],
+    options: &Options,
+) -> Plan
 where
     S: Names + Blobs + Attachments,
     D: Sink,
@@ -113,7 +120,8 @@ where
         plan.images.push(image);
     }
     plan.blobs = blobs.into_values().collect();
-    plan.blobs.sort_by_key(|blob| (std::cmp::Reverse(blob.descriptor.size), blob.descriptor.digest));
+    plan.blobs
+        .sort_by_key(|blob| (std::cmp::Reverse(blob.descriptor.size), blob.descriptor.digest));
     find_present(sink, &mut plan).await;
     plan
 }
@@ -214,7 +222,10 @@ struct Planner<'a, S, D> {
 }
 
 impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
-    async fn plan(&self, report: &mut ImageReport) -> Result<Option<(Graph, Vec<PlannedManifest>)>> {
+    async fn plan(
+        &self,
+        report: &mut ImageReport,
+    ) -> Result<Option<(Graph, Vec<PlannedManifest>)>> {
         let repository = self.image.repository();
         let root = if self.options.attachments {
             // The tags will be needed whatever the root turns out to be.
@@ -224,7 +235,8 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
             self.root(self.image).await?
         };
         let original = original_digest(&root.manifest);
-        let graph = self.explorer(self.options).explore(root.manifest, root.there, self.image).await?;
+        let graph =
+            self.explorer(self.options).explore(root.manifest, root.there, self.image).await?;
         let Some(mut graph) = graph else {
             report.warnings.push("nothing of it is for the platforms that were asked for".into());
             return Ok(None);
@@ -288,7 +300,14 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
             && self.options.index == IndexMode::Rewrite
             && original_digest(&local) == digest;
         if local.digest() == digest || is_filtered {
-            return Ok(Root { manifest: local, there: true });
+            // A name with tag and digest is to be found by both.
+            let there = match (name.tag(), name.digest()) {
+                (Some(_), Some(digest)) => {
+                    self.sink.manifest(&repository.pinned(digest)).await.is_ok()
+                }
+                _ => true,
+            };
+            return Ok(Root { manifest: local, there });
         }
         let pinned = repository.pinned(digest);
         let manifest = match self.sink.manifest(&pinned).await {
@@ -311,7 +330,8 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         let mut known: HashSet<Digest> = subjects.iter().copied().collect();
         let mut planned_manifests = Vec::new();
         for _ in 0..MAX_ATTACHMENT_DEPTH {
-            let found = attach::find(self.source.as_ref(), self.lists, repository, &subjects).await?;
+            let found =
+                attach::find(self.source.as_ref(), self.lists, repository, &subjects).await?;
             let mut names: Vec<(Reference, Vec<ManifestName>)> = Vec::new();
             for digest in found.digests.into_iter().filter(|digest| known.insert(*digest)) {
                 names.push((repository.pinned(digest), vec![ManifestName::Digest]));
@@ -349,24 +369,26 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
     }
 }
 
-/// What is to be published of a graph: nothing of what the target has, the root under its names.
+/// The manifests of a graph in their order, the root under its names, the others by digest.
 fn planned(
     repository: &Repository,
     graph: &Graph,
     root_names: Vec<ManifestName>,
 ) -> Vec<PlannedManifest> {
-    let last = graph.manifests.len().saturating_sub(1);
-    let mut root_names = Some(root_names);
-    let mut planned: BTreeMap<usize, PlannedManifest> = BTreeMap::new();
-    for (at, (manifest, there)) in graph.manifests.iter().enumerate() {
-        let names = if at == last { root_names.take().unwrap_or_default() } else { vec![ManifestName::Digest] };
-        planned.insert(at, PlannedManifest {
+    let mut planned: Vec<PlannedManifest> = graph
+        .manifests
+        .iter()
+        .map(|(manifest, there)| PlannedManifest {
             manifest: manifest.clone(),
             repository: repository.clone(),
-            names: if *there { Vec::new() } else { names },
-        });
+            names: vec![ManifestName::Digest],
+            there: *there,
+        })
+        .collect();
+    if let Some(root) = planned.last_mut() {
+        root.names = root_names;
     }
-    planned.into_values().collect()
+    planned
 }
 
 /// The manifests to which something may be attached: the root, as it is at the source, and what
@@ -374,9 +396,8 @@ fn planned(
 fn subjects(graph: &Graph, original: Digest) -> Vec<Digest> {
     let mut subjects = vec![original];
     for (manifest, _) in &graph.manifests {
-        let is_attestation = manifest
-            .blobs()
-            .any(|blob| blob.media_type.starts_with("application/vnd.in-toto"));
+        let is_attestation =
+            manifest.blobs().any(|blob| blob.media_type.starts_with("application/vnd.in-toto"));
         if !is_attestation && !manifest.annotations().contains_key(FilteredIndex::ORIGINAL) {
             subjects.push(manifest.digest());
         }

@@ -39,7 +39,9 @@ where
     for _ in 0..ROUNDS {
         let fresh: Vec<Problem> = all
             .iter()
-            .filter(|p| p.kind.is_harmful() && !p.repaired && tried.insert(p.path.clone() + p.kind.as_str()))
+            .filter(|p| {
+                p.kind.is_harmful() && !p.repaired && tried.insert(p.path.clone() + p.kind.as_str())
+            })
             .cloned()
             .collect();
         if fresh.is_empty() {
@@ -51,7 +53,7 @@ where
                 Some(Subject::Blob(image, descriptor)) => {
                     dir.distrust(descriptor.digest)?;
                     blobs.blobs.push(BlobPlan {
-                        descriptor: descriptor.clone(),
+                        descriptor: descriptor.as_ref().clone(),
                         sources: vec![image.repository().clone()],
                         images: Vec::new(),
                         there: false,

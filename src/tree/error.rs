@@ -151,14 +151,18 @@ impl Error {
             Kind::Unauthorized(_) => {
                 "give credentials with --auths FILE, --username and --password-stdin, or log in with your usual tool (~/.docker/config.json is read)"
             }
-            Kind::Denied(_) => "these credentials lack the right to do this; ask the registry's owner",
+            Kind::Denied(_) => {
+                "these credentials lack the right to do this; ask the registry's owner"
+            }
             Kind::Tls(m) if m.contains("plain HTTP") => {
                 "the registry speaks HTTP, not HTTPS: use --plain-http, or plain_http in --auths"
             }
             Kind::Tls(_) => {
                 "give the registry's CA with --ca-file, or skip the check with --insecure"
             }
-            Kind::Connect(_) => "check the registry's name, the network, and HTTP_PROXY, HTTPS_PROXY and NO_PROXY",
+            Kind::Connect(_) => {
+                "check the registry's name, the network, and HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+            }
             Kind::WaitTooLong(_) => "run the same command later, or raise --max-wait",
             Kind::Stalled(_) | Kind::Interrupted(_) => {
                 "run the same command again: what has been fetched is kept"

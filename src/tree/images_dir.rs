@@ -107,7 +107,11 @@ impl ImagesDir {
                     existing.as_str(),
                     wanted.as_str()
                 );
-                return Err(Error::new(SIDE, format_args!("opening {}", root.display()), Kind::Config(reason)));
+                return Err(Error::new(
+                    SIDE,
+                    format_args!("opening {}", root.display()),
+                    Kind::Config(reason),
+                ));
             }
             (existing, wanted) => existing.or(wanted).unwrap_or_default(),
         };
@@ -119,7 +123,8 @@ impl ImagesDir {
         if !remembered.exists() {
             let text = format!("{}\n", chosen.as_str());
             let time = publish::Time::Immutable;
-            publish::publish(&state.join(SCRATCH), &remembered, text.as_bytes(), time).map_err(failed)?;
+            publish::publish(&state.join(SCRATCH), &remembered, text.as_bytes(), time)
+                .map_err(failed)?;
         }
         let filling = lock_file(&state.join(LOCKS).join("tree")).map_err(failed)?;
         // Waits while `prune` is at work, which does not take long.
@@ -160,7 +165,11 @@ impl ImagesDir {
         match fs::read_to_string(&remembered) {
             Ok(text) => {
                 return text.trim().parse().map(Some).map_err(|reason| {
-                    Error::new(SIDE, format_args!("reading {}", remembered.display()), Kind::Config(reason))
+                    Error::new(
+                        SIDE,
+                        format_args!("reading {}", remembered.display()),
+                        Kind::Config(reason),
+                    )
                 });
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -400,7 +409,8 @@ impl Inner {
         let dir = self.manifests_dir(repository);
         let failed = |e| Error::io(&dir, "writing a manifest to", e);
         publish::create_dirs(&dir).map_err(failed)?;
-        let lock = lock_file(&self.state_dir().join(LOCKS).join(lock_name(repository))).map_err(failed)?;
+        let lock =
+            lock_file(&self.state_dir().join(LOCKS).join(lock_name(repository))).map_err(failed)?;
         lock.lock().map_err(failed)?;
         let map = layout::read_layout_map(&dir).map_err(failed)?;
         let is_g2 = map.is_some() || (self.layout == Layout::Kubekey && !has_tag_files(&dir));
@@ -412,15 +422,22 @@ impl Inner {
                     Some(LayoutMap::Broken) => {
                         let reason = "the map of tags is damaged; `imgfs verify --repair` rebuilds what can be saved";
                         let path = dir.join(LAYOUT_MAP);
-                        return Err(Error::new(SIDE, format_args!("reading {}", path.display()), Kind::Config(reason.into())));
+                        return Err(Error::new(
+                            SIDE,
+                            format_args!("reading {}", path.display()),
+                            Kind::Config(reason.into()),
+                        ));
                     }
                 };
                 self.put_file(&dir, &manifest.digest().to_string(), manifest)?;
                 map.insert(tag.clone(), manifest.digest());
                 self.put_map(&dir, &map).map_err(failed)?;
+                if tag == LAYOUT_MAP {
+                    return Ok(()); // The file of this name is the map.
+                }
                 // A file of the older generation would say something else from now on.
                 match fs::remove_file(dir.join(tag)) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound && tag != LAYOUT_MAP => Err(failed(e)),
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
                     _ => Ok(()),
                 }
             }
@@ -434,7 +451,11 @@ impl Inner {
         }
     }
 
-    fn put_map(&self, dir: &Path, map: &std::collections::BTreeMap<String, Digest>) -> io::Result<()> {
+    fn put_map(
+        &self,
+        dir: &Path,
+        map: &std::collections::BTreeMap<String, Digest>,
+    ) -> io::Result<()> {
         let text = layout::format_layout_map(map);
         let time = publish::Time::Of(Digest::sha256(&text));
         publish::publish(&self.state_dir().join(SCRATCH), &dir.join(LAYOUT_MAP), &text, time)
@@ -482,7 +503,8 @@ fn read_manifest(path: &Path, algorithm: Algorithm) -> Result<Manifest> {
     let file = File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    let unreadable = |e: ManifestError| Error::new(SIDE, format_args!("reading {}", path.display()), e);
+    let unreadable =
+        |e: ManifestError| Error::new(SIDE, format_args!("reading {}", path.display()), e);
     Manifest::parse_as(algorithm, bytes.into(), None).map_err(unreadable)
 }
 
@@ -503,7 +525,11 @@ struct Hashed {
 }
 
 /// Hashes a file; `progress` gets the number of bytes of each step.
-fn hash_file(path: &Path, algorithm: Algorithm, progress: &mut dyn FnMut(usize)) -> io::Result<Hashed> {
+fn hash_file(
+    path: &Path,
+    algorithm: Algorithm,
+    progress: &mut dyn FnMut(usize),
+) -> io::Result<Hashed> {
     let mut file = File::open(path)?;
     // A hint, and a failure to take it is none.
     let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
@@ -522,4 +548,16 @@ fn hash_file(path: &Path, algorithm: Algorithm, progress: &mut dyn FnMut(usize))
         }
     }
     Ok(Hashed { digest: hasher.finish(), meta })
+}
+
+/// Entry points of the fuzz targets to parsers that nobody else may call.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    /// Reads a map of tags, and what is written of it.
+    pub fn layout_map(text: &[u8]) {
+        if let Some(map) = super::layout::parse_layout_map(text) {
+            let written = super::layout::format_layout_map(&map);
+            assert_eq!(super::layout::parse_layout_map(&written), Some(map));
+        }
+    }
 }

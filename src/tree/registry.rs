@@ -126,8 +126,14 @@ impl Names for Registry {
         let session = self.session(reference.repository())?;
         let doing = format!("looking up {reference}");
         let ask = manifest_ask(&session, Method::HEAD, reference, &doing);
-        let answer = session.send(&ask).await?;
-        Ok(content_digest(answer.response.headers()))
+        match session.send(&ask).await {
+            Ok(answer) => Ok(content_digest(answer.response.headers())),
+            // Without HEAD, there still is GET.
+            Err(error) if matches!(error.kind(), Kind::Status { status: 405 | 501, .. }) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<Manifest> {
@@ -137,10 +143,12 @@ impl Names for Registry {
         let mut retry = session.retry();
         loop {
             let error = match session.attempt(&ask).await {
-                Ok(answer) => match read_manifest(&session, answer.response, reference, &doing).await {
-                    Ok(manifest) => return Ok(manifest),
-                    Err(error) => error,
-                },
+                Ok(answer) => {
+                    match read_manifest(&session, answer.response, reference, &doing).await {
+                        Ok(manifest) => return Ok(manifest),
+                        Err(error) => error,
+                    }
+                }
                 Err(error) => error,
             };
             let delay = retry.after(error)?;
@@ -281,7 +289,8 @@ async fn referrers(
             }
             Err(error) => return Err(error),
         };
-        let next = header(answer.response.headers(), LINK.as_str()).and_then(|link| next_page(&link));
+        let next =
+            header(answer.response.headers(), LINK.as_str()).and_then(|link| next_page(&link));
         let body = session::read_limited(answer.response, MAX_MANIFEST_BYTES)
             .await
             .map_err(|e| session.failed(&doing, e))?
@@ -321,7 +330,8 @@ impl Blobs for Registry {
             Err(error) if error.is_not_found() && !blob.urls.is_empty() => {
                 // Foreign layers: the registry does not have them, their makers do.
                 for url in &blob.urls {
-                    let Some(url) = url.parse().ok().filter(|u: &reqwest::Url| u.scheme() == "https")
+                    let Some(url) =
+                        url.parse().ok().filter(|u: &reqwest::Url| u.scheme() == "https")
                     else {
                         continue;
                     };
@@ -345,13 +355,34 @@ fn content_digest(headers: &HeaderMap) -> Option<Digest> {
     header(headers, "docker-content-digest")?.parse().ok()
 }
 
+/// Entry points of the fuzz targets to parsers that nobody else may call.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    /// Feeds `text` to everything that reads headers and answers of strangers.
+    pub fn headers(text: &[u8]) {
+        let _ = super::challenge::parse_token(text);
+        if let Ok(text) = std::str::from_utf8(text) {
+            let _ = super::challenge::Scheme::parse([text]);
+            let _ = super::next_page(text);
+        }
+        if let Ok(value) = reqwest::header::HeaderValue::from_bytes(text) {
+            let _ = super::blob::content_range(
+                &[(reqwest::header::CONTENT_RANGE, value)].into_iter().collect(),
+            );
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn link_headers() {
-        assert_eq!(next_page(r#"</v2/a/tags/list?n=2&last=b>; rel="next""#).unwrap(), "/v2/a/tags/list?n=2&last=b");
+        assert_eq!(
+            next_page(r#"</v2/a/tags/list?n=2&last=b>; rel="next""#).unwrap(),
+            "/v2/a/tags/list?n=2&last=b"
+        );
         assert_eq!(next_page("<a>; rel=prev, <b>; rel=next").as_deref(), Some("b"));
         for none in ["", "a", "<a", "<a>; rel=prev"] {
             assert_eq!(next_page(none), None);

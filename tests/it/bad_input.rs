@@ -95,7 +95,6 @@ fn references_that_are_none() {
         "registry.invalid:99999/app:1",
         "http://registry.invalid/app:1",
         "registry.invalid/a b:1",
-        "registry.invalid/app:1\n",
         long.as_str(),
     ];
     let mut wrong = Vec::new();

@@ -712,17 +712,3 @@ fn docker_hub_is_the_same_under_all_its_names() {
     let log = hostile.log();
     assert!(!log.iter().any(|served| foreign(&served.target)), "{log:?}");
 }
-
-#[test]
-fn completions_and_manual_pages_come_out_of_the_binary() {
-    let imgfs = Imgfs::scratch();
-    for shell in ["bash", "zsh", "fish"] {
-        let output = imgfs.run(&["completions", shell]).success();
-        assert!(output.stdout.contains("images-dir"), "{output}");
-    }
-    let directory = imgfs.home().join("man");
-    std::fs::create_dir(&directory).expect("making a directory");
-    imgfs.run(&["man", directory.to_str().expect("a plain path")]).success();
-    let page = std::fs::read_to_string(directory.join("imgfs-pull.1")).expect("a manual page");
-    assert!(page.contains("images\\-dir"), "{page}");
-}

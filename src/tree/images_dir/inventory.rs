@@ -9,12 +9,15 @@ use std::{
 };
 
 use super::{
-    ImagesDir, Inner, Problem, ProblemKind, Subject,
+    ImagesDir, Inner, Problem, ProblemKind, STATE, Subject,
     layout::{self, BLOBS, LAYOUT_MAP, LayoutMap, RepositoryDir},
     read_manifest,
 };
 use crate::{
-    image::{Algorithm, Descriptor, Digest, Manifest, Platform, PlatformFilter, Reference, Repository, View},
+    image::{
+        Algorithm, Descriptor, Digest, Manifest, Platform, PlatformFilter, Reference, Repository,
+        View,
+    },
     tree::{Error, Kind, Result},
 };
 
@@ -109,8 +112,9 @@ impl ImagesDir {
     pub fn inventory(&self) -> Result<Inventory> {
         let inner = &self.inner;
         let walk = layout::walk(&inner.root).map_err(|e| Error::io(&inner.root, "reading", e))?;
-        let mut inventory = Inventory { blobs: inner.list_blobs()?, ..Inventory::default() };
-        for path in walk.stray {
+        let (blobs, stray_blobs) = inner.list_blobs()?;
+        let mut inventory = Inventory { blobs, ..Inventory::default() };
+        for path in walk.stray.into_iter().chain(stray_blobs) {
             inventory.problems.push(Problem::stray(inner.relative(&path)));
         }
         for dir in walk.repositories {
@@ -147,26 +151,29 @@ impl Inner {
         path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
     }
 
-    fn list_blobs(&self) -> Result<BTreeMap<Digest, u64>> {
+    /// Files in `blobs/` that are named by a digest, with their sizes; and what else is there.
+    fn list_blobs(&self) -> Result<(BTreeMap<Digest, u64>, Vec<PathBuf>)> {
         let dir = self.root.join(BLOBS);
         let failed = |e| Error::io(&dir, "reading", e);
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
             Err(e) => return Err(failed(e)),
         };
-        let mut blobs = BTreeMap::new();
+        let (mut blobs, mut stray) = (BTreeMap::new(), Vec::new());
         for entry in entries {
             let entry = entry.map_err(failed)?;
-            let digest = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            if let Some(digest) = digest
-                && let Ok(meta) = fs::metadata(entry.path())
-                && meta.is_file()
-            {
-                blobs.insert(digest, meta.len());
+            let name = entry.file_name();
+            let digest = name.to_str().and_then(|name| name.parse().ok());
+            match (digest, fs::metadata(entry.path())) {
+                (Some(digest), Ok(meta)) if meta.is_file() => {
+                    blobs.insert(digest, meta.len());
+                }
+                _ if name == STATE => {}
+                _ => stray.push(entry.path()),
             }
         }
-        Ok(blobs)
+        Ok((blobs, stray))
     }
 
     /// What the configuration of a single image says it runs on.
@@ -210,7 +217,13 @@ impl<'a> Scan<'a> {
                 Ok(manifest) => self.add_image(reference, &manifest),
                 Err(error) => {
                     let name = Subject::Tag(reference);
-                    self.problem(tag, ProblemKind::Unreadable, "a manifest", &error.kind().to_string(), name);
+                    self.problem(
+                        tag,
+                        ProblemKind::Unreadable,
+                        "a manifest",
+                        &error.kind().to_string(),
+                        name,
+                    );
                 }
             }
         }
@@ -225,7 +238,11 @@ impl<'a> Scan<'a> {
                             ProblemKind::DanglingTag,
                             &digest.to_string(),
                             "no such manifest",
-                            Subject::Manifest { repository: repository.clone(), digest: *digest, tag: Some(tag.clone()) },
+                            Subject::Manifest {
+                                repository: repository.clone(),
+                                digest: *digest,
+                                tag: Some(tag.clone()),
+                            },
                         ),
                     }
                 }
@@ -244,11 +261,20 @@ impl<'a> Scan<'a> {
         self.note_orphans();
     }
 
-    fn problem(&mut self, file: &str, kind: ProblemKind, expected: &str, found: &str, subject: Subject) {
+    fn problem(
+        &mut self,
+        file: &str,
+        kind: ProblemKind,
+        expected: &str,
+        found: &str,
+        subject: Subject,
+    ) {
         let path = self.inner.relative(&self.dir.manifests.join(file));
         let images = match &subject {
             Subject::Tag(reference) => vec![reference.to_string()],
-            Subject::Manifest { repository, tag: Some(tag), .. } => vec![repository.tagged(tag).to_string()],
+            Subject::Manifest { repository, tag: Some(tag), .. } => {
+                vec![repository.tagged(tag).to_string()]
+            }
             _ => Vec::new(),
         };
         self.inventory.problems.push(Problem {
@@ -356,7 +382,9 @@ impl<'a> Scan<'a> {
 
     /// Which children of an index should be there: all, unless it is sparse on purpose.
     fn wanted(&self, index: Digest, children: &[Descriptor]) -> Vec<bool> {
-        let Some(sparse) = self.inner.records.sparse(&index) else { return vec![true; children.len()] };
+        let Some(sparse) = self.inner.records.sparse(&index) else {
+            return vec![true; children.len()];
+        };
         let filter = PlatformFilter::parse(&[sparse]).unwrap_or_default();
         let platforms: Vec<_> = children.iter().map(|child| child.platform.clone()).collect();
         let kept = filter.select(&platforms).kept;
@@ -426,7 +454,6 @@ impl<'a> Scan<'a> {
 /// the fallback `sha256-<hex>` of the referrers API.
 pub fn is_attachment_tag(tag: &str) -> bool {
     let name = tag.split('.').next().unwrap_or_default();
-    name.split_once('-').is_some_and(|(algorithm, hex)| {
-        format!("{algorithm}:{hex}").parse::<Digest>().is_ok()
-    })
+    name.split_once('-')
+        .is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
 }

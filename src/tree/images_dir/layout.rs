@@ -96,11 +96,8 @@ pub(super) fn candidates(root: &Path, repository: &Repository) -> Vec<PathBuf> {
 pub(super) fn repository_at(components: &[String]) -> Option<Repository> {
     let (first, rest) = components.split_first()?;
     let is_registry = first.contains(['.', ':']) || first == "localhost";
-    let (registry, path) = if is_registry {
-        (first.as_str(), rest.join("/"))
-    } else {
-        (HUB[0], components.join("/"))
-    };
+    let (registry, path) =
+        if is_registry { (first.as_str(), rest.join("/")) } else { (HUB[0], components.join("/")) };
     if path.is_empty() {
         return None;
     }
@@ -196,7 +193,8 @@ pub(super) fn walk(root: &Path) -> io::Result<Walk> {
 
 fn walk_into(dir: &Path, components: &mut Vec<String>, found: &mut Walk) -> io::Result<()> {
     let holds_manifests = components.last().is_some_and(|name| name == MANIFESTS);
-    let owner = if holds_manifests { repository_at(&components[..components.len() - 1]) } else { None };
+    let owner =
+        if holds_manifests { repository_at(&components[..components.len() - 1]) } else { None };
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -275,7 +273,10 @@ mod tests {
     fn all_generations_in_one_tree() {
         let dir = tempfile::tempdir().unwrap();
         let digest = Digest::sha256(b"x");
-        let map = format!("{{\n  \"v1\": \"{digest}\",\n  \"sha512:{}\": \"{digest}\"\n}}", "0".repeat(128));
+        let map = format!(
+            "{{\n  \"v1\": \"{digest}\",\n  \"sha512:{}\": \"{digest}\"\n}}",
+            "0".repeat(128)
+        );
         for (path, text) in [
             ("blobs/sha256:abc", ""),
             ("docker.io/library/nginx/manifests/1.25", ""),
@@ -319,8 +320,11 @@ mod tests {
         };
         assert_eq!(map_of("g2/app"), Some(&LayoutMap::Map([("v1".to_owned(), digest)].into())));
         assert_eq!(map_of("a/blobs"), Some(&LayoutMap::Broken));
-        let mut stray: Vec<_> =
-            found.stray.iter().map(|p| p.strip_prefix(dir.path()).unwrap().display().to_string()).collect();
+        let mut stray: Vec<_> = found
+            .stray
+            .iter()
+            .map(|p| p.strip_prefix(dir.path()).unwrap().display().to_string())
+            .collect();
         stray.sort();
         assert_eq!(stray, ["README", "quay.io/Upper/manifests/t", "quay.io/g2/app/manifests/.tmp"]);
     }
@@ -332,7 +336,9 @@ mod tests {
         let text = format!("{{\n  \"a\": \"{digest}\",\n  \"b\": \"{digest}\"\n}}");
         assert_eq!(format_layout_map(&map), text.as_bytes());
         assert_eq!(parse_layout_map(text.as_bytes()), Some(map));
-        for bad in ["", "[]", "{\"a\":1}", "{\"a\":\"sha256:../x\"}", "{\"a\"", "{\"schemaVersion\":2}"] {
+        for bad in
+            ["", "[]", "{\"a\":1}", "{\"a\":\"sha256:../x\"}", "{\"a\"", "{\"schemaVersion\":2}"]
+        {
             assert_eq!(parse_layout_map(bad.as_bytes()), None, "{bad}");
         }
     }

@@ -51,11 +51,15 @@ impl ImagesDir {
             None
         } else {
             publish::create_dirs(&locks).map_err(|e| Error::io(&locks, "creating", e))?;
-            let lock = lock_file(&locks.join("tree")).map_err(|e| Error::io(&locks, "locking", e))?;
+            let lock =
+                lock_file(&locks.join("tree")).map_err(|e| Error::io(&locks, "locking", e))?;
             match lock.try_lock() {
                 Ok(()) => Some(lock),
                 Err(TryLockError::WouldBlock) => {
-                    return Err(refuse("another imgfs process is filling this tree; run this when it is done".into()));
+                    return Err(refuse(
+                        "another imgfs process is filling this tree; run this when it is done"
+                            .into(),
+                    ));
                 }
                 Err(TryLockError::Error(e)) => return Err(Error::io(&locks, "locking", e)),
             }
@@ -68,8 +72,10 @@ impl ImagesDir {
                 problem.kind.as_str()
             )));
         }
-        let mut candidates: Vec<PathBuf> = inventory.orphans.iter().map(|(path, _)| path.clone()).collect();
-        let unneeded = inventory.blobs.keys().filter(|digest| !inventory.needed.contains_key(digest));
+        let mut candidates: Vec<PathBuf> =
+            inventory.orphans.iter().map(|(path, _)| path.clone()).collect();
+        let unneeded =
+            inventory.blobs.keys().filter(|digest| !inventory.needed.contains_key(digest));
         candidates.extend(unneeded.map(|digest| inner.blob_path(digest)));
         candidates.extend(self.old_partials()?);
         if !dry_run {
@@ -96,7 +102,9 @@ impl ImagesDir {
         let mut old = Vec::new();
         for (path, _) in self.partial_downloads()? {
             let modified = fs::metadata(&path).and_then(|meta| meta.modified());
-            if modified.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > PARTIAL_LIFETIME)) {
+            if modified
+                .is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > PARTIAL_LIFETIME))
+            {
                 old.push(path);
             }
         }

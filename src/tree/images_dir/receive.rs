@@ -15,7 +15,7 @@ use std::{
 
 use super::{Inner, publish};
 use crate::{
-    image::{Descriptor, Hasher},
+    image::{Descriptor, Digest, Hasher},
     tree::{Error, Kind, Opened, Receiver, Result},
 };
 
@@ -29,6 +29,7 @@ pub struct PartialBlob {
     path: PathBuf,
     /// Holds the lock.
     file: File,
+    /// Of what an earlier process has left.
     hasher: Hasher,
     received: u64,
 }
@@ -109,23 +110,26 @@ impl Receiver for PartialBlob {
         self.received
     }
 
+    fn hasher(&self) -> Hasher {
+        self.hasher.clone()
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let found = self.received + bytes.len() as u64;
         if found > self.blob.size {
             return Err(self.error(Kind::Size { expected: self.blob.size, found }));
         }
         self.file.write_all(bytes).map_err(|e| self.error(e))?;
-        self.hasher.update(bytes);
         self.received = found;
         Ok(())
     }
 
-    fn commit(self) -> Result<()> {
+    fn commit(self, found: Digest) -> Result<()> {
         if self.received != self.blob.size {
             let (expected, found) = (self.blob.size, self.received);
             return Err(self.error(Kind::Size { expected, found }));
         }
-        let (expected, found) = (self.blob.digest, self.hasher.clone().finish());
+        let expected = self.blob.digest;
         if found != expected {
             fs::remove_file(&self.path).map_err(|e| self.error(e))?;
             return Err(self.error(Kind::Digest { expected, found }));

@@ -142,9 +142,10 @@ impl Records {
     pub(super) fn without_referrers(&self) -> Vec<String> {
         let now = seconds_now();
         let state = self.state();
-        let recent = state.no_referrers.iter().filter(|&(_, &at)| {
-            now.checked_sub(at).is_some_and(|age| age < REFERRERS_MEMORY)
-        });
+        let recent = state
+            .no_referrers
+            .iter()
+            .filter(|&(_, &at)| now.checked_sub(at).is_some_and(|age| age < REFERRERS_MEMORY));
         recent.map(|(registry, _)| registry.clone()).collect()
     }
 
@@ -161,7 +162,8 @@ impl Records {
         }
         file.write_all(line.as_bytes())?;
         self.refresh(&mut state)?;
-        let live = state.blobs.len() + state.pins.len() + state.sparse.len() + state.no_referrers.len();
+        let live =
+            state.blobs.len() + state.pins.len() + state.sparse.len() + state.no_referrers.len();
         if state.lines > COMPACT_LINES && state.lines > 2 * live {
             self.compact(&mut state)?;
         }
@@ -202,7 +204,9 @@ impl Records {
         let mut lines = &text[..complete];
         if state.read_to == 0 && complete > 0 {
             lines = lines.strip_prefix(HEADER.as_bytes()).ok_or_else(|| {
-                io::Error::other("these records were made by a newer imgfs, which has to be used here")
+                io::Error::other(
+                    "these records were made by a newer imgfs, which has to be used here",
+                )
             })?;
         }
         state.read_to += complete as u64;
@@ -219,7 +223,8 @@ impl Records {
     fn compact(&self, state: &mut State) -> io::Result<()> {
         let mut text = HEADER.to_owned();
         for (digest, s) in &state.blobs {
-            text += &format!("blob {digest} {} {} {} {}\n", s.size, s.inode, s.mtime_ns, s.ctime_ns);
+            text +=
+                &format!("blob {digest} {} {} {} {}\n", s.size, s.inode, s.mtime_ns, s.ctime_ns);
         }
         for pin in &state.pins {
             text += &format!("pin {pin}\n");
@@ -310,7 +315,10 @@ mod tests {
         fs::write(&path, "jello").unwrap();
         File::open(&path).unwrap().set_modified(meta.modified().unwrap()).unwrap();
         let changed = fs::metadata(&path).unwrap();
-        assert_eq!((changed.modified().unwrap(), changed.ino()), (meta.modified().unwrap(), meta.ino()));
+        assert_eq!(
+            (changed.modified().unwrap(), changed.ino()),
+            (meta.modified().unwrap(), meta.ino())
+        );
         assert!(!records.is_verified(&digest, &changed));
     }
 
@@ -339,7 +347,11 @@ mod tests {
         let digest = Digest::sha256(b"x");
         Records::open(path.clone()).unwrap().verified(digest, &meta).unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, format!("{}\nblob sha256:zz 1\n\nnew thing\n{}", text.trim_end(), "blob sha")).unwrap();
+        fs::write(
+            &path,
+            format!("{}\nblob sha256:zz 1\n\nnew thing\n{}", text.trim_end(), "blob sha"),
+        )
+        .unwrap();
         let records = Records::open(path.clone()).unwrap();
         assert!(records.is_verified(&digest, &meta));
         // The torn last line swallows the next one; what is lost is one verification.

@@ -13,7 +13,7 @@ use std::{
 
 use super::{ImagesDir, Inventory, PARTIAL, hash_file};
 use crate::{
-    image::{Digest, Reference, Repository},
+    image::{Descriptor, Digest, Reference, Repository},
     tree::{Error, Result},
 };
 
@@ -76,7 +76,7 @@ impl ProblemKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// A blob, and an image that needs it.
-    Blob(Reference, crate::image::Descriptor),
+    Blob(Reference, Box<Descriptor>),
     /// A manifest by digest, and the tag that points at it, if one does.
     Manifest {
         /// Its repository.
@@ -145,10 +145,18 @@ impl ImagesDir {
         let failures = self.hash_all(&to_hash, progress)?;
         verified.hashed_bytes = to_hash.iter().map(|(_, size)| size).sum();
         verified.problems = inventory.problems.clone();
+        name_users(&mut verified.problems, &inventory);
         verified.problems.extend(missing(&inventory, inner));
         for (digest, kind, found) in failures {
             let path = inner.relative(&inner.blob_path(&digest));
-            verified.problems.push(blob_problem(&inventory, digest, path, kind, digest.to_string(), found));
+            verified.problems.push(blob_problem(
+                &inventory,
+                digest,
+                path,
+                kind,
+                digest.to_string(),
+                found,
+            ));
         }
         verified.problems.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(verified)
@@ -183,7 +191,8 @@ impl ImagesDir {
                 failures.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
             }
         };
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(blobs.len().max(1));
+        let threads =
+            thread::available_parallelism().map_or(1, usize::from).min(blobs.len().max(1));
         thread::scope(|scope| {
             for _ in 1..threads {
                 scope.spawn(work);
@@ -192,7 +201,10 @@ impl ImagesDir {
         });
         match trouble.into_inner().unwrap_or_else(PoisonError::into_inner) {
             // A tree on a read-only file system can be verified all the same.
-            Some(e) if e.kind() != io::ErrorKind::ReadOnlyFilesystem && e.kind() != io::ErrorKind::PermissionDenied => {
+            Some(e)
+                if e.kind() != io::ErrorKind::ReadOnlyFilesystem
+                    && e.kind() != io::ErrorKind::PermissionDenied =>
+            {
                 Err(inner.records_error(e))
             }
             _ => Ok(failures.into_inner().unwrap_or_else(PoisonError::into_inner)),
@@ -216,6 +228,19 @@ impl ImagesDir {
             }
         }
         Ok(found)
+    }
+}
+
+/// Adds to damaged manifests the images that suffer.
+fn name_users(problems: &mut [Problem], inventory: &Inventory) {
+    for problem in problems {
+        let Some(Subject::Manifest { repository, digest, .. }) = &problem.subject else { continue };
+        let suffers = |image: &&super::ImageEntry| {
+            image.reference.repository() == repository
+                && image.missing.iter().any(|lack| lack.is_manifest && lack.digest == *digest)
+        };
+        let users = inventory.images.iter().filter(suffers);
+        problem.images.extend(users.map(|image| image.reference.to_string()));
     }
 }
 
@@ -275,8 +300,7 @@ fn blob_problem(
     let subject = users
         .first()
         .zip(need)
-        .map(|(image, need)| Subject::Blob(image.clone(), need.descriptor.clone()));
+        .map(|(image, need)| Subject::Blob(image.clone(), Box::new(need.descriptor.clone())));
     let images = users.iter().map(ToString::to_string).collect();
     Problem { path, kind, expected, found, images, subject, repaired: false }
 }
-

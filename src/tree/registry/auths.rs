@@ -109,7 +109,9 @@ impl RawEntry {
             (Some(username), Some(password), None) => {
                 Some(Credentials::Basic { username, password })
             }
-            (Some(_), None, None) => return Err(format!("`{prefix}` has a username but no password")),
+            (Some(_), None, None) => {
+                return Err(format!("`{prefix}` has a username but no password"));
+            }
             (None, Some(_), _) => return Err(format!("`{prefix}` has a password but no username")),
             (Some(_), Some(_), Some(_)) => {
                 return Err(format!("`{prefix}` has a password and an identity_token"));
@@ -165,7 +167,9 @@ impl<'de> Deserialize<'de> for RawEntry {
                         "repo" | "registry" => entry.repo = map.next_value()?,
                         "username" => entry.username = map.next_value()?,
                         "password" => entry.password = map.next_value()?,
-                        "identity_token" | "identitytoken" => entry.identity_token = map.next_value()?,
+                        "identity_token" | "identitytoken" => {
+                            entry.identity_token = map.next_value()?
+                        }
                         "insecure" | "skip_tls_verify" | "skipTLSVerify" => {
                             entry.skip_tls_verify = map.next_value::<Flag>()?.0;
                         }
@@ -295,14 +299,16 @@ mod tests {
         .unwrap();
         assert_eq!(auths.skip_tls_verify, Some(true));
         let [a, b, c] = &auths.entries[..] else { panic!("{auths:?}") };
-        let basic = |u: &str, p: &str| {
-            Some(Credentials::Basic { username: u.into(), password: p.into() })
-        };
+        let basic =
+            |u: &str, p: &str| Some(Credentials::Basic { username: u.into(), password: p.into() });
         assert_eq!(a.prefix, "registry.example.com:5000/team");
         assert!(a.credentials == basic("robot", "00123"), "digits stay as written");
         assert_eq!(a.skip_tls_verify, Some(false));
         assert!(b.credentials == basic("no", "1e5"));
-        assert_eq!((b.plain_http, b.ca_file.as_deref()), (Some(true), Some(Path::new("/etc/imgfs/ca.pem"))));
+        assert_eq!(
+            (b.plain_http, b.ca_file.as_deref()),
+            (Some(true), Some(Path::new("/etc/imgfs/ca.pem")))
+        );
         assert_eq!(c.skip_tls_verify, Some(true));
         assert_eq!(c.cert_file.as_deref(), Some(Path::new("/c.pem")));
         assert!(auths.warnings.is_empty(), "{:?}", auths.warnings);
@@ -311,7 +317,10 @@ mod tests {
     #[test]
     fn a_list_alone_and_json() {
         assert_eq!(parse("- repo: a.io\n").unwrap().entries[0].prefix, "a.io");
-        assert_eq!(parse(r#"[{"repo":"a.io","username":"u","password":1}]"#).unwrap().entries.len(), 1);
+        assert_eq!(
+            parse(r#"[{"repo":"a.io","username":"u","password":1}]"#).unwrap().entries.len(),
+            1
+        );
         assert!(parse("").unwrap().entries.is_empty());
         assert!(parse("auths:\n").unwrap().entries.is_empty());
         let docker = parse(r#"{"auths":{"a.io":{"auth":"dTpw"}},"HttpHeaders":{}}"#).unwrap();
@@ -324,7 +333,10 @@ mod tests {
         assert_eq!(auths.warnings, ["line 2: unknown key `usrname` is ignored"]);
         for (text, part) in [
             ("- username: u\n  password: p\n", "line 1: an entry needs `repo`"),
-            ("- repo: b.io\n- repo: a.io\n  username: u\n", "line 2: `a.io` has a username but no password"),
+            (
+                "- repo: b.io\n- repo: a.io\n  username: u\n",
+                "line 2: `a.io` has a username but no password",
+            ),
             ("- repo: a.io\n  cert_file: x\n", "both cert_file and key_file"),
             ("- repo: a.io\n  plain_http: perhaps\n", "perhaps"),
             ("- repo: a.io\n  plain_http: perhaps\n", "line 2"),

@@ -103,13 +103,16 @@ impl BlobStream {
                 match range {
                     Some((start, total)) if start == from => {
                         if let Some(total) = total.filter(|total| *total != self.size) {
-                            return Err(self.error(Kind::Size { expected: self.size, found: total }));
+                            return Err(
+                                self.error(Kind::Size { expected: self.size, found: total })
+                            );
                         }
                         start
                     }
                     _ => {
                         self.ranges_work = false;
-                        let reason = format!("asked for bytes from {from} on, it sent another range");
+                        let reason =
+                            format!("asked for bytes from {from} on, it sent another range");
                         return Err(self.error(Kind::Protocol(reason)));
                     }
                 }
@@ -185,7 +188,7 @@ impl ByteStream for BlobStream {
 }
 
 /// `bytes 5-9/10` -> `(5, Some(10))`
-fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     let (range, total) = text.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
     let (start, _) = range.split_once('-')?;
@@ -209,7 +212,8 @@ mod tests {
         };
         assert_eq!(parse("bytes 5-9/10"), Some((5, Some(10))));
         assert_eq!(parse("bytes 0-0/*"), Some((0, None)));
-        for bad in ["", "bytes */10", "bytes 5/10", "items 5-9/10", "bytes -1-9/10", "bytes 5-9/x"] {
+        for bad in ["", "bytes */10", "bytes 5/10", "items 5-9/10", "bytes -1-9/10", "bytes 5-9/x"]
+        {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

@@ -138,7 +138,10 @@ mod tests {
         for (headers, expected) in [
             (&[hub][..], bearer("https://auth.docker.io/token", Some("registry.docker.io"))),
             (&[r#"bearer Realm="http://a/t""#], bearer("http://a/t", None)),
-            (&[r#"Basic realm="x""#, hub], bearer("https://auth.docker.io/token", Some("registry.docker.io"))),
+            (
+                &[r#"Basic realm="x""#, hub],
+                bearer("https://auth.docker.io/token", Some("registry.docker.io")),
+            ),
             (&[r#"Basic realm="x", Bearer realm="https://a/t""#], bearer("https://a/t", None)),
             (&[r#"Basic realm="Registry Realm""#], Some(Scheme::Basic)),
             (&["Basic"], Some(Scheme::Basic)),

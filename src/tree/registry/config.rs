@@ -3,7 +3,8 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use crate::image::Repository;
+use super::session;
+use crate::{image::Repository, tree::Result};
 
 /// Settings for all registries of a run.
 #[derive(Clone, Debug)]
@@ -109,6 +110,17 @@ impl fmt::Debug for Credentials {
 }
 
 impl RegistryConfig {
+    /// Reads all certificate files, so that a wrong one is known before anything is done.
+    pub fn check(&self) -> Result<()> {
+        let entries = (0..self.entries.len()).map(Some);
+        for access in entries.chain([None]).map(|entry| self.access(entry)) {
+            if access.ca_file.is_some() || access.cert_file.is_some() {
+                session::client(&access, self)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The entry that governs `repository`: the longest prefix of `host[:port][/path]`. An entry
     /// without a port is good for every port of its host, but less so than one that names it.
     pub(crate) fn entry_for(&self, repository: &Repository) -> Option<usize> {
@@ -161,7 +173,8 @@ pub(crate) fn without_port(registry: &str) -> &str {
 /// form of [`Entry::prefix`].
 pub(crate) fn normalise_prefix(text: &str) -> String {
     let text = text.trim();
-    let text = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);
+    let text =
+        text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);
     let text = text.trim_end_matches('/');
     let (host, path) = text.split_once('/').unwrap_or((text, ""));
     let host = match host.to_ascii_lowercase().as_str() {
@@ -182,7 +195,13 @@ mod tests {
     #[test]
     fn the_longest_prefix_wins() {
         let prefixes = [
-            "docker.io", "quay.io", "quay.io/team", "quay.io/team/app", "host", "host:5000", "a.io:443",
+            "docker.io",
+            "quay.io",
+            "quay.io/team",
+            "quay.io/team/app",
+            "host",
+            "host:5000",
+            "a.io:443",
             "quay.io",
         ];
         let config = RegistryConfig {

@@ -24,14 +24,26 @@ pub fn default_files() -> Vec<PathBuf> {
     .collect()
 }
 
+/// What `docker_credential` does not tell of a file.
+#[derive(Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Config {
+    auths: BTreeMap<String, IgnoredAny>,
+    cred_helpers: BTreeMap<String, String>,
+    creds_store: Option<String>,
+}
+
+impl Config {
+    /// The program that is asked for `key`.
+    fn helper(&self, key: &str) -> Option<String> {
+        let name = self.cred_helpers.get(key).or(self.creds_store.as_ref())?;
+        Some(format!("docker-credential-{name}"))
+    }
+}
+
 /// The longest `registry/path` for which one of `files` has an entry of its own and which
 /// `repository` is part of, as podman stores them; most often there is none.
 pub(crate) fn stored_part(files: &[PathBuf], repository: &Repository) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Config {
-        #[serde(default)]
-        auths: BTreeMap<String, IgnoredAny>,
-    }
     let whole = repository.to_string();
     files
         .iter()
@@ -80,7 +92,12 @@ pub(crate) fn lookup(
                     let said = stderr.trim().lines().next_back().unwrap_or_default();
                     return Err(format!("{}: {helper} failed: {said}", path.display()));
                 }
-                Err(error) => return Err(format!("{}: {error}", path.display())),
+                Err(error) => {
+                    let config: Config = serde_json::from_slice(&text).unwrap_or_default();
+                    let helper =
+                        config.helper(key).map(|name| format!("{name}: ")).unwrap_or_default();
+                    return Err(format!("{}: {helper}{error}", path.display()));
+                }
             }
         }
     }

@@ -39,6 +39,9 @@ const NAME_REQUESTS: usize = 24;
 /// More redirects than this are a loop.
 const MAX_REDIRECTS: usize = 8;
 
+/// How often a connection is tried in a row.
+const CONNECT_ATTEMPTS: u32 = 3;
+
 /// How much of an error's body is read.
 const MAX_ERROR_BODY: usize = 16 << 10;
 
@@ -161,7 +164,10 @@ impl Retry {
         if !error.is_transient() {
             return Err(error.after(self.attempts));
         }
-        let Some(delay) = self.delays.next() else { return Err(error.after(self.attempts)) };
+        // A host that is not there does not come up within seconds, as an overloaded one does.
+        let enough = matches!(error.kind(), Kind::Connect(_)) && self.attempts >= CONNECT_ATTEMPTS;
+        let delay = self.delays.next().filter(|_| !enough);
+        let Some(delay) = delay else { return Err(error.after(self.attempts)) };
         self.attempts += 1;
         match error.kind() {
             Kind::Status { retry_after: Some(wait), .. } => Ok(delay.max(*wait)),
@@ -327,7 +333,9 @@ impl Session {
             (_, "https") | ("http", "http") => Ok(target),
             _ => Err(self.error(
                 ask.doing,
-                Kind::Config("the registry redirects from HTTPS to plain HTTP, which is refused".into()),
+                Kind::Config(
+                    "the registry redirects from HTTPS to plain HTTP, which is refused".into(),
+                ),
             )),
         }
     }
@@ -443,8 +451,7 @@ impl Session {
                 }
                 let mut retry = self.retry();
                 let token = loop {
-                    let fetched =
-                        self.fetch_token(&realm, service.as_deref(), &scope, doing);
+                    let fetched = self.fetch_token(&realm, service.as_deref(), &scope, doing);
                     match fetched.await {
                         Ok(token) => break token,
                         Err(error) => {
@@ -471,7 +478,10 @@ impl Session {
         if credentials.is_some() && self.base.scheme() == "https" && realm.scheme() != "https" {
             return Err(self.error(
                 doing,
-                Kind::Config("its token server is reached by plain HTTP; credentials are not sent there".into()),
+                Kind::Config(
+                    "its token server is reached by plain HTTP; credentials are not sent there"
+                        .into(),
+                ),
             ));
         }
         let mut form: Vec<(&str, &str)> = vec![("scope", scope)];
@@ -508,7 +518,10 @@ impl Session {
             200 => challenge::parse_token(&body).map_err(|e| self.error(doing, Kind::Protocol(e))),
             400 | 401 | 403 => Err(self.error(
                 doing,
-                Kind::Unauthorized(format!("the token server {server} refuses: {}", error_message(&body))),
+                Kind::Unauthorized(format!(
+                    "the token server {server} refuses: {}",
+                    error_message(&body)
+                )),
             )),
             status => {
                 let message = format!("from the token server {server}");
@@ -537,10 +550,15 @@ impl Session {
                 (_, Some(_)) => return Err(refused("the user name or password is wrong".into())),
                 (Some(Credentials::Basic { .. }), None) => {}
                 (Some(Credentials::IdentityToken(_)), None) => {
-                    return Err(refused("it wants a user name and password, and there is only an identity token".into()));
+                    return Err(refused(
+                        "it wants a user name and password, and there is only an identity token"
+                            .into(),
+                    ));
                 }
                 (None, None) => {
-                    let reason = trouble.clone().unwrap_or_else(|| "it wants a user name and password".into());
+                    let reason = trouble
+                        .clone()
+                        .unwrap_or_else(|| "it wants a user name and password".into());
                     return Err(refused(reason));
                 }
             }
@@ -561,7 +579,8 @@ impl Session {
 pub(super) fn client(access: &Access, config: &RegistryConfig) -> Result<Client> {
     // Fails if the process has a provider already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let wrong = |reason: String| Error::new("configuration", "setting up TLS", Kind::Config(reason));
+    let wrong =
+        |reason: String| Error::new("configuration", "setting up TLS", Kind::Config(reason));
     let read = |path: &std::path::Path| {
         fs::read(path).map_err(|e| wrong(format!("{}: {e}", path.display())))
     };
@@ -663,23 +682,17 @@ pub(super) fn root_cause(error: &dyn StdError) -> String {
 
 /// If TLS is what failed: why, in the user's words.
 fn tls_failure(error: &(dyn StdError + 'static)) -> Option<String> {
-    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
-    while let Some(current) = cause {
-        let inner = current
-            .downcast_ref::<io::Error>()
-            .and_then(|e| e.get_ref())
-            .and_then(|e| e.downcast_ref::<rustls::Error>());
-        if let Some(tls) = inner.or_else(|| current.downcast_ref::<rustls::Error>()) {
-            return Some(match tls {
-                rustls::Error::InvalidMessage(_) => {
-                    "the other side does not speak TLS; is it plain HTTP?".to_owned()
-                }
-                other => other.to_string(),
-            });
-        }
-        cause = current.source();
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return Some(match tls {
+            rustls::Error::InvalidMessage(_) => {
+                "the other side does not speak TLS; is it plain HTTP?".to_owned()
+            }
+            other => other.to_string(),
+        });
     }
-    None
+    // What an `io::Error` carries is not its source, but stands in its place.
+    let carried = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    carried.and_then(|inner| tls_failure(inner)).or_else(|| tls_failure(error.source()?))
 }
 
 #[cfg(test)]

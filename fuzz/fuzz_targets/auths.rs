@@ -1,0 +1,8 @@
+//! The `--auths` file.
+#![no_main]
+
+use std::path::Path;
+
+libfuzzer_sys::fuzz_target!(|text: &str| {
+    let _ = imgfs::tree::registry::Auths::parse(text, Path::new(""));
+});

@@ -1,0 +1,18 @@
+//! Integration tests: the `imgfs` binary against real registries, real images and hostile peers.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+mod auth;
+mod bad_input;
+mod concurrent;
+mod disk_full;
+mod faults;
+mod floors;
+mod kill;
+mod manual;
+mod pull;
+mod selftest;
+mod tls;
+mod trees;
