@@ -1,30 +1,30 @@
 //! Requests to one registry with one set of credentials: authentication, redirects, retries,
 //! deadlines and limits. Everything that goes over the wire passes through [`Session::send`].
 
+mod auth;
+mod failure;
+
 use std::{
-    error::Error as StdError,
-    fs, io,
+    fs,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use reqwest::{
     Client, Method, Response, StatusCode, Url,
-    header::{
-        ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
-        WWW_AUTHENTICATE,
-    },
+    header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, RANGE},
     redirect,
 };
 
+use failure::root_cause;
+
 use super::{
-    challenge::{self, Scheme, Tokens},
+    challenge::{Scheme, Tokens},
     config::{Access, Credentials, RegistryConfig},
-    credentials,
     limit::{Limiter, Permit},
 };
 use crate::{
@@ -44,9 +44,6 @@ const CONNECT_ATTEMPTS: u32 = 3;
 
 /// How much of an error's body is read.
 const MAX_ERROR_BODY: usize = 16 << 10;
-
-/// How much of a token server's answer is read. Tokens with many scopes reach tens of kilobytes.
-const MAX_TOKEN_BODY: usize = 1 << 20;
 
 /// Counts of what went over the wire, over all sessions of a run.
 #[derive(Debug, Default)]
@@ -70,6 +67,10 @@ impl Stats {
     /// Bytes of blobs received, repetitions included.
     pub fn received_bytes(&self) -> u64 {
         self.received_bytes.load(Ordering::Relaxed)
+    }
+
+    fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn add_received(&self, bytes: usize) {
@@ -307,7 +308,7 @@ impl Session {
         url: &Url,
         authorization: Option<HeaderValue>,
     ) -> Result<Response> {
-        self.stats.requests.fetch_add(1, Ordering::Relaxed);
+        self.stats.count_request();
         let mut request = self.client.request(ask.method.clone(), url.clone());
         if let Some(accept) = ask.accept {
             request = request.header(ACCEPT, accept);
@@ -343,9 +344,9 @@ impl Session {
     /// The error for an answer that is not a success.
     async fn refused(&self, response: Response, ask: &Ask<'_>) -> Error {
         let status = response.status();
-        let retry_after = retry_after(response.headers());
+        let retry_after = failure::retry_after(response.headers());
         let message = match read_limited(response, MAX_ERROR_BODY).await {
-            Ok(Some(body)) => error_message(&body),
+            Ok(Some(body)) => failure::error_message(&body),
             _ => String::new(),
         };
         let kind = match status.as_u16() {
@@ -365,7 +366,7 @@ impl Session {
     pub(super) fn failed(&self, doing: &str, error: reqwest::Error) -> Error {
         let error = error.without_url();
         let connecting = error.is_connect();
-        let kind = if let Some(reason) = tls_failure(&error) {
+        let kind = if let Some(reason) = failure::tls_failure(&error) {
             Kind::Tls(reason)
         } else if error.is_timeout() && connecting {
             Kind::Connect(format!("no answer within {:?}", self.config.connect_timeout))
@@ -379,199 +380,6 @@ impl Session {
             Kind::Interrupted(root_cause(&error))
         };
         self.error(doing, kind)
-    }
-
-    // --- authentication ---
-
-    fn scheme(&self) -> Option<Scheme> {
-        self.scheme.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Notes what the registry asks for; `Scheme::None` is only noted where nothing is known, as
-    /// some registries let some requests pass without credentials.
-    fn learn(&self, scheme: Scheme) {
-        let mut known = self.scheme.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.is_none() || scheme != Scheme::None {
-            *known = Some(scheme);
-        }
-    }
-
-    /// Lets one request go ahead while nothing is known of the registry, and the others wait for
-    /// what it learns. Without credentials and over plain HTTP there most likely is nothing to
-    /// learn, and nobody waits.
-    async fn probe_if_unknown(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        if self.scheme().is_some()
-            || (self.base.scheme() == "http" && self.credentials().await.0.is_none())
-        {
-            return None;
-        }
-        let guard = self.probe.lock().await;
-        self.scheme().is_none().then_some(guard)
-    }
-
-    async fn credentials(&self) -> &(Option<Credentials>, Option<String>) {
-        self.credentials
-            .get_or_init(|| async {
-                let entry = self.entry.and_then(|index| self.config.entries.get(index));
-                if let Some(found) = entry.and_then(|entry| entry.credentials.clone()) {
-                    return (Some(found), None);
-                }
-                let config = self.config.clone();
-                let (registry, part) = (self.registry.clone(), self.stored_under.clone());
-                // Credential helpers are programs that may ask the user for a key.
-                let looked_up = tokio::task::spawn_blocking(move || {
-                    credentials::lookup(&config.credential_files, &registry, part.as_deref())
-                });
-                match looked_up.await {
-                    Ok(Ok(found)) => (found, None),
-                    Ok(Err(reason)) => (None, Some(reason)),
-                    Err(panic) => (None, Some(panic.to_string())),
-                }
-            })
-            .await
-    }
-
-    /// What to send in `Authorization`, fetching a token first if one is needed.
-    async fn authorization(
-        &self,
-        repository: &Repository,
-        doing: &str,
-    ) -> Result<Option<HeaderValue>> {
-        match self.scheme() {
-            None | Some(Scheme::None) => Ok(None),
-            Some(Scheme::Basic) => {
-                Ok(self.credentials().await.0.as_ref().and_then(challenge::basic))
-            }
-            Some(Scheme::Bearer { realm, service }) => {
-                let scope = format!("repository:{}:pull", repository.path());
-                let slot = self.tokens.slot(&scope);
-                let mut slot = slot.lock().await;
-                if let Some(token) = slot.as_ref().filter(|token| token.is_fresh()) {
-                    return Ok(Some(token.header.clone()));
-                }
-                let mut retry = self.retry();
-                let token = loop {
-                    let fetched = self.fetch_token(&realm, service.as_deref(), &scope, doing);
-                    match fetched.await {
-                        Ok(token) => break token,
-                        Err(error) => {
-                            let delay = retry.after(error)?;
-                            self.pause(delay).await;
-                        }
-                    }
-                };
-                let header = token.header.clone();
-                *slot = Some(token);
-                Ok(Some(header))
-            }
-        }
-    }
-
-    async fn fetch_token(
-        &self,
-        realm: &Url,
-        service: Option<&str>,
-        scope: &str,
-        doing: &str,
-    ) -> Result<challenge::Token> {
-        let (credentials, _) = self.credentials().await;
-        if credentials.is_some() && self.base.scheme() == "https" && realm.scheme() != "https" {
-            return Err(self.error(
-                doing,
-                Kind::Config(
-                    "its token server is reached by plain HTTP; credentials are not sent there"
-                        .into(),
-                ),
-            ));
-        }
-        let mut form: Vec<(&str, &str)> = vec![("scope", scope)];
-        form.extend(service.map(|service| ("service", service)));
-        let request = match credentials {
-            Some(Credentials::IdentityToken(token)) => {
-                form.extend([
-                    ("grant_type", "refresh_token"),
-                    ("refresh_token", token.as_str()),
-                    ("client_id", "imgfs"),
-                ]);
-                self.client.post(realm.clone()).form(&form)
-            }
-            Some(basic @ Credentials::Basic { username, .. }) => {
-                form.push(("account", username));
-                let request = self.client.get(realm.clone()).query(&form);
-                match challenge::basic(basic) {
-                    Some(header) => request.header(AUTHORIZATION, header),
-                    None => request,
-                }
-            }
-            None => self.client.get(realm.clone()).query(&form),
-        };
-        self.stats.requests.fetch_add(1, Ordering::Relaxed);
-        let response = request.send().await.map_err(|e| self.failed(doing, e))?;
-        let status = response.status();
-        let retry_after = retry_after(response.headers());
-        let body = read_limited(response, MAX_TOKEN_BODY)
-            .await
-            .map_err(|e| self.failed(doing, e))?
-            .unwrap_or_default();
-        let server = realm.host_str().unwrap_or_default();
-        match status.as_u16() {
-            200 => challenge::parse_token(&body).map_err(|e| self.error(doing, Kind::Protocol(e))),
-            400 | 401 | 403 => Err(self.error(
-                doing,
-                Kind::Unauthorized(format!(
-                    "the token server {server} refuses: {}",
-                    error_message(&body)
-                )),
-            )),
-            status => {
-                let message = format!("from the token server {server}");
-                Err(self.error(doing, Kind::Status { status, message, retry_after }))
-            }
-        }
-    }
-
-    /// A 401: learns what is asked for, and drops the token that was refused. An error if there
-    /// is nothing else to try.
-    async fn challenged(
-        &self,
-        response: &Response,
-        ask: &Ask<'_>,
-        sent: Option<HeaderValue>,
-    ) -> Result<()> {
-        let offered = response.headers().get_all(WWW_AUTHENTICATE);
-        let scheme = Scheme::parse(offered.iter().filter_map(|value| value.to_str().ok()));
-        let refused = |reason: String| self.error(ask.doing, Kind::Unauthorized(reason));
-        let Some(scheme) = scheme else {
-            return Err(refused("it asks for an authentication that imgfs does not know".into()));
-        };
-        let (credentials, trouble) = self.credentials().await;
-        if scheme == Scheme::Basic {
-            match (credentials, sent) {
-                (_, Some(_)) => return Err(refused("the user name or password is wrong".into())),
-                (Some(Credentials::Basic { .. }), None) => {}
-                (Some(Credentials::IdentityToken(_)), None) => {
-                    return Err(refused(
-                        "it wants a user name and password, and there is only an identity token"
-                            .into(),
-                    ));
-                }
-                (None, None) => {
-                    let reason = trouble
-                        .clone()
-                        .unwrap_or_else(|| "it wants a user name and password".into());
-                    return Err(refused(reason));
-                }
-            }
-        } else if let Some(sent) = sent {
-            let slot = self.tokens.slot(&format!("repository:{}:pull", ask.repository.path()));
-            let mut slot = slot.lock().await;
-            // Unless somebody has fetched a new one in the meantime.
-            if slot.as_ref().is_some_and(|token| token.header == sent) {
-                *slot = None;
-            }
-        }
-        self.learn(scheme);
-        Ok(())
     }
 }
 
@@ -635,96 +443,9 @@ pub(super) async fn read_limited(
     Ok(Some(body))
 }
 
-/// `Retry-After` in either of its forms (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u32>() {
-        return Some(Duration::from_secs(seconds.into()));
-    }
-    let date = httpdate::parse_http_date(text).ok()?;
-    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
-}
-
-/// What an error body says (distribution specification, "Error Codes"), in one printable line.
-fn error_message(body: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Envelope {
-        errors: Vec<Item>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Item {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let text = match serde_json::from_slice::<Envelope>(body) {
-        Ok(envelope) => {
-            let items = envelope.errors.iter().take(3).map(|item| match item.message.as_str() {
-                "" => item.code.clone(),
-                message => message.to_owned(),
-            });
-            items.collect::<Vec<_>>().join("; ")
-        }
-        Err(_) => String::new(),
-    };
-    text.chars().filter(|c| !c.is_control()).take(300).collect()
-}
-
-/// The innermost cause, which is the one that says something.
-pub(super) fn root_cause(error: &dyn StdError) -> String {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
-}
-
-/// If TLS is what failed: why, in the user's words.
-fn tls_failure(error: &(dyn StdError + 'static)) -> Option<String> {
-    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-        return Some(match tls {
-            rustls::Error::InvalidMessage(_) => {
-                "the other side does not speak TLS; is it plain HTTP?".to_owned()
-            }
-            other => other.to_string(),
-        });
-    }
-    // What an `io::Error` carries is not its source, but stands in its place.
-    let carried = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    carried.and_then(|inner| tls_failure(inner)).or_else(|| tls_failure(error.source()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn retry_after_in_both_forms() {
-        let parse = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(RETRY_AFTER, text.parse().unwrap());
-            retry_after(&headers)
-        };
-        assert_eq!(parse("7"), Some(Duration::from_secs(7)));
-        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
-        assert!(parse(&soon).is_some_and(|wait| (55..=60).contains(&wait.as_secs())));
-        assert_eq!(parse("Fri, 31 Dec 1999 23:59:59 GMT"), Some(Duration::ZERO));
-        for bad in ["", "-1", "soon", "99999999999999999999"] {
-            assert_eq!(parse(bad), None);
-        }
-    }
-
-    #[test]
-    fn error_bodies() {
-        let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{}},{"code":"X"}]}"#;
-        assert_eq!(error_message(body), "manifest unknown; X");
-        for other in [&b""[..], b"<html>", b"{}", b"[1]", b"\xff"] {
-            assert_eq!(error_message(other), "");
-        }
-        let nasty = br#"{"errors":[{"message":"a\u001b[31mb"}]}"#;
-        assert_eq!(error_message(nasty), "a[31mb");
-    }
 
     #[test]
     fn origins() {

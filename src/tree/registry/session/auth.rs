@@ -1,0 +1,217 @@
+//! How a session proves who it is: basic authentication, and tokens from token servers.
+
+use std::sync::PoisonError;
+
+use reqwest::{
+    Response, Url,
+    header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE},
+};
+
+use super::{Ask, Session, failure, read_limited};
+use crate::{
+    image::Repository,
+    tree::{
+        Kind, Result,
+        registry::{
+            challenge::{self, Scheme},
+            config::Credentials,
+            credentials,
+        },
+    },
+};
+
+/// How much of a token server's answer is read. Tokens with many scopes reach tens of kilobytes.
+const MAX_TOKEN_BODY: usize = 1 << 20;
+
+impl Session {
+    fn scheme(&self) -> Option<Scheme> {
+        self.scheme.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what the registry asks for; `Scheme::None` is only noted where nothing is known, as
+    /// some registries let some requests pass without credentials.
+    pub(super) fn learn(&self, scheme: Scheme) {
+        let mut known = self.scheme.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_none() || scheme != Scheme::None {
+            *known = Some(scheme);
+        }
+    }
+
+    /// Lets one request go ahead while nothing is known of the registry, and the others wait for
+    /// what it learns. Without credentials and over plain HTTP there most likely is nothing to
+    /// learn, and nobody waits.
+    pub(super) async fn probe_if_unknown(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        if self.scheme().is_some()
+            || (self.base.scheme() == "http" && self.credentials().await.0.is_none())
+        {
+            return None;
+        }
+        let guard = self.probe.lock().await;
+        self.scheme().is_none().then_some(guard)
+    }
+
+    async fn credentials(&self) -> &(Option<Credentials>, Option<String>) {
+        self.credentials
+            .get_or_init(|| async {
+                let entry = self.entry.and_then(|index| self.config.entries.get(index));
+                if let Some(found) = entry.and_then(|entry| entry.credentials.clone()) {
+                    return (Some(found), None);
+                }
+                let config = self.config.clone();
+                let (registry, part) = (self.registry.clone(), self.stored_under.clone());
+                // Credential helpers are programs that may ask the user for a key.
+                let looked_up = tokio::task::spawn_blocking(move || {
+                    credentials::lookup(&config.credential_files, &registry, part.as_deref())
+                });
+                match looked_up.await {
+                    Ok(Ok(found)) => (found, None),
+                    Ok(Err(reason)) => (None, Some(reason)),
+                    Err(panic) => (None, Some(panic.to_string())),
+                }
+            })
+            .await
+    }
+
+    /// What to send in `Authorization`, fetching a token first if one is needed.
+    pub(super) async fn authorization(
+        &self,
+        repository: &Repository,
+        doing: &str,
+    ) -> Result<Option<HeaderValue>> {
+        match self.scheme() {
+            None | Some(Scheme::None) => Ok(None),
+            Some(Scheme::Basic) => {
+                Ok(self.credentials().await.0.as_ref().and_then(challenge::basic))
+            }
+            Some(Scheme::Bearer { realm, service }) => {
+                let scope = format!("repository:{}:pull", repository.path());
+                let slot = self.tokens.slot(&scope);
+                let mut slot = slot.lock().await;
+                if let Some(token) = slot.as_ref().filter(|token| token.is_fresh()) {
+                    return Ok(Some(token.header.clone()));
+                }
+                let mut retry = self.retry();
+                let token = loop {
+                    let fetched = self.fetch_token(&realm, service.as_deref(), &scope, doing);
+                    match fetched.await {
+                        Ok(token) => break token,
+                        Err(error) => {
+                            let delay = retry.after(error)?;
+                            self.pause(delay).await;
+                        }
+                    }
+                };
+                let header = token.header.clone();
+                *slot = Some(token);
+                Ok(Some(header))
+            }
+        }
+    }
+
+    async fn fetch_token(
+        &self,
+        realm: &Url,
+        service: Option<&str>,
+        scope: &str,
+        doing: &str,
+    ) -> Result<challenge::Token> {
+        let (credentials, _) = self.credentials().await;
+        if credentials.is_some() && self.base.scheme() == "https" && realm.scheme() != "https" {
+            return Err(self.error(
+                doing,
+                Kind::Config(
+                    "its token server is reached by plain HTTP; credentials are not sent there"
+                        .into(),
+                ),
+            ));
+        }
+        let mut form: Vec<(&str, &str)> = vec![("scope", scope)];
+        form.extend(service.map(|service| ("service", service)));
+        let request = match credentials {
+            Some(Credentials::IdentityToken(token)) => {
+                form.extend([
+                    ("grant_type", "refresh_token"),
+                    ("refresh_token", token.as_str()),
+                    ("client_id", "imgfs"),
+                ]);
+                self.client.post(realm.clone()).form(&form)
+            }
+            Some(basic @ Credentials::Basic { username, .. }) => {
+                form.push(("account", username));
+                let request = self.client.get(realm.clone()).query(&form);
+                match challenge::basic(basic) {
+                    Some(header) => request.header(AUTHORIZATION, header),
+                    None => request,
+                }
+            }
+            None => self.client.get(realm.clone()).query(&form),
+        };
+        self.stats.count_request();
+        let response = request.send().await.map_err(|e| self.failed(doing, e))?;
+        let status = response.status();
+        let retry_after = failure::retry_after(response.headers());
+        let body = read_limited(response, MAX_TOKEN_BODY)
+            .await
+            .map_err(|e| self.failed(doing, e))?
+            .unwrap_or_default();
+        let server = realm.host_str().unwrap_or_default();
+        match status.as_u16() {
+            200 => challenge::parse_token(&body).map_err(|e| self.error(doing, Kind::Protocol(e))),
+            400 | 401 | 403 => Err(self.error(
+                doing,
+                Kind::Unauthorized(format!(
+                    "the token server {server} refuses: {}",
+                    failure::error_message(&body)
+                )),
+            )),
+            status => {
+                let message = format!("from the token server {server}");
+                Err(self.error(doing, Kind::Status { status, message, retry_after }))
+            }
+        }
+    }
+
+    /// A 401: learns what is asked for, and drops the token that was refused. An error if there
+    /// is nothing else to try.
+    pub(super) async fn challenged(
+        &self,
+        response: &Response,
+        ask: &Ask<'_>,
+        sent: Option<HeaderValue>,
+    ) -> Result<()> {
+        let offered = response.headers().get_all(WWW_AUTHENTICATE);
+        let scheme = Scheme::parse(offered.iter().filter_map(|value| value.to_str().ok()));
+        let refused = |reason: String| self.error(ask.doing, Kind::Unauthorized(reason));
+        let Some(scheme) = scheme else {
+            return Err(refused("it asks for an authentication that imgfs does not know".into()));
+        };
+        let (credentials, trouble) = self.credentials().await;
+        if scheme == Scheme::Basic {
+            match (credentials, sent) {
+                (_, Some(_)) => return Err(refused("the user name or password is wrong".into())),
+                (Some(Credentials::Basic { .. }), None) => {}
+                (Some(Credentials::IdentityToken(_)), None) => {
+                    return Err(refused(
+                        "it wants a user name and password, and there is only an identity token"
+                            .into(),
+                    ));
+                }
+                (None, None) => {
+                    let reason = trouble
+                        .clone()
+                        .unwrap_or_else(|| "it wants a user name and password".into());
+                    return Err(refused(reason));
+                }
+            }
+        } else if let Some(sent) = sent {
+            let slot = self.tokens.slot(&format!("repository:{}:pull", ask.repository.path()));
+            let mut slot = slot.lock().await;
+            // Unless somebody has fetched a new one in the meantime.
+            if slot.as_ref().is_some_and(|token| token.header == sent) {
+                *slot = None;
+            }
+        }
+        self.learn(scheme);
+        Ok(())
+    }
+}
