@@ -19,6 +19,8 @@ pub(crate) struct Layout {
     pub(crate) path: PathBuf,
     /// `repository:tag` of the images proper; what is attached to them (`sha256-...` tags) comes along by itself.
     images: Vec<String>,
+    /// How many tags of attachments there are.
+    attached: usize,
     /// Largest first, which is what serves a parallel client best.
     blobs: Vec<Blob>,
 }
@@ -27,6 +29,7 @@ impl Layout {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let index = parse(&path.join("index.json"))?;
         let mut images = Vec::new();
+        let mut attached = 0;
         let mut found = BTreeMap::new();
         for entry in list(&index, "manifests") {
             let annotations = entry.get("annotations").and_then(Value::as_object);
@@ -42,16 +45,23 @@ impl Layout {
             let (of_name, tag) = name.rsplit_once(':').unwrap_or_default();
             if !tag.is_empty() && !tag.starts_with("sha256-") {
                 images.push(name.to_owned());
+            } else if !tag.is_empty() {
+                attached += 1;
             }
             collect(path, entry, repository.unwrap_or(of_name), &mut found)?;
         }
         let mut blobs: Vec<Blob> = found.into_values().collect();
         blobs.sort_by_key(|blob| std::cmp::Reverse(blob.size));
-        Ok(Self { path: path.to_owned(), images, blobs })
+        Ok(Self { path: path.to_owned(), images, attached, blobs })
     }
 
     pub(crate) fn image_count(&self) -> usize {
         self.images.len()
+    }
+
+    /// Names that a second run has to look up: images, and tags of what is attached to them.
+    pub(crate) fn name_count(&self) -> usize {
+        self.images.len() + self.attached
     }
 
     pub(crate) fn blob_count(&self) -> usize {

@@ -123,7 +123,7 @@ impl Observer for Progress {
                 self.output.event(&json!({"event": "image", "image": name, "status": status_name(&image.status), "digest": digest}));
                 match &image.status {
                     Status::Copied => {
-                        self.output.line(&format!("{name}: pulled, {}", bytes(image.bytes)))
+                        self.output.line(&format!("{name}: pulled, {}", bytes(image.bytes)));
                     }
                     Status::Unchanged => self.output.line(&format!("{name}: up to date")),
                     _ => {}

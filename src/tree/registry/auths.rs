@@ -168,7 +168,7 @@ impl<'de> Deserialize<'de> for RawEntry {
                         "username" => entry.username = map.next_value()?,
                         "password" => entry.password = map.next_value()?,
                         "identity_token" | "identitytoken" => {
-                            entry.identity_token = map.next_value()?
+                            entry.identity_token = map.next_value()?;
                         }
                         "insecure" | "skip_tls_verify" | "skipTLSVerify" => {
                             entry.skip_tls_verify = map.next_value::<Flag>()?.0;
