@@ -158,6 +158,10 @@ impl FromStr for Reference {
             path if registry == HUB && !path.contains('/') => format!("library/{path}"),
             path => path.to_owned(),
         };
+        if path.len() > MAX_PATH {
+            let reason = format!("its repository is longer than {MAX_PATH} characters");
+            return Err(ReferenceError::new(text, reason));
+        }
         let tag = match (tag, digest) {
             (Some(tag), _) => Some(tag.to_owned()),
             (None, Some(_)) => None,
@@ -169,6 +173,9 @@ impl FromStr for Reference {
 
 /// Docker Hub, which is meant where no registry is named.
 const HUB: &str = "docker.io";
+
+/// The longest repository, in characters: what Docker and containerd take.
+const MAX_PATH: usize = 255;
 
 const FORM: &str = "expected [registry[:port]/]repository[:tag][@digest]";
 
@@ -232,9 +239,6 @@ fn check_registry(registry: &str) -> Result<(), String> {
 fn check_path(path: &str) -> Result<(), String> {
     if path.bytes().any(|b| b.is_ascii_uppercase()) {
         return Err("a repository is written in lower case".to_owned());
-    }
-    if path.len() > 255 {
-        return Err("its repository is longer than 255 characters".to_owned());
     }
     match path.split('/').all(is_path_component) {
         true => Ok(()),
@@ -379,6 +383,13 @@ mod tests {
                 prop_assert!(!name.split(['/', ':', '@']).any(|part| part == ".." || part == "." || part.is_empty() && !name.contains('[')));
             }
         }
+    }
+
+    #[test]
+    fn regression_the_length_counts_with_the_library() {
+        // 250 characters, with `library/` before them 258.
+        assert!("3".repeat(250).parse::<Reference>().is_err());
+        assert!(format!("quay.io/{}", "3".repeat(250)).parse::<Reference>().is_ok());
     }
 
     #[test]
