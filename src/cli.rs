@@ -74,6 +74,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Completions { shell } => manual::completions(shell, Args::command()),
         Command::Man { dir } => manual::pages(&dir, Args::command()),
     };
+    if let Some(error) = output.trouble() {
+        output.error(&format!("standard output: {error}"), None);
+        return ExitCode::from(SOME_FAILED);
+    }
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::SomeFailed) => ExitCode::from(SOME_FAILED),

@@ -10,7 +10,8 @@ mod reference;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use manifest::{
-    Descriptor, FilteredIndex, MAX_MANIFEST_BYTES, Manifest, ManifestError, View, filter_index,
+    Descriptor, FilteredIndex, MAX_MANIFEST_BYTES, Manifest, ManifestError, View, choose,
+    filter_index,
 };
 pub use media_type::{ACCEPT_MANIFESTS, MediaType};
 pub use platform::{Platform, PlatformError, PlatformFilter, Selection};

@@ -1,5 +1,7 @@
 //! The engine: from any tree to any other.
 //!
+//! [`copy`] does all of this:
+//!
 //! 1. [`plan`] resolves every image and finds out what its graph consists of and what of that the
 //!    target has. A [`Plan`] is a value that can be printed.
 //! 2. [`execute`] moves each missing blob once, however many images share it, the largest first,
@@ -9,6 +11,7 @@
 
 mod attach;
 mod blobs;
+mod copy;
 mod execute;
 mod graph;
 mod plan;
@@ -16,6 +19,7 @@ mod repair;
 
 mod report;
 
+pub use copy::copy;
 pub use execute::execute;
 pub use plan::{BlobPlan, ImagePlan, Plan, PlannedManifest, plan};
 pub use repair::repair;

@@ -99,6 +99,15 @@ pub trait Sink: Names {
         blob: &Descriptor,
     ) -> impl Future<Output = Result<Opened<Self::Receiver>>> + Send;
 
+    /// Whether `name` leads to the manifest `digest` in just the place where [`Sink::put`] would
+    /// store it.
+    fn leads_to(
+        &self,
+        repository: &Repository,
+        name: &ManifestName,
+        digest: Digest,
+    ) -> impl Future<Output = bool> + Send;
+
     /// Stores a manifest by its digest, under a tag, or both.
     fn put(
         &self,

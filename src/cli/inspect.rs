@@ -12,7 +12,7 @@ use imgfs::{
     image::Reference,
     transfer,
     tree::{
-        images_dir::{ImageEntry, ImagesDir, Inventory, Problem, ProblemKind, Verified},
+        images_dir::{ImageEntry, ImagesDir, Inventory, Problem, ProblemKind, Subject, Verified},
         registry::Registry,
     },
 };
@@ -27,6 +27,9 @@ use super::{
     progress::Progress,
     registries,
 };
+
+/// Files that nobody needs are listed up to this number.
+const SHOWN_STRAYS: usize = 20;
 
 pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
     let dir = ImagesDir::open(&args.tree.images_dir)?;
@@ -43,12 +46,23 @@ pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
             args.pattern.as_ref().is_none_or(|pattern| name.contains(pattern.as_str()))
         })
         .collect();
-    output.event(&json!({
-        "event": "report",
-        "command": "ls",
-        "images": shown.iter().map(|image| image_json(image, &inventory)).collect::<Vec<_>>(),
+    let unreadable: Vec<&String> = inventory
+        .problems
+        .iter()
+        .filter(|problem| match &problem.subject {
+            Some(Subject::Tag(_)) => true,
+            Some(Subject::Manifest { tag, .. }) => tag.is_some(),
+            _ => false,
+        })
+        .flat_map(|problem| &problem.images)
+        .filter(|name| args.pattern.as_ref().is_none_or(|p| name.contains(p.as_str())))
+        .collect();
+    let mut images: Vec<Value> = shown.iter().map(|image| image_json(image, &inventory)).collect();
+    images.extend(unreadable.iter().map(|name| {
+        json!({"image": name, "digest": null, "platforms": [], "complete": false, "missing": []})
     }));
-    if shown.is_empty() {
+    output.event(&json!({"event": "report", "command": "ls", "images": images}));
+    if shown.is_empty() && unreadable.is_empty() {
         let what = match &args.pattern {
             Some(pattern) => format!("no image in {} matches `{pattern}`", dir.root().display()),
             None => format!("no images in {}", dir.root().display()),
@@ -59,8 +73,11 @@ pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
     let heading = ["REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "SHARED", "STATE"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     rows.extend(shown.iter().map(|image| row(image, &inventory)));
+    rows.extend(unreadable.iter().map(|name| {
+        vec![(*name).clone(), "-".into(), "-".into(), "-".into(), "-".into(), "unreadable".into()]
+    }));
     output.line(&table(&rows));
-    let incomplete = shown.iter().any(|image| !image.missing.is_empty());
+    let incomplete = !unreadable.is_empty() || shown.iter().any(|image| !image.missing.is_empty());
     Ok(if incomplete { Outcome::SomeFailed } else { Outcome::Done })
 }
 
@@ -110,8 +127,17 @@ pub(crate) fn verify(args: &VerifyArgs, output: &Arc<Output>) -> Result<Outcome,
     let root = &args.tree.images_dir;
     let dir = ImagesDir::open(root)?;
     let mut verified = hash(&dir, args.full, output)?;
+    if verified.images == 0
+        && verified.checked_blobs == 0
+        && verified.problems.iter().all(|p| !p.kind.is_harmful())
+    {
+        output.warning(&format!("no images in {}", dir.root().display()));
+        output.event(&json!({"event": "report", "command": "verify", "problems": [], "images": 0}));
+        return Ok(Outcome::NothingMatched);
+    }
     if args.repair && verified.problems.iter().any(|problem| problem.kind.is_harmful()) {
         verified.problems = repair(args, verified.problems, output)?;
+        verified.images = dir.inventory()?.images.len();
     }
     let (problems, strays): (Vec<&Problem>, Vec<&Problem>) =
         verified.problems.iter().partition(|problem| problem.kind.is_harmful());
@@ -121,8 +147,11 @@ pub(crate) fn verify(args: &VerifyArgs, output: &Arc<Output>) -> Result<Outcome,
             false => output.error(&describe(problem), None),
         }
     }
-    for stray in &strays {
+    for stray in strays.iter().take(SHOWN_STRAYS) {
         output.line(&format!("stray: {}: no image needs this file", stray.path));
+    }
+    if strays.len() > SHOWN_STRAYS {
+        output.line(&format!("stray: and {} more", count(strays.len() - SHOWN_STRAYS, "file")));
     }
     let left = problems.iter().filter(|problem| !problem.repaired).count();
     if left > 0 && !args.repair {
@@ -188,7 +217,7 @@ fn repair(
     let config = registries::config(&args.registries, &images, output)?;
     let concurrency = config.concurrency;
     let registry = Arc::new(Registry::new(config));
-    let progress = Progress::new(output.clone());
+    let progress = Progress::new(output.clone(), &dir);
     let repaired = block_on(transfer::repair(&registry, &dir, problems, concurrency, &progress))?;
     progress.finish();
     let (problems, errors) = repaired?;
@@ -227,6 +256,13 @@ fn problem_json(problem: &Problem) -> Value {
 
 pub(crate) fn prune(args: &PruneArgs, output: &Output) -> Result<Outcome, Failure> {
     let dir = ImagesDir::open(&args.tree.images_dir)?;
+    if !dir.root().join("blobs").is_dir() {
+        output.warning(&format!("no images in {}", dir.root().display()));
+        output.event(
+            &json!({"event": "report", "command": "prune", "removed": [], "removed_bytes": 0}),
+        );
+        return Ok(Outcome::NothingMatched);
+    }
     let pruned = dir.prune(args.dry_run)?;
     let verb = if args.dry_run { "would remove" } else { "removed" };
     for removed in &pruned.removed {

@@ -1,7 +1,10 @@
 //! What users see: lines, tables and JSON on standard output, errors and warnings on standard
 //! error.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::{Mutex, PoisonError},
+};
 
 use indicatif::{DecimalBytes, MultiProgress};
 use serde_json::Value;
@@ -13,11 +16,18 @@ pub(crate) struct Output {
     pub(crate) json: bool,
     pub(crate) quiet: bool,
     pub(crate) bars: MultiProgress,
+    /// Why something could not be printed.
+    lost: Mutex<Option<io::Error>>,
 }
 
 impl Output {
     pub(crate) fn new(args: OutputArgs) -> Self {
-        Self { json: args.json, quiet: args.quiet, bars: MultiProgress::new() }
+        Self {
+            json: args.json,
+            quiet: args.quiet,
+            bars: MultiProgress::new(),
+            lost: Mutex::default(),
+        }
     }
 
     /// Whether to show progress bars.
@@ -50,18 +60,36 @@ impl Output {
         }
     }
 
+    /// Why standard output did not take everything, if it did not. Whoever closes it early
+    /// (`| head`) wants no more of it, which is no trouble.
+    pub(crate) fn trouble(&self) -> Option<io::Error> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     fn stdout(&self, text: &str) {
-        // Whoever closes our output early (`| head`) wants no more of it.
-        self.bars.suspend(|| {
-            let _ = writeln!(io::stdout().lock(), "{text}");
-        });
+        let mut stdout = io::stdout().lock();
+        let printed = self
+            .bars
+            .suspend(|| writeln!(stdout, "{}", printable(text)).and_then(|()| stdout.flush()));
+        match printed {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+                *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+            }
+            _ => {}
+        }
     }
 
     fn stderr(&self, text: &str) {
         self.bars.suspend(|| {
-            let _ = writeln!(io::stderr().lock(), "{text}");
+            // There is nowhere left to tell it.
+            let _ = writeln!(io::stderr().lock(), "{}", printable(text));
         });
     }
+}
+
+/// Names and messages come from registries, and must not move the cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 /// `1.25 GB`
@@ -101,6 +129,7 @@ mod tests {
         let text = table(&[row(["NAME", "SIZE"]), row(["a", "1"]), row(["longer", "22"])]);
         assert_eq!(text, "NAME    SIZE\na       1\nlonger  22");
         assert_eq!(table(&[]), "");
+        assert_eq!(printable("a\u{1b}[31mb\nc"), "a?[31mb\nc");
         assert_eq!(count(1, "image") + &count(2, "blob"), "1 image2 blobs");
     }
 }

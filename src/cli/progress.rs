@@ -9,6 +9,7 @@ use std::{
 use imgfs::{
     image::Digest,
     transfer::{Event, Observer, Status},
+    tree::images_dir::ImagesDir,
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
@@ -24,19 +25,24 @@ const SHOWN_BLOBS: usize = 8;
 /// Shows what an [`Observer`] is told.
 pub(crate) struct Progress {
     output: Arc<Output>,
+    dir: ImagesDir,
     total: ProgressBar,
     interactive: bool,
     blobs: Mutex<HashMap<Digest, ProgressBar>>,
 }
 
 impl Progress {
-    pub(crate) fn new(output: Arc<Output>) -> Arc<Self> {
+    pub(crate) fn new(output: Arc<Output>, dir: &ImagesDir) -> Arc<Self> {
         let interactive = output.is_interactive();
-        let total = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        if !interactive {
+        let total = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
+        if interactive {
+            output.bars.add(total.clone());
+            total.set_style(style("{spinner} looking up the images"));
+            total.enable_steady_tick(Duration::from_millis(250));
+        } else {
             output.bars.set_draw_target(ProgressDrawTarget::hidden());
         }
-        Arc::new(Self { output, total, interactive, blobs: Mutex::default() })
+        Arc::new(Self { output, dir: dir.clone(), total, interactive, blobs: Mutex::default() })
     }
 
     /// Takes the bars away.
@@ -78,12 +84,18 @@ impl Observer for Progress {
                 self.output.event(
                     &json!({"event": "planned", "images": images, "blobs": blobs, "bytes": size}),
                 );
+                if let Some(free) = self.dir.free_bytes().filter(|&free| free < size) {
+                    self.output.warning(&format!(
+                        "{} are to be fetched, but only {} are free in {}",
+                        bytes(size),
+                        bytes(free),
+                        self.dir.root().display()
+                    ));
+                }
                 if self.interactive && blobs > 0 {
-                    self.output.bars.add(self.total.clone());
-                    self.total.set_length(size);
+                    self.total.inc_length(size);
                     self.total.set_style(style("{msg} {wide_bar} {decimal_bytes:>10}/{decimal_total_bytes:<10} {decimal_bytes_per_sec:>12} {eta:>4}"));
                     self.total.set_message(count(blobs, "blob"));
-                    self.total.enable_steady_tick(Duration::from_millis(250));
                 }
             }
             Event::BlobStarted { digest, size, offset } => self.started(digest, size, offset),
@@ -113,7 +125,7 @@ impl Observer for Progress {
             Event::Waiting { digest } => {
                 self.output.event(&json!({"event": "waiting", "digest": digest.to_string()}));
                 self.output.line(&format!(
-                    "{}: another process is fetching it; waiting for that",
+                    "{}: it is being fetched already; waiting for that",
                     digest.short()
                 ));
             }

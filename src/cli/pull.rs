@@ -45,20 +45,23 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
     let sink = Arc::new(dir.clone());
 
     let (report, missing) = block_on(async {
-        let plan = transfer::plan(&registry, &sink, &images, &options).await;
         if args.dry_run {
+            let plan = transfer::plan(&registry, &sink, &images, &options).await;
             return (dry_run(&plan, output), Some((plan.missing().count(), plan.missing_bytes())));
         }
-        warn_of_space(&plan, &dir, output);
-        let progress = Progress::new(output.clone());
-        let report = transfer::execute(&registry, &sink, plan, concurrency, &progress).await;
+        let progress = Progress::new(output.clone(), &dir);
+        let copied = transfer::copy(&registry, &sink, &images, &options, concurrency, &progress);
+        let report = copied.await;
         progress.finish();
         (report, None)
     })?;
     if !args.dry_run {
         for name in registry.without_referrers() {
             if !known_without.contains(&name) {
-                dir.note_without_referrers(&name)?;
+                // At worst it is asked once more the next time.
+                if let Err(error) = dir.note_without_referrers(&name) {
+                    output.warning(&error.to_string());
+                }
             }
         }
     }
@@ -94,6 +97,10 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
         if report.fetched_bytes > 0 {
             line += &format!("; {:.1?}, {}/s", elapsed, bytes(rate as u64));
         }
+        let failed = report.images.iter().filter(|i| matches!(i.status, Status::Failed(_))).count();
+        if failed > 0 {
+            line = format!("{failed} of {} failed; {line}", count(report.images.len(), "image"));
+        }
         output.line(&line);
     }
     output.event(&summary);
@@ -104,6 +111,10 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
 fn images(args: &PullArgs) -> Result<Vec<Reference>, Failure> {
     let mut images = Vec::new();
     for text in &args.images {
+        if matches!(text.as_str(), "true" | "false") {
+            let message = format!("`{text}` is hardly an image; write --referrers={text}");
+            return Err(Failure::new(message));
+        }
         images.push(text.parse().map_err(|e| Failure::new(format!("{e}")))?);
     }
     let Some(path) = &args.file else { return Ok(images) };
@@ -118,7 +129,7 @@ fn images(args: &PullArgs) -> Result<Vec<Reference>, Failure> {
     } else {
         fs::read_to_string(path).map_err(failed)?
     };
-    for (number, line) in text.lines().enumerate() {
+    for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
         if !line.is_empty() {
             let parsed = line.parse();
@@ -162,18 +173,6 @@ fn open(args: &PullArgs) -> Result<ImagesDir, Failure> {
         return Ok(ImagesDir::absent(root));
     }
     Ok(ImagesDir::create(root, layout)?)
-}
-
-fn warn_of_space(plan: &Plan, dir: &ImagesDir, output: &Output) {
-    let needed = plan.missing_bytes();
-    if let Some(free) = dir.free_bytes().filter(|&free| free < needed) {
-        output.warning(&format!(
-            "{} are to be fetched, but only {} are free in {}",
-            bytes(needed),
-            bytes(free),
-            dir.root().display()
-        ));
-    }
 }
 
 fn dry_run(plan: &Plan, output: &Output) -> Report {

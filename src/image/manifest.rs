@@ -4,13 +4,13 @@
 //! manifests and lists. A document without `mediaType` is told by its structure and by the
 //! `Content-Type` it came with; one that could be read as two kinds is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Digest, MediaType, Platform, digest::Algorithm};
+use super::{Digest, MediaType, Platform, PlatformFilter, digest::Algorithm};
 
 /// The largest manifest that is read, in bytes: what the distribution specification asks
 /// registries to take, and what the others (containerd, oras, KubeKey) stop at.
@@ -245,6 +245,31 @@ impl View {
             (Self::Index { .. }, _) => MediaType::OciIndex,
         }
     }
+}
+
+/// Chooses from an index's children. First, each chosen one's place, and whether the filter is
+/// still to be applied inside, because the index does not say what the child runs on. Second, the
+/// platforms that no child serves by what the index says. Attestations go with what they attest.
+pub fn choose(
+    children: &[Descriptor],
+    filter: &PlatformFilter,
+) -> (Vec<(usize, bool)>, Vec<Platform>) {
+    if filter == &PlatformFilter::All {
+        return ((0..children.len()).map(|at| (at, false)).collect(), Vec::new());
+    }
+    let platforms: Vec<_> = children.iter().map(|child| child.platform.clone()).collect();
+    let selection = filter.select(&platforms);
+    let chosen: HashSet<Digest> = selection.kept.iter().map(|&at| children[at].digest).collect();
+    let mut kept = Vec::new();
+    for (at, child) in children.iter().enumerate() {
+        let attested = child.attests().is_some_and(|subject| chosen.contains(&subject));
+        if selection.kept.contains(&at) || attested {
+            kept.push((at, false));
+        } else if child.platform.is_none() && child.attests().is_none() {
+            kept.push((at, true));
+        }
+    }
+    (kept, selection.missing)
 }
 
 /// An index that a platform filter has made from another one.

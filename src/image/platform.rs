@@ -50,6 +50,11 @@ impl Platform {
         self.os == "unknown" && self.architecture == "unknown"
     }
 
+    /// Whether it says anything at all, as the configuration of an image should.
+    pub fn is_known(&self) -> bool {
+        !self.os.is_empty() && !self.architecture.is_empty() && !self.is_unknown()
+    }
+
     /// Whether `self`, as requested, means exactly `other`.
     ///
     /// A requested Windows version is compared up to its build number, as Windows does for
@@ -178,11 +183,16 @@ impl<'de> Deserialize<'de> for Platform {
             os_version: Option<String>,
         }
         let raw = Raw::deserialize(deserializer)?;
+        // It is shown on terminals, and comes from anybody.
+        let clean = |text: Option<String>| -> String {
+            let text = text.unwrap_or_default();
+            text.chars().take(64).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
+        };
         Ok(Self::new(
-            &raw.os,
-            &raw.architecture,
-            raw.variant.as_deref().unwrap_or_default(),
-            raw.os_version.as_deref().unwrap_or_default(),
+            &clean(Some(raw.os)),
+            &clean(Some(raw.architecture)),
+            &clean(raw.variant),
+            &clean(raw.os_version),
         ))
     }
 }

@@ -344,6 +344,13 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig {
+            rng_seed: proptest::test_runner::RngSeed::Fixed(20_260_101),
+            failure_persistence: None,
+            cases: 2000,
+            ..ProptestConfig::default()
+        })]
+
         /// The grammar is the one that everybody has, wherever that has no gaps: `oci_client` knows
         /// no IPv6, takes letters beyond ASCII in tags, and any hexadecimal digest.
         #[test]
@@ -355,7 +362,9 @@ mod tests {
                 prop_assert_eq!(theirs.repository(), ours.repository().path());
                 prop_assert_eq!(theirs.tag(), ours.tag());
             } else if !text.ends_with(':') && !text.contains(":sha256:") {
-                let strict = text.contains("localhost") || ours.as_ref().is_err_and(|e| e.to_string().contains("port"));
+                // Theirs lets capitals pass in what looked like a registry and is none.
+                let capitals = theirs.as_ref().is_ok_and(|t| t.repository().contains(char::is_uppercase));
+                let strict = capitals || text.contains("localhost") || ours.as_ref().is_err_and(|e| e.to_string().contains("port"));
                 prop_assert!(theirs.is_err() == ours.is_err() || strict, "{} {:?} {:?}", text, theirs, ours);
             }
         }

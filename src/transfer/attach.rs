@@ -6,12 +6,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use futures_util::future::join;
+use futures_util::{StreamExt, future::join, stream};
 
 use crate::{
     image::{Digest, Repository},
-    tree::{Attachments, Names, Result, Tags},
+    tree::{Attachments, Error, Kind, Names, Result, Tags},
 };
+
+/// Subjects whose referrers are asked for at the same time.
+const SUBJECTS_AT_ONCE: usize = 8;
 
 /// What tools put behind the name that they make of a digest.
 const SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
@@ -37,10 +40,12 @@ impl TagLists {
 }
 
 /// Names of manifests that are attached to some others.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct Attached {
     pub digests: Vec<Digest>,
     pub tags: Vec<String>,
+    /// Why there may be more than was found.
+    pub troubles: Vec<String>,
 }
 
 /// Finds what is attached to `subjects` in `repository`.
@@ -49,48 +54,64 @@ pub(super) async fn find<S: Attachments + Names>(
     lists: &TagLists,
     repository: &Repository,
     subjects: &[Digest],
-) -> Result<Attached> {
-    let Some((&first, rest)) = subjects.split_first() else { return Ok(Attached::default()) };
+) -> Attached {
+    let mut attached = Attached::default();
+    let Some((&first, rest)) = subjects.split_first() else { return attached };
     // Side by side: for an image that has not changed, these are the round trips that count.
     let (referrers, tags) =
         join(source.referrers(repository, first), lists.get(source, repository)).await;
-    let (referrers, tags) = (referrers?, tags?);
-    let mut attached = Attached::default();
-    let mut seen = HashSet::new();
+    let mut trouble = |error: Error| {
+        attached.troubles.push(format!("what is attached to it is not wholly known: {error}"));
+    };
+    let tags = tags.unwrap_or_else(|error| {
+        // Whoever may only pull still finds each tag by its name.
+        if !matches!(error.kind(), Kind::Unauthorized(_) | Kind::Denied(_) | Kind::NotFound(_)) {
+            trouble(error);
+        }
+        Tags::default()
+    });
+    let referrers = referrers.unwrap_or_else(|error| {
+        trouble(error);
+        None
+    });
     let has_api = referrers.is_some();
     let mut found = referrers.unwrap_or_default();
     if has_api {
-        for &subject in rest {
-            found.extend(source.referrers(repository, subject).await?.unwrap_or_default());
+        let more = rest.iter().map(|&subject| source.referrers(repository, subject));
+        let more: Vec<_> = stream::iter(more).buffered(SUBJECTS_AT_ONCE).collect().await;
+        for referrers in more {
+            match referrers {
+                Ok(referrers) => found.extend(referrers.unwrap_or_default()),
+                Err(error) => trouble(error),
+            }
         }
     }
-    for descriptor in found {
-        if seen.insert(descriptor.digest) {
-            attached.digests.push(descriptor.digest);
-        }
-    }
+    let mut seen = HashSet::new();
+    let digests = found.iter().map(|descriptor| descriptor.digest);
+    attached.digests = digests.filter(|digest| seen.insert(*digest)).collect();
     let there: HashSet<&str> = tags.names.iter().map(String::as_str).collect();
-    for (subject, name) in subjects.iter().flat_map(|s| tag_names(s).map(move |name| (s, name))) {
-        let is_fallback = !name.contains('.');
-        if is_fallback && has_api {
-            continue;
-        }
+    let names = subjects.iter().flat_map(|s| tag_names(s).map(move |name| (*s, name)));
+    for (subject, name) in names.filter(|(_, name)| !has_api || name.contains('.')) {
         let exists = match there.contains(name.as_str()) {
-            true => true,
-            false if tags.complete => false,
+            true => Ok(true),
+            false if tags.complete => Ok(false),
             // Too many tags to list. Of children, only the root's are worth a request each.
-            false if *subject != first => false,
+            false if subject != first => Ok(false),
             false => match source.head(&repository.tagged(&name)).await {
-                Ok(_) => true,
-                Err(error) if error.is_not_found() => false,
-                Err(error) => return Err(error),
+                Ok(_) => Ok(true),
+                Err(error) if error.is_not_found() => Ok(false),
+                Err(error) => Err(error),
             },
         };
-        if exists {
-            attached.tags.push(name);
+        match exists {
+            Ok(true) => attached.tags.push(name),
+            Ok(false) => {}
+            Err(error) => {
+                attached.troubles.push(format!("whether it has {name} is not known: {error}"));
+            }
         }
     }
-    Ok(attached)
+    attached
 }
 
 /// `sha256-<hex>` and the names made of it.

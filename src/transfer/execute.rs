@@ -16,7 +16,10 @@ use super::{
     plan::{BlobPlan, ImagePlan, Plan},
     report::{Event, Observer, Report, Status},
 };
-use crate::tree::{Blobs, Error, Kind, ManifestName, Opened, Receiver, Result, Sink};
+use crate::{
+    image::{Platform, View},
+    tree::{Blobs, Error, Kind, Opened, Receiver, Result, Sink},
+};
 
 /// Blobs up to this size, in bytes, are bound by round trips and not by bandwidth. They have
 /// places of their own, so that the end of a run is not a queue of configurations.
@@ -59,6 +62,9 @@ where
         images: images.iter().map(|image| image.report.clone()).collect(),
         ..Report::default()
     };
+    for image in report.images.iter().filter(|image| !matches!(image.status, Status::Planned)) {
+        observer.event(Event::ImageDone(image));
+    }
     let places = Places::new(concurrency);
     let shared = Arc::new(Shared::default());
     let mut moving = JoinSet::new();
@@ -81,7 +87,7 @@ where
             (index, moved)
         });
     }
-    let publish = |index: usize, publishing: &mut JoinSet<(usize, Result<bool>)>| {
+    let publish = |index: usize, publishing: &mut JoinSet<(usize, Result<Published>)>| {
         let (image, sink) = (images[index].clone(), sink.clone());
         publishing.spawn(async move { (index, publish_image(&sink, &image).await) });
     };
@@ -125,8 +131,13 @@ where
                     run.images[index].state = State::Done;
                     let touched = run.images[index].touched;
                     report.images[index].status = match result {
-                        Ok(false) if !touched => Status::Unchanged,
-                        Ok(_) => Status::Copied,
+                        Ok(published) => {
+                            report.images[index].platforms.extend(published.platform);
+                            match published.changed || touched {
+                                true => Status::Copied,
+                                false => Status::Unchanged,
+                            }
+                        }
                         Err(error) => Status::Failed(error),
                     };
                     observer.event(Event::ImageDone(&report.images[index]));
@@ -140,22 +151,39 @@ where
     report
 }
 
-/// Publishes an image whose blobs are all there. Returns whether there was anything to do.
-async fn publish_image<D: Sink>(sink: &Arc<D>, image: &ImagePlan) -> Result<bool> {
-    let mut changed = false;
-    for planned in &image.manifests {
-        changed |= !planned.there;
-        for name in &planned.names {
-            // That somebody asked for this one is news, even where the manifest is none.
-            if !planned.there || *name == ManifestName::Pinned {
-                sink.put(&planned.repository, &planned.manifest, name).await?;
-            }
-        }
+/// What a single image runs on, as its configuration says, which is at the target now.
+async fn known_platform<D: Sink>(sink: &D, image: &ImagePlan) -> Option<String> {
+    if !image.report.platforms.is_empty() {
+        return None;
     }
+    let root = image.manifests.last()?;
+    let View::Image { config, .. } = root.manifest.view() else { return None };
+    let text = sink.content(&root.repository, config).await.ok()??;
+    serde_json::from_slice::<Platform>(&text).ok().filter(Platform::is_known).map(|p| p.to_string())
+}
+
+/// How an image was published.
+struct Published {
+    /// Whether there was anything to do.
+    changed: bool,
+    /// What it runs on, if only its configuration says that.
+    platform: Option<String>,
+}
+
+/// Publishes an image whose blobs are all there.
+async fn publish_image<D: Sink>(sink: &Arc<D>, image: &ImagePlan) -> Result<Published> {
+    // Before the tag: whoever finds the index must know what of it is wanted.
     for (index, platforms) in &image.sparse {
         sink.keep_sparse(*index, platforms).await?;
     }
-    Ok(changed)
+    let mut changed = false;
+    for planned in &image.manifests {
+        for name in &planned.names {
+            sink.put(&planned.repository, &planned.manifest, name).await?;
+            changed = true;
+        }
+    }
+    Ok(Published { changed, platform: known_platform(sink.as_ref(), image).await })
 }
 
 /// Brings one blob to the target.

@@ -1,12 +1,7 @@
 //! The graph under a reference: which manifests and blobs an image consists of, after the
 //! platform filter.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -15,7 +10,7 @@ use super::{IndexMode, Options, Policy};
 use crate::{
     image::{
         Descriptor, Digest, FilteredIndex, Manifest, Platform, PlatformFilter, Reference,
-        Repository, View, filter_index,
+        Repository, View, choose, filter_index,
     },
     tree::{Blobs, ByteStream, Error, Kind, Names, Result, Sink},
 };
@@ -35,9 +30,8 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// What an image consists of.
 #[derive(Debug, Default)]
 pub(super) struct Graph {
-    /// All manifests, children before their indexes, the root last; and whether each is at the
-    /// target already.
-    pub manifests: Vec<(Manifest, bool)>,
+    /// All manifests, children before their indexes, the root last.
+    pub manifests: Vec<Manifest>,
     /// All blobs, each once.
     pub blobs: BTreeMap<Digest, Descriptor>,
     /// Blobs that had to be read for planning.
@@ -46,7 +40,7 @@ pub(super) struct Graph {
     pub platforms: Vec<String>,
     /// What the user should know.
     pub warnings: Vec<String>,
-    /// Indexes that are kept although children are left out, with the platforms that are in.
+    /// Indexes that are kept as they are, with the platforms of which the children are wanted.
     pub sparse: Vec<(Digest, String)>,
 }
 
@@ -55,7 +49,6 @@ pub(super) struct Explorer<'a, S, D> {
     pub source: &'a Arc<S>,
     pub sink: &'a Arc<D>,
     pub repository: &'a Repository,
-    pub target: &'a Repository,
     pub options: &'a Options,
 }
 
@@ -72,22 +65,10 @@ struct Node {
 impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
     /// Explores everything under `root`, which the target has or has not. `None` if the platform
     /// filter leaves nothing of it (and the policy does not make an error of that).
-    pub(super) async fn explore(
-        &self,
-        root: Manifest,
-        there: bool,
-        name: &Reference,
-    ) -> Result<Option<Graph>> {
-        let fits = self.options.platforms != PlatformFilter::All;
-        // What this very filter has made is not filtered again.
-        let made = root.annotations().get(FilteredIndex::PLATFORMS);
-        let filter = if fits && made == Some(&self.options.platforms.to_string()) {
-            PlatformFilter::All
-        } else {
-            self.options.platforms.clone()
-        };
+    pub(super) async fn explore(&self, root: Manifest, name: &Reference) -> Result<Option<Graph>> {
         let budget = Budget::default();
-        let mut node = self.node(root, there, &filter, 0, &budget).await?;
+        let filter = &self.options.platforms;
+        let mut node = self.node(root, filter, Place::Root, &budget).await?;
         if !node.missing.is_empty() {
             let names: Vec<_> = node.missing.iter().map(Platform::to_string).collect();
             let has = match node.graph.platforms.join(", ") {
@@ -112,20 +93,19 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
     fn node<'b>(
         &'b self,
         manifest: Manifest,
-        there: bool,
         filter: &'b PlatformFilter,
-        depth: usize,
+        place: Place,
         budget: &'b Budget,
     ) -> Pin<Box<dyn Future<Output = Result<Node>> + Send + 'b>> {
         Box::pin(async move {
             budget.take(&manifest).map_err(|e| self.unfit(manifest.digest(), e))?;
             match manifest.view() {
-                View::Image { .. } => self.image(manifest, there, filter, depth).await,
-                View::Index { .. } if depth >= MAX_DEPTH => {
+                View::Image { .. } => self.image(manifest, filter, place).await,
+                View::Index { .. } if place.depth() >= MAX_DEPTH => {
                     let message = format!("its indexes are nested more than {MAX_DEPTH} deep");
                     Err(self.unfit(self.repository, message))
                 }
-                View::Index { .. } => self.index(manifest, there, filter, depth, budget).await,
+                View::Index { .. } => self.index(manifest, filter, place, budget).await,
             }
         })
     }
@@ -133,9 +113,8 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
     async fn image(
         &self,
         manifest: Manifest,
-        there: bool,
         filter: &PlatformFilter,
-        depth: usize,
+        place: Place,
     ) -> Result<Node> {
         let mut graph = Graph::default();
         for blob in manifest.blobs() {
@@ -148,8 +127,8 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
         }
         let mut missing = Vec::new();
         let mut wanted = true;
-        // The children of an index have been chosen by what the index says of them.
-        if depth == 0
+        // Most children of an index have been chosen by what the index says of them.
+        if place.is_unsaid()
             && filter != &PlatformFilter::All
             && let View::Image { config, .. } = manifest.view()
             && is_image_config(&config.media_type)
@@ -166,7 +145,7 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
             missing = selection.missing;
         }
         let (digest, size) = (manifest.digest(), manifest.bytes().len() as u64);
-        graph.manifests.push((manifest, there));
+        graph.manifests.push(manifest);
         Ok(Node { digest, size, graph, wanted, missing })
     }
 
@@ -175,7 +154,7 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
             let message = format!("its configuration has {} bytes", config.size);
             return Err(self.unfit(config.digest, message));
         }
-        let local = self.sink.content(self.target, config).await?;
+        let local = self.sink.content(self.repository, config).await?;
         let (text, fetched) = match local {
             Some(text) => (text, None),
             None => {
@@ -184,7 +163,7 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
             }
         };
         let platform = serde_json::from_slice::<Platform>(&text).ok();
-        match platform.filter(|p| !p.os.is_empty() && !p.architecture.is_empty()) {
+        match platform.filter(Platform::is_known) {
             Some(platform) => Ok((platform, fetched)),
             None => Err(self.unfit(
                 config.digest,
@@ -196,18 +175,21 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
     async fn index(
         &self,
         manifest: Manifest,
-        there: bool,
         filter: &PlatformFilter,
-        depth: usize,
+        place: Place,
         budget: &Budget,
     ) -> Result<Node> {
         let children = manifest.children();
+        if children.len() > MAX_MANIFESTS {
+            let message = format!("it has more than {MAX_MANIFESTS} manifests");
+            return Err(self.unfit(manifest.digest(), message));
+        }
         // Nested indexes have no platform of their own and are looked into; so are manifests
         // about which the index says nothing.
         let (kept, missing_here) = choose(children, filter);
         let explored = try_join_all(kept.iter().map(|&(at, inner_filter)| async move {
             let inner = if inner_filter { filter } else { &PlatformFilter::All };
-            let node = self.child(&children[at], inner, depth, budget).await?;
+            let node = self.child(&children[at], inner, place, budget).await?;
             Ok::<_, Error>((at, inner_filter, node))
         }))
         .await?;
@@ -239,19 +221,13 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
             filter_index(&FilteredIndex { original: &manifest, keep: &keep, platforms })
                 .map_err(|e| self.unfit(manifest.digest(), e.to_string()))?
         } else {
-            if filter != &PlatformFilter::All {
-                graph.sparse.push((manifest.digest(), self.options.platforms.to_string()));
-            }
+            let wanted =
+                if dropped { self.options.platforms.to_string() } else { "all".to_owned() };
+            graph.sparse.push((manifest.digest(), wanted));
             manifest.clone()
         };
-        let there = if root.digest() == manifest.digest() {
-            there
-        } else {
-            let pinned = self.target.pinned(root.digest());
-            self.sink.manifest(&pinned).await.is_ok()
-        };
         let (digest, size) = (root.digest(), root.bytes().len() as u64);
-        graph.manifests.push((root, there));
+        graph.manifests.push(root);
         Ok(Node { digest, size, graph, wanted, missing })
     }
 
@@ -259,16 +235,14 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
         &self,
         child: &Descriptor,
         filter: &PlatformFilter,
-        depth: usize,
+        place: Place,
         budget: &Budget,
     ) -> Result<Node> {
-        let (manifest, there) = match self.sink.manifest(&self.target.pinned(child.digest)).await {
-            Ok(manifest) => (manifest, true),
+        let pinned = self.repository.pinned(child.digest);
+        let manifest = match self.sink.manifest(&pinned).await {
+            Ok(manifest) => manifest,
             // Whatever is wrong with it there, the source has a good one.
-            Err(_) => {
-                let pinned = self.repository.pinned(child.digest);
-                (self.source.manifest(&pinned).await?, false)
-            }
+            Err(_) => self.source.manifest(&pinned).await?,
         };
         let found = manifest.bytes().len() as u64;
         if found != child.size {
@@ -279,47 +253,46 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
                 Kind::Size { expected, found },
             ));
         }
-        // Depth 0 is where a single image is checked against its configuration.
-        let depth = if child.platform.is_none()
-            && filter != &PlatformFilter::All
-            && manifest.children().is_empty()
-        {
-            0
-        } else {
-            depth + 1
+        let depth = place.depth() + 1;
+        let place = match child.platform {
+            None => Place::Unsaid(depth),
+            Some(_) => Place::Chosen(depth),
         };
-        self.node(manifest, there, filter, depth, budget).await
+        self.node(manifest, filter, place, budget).await
     }
 }
 
-/// Chooses from an index's children: for each chosen one its place, and whether the filter is
-/// still to be applied inside. Attestations go with what they attest. Second, the platforms that
-/// no child serves by what the index says.
-fn choose(children: &[Descriptor], filter: &PlatformFilter) -> (Vec<(usize, bool)>, Vec<Platform>) {
-    if filter == &PlatformFilter::All {
-        return ((0..children.len()).map(|at| (at, false)).collect(), Vec::new());
-    }
-    let platforms: Vec<_> = children.iter().map(|child| child.platform.clone()).collect();
-    let selection = filter.select(&platforms);
-    let chosen: HashSet<Digest> = selection.kept.iter().map(|&at| children[at].digest).collect();
-    let mut kept: Vec<(usize, bool)> = Vec::new();
-    for (at, child) in children.iter().enumerate() {
-        let attested = child.attests().is_some_and(|subject| chosen.contains(&subject));
-        if selection.kept.contains(&at) || attested {
-            kept.push((at, false));
-        } else if child.platform.is_none() && child.attests().is_none() {
-            kept.push((at, true));
+/// Where in a graph a manifest stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// On top, where only its configuration says what it runs on.
+    Root,
+    /// This deep below the root, in an index that says what it runs on.
+    Chosen(usize),
+    /// This deep below the root, in an index that does not.
+    Unsaid(usize),
+}
+
+impl Place {
+    fn depth(self) -> usize {
+        match self {
+            Self::Root => 0,
+            Self::Chosen(depth) | Self::Unsaid(depth) => depth,
         }
     }
-    (kept, selection.missing)
+
+    /// Whether what it runs on is not known yet.
+    fn is_unsaid(self) -> bool {
+        !matches!(self, Self::Chosen(_))
+    }
 }
 
 impl Graph {
     /// Takes over another part; what is in both is there once.
     pub(super) fn add(&mut self, other: Self) {
-        for (manifest, there) in other.manifests {
-            if !self.manifests.iter().any(|(known, _)| known.digest() == manifest.digest()) {
-                self.manifests.push((manifest, there));
+        for manifest in other.manifests {
+            if !self.manifests.iter().any(|known| known.digest() == manifest.digest()) {
+                self.manifests.push(manifest);
             }
         }
         self.blobs.extend(other.blobs);

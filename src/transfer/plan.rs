@@ -1,12 +1,13 @@
 //! Planning: what each image consists of, and what of that is missing at the target.
 
 use std::{
-    collections::{HashMap, HashSet},
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, future, stream};
+use futures_util::{Stream, StreamExt, future, stream};
 
 use super::{
     IndexMode, Options,
@@ -25,8 +26,11 @@ const AT_ONCE: usize = 64;
 /// Referrers of referrers are followed this far.
 const MAX_ATTACHMENT_DEPTH: usize = 4;
 
-/// More than this attached to one image is refused.
+/// More than this attached to one image is left out.
 const MAX_ATTACHMENTS: usize = 1000;
+
+/// Attachments of one image that are looked at at the same time.
+const ATTACHMENTS_AT_ONCE: usize = 8;
 
 /// What a transfer will do.
 #[derive(Debug, Default)]
@@ -55,10 +59,8 @@ pub struct PlannedManifest {
     pub manifest: Manifest,
     /// The repository at the target.
     pub repository: Repository,
-    /// The names it is to have.
+    /// The names under which the target lacks it; most often none in a second run.
     pub names: Vec<ManifestName>,
-    /// Whether the target has it already.
-    pub there: bool,
 }
 
 /// A blob that images need.
@@ -101,36 +103,92 @@ where
     S: Names + Blobs + Attachments,
     D: Sink,
 {
-    let mut seen = HashSet::new();
-    let unique: Vec<&Reference> = images.iter().filter(|image| seen.insert(*image)).collect();
+    let images = unique(images);
     let lists = TagLists::default();
-    let planned = stream::iter(unique)
-        .map(|image| plan_image(source, sink, &lists, image, options))
-        .buffered(AT_ONCE)
-        .collect::<Vec<_>>()
-        .await;
-
-    let mut plan = Plan::default();
-    let mut blobs: HashMap<Digest, BlobPlan> = HashMap::new();
-    for (index, (mut image, graph, repository)) in planned.into_iter().enumerate() {
-        match merge_blobs(&mut blobs, index, &graph, &repository) {
-            Ok(()) => {}
-            Err(error) => image.report.status = Status::Failed(error),
-        }
-        plan.images.push(image);
+    let mut planned = planning(source, sink, &lists, &images, options);
+    let mut draft = Draft::default();
+    while let Some((place, image)) = planned.next().await {
+        draft.add(place, image);
     }
-    plan.blobs = blobs.into_values().collect();
-    plan.blobs
-        .sort_by_key(|blob| (std::cmp::Reverse(blob.descriptor.size), blob.descriptor.digest));
-    find_present(sink, &mut plan).await;
-    plan
+    draft.finish(sink).await.1
+}
+
+/// The images in their order, each once.
+pub(super) fn unique(images: &[Reference]) -> Vec<Reference> {
+    let mut seen = HashSet::new();
+    images.iter().filter(|image| seen.insert(*image)).cloned().collect()
+}
+
+/// Plans images side by side. They come as they are done, each with its place in `images`.
+pub(super) fn planning<'a, S, D>(
+    source: &'a Arc<S>,
+    sink: &'a Arc<D>,
+    lists: &'a TagLists,
+    images: &'a [Reference],
+    options: &'a Options,
+) -> impl Stream<Item = (usize, PlannedImage)> + Unpin + 'a
+where
+    S: Names + Blobs + Attachments,
+    D: Sink,
+{
+    let planned = stream::iter(images.iter().enumerate())
+        .map(move |(place, image)| async move {
+            (place, plan_image(source, sink, lists, image, options).await)
+        })
+        .buffer_unordered(AT_ONCE);
+    Box::pin(planned)
+}
+
+/// An image that has been planned, and is not yet part of a plan.
+pub(super) struct PlannedImage {
+    image: ImagePlan,
+    graph: Graph,
+}
+
+/// A plan in the making.
+#[derive(Default)]
+pub(super) struct Draft {
+    images: BTreeMap<usize, ImagePlan>,
+    blobs: HashMap<Digest, BlobPlan>,
+}
+
+impl Draft {
+    pub(super) fn is_empty(&self) -> bool {
+        self.images.is_empty()
+    }
+
+    /// Adds the image that was asked for in this place.
+    pub(super) fn add(&mut self, place: usize, planned: PlannedImage) {
+        let PlannedImage { mut image, graph } = planned;
+        let repository = image.report.reference.repository().clone();
+        if let Err(error) = merge_blobs(&mut self.blobs, place, graph, &repository) {
+            image.report.status = Status::Failed(error);
+        }
+        self.images.insert(place, image);
+    }
+
+    /// The plan, and the places of its images in what was asked for.
+    pub(super) async fn finish<D: Sink>(self, sink: &Arc<D>) -> (Vec<usize>, Plan) {
+        let places: Vec<usize> = self.images.keys().copied().collect();
+        let index_of: HashMap<usize, usize> =
+            places.iter().enumerate().map(|(i, p)| (*p, i)).collect();
+        let mut blobs: Vec<BlobPlan> = self.blobs.into_values().collect();
+        for blob in &mut blobs {
+            blob.images =
+                blob.images.iter().filter_map(|place| index_of.get(place).copied()).collect();
+        }
+        blobs.sort_by_key(|blob| (Reverse(blob.descriptor.size), blob.descriptor.digest));
+        let mut plan = Plan { images: self.images.into_values().collect(), blobs };
+        find_present(sink, &mut plan).await;
+        (places, plan)
+    }
 }
 
 /// Adds the blobs of an image to those of the run.
 fn merge_blobs(
     blobs: &mut HashMap<Digest, BlobPlan>,
     image: usize,
-    graph: &Graph,
+    mut graph: Graph,
     repository: &Repository,
 ) -> Result<()> {
     for (digest, descriptor) in &graph.blobs {
@@ -141,9 +199,9 @@ fn merge_blobs(
             return Err(Error::new("planning", repository, Kind::Unfit(message)));
         }
     }
-    for (digest, descriptor) in &graph.blobs {
-        let blob = blobs.entry(*digest).or_insert_with(|| BlobPlan {
-            descriptor: descriptor.clone(),
+    for (digest, descriptor) in graph.blobs {
+        let blob = blobs.entry(digest).or_insert_with(|| BlobPlan {
+            descriptor,
             sources: Vec::new(),
             images: Vec::new(),
             there: false,
@@ -153,7 +211,7 @@ fn merge_blobs(
             blob.sources.push(repository.clone());
         }
         blob.images.push(image);
-        blob.content = blob.content.take().or_else(|| graph.contents.get(digest).cloned());
+        blob.content = blob.content.take().or_else(|| graph.contents.remove(&digest));
     }
     Ok(())
 }
@@ -183,34 +241,31 @@ async fn plan_image<S, D>(
     lists: &TagLists,
     image: &Reference,
     options: &Options,
-) -> (ImagePlan, Graph, Repository)
+) -> PlannedImage
 where
     S: Names + Blobs + Attachments,
     D: Sink,
 {
-    let repository = image.repository().clone();
     let planner = Planner { source, sink, lists, image, options };
     let mut report = ImageReport::new(image, Status::Planned);
-    match planner.plan(&mut report).await {
-        Ok(Some((graph, manifests))) => {
-            let plan = ImagePlan { manifests, sparse: graph.sparse.clone(), report };
-            (plan, graph, repository)
-        }
+    let (graph, manifests) = match planner.plan(&mut report).await {
+        Ok(Some(planned)) => planned,
         failed_or_skipped => {
-            report.status = match failed_or_skipped {
-                Err(error) => Status::Failed(error),
-                _ => Status::Skipped,
-            };
-            let plan = ImagePlan { manifests: Vec::new(), sparse: Vec::new(), report };
-            (plan, Graph::default(), repository)
+            report.status = failed_or_skipped.err().map_or(Status::Skipped, Status::Failed);
+            (Graph::default(), Vec::new())
         }
-    }
+    };
+    PlannedImage { image: ImagePlan { manifests, sparse: graph.sparse.clone(), report }, graph }
 }
 
-/// A manifest that a name led to, and whether the target has it under that name.
+/// What a name leads to.
 struct Root {
+    /// The manifest, or what this very platform filter has made of it before.
     manifest: Manifest,
-    there: bool,
+    /// Its digest at the source.
+    original: Digest,
+    /// What the target has under this name.
+    before: Option<Manifest>,
 }
 
 struct Planner<'a, S, D> {
@@ -234,33 +289,34 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         } else {
             self.root(self.image).await?
         };
-        let original = original_digest(&root.manifest);
-        let graph =
-            self.explorer(self.options).explore(root.manifest, root.there, self.image).await?;
+        let Root { manifest, original, before } = root;
+        let graph = self.explorer(self.options).explore(manifest, self.image).await?;
         let Some(mut graph) = graph else {
             report.warnings.push("nothing of it is for the platforms that were asked for".into());
             return Ok(None);
         };
-        let Some((root, _)) = graph.manifests.last() else { return Ok(None) };
+        let Some(root) = graph.manifests.last() else { return Ok(None) };
         let root_digest = root.digest();
         report.digest = Some(root_digest);
         report.original_digest = Some(original).filter(|digest| *digest != root_digest);
         report.platforms = std::mem::take(&mut graph.platforms);
         report.warnings.append(&mut graph.warnings);
+        report.warnings.extend(lost_platforms(before.as_ref(), original, &report.platforms));
+        if self.image.digest().is_some_and(|pinned| pinned != root_digest) {
+            report.warnings.push(format!(
+                "it is pinned, but the platform filter has made {root_digest} of it; `--index keep` keeps its digest"
+            ));
+        }
         let mut names: Vec<ManifestName> = Vec::new();
         names.extend(self.image.digest().map(|_| ManifestName::Pinned));
         names.extend(self.image.tag().map(|tag| ManifestName::Tag(tag.to_owned())));
 
-        let mut manifests = planned(repository, &graph, names);
+        let mut manifests = self.planned(&graph, names).await;
         if self.options.attachments {
             let subjects = subjects(&graph, original);
-            match self.attachments(subjects, &mut graph, report).await {
-                // Before the root, so that an image has its signatures from the start.
-                Ok(attached) => drop(manifests.splice(0..0, attached)),
-                Err(error) => {
-                    report.warnings.push(format!("what is attached to it is not known: {error}"));
-                }
-            }
+            // Before the root, so that an image has its signatures from the start.
+            let attached = self.attachments(subjects, &mut graph, report).await;
+            manifests.splice(0..0, attached);
         }
         let of_manifests = manifests.iter().map(|m| m.manifest.bytes().len() as u64).sum::<u64>();
         report.bytes = of_manifests + graph.blobs.values().map(|blob| blob.size).sum::<u64>();
@@ -268,147 +324,168 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
     }
 
     fn explorer<'b>(&'b self, options: &'b Options) -> Explorer<'b, S, D> {
-        Explorer {
-            source: self.source,
-            sink: self.sink,
-            repository: self.image.repository(),
-            target: self.image.repository(),
-            options,
+        let repository = self.image.repository();
+        Explorer { source: self.source, sink: self.sink, repository, options }
+    }
+
+    /// The manifests of a graph in their order, the root under its names, the others by digest.
+    async fn planned(&self, graph: &Graph, root_names: Vec<ManifestName>) -> Vec<PlannedManifest> {
+        let repository = self.image.repository();
+        let last = graph.manifests.len().saturating_sub(1);
+        let mut root_names = Some(root_names);
+        let mut planned = Vec::with_capacity(graph.manifests.len());
+        for (at, manifest) in graph.manifests.iter().enumerate() {
+            let names = root_names.take_if(|_| at == last).unwrap_or(vec![ManifestName::Digest]);
+            let mut missing = Vec::new();
+            for name in names {
+                if !self.sink.leads_to(repository, &name, manifest.digest()).await {
+                    missing.push(name);
+                }
+            }
+            let (manifest, repository) = (manifest.clone(), repository.clone());
+            planned.push(PlannedManifest { manifest, repository, names: missing });
         }
+        planned
     }
 
     /// Resolves a name, with as little traffic as possible: where the target has the name, its
     /// digest is asked for first, and the manifest only if it is another one.
     async fn root(&self, name: &Reference) -> Result<Root> {
         let repository = name.repository();
-        let by_tag = name.tag().map(|tag| repository.tagged(tag));
-        let local = match &by_tag {
-            Some(tagged) => self.sink.manifest(tagged).await.ok(),
-            None => self.sink.manifest(name).await.ok(),
+        let asked = match name.tag() {
+            Some(tag) => repository.tagged(tag),
+            None => name.clone(),
         };
-        let Some(local) = local else {
+        let Ok(before) = self.sink.manifest(&asked).await else {
             let manifest = self.source.manifest(name).await?;
-            return Ok(Root { manifest, there: false });
+            return Ok(Root { original: manifest.digest(), manifest, before: None });
         };
         let Some(digest) = self.source.head(name).await? else {
             let manifest = self.source.manifest(name).await?;
-            let there = manifest.digest() == local.digest();
-            return Ok(Root { manifest, there });
+            return Ok(Root { original: manifest.digest(), manifest, before: Some(before) });
         };
         let wanted = self.options.platforms.to_string();
-        let is_filtered = local.annotations().get(FilteredIndex::PLATFORMS) == Some(&wanted)
+        let is_made = before.annotations().get(FilteredIndex::PLATFORMS) == Some(&wanted)
             && self.options.index == IndexMode::Rewrite
-            && original_digest(&local) == digest;
-        if local.digest() == digest || is_filtered {
-            // A name with tag and digest is to be found by both.
-            let there = match (name.tag(), name.digest()) {
-                (Some(_), Some(digest)) => {
-                    self.sink.manifest(&repository.pinned(digest)).await.is_ok()
-                }
-                _ => true,
-            };
-            return Ok(Root { manifest: local, there });
-        }
-        let pinned = repository.pinned(digest);
-        let manifest = match self.sink.manifest(&pinned).await {
-            Ok(manifest) => manifest,
-            Err(_) => self.source.manifest(&pinned).await?,
+            && before.annotations().get(FilteredIndex::ORIGINAL) == Some(&digest.to_string());
+        let manifest = if before.digest() == digest || is_made {
+            before.clone()
+        } else {
+            let pinned = repository.pinned(digest);
+            match self.sink.manifest(&pinned).await {
+                Ok(manifest) => manifest,
+                Err(_) => self.source.manifest(&pinned).await?,
+            }
         };
-        Ok(Root { manifest, there: false })
+        Ok(Root { manifest, original: digest, before: Some(before) })
     }
 
-    /// Finds and explores all that is attached to `subjects`, and what is attached to that.
+    /// Finds and explores all that is attached to `subjects`, and what is attached to that. What
+    /// cannot be had is told in the report, and spares the rest.
     async fn attachments(
         &self,
         mut subjects: Vec<Digest>,
         graph: &mut Graph,
         report: &mut ImageReport,
-    ) -> Result<Vec<PlannedManifest>> {
+    ) -> Vec<PlannedManifest> {
         let repository = self.image.repository();
-        let whole = Options { platforms: PlatformFilter::All, ..self.options.clone() };
-        let explorer = self.explorer(&whole);
         let mut known: HashSet<Digest> = subjects.iter().copied().collect();
-        let mut planned_manifests = Vec::new();
-        for _ in 0..MAX_ATTACHMENT_DEPTH {
-            let found =
-                attach::find(self.source.as_ref(), self.lists, repository, &subjects).await?;
-            let mut names: Vec<(Reference, Vec<ManifestName>)> = Vec::new();
+        let mut known_tags = HashSet::new();
+        let mut manifests = Vec::new();
+        for depth in 0.. {
+            let found = attach::find(self.source.as_ref(), self.lists, repository, &subjects).await;
+            report.warnings.extend(found.troubles);
+            let mut names: Vec<(Reference, ManifestName)> = Vec::new();
             for digest in found.digests.into_iter().filter(|digest| known.insert(*digest)) {
-                names.push((repository.pinned(digest), vec![ManifestName::Digest]));
+                names.push((repository.pinned(digest), ManifestName::Digest));
             }
-            for tag in found.tags {
+            for tag in found.tags.into_iter().filter(|tag| known_tags.insert(tag.clone())) {
                 // A fallback tag moves with every referrer, so it is looked up like any tag.
-                names.push((repository.tagged(&tag), vec![ManifestName::Tag(tag)]));
+                names.push((repository.tagged(&tag), ManifestName::Tag(tag)));
             }
+            let room = MAX_ATTACHMENTS.saturating_sub(report.attached.len());
+            if names.len() > room || (depth == MAX_ATTACHMENT_DEPTH && !names.is_empty()) {
+                names.truncate(if depth == MAX_ATTACHMENT_DEPTH { 0 } else { room });
+                report.warnings.push(format!(
+                    "more is attached to it than is carried ({MAX_ATTACHMENTS} manifests, {MAX_ATTACHMENT_DEPTH} levels)"
+                ));
+            }
+            let explored = names.into_iter().map(|(name, kind)| async {
+                let explored = self.attachment(&name).await;
+                (name, kind, explored)
+            });
+            let explored: Vec<_> =
+                stream::iter(explored).buffered(ATTACHMENTS_AT_ONCE).collect().await;
             subjects = Vec::new();
-            for (name, names) in names {
-                let root = self.root(&name).await?;
-                let attached = explorer.explore(root.manifest, root.there, &name).await?;
-                let Some(attached) = attached else { continue };
-                for (manifest, _) in &attached.manifests {
-                    if known.insert(manifest.digest()) || name.digest() == Some(manifest.digest()) {
-                        subjects.push(manifest.digest());
+            for (name, kind, explored) in explored {
+                let shown = match &kind {
+                    ManifestName::Tag(tag) => tag.clone(),
+                    _ => name.digest().map(|digest| digest.to_string()).unwrap_or_default(),
+                };
+                match explored {
+                    Ok(attached) => {
+                        for manifest in &attached.manifests {
+                            if known.insert(manifest.digest())
+                                || name.digest() == Some(manifest.digest())
+                            {
+                                subjects.push(manifest.digest());
+                            }
+                        }
+                        manifests.extend(self.planned(&attached, vec![kind]).await);
+                        graph.add(Graph {
+                            platforms: Vec::new(),
+                            manifests: Vec::new(),
+                            ..attached
+                        });
+                        report.attached.push(shown);
+                    }
+                    Err(error) => {
+                        report.warnings.push(format!(
+                            "{shown}, which is attached to it, is left out: {error}"
+                        ));
                     }
                 }
-                report.attached.push(match name.tag() {
-                    Some(tag) => tag.to_owned(),
-                    None => name.digest().map(|d| d.to_string()).unwrap_or_default(),
-                });
-                planned_manifests.extend(planned(repository, &attached, names));
-                graph.add(Graph { platforms: Vec::new(), manifests: Vec::new(), ..attached });
-            }
-            if report.attached.len() > MAX_ATTACHMENTS {
-                let message = format!("more than {MAX_ATTACHMENTS} things are attached to it");
-                return Err(Error::new("planning", self.image, Kind::Unfit(message)));
             }
             if subjects.is_empty() {
                 break;
             }
         }
-        Ok(planned_manifests)
+        manifests
+    }
+
+    async fn attachment(&self, name: &Reference) -> Result<Graph> {
+        let whole = Options { platforms: PlatformFilter::All, ..self.options.clone() };
+        let root = self.root(name).await?;
+        let graph = self.explorer(&whole).explore(root.manifest, name).await?;
+        Ok(graph.unwrap_or_default())
     }
 }
 
-/// The manifests of a graph in their order, the root under its names, the others by digest.
-fn planned(
-    repository: &Repository,
-    graph: &Graph,
-    root_names: Vec<ManifestName>,
-) -> Vec<PlannedManifest> {
-    let mut planned: Vec<PlannedManifest> = graph
-        .manifests
-        .iter()
-        .map(|(manifest, there)| PlannedManifest {
-            manifest: manifest.clone(),
-            repository: repository.clone(),
-            names: vec![ManifestName::Digest],
-            there: *there,
-        })
-        .collect();
-    if let Some(root) = planned.last_mut() {
-        root.names = root_names;
-    }
-    planned
+/// What the user should know if the same index has been pulled for other platforms before.
+fn lost_platforms(before: Option<&Manifest>, original: Digest, now: &[String]) -> Option<String> {
+    let before = before?;
+    let made_of = before.annotations().get(FilteredIndex::ORIGINAL);
+    let same = before.digest() == original || made_of == Some(&original.to_string());
+    let had = before.children().iter().filter_map(|child| child.platform.as_ref());
+    let mut lost: Vec<String> = had.filter(|p| !p.is_unknown()).map(ToString::to_string).collect();
+    lost.retain(|platform| !now.contains(platform));
+    lost.dedup();
+    (same && !lost.is_empty())
+        .then(|| format!("it no longer has {}, which it had", lost.join(", ")))
 }
 
 /// The manifests to which something may be attached: the root, as it is at the source, and what
 /// it consists of.
 fn subjects(graph: &Graph, original: Digest) -> Vec<Digest> {
     let mut subjects = vec![original];
-    for (manifest, _) in &graph.manifests {
+    for manifest in &graph.manifests {
         let is_attestation =
             manifest.blobs().any(|blob| blob.media_type.starts_with("application/vnd.in-toto"));
-        if !is_attestation && !manifest.annotations().contains_key(FilteredIndex::ORIGINAL) {
+        if !is_attestation {
             subjects.push(manifest.digest());
         }
     }
     let mut seen = HashSet::new();
     subjects.retain(|digest| seen.insert(*digest));
     subjects
-}
-
-/// The digest that a manifest had before a platform filter made it, which most often is its own.
-fn original_digest(manifest: &Manifest) -> Digest {
-    let noted = manifest.annotations().get(FilteredIndex::ORIGINAL);
-    noted.and_then(|text| text.parse().ok()).unwrap_or_else(|| manifest.digest())
 }

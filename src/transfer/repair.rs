@@ -1,9 +1,12 @@
 //! Fetching again what is broken in an images_dir, and nothing else.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
-    Options,
+    IndexMode, Options,
     execute::execute,
     plan::{BlobPlan, Plan, plan},
     report::{Observer, Status},
@@ -61,8 +64,15 @@ where
                     });
                     Ok(())
                 }
-                Some(Subject::Manifest { repository, digest, .. }) => {
-                    fetch_manifest(source, &sink, repository, *digest).await
+                Some(Subject::Manifest { repository, digest, tag }) => {
+                    match (fetch_manifest(source, &sink, repository, *digest).await, tag) {
+                        // What a platform filter has made is in no registry.
+                        (Err(error), Some(tag)) if error.is_not_found() => {
+                            let tagged = repository.tagged(tag);
+                            pull_tag(source, &sink, dir, &tagged, concurrency, observer).await
+                        }
+                        (fetched, _) => fetched,
+                    }
                 }
                 Some(Subject::Tag(reference)) => {
                     pull_tag(source, &sink, dir, reference, concurrency, observer).await
@@ -122,12 +132,16 @@ where
             there.extend(child.platform.clone().filter(|p| !p.is_unknown()));
         }
     }
-    let platforms = if there.is_empty() || there.len() == manifest.children().len() {
+    let sparse = dir.sparse(&manifest.digest());
+    let platforms = if let Some(platforms) = &sparse {
+        PlatformFilter::parse(&[platforms]).unwrap_or_default()
+    } else if there.is_empty() || there.len() == manifest.children().len() {
         PlatformFilter::All
     } else {
         PlatformFilter::Only(there)
     };
-    let options = Options { platforms, ..Options::default() };
+    let index = if sparse.is_some() { IndexMode::Keep } else { IndexMode::Rewrite };
+    let options = Options { platforms, index, ..Options::default() };
     let plan = plan(source, sink, std::slice::from_ref(reference), &options).await;
     let report = execute(source, sink, plan, concurrency, observer).await;
     match report.images.into_iter().map(|image| image.status).next() {
@@ -142,12 +156,13 @@ async fn rebuild_map<S: Names + Attachments>(
     dir: &ImagesDir,
     repository: &Repository,
 ) -> Result<()> {
-    let mut map = std::collections::BTreeMap::new();
+    let here = dir.manifests_by_origin(repository);
+    let mut map = BTreeMap::new();
     for tag in source.tags(repository).await?.names {
-        let Some(digest) = source.head(&repository.tagged(&tag)).await? else { continue };
-        if dir.manifest(&repository.pinned(digest)).await.is_ok() {
-            map.insert(tag, digest);
+        let digest = source.head(&repository.tagged(&tag)).await?;
+        if let Some(digest) = digest.and_then(|digest| here.get(&digest)) {
+            map.insert(tag, *digest);
         }
     }
-    dir.replace_map(repository, map).await
+    dir.mend_map(repository, map).await
 }

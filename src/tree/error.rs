@@ -17,6 +17,8 @@ struct Inner {
     doing: String,
     kind: Kind,
     attempts: u32,
+    /// Nobody is to try again: that has been done.
+    settled: bool,
 }
 
 /// The causes.
@@ -99,7 +101,7 @@ impl Error {
     /// object (`fetching blob sha256:...`).
     pub fn new(side: impl fmt::Display, doing: impl fmt::Display, kind: impl Into<Kind>) -> Self {
         let (side, doing) = (side.to_string(), doing.to_string());
-        Self(Arc::new(Inner { side, doing, kind: kind.into(), attempts: 1 }))
+        Self(Arc::new(Inner { side, doing, kind: kind.into(), attempts: 1, settled: false }))
     }
 
     /// An input or output error at `path`.
@@ -107,12 +109,17 @@ impl Error {
         Self::new("images_dir", format_args!("{doing} {}", path.display()), error)
     }
 
-    /// The same error, with the number of attempts that were made.
+    /// The same error after so many attempts, which were all.
     pub(crate) fn after(self, attempts: u32) -> Self {
         match Arc::try_unwrap(self.0) {
-            Ok(inner) => Self(Arc::new(Inner { attempts, ..inner })),
+            Ok(inner) => Self(Arc::new(Inner { attempts, settled: true, ..inner })),
             Err(shared) => Self(shared),
         }
+    }
+
+    /// The same trouble, seen as something else.
+    pub(crate) fn with_kind(&self, kind: Kind) -> Self {
+        Self::new(&self.0.side, &self.0.doing, kind)
     }
 
     /// The cause.
@@ -127,6 +134,9 @@ impl Error {
 
     /// Whether the same request may well succeed a moment later.
     pub fn is_transient(&self) -> bool {
+        if self.0.settled {
+            return false;
+        }
         match self.kind() {
             Kind::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
             Kind::Connect(_)
@@ -156,6 +166,9 @@ impl Error {
             }
             Kind::Tls(m) if m.contains("plain HTTP") => {
                 "the registry speaks HTTP, not HTTPS: use --plain-http, or plain_http in --auths"
+            }
+            Kind::Tls(m) if m.contains("marked as an authority") => {
+                "have the certificate issued by an authority of your own and give that with --ca-file, or skip the check with --insecure"
             }
             Kind::Tls(_) => {
                 "give the registry's CA with --ca-file, or skip the check with --insecure"

@@ -26,13 +26,11 @@ mod records;
 mod verify;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -49,14 +47,17 @@ use records::Records;
 
 use super::{Error, Kind, ManifestName, Names, Opened, Result, Sink};
 use crate::image::{
-    Algorithm, Descriptor, Digest, Hasher, MAX_MANIFEST_BYTES, Manifest, ManifestError, Reference,
-    Repository,
+    Algorithm, Descriptor, Digest, FilteredIndex, Hasher, MAX_MANIFEST_BYTES, Manifest,
+    ManifestError, Reference, Repository,
 };
 
 const SIDE: &str = "images_dir";
 
 /// Buffer for hashing files.
 const HASH_BUFFER: usize = 512 << 10;
+
+/// The largest blob that is read whole, in bytes: configurations are far smaller.
+const MAX_CONTENT: u64 = 4 << 20;
 
 /// Entries of `blobs/.imgfs/`.
 const STATE: &str = ".imgfs";
@@ -76,8 +77,6 @@ struct Inner {
     records: Records,
     /// Says to `prune` that the tree is being filled.
     _filling: Option<File>,
-    /// Blobs have been published whose names are not yet flushed to the disk.
-    unflushed: AtomicBool,
 }
 
 impl ImagesDir {
@@ -100,7 +99,15 @@ impl ImagesDir {
             _ => publish::create_dirs(root).map_err(failed)?,
         }
         let existing = Self::find_layout(root)?;
+        let state = root.join(BLOBS).join(STATE);
+        let remembered = state.join("layout");
         let chosen = match (existing, layout) {
+            // Without images of Docker Hub these two look the same.
+            (Some(Layout::Documented), Some(Layout::Kubekey403))
+                if !root.join("docker.io").exists() && !remembered.exists() =>
+            {
+                Layout::Kubekey403
+            }
             (Some(existing), Some(wanted)) if existing != wanted => {
                 let reason = format!(
                     "this tree has the layout `{}`; --layout {} is for a new tree",
@@ -115,11 +122,9 @@ impl ImagesDir {
             }
             (existing, wanted) => existing.or(wanted).unwrap_or_default(),
         };
-        let state = root.join(BLOBS).join(STATE);
         for dir in [PARTIAL, SCRATCH, LOCKS] {
             publish::create_dirs(&state.join(dir)).map_err(failed)?;
         }
-        let remembered = state.join("layout");
         if !remembered.exists() {
             let text = format!("{}\n", chosen.as_str());
             let time = publish::Time::Immutable;
@@ -135,26 +140,15 @@ impl ImagesDir {
     /// A tree at `root` that does not exist: for finding out what would have to be done.
     pub fn absent(root: &Path) -> Self {
         let records = Records::absent();
-        let inner = Inner {
-            root: root.to_owned(),
-            layout: Layout::default(),
-            records,
-            _filling: None,
-            unflushed: AtomicBool::new(false),
-        };
+        let inner =
+            Inner { root: root.to_owned(), layout: Layout::default(), records, _filling: None };
         Self { inner: Arc::new(inner) }
     }
 
     fn with(root: &Path, layout: Layout, filling: Option<File>) -> Result<Self> {
         let path = root.join(BLOBS).join(STATE).join("records");
         let records = Records::open(path.clone()).map_err(|e| Error::io(&path, "reading", e))?;
-        let inner = Inner {
-            root: root.to_owned(),
-            layout,
-            records,
-            _filling: filling,
-            unflushed: AtomicBool::new(false),
-        };
+        let inner = Inner { root: root.to_owned(), layout, records, _filling: filling };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -202,18 +196,39 @@ impl ImagesDir {
         self.inner.records.distrust(blob).map_err(|e| self.inner.records_error(e))
     }
 
-    /// Replaces the map of tags of `repository`, which has been found to be damaged.
-    pub async fn replace_map(
+    /// Mends the map of tags of `repository`, which has been found to be damaged: `tags` are what
+    /// the registry says, as far as it says anything of a manifest that is here. What can still be
+    /// read of the old map counts as well, and the old file is kept in `blobs/.imgfs/scratch`.
+    pub async fn mend_map(
         &self,
         repository: &Repository,
-        map: std::collections::BTreeMap<String, Digest>,
+        tags: BTreeMap<String, Digest>,
     ) -> Result<()> {
         let repository = repository.clone();
-        self.blocking(move |inner| {
-            let dir = inner.manifests_dir(&repository);
-            inner.put_map(&dir, &map).map_err(|e| Error::io(&dir.join(LAYOUT_MAP), "writing", e))
-        })
-        .await
+        self.blocking(move |inner| inner.mend_map(&repository, tags)).await
+    }
+
+    /// The manifests of `repository` by the digest that each has, or had before a platform filter
+    /// made it, at the registry.
+    pub fn manifests_by_origin(&self, repository: &Repository) -> BTreeMap<Digest, Digest> {
+        let dir = self.inner.manifests_dir(repository);
+        let names = fs::read_dir(&dir).into_iter().flatten().flatten();
+        let digests = names.filter_map(|entry| entry.file_name().to_str()?.parse::<Digest>().ok());
+        let mut found = BTreeMap::new();
+        for digest in digests {
+            let manifest = read_manifest(&dir.join(digest.to_string()), digest.algorithm());
+            if let Some(manifest) = manifest.ok().filter(|manifest| manifest.digest() == digest) {
+                let origin = manifest.annotations().get(FilteredIndex::ORIGINAL);
+                let origin = origin.and_then(|text| text.parse().ok()).unwrap_or(digest);
+                found.insert(origin, digest);
+            }
+        }
+        found
+    }
+
+    /// The platforms of which the children of the index `digest` are wanted, if not all.
+    pub fn sparse(&self, digest: &Digest) -> Option<String> {
+        self.inner.records.sparse(digest)
     }
 
     /// Registries that have lately been found to lack the referrers API.
@@ -266,6 +281,12 @@ impl Sink for ImagesDir {
     async fn open(&self, _: &Repository, blob: &Descriptor) -> Result<Opened<PartialBlob>> {
         let blob = blob.clone();
         self.blocking(move |inner| receive::open(inner, &blob)).await
+    }
+
+    async fn leads_to(&self, repository: &Repository, name: &ManifestName, digest: Digest) -> bool {
+        let (repository, name) = (repository.clone(), name.clone());
+        let looked = self.blocking(move |inner| Ok(inner.leads_to(&repository, &name, digest)));
+        looked.await.unwrap_or(false)
     }
 
     async fn put(
@@ -340,24 +361,18 @@ impl Inner {
 
     /// The content of a small blob, if it is there and verified.
     fn content(&self, blob: &Descriptor) -> Result<Option<Bytes>> {
-        if !self.is_verified(blob)? {
+        if blob.size > MAX_CONTENT || !self.is_verified(blob)? {
             return Ok(None);
         }
         let path = self.blob_path(&blob.digest);
         fs::read(&path).map(|text| Some(text.into())).map_err(|e| Error::io(&path, "reading", e))
     }
 
-    fn note_published(&self) {
-        self.unflushed.store(true, Ordering::Release);
-    }
-
-    /// Makes sure that the blobs that a manifest is about to name survive a power cut.
+    /// Makes sure that the blobs that a manifest is about to name survive a power cut, also those
+    /// that another process has published.
     fn flush_blobs(&self) -> Result<()> {
-        if self.unflushed.swap(false, Ordering::AcqRel) {
-            let dir = self.root.join(BLOBS);
-            publish::sync_dir(&dir).map_err(|e| Error::io(&dir, "flushing", e))?;
-        }
-        Ok(())
+        let dir = self.root.join(BLOBS);
+        publish::sync_dir(&dir).map_err(|e| Error::io(&dir, "flushing", e))
     }
 
     // --- manifests ---
@@ -391,6 +406,20 @@ impl Inner {
         Err(Error::new(SIDE, format_args!("looking up {reference}"), Kind::NotFound(String::new())))
     }
 
+    fn leads_to(&self, repository: &Repository, name: &ManifestName, digest: Digest) -> bool {
+        let dir = self.manifests_dir(repository);
+        let path = match name {
+            ManifestName::Tag(tag) => tag_path(&dir, tag).ok().flatten(),
+            ManifestName::Digest => Some(dir.join(digest.to_string())),
+            ManifestName::Pinned if self.records.is_pinned(&repository.pinned(digest)) => {
+                Some(dir.join(digest.to_string()))
+            }
+            ManifestName::Pinned => None,
+        };
+        let found = path.and_then(|path| read_manifest(&path, digest.algorithm()).ok());
+        found.is_some_and(|manifest| manifest.digest() == digest)
+    }
+
     /// Where new manifests of `repository` go: where it is already, or else where the tree's
     /// layout has it.
     fn manifests_dir(&self, repository: &Repository) -> PathBuf {
@@ -409,9 +438,7 @@ impl Inner {
         let dir = self.manifests_dir(repository);
         let failed = |e| Error::io(&dir, "writing a manifest to", e);
         publish::create_dirs(&dir).map_err(failed)?;
-        let lock =
-            lock_file(&self.state_dir().join(LOCKS).join(lock_name(repository))).map_err(failed)?;
-        lock.lock().map_err(failed)?;
+        let _lock = self.lock_repository(repository).map_err(failed)?;
         let map = layout::read_layout_map(&dir).map_err(failed)?;
         let is_g2 = map.is_some() || (self.layout == Layout::Kubekey && !has_tag_files(&dir));
         match name {
@@ -436,10 +463,8 @@ impl Inner {
                     return Ok(()); // The file of this name is the map.
                 }
                 // A file of the older generation would say something else from now on.
-                match fs::remove_file(dir.join(tag)) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
-                    _ => Ok(()),
-                }
+                let older = dir.join(tag);
+                if older.is_file() { fs::remove_file(older).map_err(failed) } else { Ok(()) }
             }
             ManifestName::Tag(tag) => self.put_file(&dir, tag, manifest),
             ManifestName::Digest => self.put_file(&dir, &manifest.digest().to_string(), manifest),
@@ -451,11 +476,32 @@ impl Inner {
         }
     }
 
-    fn put_map(
-        &self,
-        dir: &Path,
-        map: &std::collections::BTreeMap<String, Digest>,
-    ) -> io::Result<()> {
+    fn mend_map(&self, repository: &Repository, tags: BTreeMap<String, Digest>) -> Result<()> {
+        let dir = self.manifests_dir(repository);
+        let path = dir.join(LAYOUT_MAP);
+        let failed = |e| Error::io(&path, "mending", e);
+        let _lock = self.lock_repository(repository).map_err(failed)?;
+        let old = fs::read(&path).map_err(failed)?;
+        let mut map = layout::salvage_layout_map(&old);
+        map.extend(tags);
+        map.retain(|_, digest| dir.join(digest.to_string()).is_file());
+        if map.is_empty() {
+            let reason = "no tag of the registry leads to a manifest that is here, and nothing of the map can be read";
+            let doing = format!("mending {}", path.display());
+            return Err(Error::new(SIDE, doing, Kind::Unfit(reason.into())));
+        }
+        let aside = format!("damaged-layout-{}", Digest::sha256(&old).to_hex());
+        fs::write(self.state_dir().join(SCRATCH).join(aside), &old).map_err(failed)?;
+        self.put_map(&dir, &map).map_err(failed)
+    }
+
+    fn lock_repository(&self, repository: &Repository) -> io::Result<File> {
+        let lock = lock_file(&self.state_dir().join(LOCKS).join(lock_name(repository)))?;
+        lock.lock()?;
+        Ok(lock)
+    }
+
+    fn put_map(&self, dir: &Path, map: &BTreeMap<String, Digest>) -> io::Result<()> {
         let text = layout::format_layout_map(map);
         let time = publish::Time::Of(Digest::sha256(&text));
         publish::publish(&self.state_dir().join(SCRATCH), &dir.join(LAYOUT_MAP), &text, time)
@@ -467,6 +513,11 @@ impl Inner {
             Ok(_) => publish::Time::Immutable,
             Err(_) => publish::Time::Of(manifest.digest()),
         };
+        if target.is_dir() {
+            let reason = "a repository of this name is in the way; this layout cannot hold both";
+            let doing = format!("writing {}", target.display());
+            return Err(Error::new(SIDE, doing, Kind::Config(reason.into())));
+        }
         if fs::read(&target).is_ok_and(|there| there == *manifest.bytes()) {
             return Ok(());
         }

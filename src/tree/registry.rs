@@ -30,7 +30,7 @@ pub use session::Stats;
 
 use session::{Ask, Lane, Session};
 
-use super::{Attachments, Blobs, Error, Kind, Names, Result, Tags};
+use super::{Attachments, Blobs, Kind, Names, Result, Tags};
 use crate::image::{
     ACCEPT_MANIFESTS, Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, Reference,
     Repository,
@@ -44,12 +44,14 @@ const TAGS_PAGE: usize = 1000;
 const MAX_TAGS_BODY: usize = 4 << 20;
 
 /// Pages of referrers that are read for one subject.
-const MAX_REFERRER_PAGES: usize = 100;
+const MAX_REFERRER_PAGES: usize = 20;
 
 /// All registries, each reached as the configuration says.
 pub struct Registry {
     config: Arc<RegistryConfig>,
     sessions: Mutex<HashMap<SessionKey, Arc<Session>>>,
+    /// Which session each repository has.
+    repositories: Mutex<HashMap<Repository, Arc<Session>>>,
     clients: Mutex<HashMap<Access, Client>>,
     stats: Arc<Stats>,
 }
@@ -63,6 +65,7 @@ impl Registry {
         Self {
             config: Arc::new(config),
             sessions: Mutex::default(),
+            repositories: Mutex::default(),
             clients: Mutex::default(),
             stats: Arc::default(),
         }
@@ -81,6 +84,16 @@ impl Registry {
     }
 
     fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
+        let mut repositories = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = repositories.get(repository) {
+            return Ok(session.clone());
+        }
+        let session = self.open_session(repository)?;
+        repositories.insert(repository.clone(), session.clone());
+        Ok(session)
+    }
+
+    fn open_session(&self, repository: &Repository) -> Result<Arc<Session>> {
         let entry = self.config.entry_for(repository);
         let has_own = entry
             .and_then(|index| self.config.entries.get(index))
@@ -200,8 +213,15 @@ async fn read_manifest(
             return Err(session.error(doing, Kind::Digest { expected, found }));
         }
     }
-    Manifest::parse_as(algorithm, body.into(), content_type.as_deref())
-        .map_err(|e| session.error(doing, e))
+    Manifest::parse_as(algorithm, body.into(), content_type.as_deref()).map_err(|error| {
+        match content_type.filter(|t| t.starts_with("text/html")) {
+            Some(_) => {
+                let reason = "it sent a page in HTML, not a manifest; is there a proxy or a login page on the way?";
+                session.error(doing, Kind::Config(reason.into()))
+            }
+            None => session.error(doing, error),
+        }
+    })
 }
 
 impl Attachments for Registry {
@@ -211,18 +231,31 @@ impl Attachments for Registry {
         subject: Digest,
     ) -> Result<Option<Vec<Descriptor>>> {
         let session = self.session(repository)?;
-        // The first caller finds out whether there is the API; the others wait for that.
-        let mut first = None;
-        let api = session.referrers_api.get_or_try_init(|| async {
-            first = referrers(&session, repository, subject).await?;
-            Ok::<_, Error>(first.is_some())
-        });
-        match (*api.await?, first) {
-            (false, _) => Ok(None),
-            (true, Some(found)) => Ok(Some(found)),
-            (true, None) => {
-                Ok(Some(referrers(&session, repository, subject).await?.unwrap_or_default()))
-            }
+        let mut guard = None;
+        if session.referrers_api.get().is_none() {
+            // The first caller finds out whether there is the API; the others wait for that.
+            guard = Some(session.referrers_probe.lock().await);
+        }
+        if session.referrers_api.get() == Some(&false) {
+            return Ok(None);
+        }
+        if session.referrers_api.get().is_some() {
+            guard = None;
+        }
+        let found = referrers(&session, repository, subject).await?;
+        let known = match &found {
+            Found::Listed(_) => Some(true),
+            Found::NoApi => Some(false),
+            Found::Refused => None,
+        };
+        if let Some(known) = known {
+            // If it was known already, it is known the same.
+            let _ = session.referrers_api.set(known);
+        }
+        drop(guard);
+        match found {
+            Found::Listed(list) => Ok(Some(list)),
+            Found::NoApi | Found::Refused => Ok(None),
         }
     }
 
@@ -262,32 +295,33 @@ fn list_ask<'a>(url: reqwest::Url, repository: &'a Repository, doing: &'a str) -
     }
 }
 
-/// Asks the referrers API; `None` where a registry does not have it.
-async fn referrers(
-    session: &Session,
-    repository: &Repository,
-    subject: Digest,
-) -> Result<Option<Vec<Descriptor>>> {
+/// What asking for referrers has found.
+enum Found {
+    /// The list, which may be empty.
+    Listed(Vec<Descriptor>),
+    /// The registry does not have the API.
+    NoApi,
+    /// It does not say for this repository.
+    Refused,
+}
+
+/// Asks the referrers API.
+async fn referrers(session: &Session, repository: &Repository, subject: Digest) -> Result<Found> {
     let doing = format!("listing the referrers of {subject} in {repository}");
     let mut url = session.url(repository, &format!("referrers/{subject}"));
     let mut found = Vec::new();
     for _ in 0..MAX_REFERRER_PAGES {
         let answer = match session.send(&list_ask(url.clone(), repository, &doing)).await {
             Ok(answer) => answer,
-            // The specification says 404; some say 400, 405 or 501 to what they do not know, and
-            // some check for another right on what they take for an unknown repository.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    Kind::NotFound(_)
-                        | Kind::Unauthorized(_)
-                        | Kind::Denied(_)
-                        | Kind::Status { status: 400 | 405 | 406 | 501, .. }
-                ) =>
-            {
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
+            Err(error) => match error.kind() {
+                // The specification says 404; some say others to what they do not know.
+                Kind::NotFound(_) | Kind::Status { status: 400 | 405 | 406 | 501, .. } => {
+                    return Ok(Found::NoApi);
+                }
+                // Some check for another right on what they take for an unknown repository.
+                Kind::Unauthorized(_) | Kind::Denied(_) => return Ok(Found::Refused),
+                _ => return Err(error),
+            },
         };
         let next =
             header(answer.response.headers(), LINK.as_str()).and_then(|link| next_page(&link));
@@ -296,15 +330,16 @@ async fn referrers(
             .map_err(|e| session.failed(&doing, e))?
             .ok_or_else(|| session.error(&doing, crate::image::ManifestError::TooLarge))?;
         // What is not an index comes from a registry that answers everything with a page.
-        let Ok(index) = Manifest::parse(body.into(), None) else { return Ok(None) };
+        let Ok(index) = Manifest::parse(body.into(), None) else { return Ok(Found::Refused) };
         found.extend_from_slice(index.children());
         match next.and_then(|next| url.join(&next).ok()) {
             // Elsewhere there are no credentials for it, and nothing to trust either.
             Some(next) if next.origin() == url.origin() => url = next,
-            _ => break,
+            _ => return Ok(Found::Listed(found)),
         }
     }
-    Ok(Some(found))
+    let reason = format!("it has more than {MAX_REFERRER_PAGES} pages of them");
+    Err(session.error(&doing, Kind::Config(reason)))
 }
 
 /// The target of a `Link` header with `rel="next"` (RFC 8288, as far as registries use it).

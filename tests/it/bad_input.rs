@@ -133,7 +133,7 @@ fn a_bad_line_in_a_list_is_named_and_nothing_is_fetched() {
 fn an_auths_file_that_cannot_be_read_names_the_place() {
     let cases = [
         ("- registry: [\n", "auths.yaml"),
-        ("- registry: a.example\n  username: x\n  password: [1, 2]\n", "password"),
+        ("- registry: a.example\n  username: x\n  password: [1, 2]\n", "line 3"),
         ("- username: x\n  password: y\n", "registry"),
         ("just a text\n", "auths.yaml"),
         ("- registry: a.example\n  insecure: perhaps\n", "insecure"),
@@ -173,7 +173,10 @@ fn an_empty_images_dir() {
     let imgfs = Imgfs::scratch();
     std::fs::create_dir(imgfs.images_dir()).expect("making a directory");
     assert_eq!(imgfs.ls().expect_code(3).images().len(), 0);
-    imgfs.prune().success();
+    imgfs.prune().expect_code(3);
+    imgfs.verify().expect_code(3);
+    let left = std::fs::read_dir(imgfs.images_dir()).expect("reading").count();
+    assert_eq!(left, 0, "nothing is written into a directory that holds no images");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod floors;
 mod kill;
 mod manual;
 mod pull;
+mod regressions;
 mod selftest;
 mod tls;
 mod trees;

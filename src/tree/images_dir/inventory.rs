@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     image::{
-        Algorithm, Descriptor, Digest, Manifest, Platform, PlatformFilter, Reference, Repository,
-        View,
+        Algorithm, Descriptor, Digest, FilteredIndex, Manifest, Platform, PlatformFilter,
+        Reference, Repository, View, choose,
     },
     tree::{Error, Kind, Result},
 };
@@ -78,9 +78,7 @@ pub struct Inventory {
     /// What each blob should be, and who needs it.
     pub needed: BTreeMap<Digest, Need>,
     /// Digest-named manifests that no tag, pin or referrer leads to.
-    pub(super) orphans: Vec<(PathBuf, Digest)>,
-    /// Digests of blobs that manifests without a name need.
-    pub(super) needed_by_orphans: HashSet<Digest>,
+    pub(super) orphans: Vec<PathBuf>,
 }
 
 /// Who needs a blob.
@@ -182,7 +180,7 @@ impl Inner {
         let mut text = Vec::new();
         file.take(MAX_CONFIG_BYTES).read_to_end(&mut text).ok()?;
         let platform: Platform = serde_json::from_slice(&text).ok()?;
-        (!platform.os.is_empty() && !platform.architecture.is_empty()).then_some(platform)
+        platform.is_known().then_some(platform)
     }
 }
 
@@ -346,6 +344,9 @@ impl<'a> Scan<'a> {
             return;
         }
         self.reached.insert(manifest.digest());
+        // What is attached to an index stays with what a platform filter has made of it.
+        let original = manifest.annotations().get(FilteredIndex::ORIGINAL);
+        self.reached.extend(original.and_then(|digest| digest.parse::<Digest>().ok()));
         image.manifest_bytes += manifest.bytes().len() as u64;
         for blob in manifest.blobs() {
             let there = self.inventory.blobs.get(&blob.digest);
@@ -386,9 +387,9 @@ impl<'a> Scan<'a> {
             return vec![true; children.len()];
         };
         let filter = PlatformFilter::parse(&[sparse]).unwrap_or_default();
-        let platforms: Vec<_> = children.iter().map(|child| child.platform.clone()).collect();
-        let kept = filter.select(&platforms).kept;
-        (0..children.len()).map(|i| kept.contains(&i)).collect()
+        let (kept, _) = choose(children, &filter);
+        // Of what the index says nothing, it is not known whether it was wanted.
+        (0..children.len()).map(|i| kept.contains(&(i, false))).collect()
     }
 
     /// Images that were asked for by digest.
@@ -440,12 +441,8 @@ impl<'a> Scan<'a> {
     }
 
     fn note_orphans(&mut self) {
-        for (digest, manifest) in &self.manifests {
-            if !self.reached.contains(digest) {
-                let path = self.dir.manifests.join(digest.to_string());
-                self.inventory.orphans.push((path, *digest));
-                self.inventory.needed_by_orphans.extend(manifest.blobs().map(|blob| blob.digest));
-            }
+        for digest in self.manifests.keys().filter(|digest| !self.reached.contains(digest)) {
+            self.inventory.orphans.push(self.dir.manifests.join(digest.to_string()));
         }
     }
 }

@@ -14,6 +14,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -114,9 +115,22 @@ pub(super) fn parse_layout_map(text: &[u8]) -> Option<BTreeMap<String, Digest>> 
     }
     map.into_iter()
         // KubeKey stores sha512 digests as if they were tags; they are found by file name anyway.
-        .filter(|(tag, _)| !Digest::looks_like(tag))
+        // And what cannot be a tag is nobody's tag.
+        .filter(|(tag, _)| is_tag(tag))
         .map(|(tag, digest)| Some((tag, digest.as_str()?.parse().ok()?)))
         .collect()
+}
+
+/// What can still be read of a damaged map: entries that are whole, wherever they stand.
+pub(super) fn salvage_layout_map(text: &[u8]) -> BTreeMap<String, Digest> {
+    let text = String::from_utf8_lossy(text);
+    let entries = text.split(['{', ',', '}', '\n']).filter_map(|entry| {
+        let (tag, digest) = entry.trim().split_once("\":")?;
+        let tag = tag.strip_prefix('"').filter(|tag| is_tag(tag))?;
+        let digest = digest.trim().strip_prefix('"')?.strip_suffix('"')?;
+        Some((tag.to_owned(), digest.parse().ok()?))
+    });
+    entries.collect()
 }
 
 /// Writes a map of tags as KubeKey does: two spaces, sorted keys, no newline at the end.
@@ -186,12 +200,20 @@ pub(super) struct Walk {
 /// Walks the tree at `root`, in the order of names.
 pub(super) fn walk(root: &Path) -> io::Result<Walk> {
     let mut found = Walk::default();
-    walk_into(root, &mut Vec::new(), &mut found)?;
+    let meta = fs::metadata(root)?;
+    walk_into(root, &mut Vec::new(), &mut vec![(meta.dev(), meta.ino())], &mut found)?;
     found.repositories.sort_by(|a, b| a.manifests.cmp(&b.manifests));
     Ok(found)
 }
 
-fn walk_into(dir: &Path, components: &mut Vec<String>, found: &mut Walk) -> io::Result<()> {
+/// `above` are the directories that lead here, by device and inode: a link to one of them would
+/// be walked for ever.
+fn walk_into(
+    dir: &Path,
+    components: &mut Vec<String>,
+    above: &mut Vec<(u64, u64)>,
+    found: &mut Walk,
+) -> io::Result<()> {
     let holds_manifests = components.last().is_some_and(|name| name == MANIFESTS);
     let owner =
         if holds_manifests { repository_at(&components[..components.len() - 1]) } else { None };
@@ -212,9 +234,14 @@ fn walk_into(dir: &Path, components: &mut Vec<String>, found: &mut Walk) -> io::
             files.push(name);
         } else if components.is_empty() && name == BLOBS {
             // Blobs are not names.
-        } else if meta.is_dir() && components.len() < MAX_DEPTH {
+        } else if meta.is_dir()
+            && components.len() < MAX_DEPTH
+            && !above.contains(&(meta.dev(), meta.ino()))
+        {
             components.push(name);
-            walk_into(&path, components, found)?;
+            above.push((meta.dev(), meta.ino()));
+            walk_into(&path, components, above, found)?;
+            above.pop();
             components.pop();
         } else {
             found.stray.push(path);

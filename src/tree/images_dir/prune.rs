@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::{ImagesDir, LOCKS, SCRATCH, lock_file, publish};
-use crate::tree::{Error, Kind, Result};
+use crate::{
+    image::Algorithm,
+    tree::{Error, Kind, Result},
+};
 
 /// Interrupted downloads are kept this long, for a later run to go on from.
 const PARTIAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -64,7 +67,21 @@ impl ImagesDir {
                 Err(TryLockError::Error(e)) => return Err(Error::io(&locks, "locking", e)),
             }
         };
+        // What others have pinned or kept until now.
+        inner.records.reload().map_err(|e| inner.records_error(e))?;
         let inventory = self.inventory()?;
+        let unknown =
+            inventory.problems.iter().filter(|p| p.kind == super::ProblemKind::Stray).find(|p| {
+                let path = inner.root.join(&p.path);
+                path.parent().is_some_and(|dir| dir.ends_with(super::MANIFESTS))
+                    && super::read_manifest(&path, Algorithm::Sha256).is_ok()
+            });
+        if let Some(problem) = unknown {
+            return Err(refuse(format!(
+                "{} is a manifest under a name that imgfs does not know, and may need what would be removed",
+                problem.path
+            )));
+        }
         if let Some(problem) = inventory.problems.iter().find(|p| p.kind.is_harmful()) {
             return Err(refuse(format!(
                 "{} is {}, and what it needs is not known; repair it first (`imgfs verify --repair`)",
@@ -72,8 +89,15 @@ impl ImagesDir {
                 problem.kind.as_str()
             )));
         }
-        let mut candidates: Vec<PathBuf> =
-            inventory.orphans.iter().map(|(path, _)| path.clone()).collect();
+        let lacks_manifest =
+            |image: &&super::ImageEntry| image.missing.iter().any(|m| m.is_manifest);
+        if let Some(image) = inventory.images.iter().find(lacks_manifest) {
+            return Err(refuse(format!(
+                "{} lacks a manifest, and what that needs is not known; repair it first (`imgfs verify --repair`)",
+                image.reference
+            )));
+        }
+        let mut candidates: Vec<PathBuf> = inventory.orphans.clone();
         let unneeded =
             inventory.blobs.keys().filter(|digest| !inventory.needed.contains_key(digest));
         candidates.extend(unneeded.map(|digest| inner.blob_path(digest)));

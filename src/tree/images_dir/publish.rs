@@ -61,10 +61,18 @@ pub(super) fn seal(file: &File, time: Time) -> io::Result<()> {
 /// Publishes `content` as `target`, by way of the directory `scratch`.
 pub(super) fn publish(scratch: &Path, target: &Path, content: &[u8], time: Time) -> io::Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-    let temporary = scratch.join(name);
+    // Process numbers repeat, in containers that share a volume for one: only a file that we have
+    // created ourselves is ours.
+    let (temporary, mut file) = loop {
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let path = scratch.join(format!("{}-{number}", std::process::id()));
+        match File::create_new(&path) {
+            Ok(file) => break (path, file),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    };
     let written = (|| {
-        let mut file = File::create(&temporary)?;
         file.write_all(content)?;
         seal(&file, time)?;
         fs::rename(&temporary, target)
@@ -91,7 +99,10 @@ pub(super) fn create_dirs(dir: &Path) -> io::Result<()> {
         create_dirs(parent)?;
     }
     match fs::create_dir(dir) {
-        Ok(()) => fs::set_permissions(dir, Permissions::from_mode(0o755)),
+        Ok(()) => {
+            fs::set_permissions(dir, Permissions::from_mode(0o755))?;
+            sync_dir(dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+        }
         // Another process was faster.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
         Err(e) => Err(e),

@@ -137,7 +137,6 @@ impl Receiver for PartialBlob {
         publish::seal(&self.file, publish::Time::Immutable).map_err(|e| self.error(e))?;
         let target = self.inner.blob_path(&self.blob.digest);
         fs::rename(&self.path, &target).map_err(|e| self.error(e))?;
-        self.inner.note_published();
         let meta = self.file.metadata().map_err(|e| self.error(e))?;
         self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))
     }

@@ -21,7 +21,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{self, File, Metadata, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
@@ -30,6 +30,9 @@ use std::{
 use crate::image::{Digest, Reference};
 
 const HEADER: &str = "imgfs records 1\n";
+
+/// What the first line of any version begins with.
+const NAME: &str = "imgfs records ";
 
 /// The file is rewritten when it has this many lines and most of them are outdated.
 const COMPACT_LINES: usize = 4096;
@@ -71,6 +74,8 @@ struct State {
     sparse: HashMap<Digest, String>,
     no_referrers: HashMap<String, u64>,
     lines: usize,
+    /// The file is none of records, and is to be written anew.
+    damaged: bool,
     /// How far, and of which file, the records have been read.
     read_to: u64,
     inode: u64,
@@ -93,6 +98,11 @@ impl Records {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads what other processes have added.
+    pub(super) fn reload(&self) -> io::Result<()> {
+        self.refresh(&mut self.state())
+    }
+
     /// Whether the file with `meta` is the one that has been found to be `blob`.
     pub(super) fn is_verified(&self, blob: &Digest, meta: &Metadata) -> bool {
         let known = |state: &State| state.blobs.get(blob) == Some(&Stamp::of(meta));
@@ -104,7 +114,10 @@ impl Records {
     /// Notes that the file with `meta` has been found to be `blob`.
     pub(super) fn verified(&self, blob: Digest, meta: &Metadata) -> io::Result<()> {
         let s = Stamp::of(meta);
-        self.append(&format!("blob {blob} {} {} {} {}\n", s.size, s.inode, s.mtime_ns, s.ctime_ns))
+        self.append(
+            &format!("blob {blob} {} {} {} {}\n", s.size, s.inode, s.mtime_ns, s.ctime_ns),
+            false,
+        )
     }
 
     /// Notes that somebody asked for just this manifest, so that `prune` keeps it.
@@ -112,7 +125,7 @@ impl Records {
         if self.state().pins.contains(reference) {
             return Ok(());
         }
-        self.append(&format!("pin {reference}\n"))
+        self.append(&format!("pin {reference}\n"), true)
     }
 
     pub(super) fn is_pinned(&self, reference: &Reference) -> bool {
@@ -121,10 +134,10 @@ impl Records {
 
     /// Notes that of the index `digest` only the children for `platforms` are wanted.
     pub(super) fn set_sparse(&self, digest: Digest, platforms: &str) -> io::Result<()> {
-        if self.sparse(&digest).as_deref() == Some(platforms) {
+        if self.sparse(&digest).as_deref().unwrap_or("all") == platforms {
             return Ok(());
         }
-        self.append(&format!("sparse {digest} {platforms}\n"))
+        self.append(&format!("sparse {digest} {platforms}\n"), true)
     }
 
     /// The platforms of which the children of the index `digest` are wanted, if not all.
@@ -135,7 +148,7 @@ impl Records {
     /// Takes back what `verified` noted.
     pub(super) fn distrust(&self, blob: Digest) -> io::Result<()> {
         // No file has this stamp.
-        self.append(&format!("blob {blob} 0 0 0 0\n"))
+        self.append(&format!("blob {blob} 0 0 0 0\n"), false)
     }
 
     /// Registries that were found to lack the referrers API less than a day ago.
@@ -151,16 +164,29 @@ impl Records {
 
     /// Notes that `registry` lacks the referrers API.
     pub(super) fn note_without_referrers(&self, registry: &str) -> io::Result<()> {
-        self.append(&format!("no-referrers {registry} {}\n", seconds_now()))
+        self.append(&format!("no-referrers {registry} {}\n", seconds_now()), false)
     }
 
-    fn append(&self, line: &str) -> io::Result<()> {
+    /// Adds a line; `durable` ones must not be lost, since they cannot be found out again.
+    fn append(&self, line: &str, durable: bool) -> io::Result<()> {
         let mut state = self.state();
         let mut file = self.lock()?;
+        if state.damaged {
+            file.set_len(0)?;
+            *state = State::default();
+        }
         if file.metadata()?.len() == 0 {
             file.write_all(HEADER.as_bytes())?;
         }
+        // A line that a power cut or a full disk has cut short must not swallow this one.
+        let mut last = [b'\n'];
+        let length = file.metadata()?.len();
+        file.read_exact_at(&mut last, length.saturating_sub(1))?;
+        let line = if last == *b"\n" { line.to_owned() } else { format!("\n{line}") };
         file.write_all(line.as_bytes())?;
+        if durable {
+            file.sync_data()?;
+        }
         self.refresh(&mut state)?;
         let live =
             state.blobs.len() + state.pins.len() + state.sparse.len() + state.no_referrers.len();
@@ -173,7 +199,7 @@ impl Records {
     /// Opens the file for appending and locks it; it is the one under its name, then.
     fn lock(&self) -> io::Result<File> {
         loop {
-            let file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+            let file = OpenOptions::new().create(true).read(true).append(true).open(&self.path)?;
             file.lock()?;
             let current = fs::metadata(&self.path);
             if current.is_ok_and(|m| file.metadata().is_ok_and(|own| own.ino() == m.ino())) {
@@ -203,11 +229,19 @@ impl Records {
         let complete = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
         let mut lines = &text[..complete];
         if state.read_to == 0 && complete > 0 {
-            lines = lines.strip_prefix(HEADER.as_bytes()).ok_or_else(|| {
-                io::Error::other(
-                    "these records were made by a newer imgfs, which has to be used here",
-                )
-            })?;
+            lines = match lines.strip_prefix(HEADER.as_bytes()) {
+                Some(lines) => lines,
+                None if lines.starts_with(NAME.as_bytes()) => {
+                    return Err(io::Error::other(
+                        "these records were made by a newer imgfs, which has to be used here",
+                    ));
+                }
+                // Damaged. What they said is found out again.
+                None => {
+                    state.damaged = true;
+                    return Ok(());
+                }
+            };
         }
         state.read_to += complete as u64;
         for line in lines.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
@@ -236,7 +270,9 @@ impl Records {
             text += &format!("no-referrers {registry} {at}\n");
         }
         let fresh = temporary(&self.path);
-        fs::write(&fresh, text)?;
+        let mut file = File::create(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
         fs::rename(&fresh, &self.path)
     }
 }
@@ -354,12 +390,17 @@ mod tests {
         .unwrap();
         let records = Records::open(path.clone()).unwrap();
         assert!(records.is_verified(&digest, &meta));
-        // The torn last line swallows the next one; what is lost is one verification.
         records.verified(Digest::sha256(b"y"), &meta).unwrap();
-        records.verified(Digest::sha256(b"z"), &meta).unwrap();
-        assert!(records.is_verified(&Digest::sha256(b"z"), &meta));
+        assert!(
+            records.is_verified(&Digest::sha256(b"y"), &meta),
+            "not swallowed by the torn line"
+        );
         fs::write(&path, "imgfs records 2\nblob x\n").unwrap();
-        assert!(Records::open(path).is_err());
+        assert!(Records::open(path.clone()).is_err());
+        fs::write(&path, "\0\x01garbage\nblob x\n").unwrap();
+        let afresh = Records::open(path.clone()).unwrap();
+        afresh.verified(digest, &meta).unwrap();
+        assert!(Records::open(path).unwrap().is_verified(&digest, &meta));
     }
 
     #[test]

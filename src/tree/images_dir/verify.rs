@@ -185,7 +185,14 @@ impl ImagesDir {
                         }
                         continue;
                     }
-                    Ok(hashed) => (digest, ProblemKind::Corrupt, hashed.digest.to_string()),
+                    Ok(hashed) => {
+                        if recording {
+                            // It must not be trusted from now on, whatever was known of it. If this
+                            // cannot be written, it is found again by the next full run.
+                            let _ = inner.records.distrust(digest);
+                        }
+                        (digest, ProblemKind::Corrupt, hashed.digest.to_string())
+                    }
                     Err(e) => (digest, ProblemKind::Unreadable, e.to_string()),
                 };
                 failures.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
@@ -301,6 +308,10 @@ fn blob_problem(
         .first()
         .zip(need)
         .map(|(image, need)| Subject::Blob(image.clone(), Box::new(need.descriptor.clone())));
+    let found = match users.is_empty() {
+        true => format!("{found}; no image needs it, `imgfs prune` removes it"),
+        false => found,
+    };
     let images = users.iter().map(ToString::to_string).collect();
     Problem { path, kind, expected, found, images, subject, repaired: false }
 }

@@ -55,7 +55,7 @@ impl Auths {
         // Without this, a user called `no` would be `false`.
         let options = options! { strict_booleans: true };
         let raw: RawAuths =
-            serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string())?;
+            serde_saphyr::from_str_with_options(text, options).map_err(|e| describe(&e))?;
         let mut auths = Self {
             skip_tls_verify: raw.skip_tls_verify,
             is_docker_config: raw.is_docker_config,
@@ -68,6 +68,22 @@ impl Auths {
             auths.entries.push(entry.value.check(base).map_err(|e| format!("line {line}: {e}"))?);
         }
         Ok(auths)
+    }
+}
+
+/// Where and what, without a word of the file: any of them may be a secret.
+fn describe(error: &serde_saphyr::Error) -> String {
+    let text = error.to_string();
+    let reason = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let reason = reason.strip_prefix("error: ").unwrap_or(reason);
+    // What stands in quotes is quoted from the file.
+    let mut shown = String::new();
+    for (index, part) in reason.split(['"', '`', '\'']).enumerate() {
+        shown += if index % 2 == 0 { part } else { "..." };
+    }
+    match error.location() {
+        Some(at) => format!("line {}, column {}: {shown}", at.line(), at.column()),
+        None => shown,
     }
 }
 
@@ -145,7 +161,7 @@ impl<'de> Deserialize<'de> for Flag {
             "true" | "yes" | "on" | "1" => Ok(Self(Some(true))),
             "false" | "no" | "off" | "0" => Ok(Self(Some(false))),
             "" => Ok(Self(None)),
-            _ => Err(serde::de::Error::custom(format_args!("`{text}` is not true or false"))),
+            _ => Err(serde::de::Error::custom("expected true or false")),
         }
     }
 }
@@ -338,13 +354,24 @@ mod tests {
                 "line 2: `a.io` has a username but no password",
             ),
             ("- repo: a.io\n  cert_file: x\n", "both cert_file and key_file"),
-            ("- repo: a.io\n  plain_http: perhaps\n", "perhaps"),
+            ("- repo: a.io\n  plain_http: perhaps\n", "true or false"),
             ("- repo: a.io\n  plain_http: perhaps\n", "line 2"),
             ("- repo: [\n", "line"),
             ("just text", "expected"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
+        }
+        for text in [
+            "user hunter2",
+            "- hunter2",
+            "- repo: a.io\n  password: hunter2\n  plain_http: maybe\n",
+            "- repo: a.io\n  password: [hunter2]\n",
+            "auths: hunter2",
+            "- repo: a.io\n  password: 'hunter2\n",
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(!error.contains("hunter2"), "{error}");
         }
     }
 }

@@ -96,7 +96,14 @@ impl BlobStream {
             lane: Lane::Blobs,
             doing: &self.doing,
         };
-        let answer = self.session.attempt(&ask).await?;
+        let answer = match self.session.attempt(&ask).await {
+            Err(error) if from > 0 && matches!(error.kind(), Kind::Status { status: 416, .. }) => {
+                self.ranges_work = false;
+                let reason = format!("asked for bytes from {from} on, it says there are none");
+                return Err(self.error(Kind::Protocol(reason)));
+            }
+            other => other?,
+        };
         let start = match answer.response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let range = content_range(answer.response.headers());
@@ -133,6 +140,8 @@ impl BlobStream {
     /// Waits before the next attempt, or gives up.
     async fn mend(&mut self, error: Error) -> Result<()> {
         self.answer = None;
+        // The next attempt asks the registry itself where to go.
+        self.redirected = None;
         if self.offset >= self.trouble_at + PROGRESS {
             self.retry.reset();
         }

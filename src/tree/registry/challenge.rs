@@ -56,6 +56,9 @@ impl Scheme {
     }
 }
 
+/// No server takes a header that is longer than this, in bytes.
+const MAX_TOKEN: usize = 64 << 10;
+
 /// A token and when it ends.
 #[derive(Clone)]
 pub(crate) struct Token {
@@ -87,7 +90,8 @@ pub(crate) fn parse_token(body: &[u8]) -> Result<Token, String> {
         .filter(|t| !t.is_empty())
         .or(answer.access_token)
         .filter(|t| !t.is_empty())
-        .ok_or("the token server's answer has no token")?;
+        .filter(|t| t.len() <= MAX_TOKEN)
+        .ok_or("the token server's answer has no token, or one of unreasonable length")?;
     // The specification: 60 seconds where nothing is said, and clients should not count on less.
     let lifetime = answer.expires_in.unwrap_or(60.0).clamp(0.0, 86_400.0);
     // A token that ends while a request is on its way is a wasted round trip.

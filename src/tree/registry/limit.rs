@@ -10,6 +10,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Successes that it takes to raise a lowered limit by one.
 const SUCCESSES_TO_GROW: usize = 16;
 
+/// Refusals that come within this time of the first are answers to the same burst.
+const SAME_REFUSAL: Duration = Duration::from_secs(1);
+
 /// A limit on simultaneous requests that adapts: halved when the registry says that it is too
 /// much, raised again by one after a while of success. Waiters are served in the order they came.
 pub(crate) struct Limiter {
@@ -23,6 +26,7 @@ struct State {
     /// Permits to be destroyed when they come back, because the limit fell below what is in use.
     debt: usize,
     successes: usize,
+    lowered: Option<Instant>,
     not_before: Option<Instant>,
 }
 
@@ -38,7 +42,13 @@ impl Limiter {
         Arc::new(Self {
             permits: Arc::new(Semaphore::new(max)),
             max,
-            state: Mutex::new(State { limit: max, debt: 0, successes: 0, not_before: None }),
+            state: Mutex::new(State {
+                limit: max,
+                debt: 0,
+                successes: 0,
+                lowered: None,
+                not_before: None,
+            }),
         })
     }
 
@@ -59,10 +69,15 @@ impl Limiter {
     /// The registry answered 429 or 503: do half as much, and nothing before `pause` is over.
     pub(crate) fn back_off(&self, pause: Option<Duration>) {
         let mut state = self.state();
-        let lower = (state.limit / 2).max(1);
-        state.debt += state.limit - lower;
-        state.limit = lower;
-        state.successes = 0;
+        // All that was under way is refused together, which is one refusal.
+        let same = state.lowered.is_some_and(|at| at.elapsed() < SAME_REFUSAL);
+        if !same {
+            let lower = (state.limit / 2).max(1);
+            state.debt += state.limit - lower;
+            state.limit = lower;
+            state.successes = 0;
+            state.lowered = Some(Instant::now());
+        }
         if let Some(pause) = pause {
             let until = Instant::now() + pause;
             state.not_before = Some(state.not_before.map_or(until, |at| at.max(until)));
@@ -116,15 +131,17 @@ mod tests {
         for _ in 0..8 {
             held.push(limiter.acquire().await);
         }
-        limiter.back_off(None);
-        limiter.back_off(None);
+        for _ in 0..8 {
+            limiter.back_off(None);
+        }
         held.clear();
-        assert_eq!(limiter.permits.available_permits(), 2);
+        assert_eq!(limiter.permits.available_permits(), 4, "a burst of refusals counts once");
         for _ in 0..SUCCESSES_TO_GROW * 20 {
             limiter.succeeded();
         }
         assert_eq!(limiter.permits.available_permits(), 8);
         for _ in 0..10 {
+            limiter.state().lowered = None;
             limiter.back_off(None);
         }
         assert_eq!(limiter.state().limit, 1);

@@ -8,7 +8,7 @@ use std::{
     fs,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -93,12 +93,15 @@ pub(super) struct Session {
     scheme: Mutex<Option<Scheme>>,
     /// Held by the request that finds out the scheme, so that the others need not fail first.
     probe: tokio::sync::Mutex<()>,
+    probe_failed: AtomicBool,
     tokens: Tokens,
     names: Arc<Limiter>,
     blobs: Arc<Limiter>,
     pub(super) stats: Arc<Stats>,
     /// Whether the registry has the referrers API, once that is known.
-    pub(super) referrers_api: tokio::sync::OnceCell<bool>,
+    pub(super) referrers_api: std::sync::OnceLock<bool>,
+    /// Held by the request that finds that out.
+    pub(super) referrers_probe: tokio::sync::Mutex<()>,
 }
 
 /// Which of the registry's limits a request counts against.
@@ -165,6 +168,12 @@ impl Retry {
         if !error.is_transient() {
             return Err(error.after(self.attempts));
         }
+        if let Kind::Status { retry_after: Some(wait), .. } = error.kind()
+            && *wait > self.config.max_wait
+        {
+            let kind = Kind::WaitTooLong(*wait);
+            return Err(error.with_kind(kind).after(self.attempts));
+        }
         // A host that is not there does not come up within seconds, as an overloaded one does.
         let enough = matches!(error.kind(), Kind::Connect(_)) && self.attempts >= CONNECT_ATTEMPTS;
         let delay = self.delays.next().filter(|_| !enough);
@@ -202,13 +211,15 @@ impl Session {
             credentials: tokio::sync::OnceCell::new(),
             scheme: Mutex::new(None),
             probe: tokio::sync::Mutex::new(()),
+            probe_failed: AtomicBool::new(false),
+            referrers_probe: tokio::sync::Mutex::new(()),
             tokens: Tokens::default(),
             names: Limiter::new(NAME_REQUESTS),
             blobs: Limiter::new(config.concurrency + config.concurrency.div_ceil(2)),
             stats,
             referrers_api: match config.without_referrers.iter().any(|r| r == registry) {
-                true => tokio::sync::OnceCell::new_with(Some(false)),
-                false => tokio::sync::OnceCell::new(),
+                true => false.into(),
+                false => std::sync::OnceLock::new(),
             },
             config,
         })
@@ -263,7 +274,12 @@ impl Session {
             let probing = if own { self.probe_if_unknown().await } else { None };
             let authorization =
                 if own { self.authorization(ask.repository, ask.doing).await? } else { None };
-            let response = self.request(ask, &url, authorization.clone()).await?;
+            let response = self.request(ask, &url, authorization.clone()).await;
+            if response.is_err() && probing.is_some() {
+                // Whoever waited for what this would learn need not fail one after another.
+                self.probe_failed.store(true, Ordering::Relaxed);
+            }
+            let response = response?;
             let status = response.status();
             if own && status != StatusCode::UNAUTHORIZED {
                 self.learn(Scheme::None);
@@ -292,7 +308,9 @@ impl Session {
                 _ => {
                     let error = self.refused(response, ask).await;
                     if let Kind::Status { status: 429 | 503, retry_after, .. } = error.kind() {
-                        limiter.back_off(*retry_after);
+                        let pause = retry_after.filter(|wait| *wait <= self.config.max_wait);
+                        self.names.back_off(pause);
+                        self.blobs.back_off(pause);
                     }
                     return Err(error);
                 }
@@ -332,6 +350,9 @@ impl Session {
             .ok_or_else(|| refuse("a redirect without a usable Location"))?;
         match (from.scheme(), target.scheme()) {
             (_, "https") | ("http", "http") => Ok(target),
+            (_, scheme) if scheme != "http" => {
+                Err(refuse(&format!("a redirect to `{scheme}:`, which is refused")))
+            }
             _ => Err(self.error(
                 ask.doing,
                 Kind::Config(
@@ -353,10 +374,8 @@ impl Session {
             401 => Kind::Unauthorized(message),
             403 => Kind::Denied(message),
             404 => Kind::NotFound(message),
-            _ => match retry_after {
-                Some(wait) if wait > self.config.max_wait => Kind::WaitTooLong(wait),
-                _ => Kind::Status { status: status.as_u16(), message, retry_after },
-            },
+            407 => Kind::Config("the proxy on the way wants credentials (HTTP 407)".into()),
+            _ => Kind::Status { status: status.as_u16(), message, retry_after },
         };
         self.error(ask.doing, kind)
     }
@@ -400,6 +419,12 @@ pub(super) fn client(access: &Access, config: &RegistryConfig) -> Result<Client>
         .pool_max_idle_per_host(NAME_REQUESTS)
         .http2_adaptive_window(true)
         .tls_danger_accept_invalid_certs(access.skip_tls_verify);
+    // Of `*`, which means everything, the library makes only every name.
+    let everything =
+        |name| std::env::var(name).is_ok_and(|list| list.split(',').any(|h| h.trim() == "*"));
+    if everything("NO_PROXY") || everything("no_proxy") {
+        builder = builder.no_proxy();
+    }
     if let Some(path) = &access.ca_file {
         let authorities = reqwest::Certificate::from_pem_bundle(&read(path)?)
             .map_err(|e| wrong(format!("{}: {}", path.display(), root_cause(&e))))?;

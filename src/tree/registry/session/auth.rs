@@ -1,6 +1,6 @@
 //! How a session proves who it is: basic authentication, and tokens from token servers.
 
-use std::sync::PoisonError;
+use std::sync::{PoisonError, atomic::Ordering};
 
 use reqwest::{
     Response, Url,
@@ -42,6 +42,7 @@ impl Session {
     /// learn, and nobody waits.
     pub(super) async fn probe_if_unknown(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         if self.scheme().is_some()
+            || self.probe_failed.load(Ordering::Relaxed)
             || (self.base.scheme() == "http" && self.credentials().await.0.is_none())
         {
             return None;
@@ -156,13 +157,21 @@ impl Session {
             .unwrap_or_default();
         let server = realm.host_str().unwrap_or_default();
         match status.as_u16() {
-            200 => challenge::parse_token(&body).map_err(|e| self.error(doing, Kind::Protocol(e))),
+            200 => {
+                challenge::parse_token(&body).map_err(|e| self.error(doing, Kind::Unauthorized(e)))
+            }
             400 | 401 | 403 => Err(self.error(
                 doing,
-                Kind::Unauthorized(format!(
-                    "the token server {server} refuses: {}",
-                    failure::error_message(&body)
-                )),
+                Kind::Unauthorized({
+                    let said = failure::error_message(&body);
+                    let trouble = self.credentials().await.1.as_deref().unwrap_or_default();
+                    let all = [said.as_str(), trouble];
+                    let all: Vec<&str> = all.into_iter().filter(|t| !t.is_empty()).collect();
+                    match all.is_empty() {
+                        true => format!("the token server {server} refuses"),
+                        false => format!("the token server {server} refuses: {}", all.join("; ")),
+                    }
+                }),
             )),
             status => {
                 let message = format!("from the token server {server}");

@@ -60,6 +60,9 @@ pub(super) fn tls_failure(error: &(dyn StdError + 'static)) -> Option<String> {
             rustls::Error::InvalidMessage(_) => {
                 "the other side does not speak TLS; is it plain HTTP?".to_owned()
             }
+            other if other.to_string().contains("CaUsedAsEndEntity") => {
+                "the registry's certificate is self-signed and marked as an authority".to_owned()
+            }
             other => other.to_string(),
         });
     }
