@@ -177,8 +177,10 @@ impl Error {
                 "check the registry's name, the network, and HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
             }
             Kind::WaitTooLong(_) => "run the same command later, or raise --max-wait",
-            Kind::Stalled(_) | Kind::Interrupted(_) => {
-                "run the same command again: what has been fetched is kept"
+            Kind::Stalled(_) => "run the same command again: what has been fetched is kept",
+            // The refusal of a client without certificate often arrives as nothing else.
+            Kind::Interrupted(_) => {
+                "run the same command again: what has been fetched is kept; if it breaks every time, the registry may want a client certificate (cert_file and key_file in --auths)"
             }
             Kind::Io(_) if self.is_no_space() => {
                 "free some space and run the same command again: what has been fetched is kept"

@@ -11,6 +11,7 @@ mod config;
 mod credentials;
 mod limit;
 mod session;
+mod tls;
 
 use std::{
     collections::HashMap,

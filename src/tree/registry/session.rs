@@ -26,6 +26,7 @@ use super::{
     challenge::{Scheme, Tokens},
     config::{Access, Credentials, RegistryConfig},
     limit::{Limiter, Permit},
+    tls,
 };
 use crate::{
     image::Repository,
@@ -404,8 +405,7 @@ impl Session {
 
 /// Makes the HTTP client for one way of talking to registries.
 pub(super) fn client(access: &Access, config: &RegistryConfig) -> Result<Client> {
-    // Fails if the process has a provider already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    tls::choose_provider();
     let wrong =
         |reason: String| Error::new("configuration", "setting up TLS", Kind::Config(reason));
     let read = |path: &std::path::Path| {
@@ -425,20 +425,19 @@ pub(super) fn client(access: &Access, config: &RegistryConfig) -> Result<Client>
     if everything("NO_PROXY") || everything("no_proxy") {
         builder = builder.no_proxy();
     }
-    if let Some(path) = &access.ca_file {
-        let authorities = reqwest::Certificate::from_pem_bundle(&read(path)?)
+    let client_certificate = match (&access.cert_file, &access.key_file) {
+        (Some(cert), Some(key)) => Some((cert, read(cert)?, read(key)?)),
+        _ => None,
+    };
+    if let (Some(path), false) = (&access.ca_file, access.skip_tls_verify) {
+        let client = client_certificate.as_ref();
+        let client = client.map(|(_, cert, key)| (cert.as_slice(), key.as_slice()));
+        let config = tls::config(&read(path)?, client)
+            .map_err(|reason| wrong(format!("{}: {reason}", path.display())))?;
+        builder = builder.tls_backend_preconfigured(config);
+    } else if let Some((path, cert, key)) = client_certificate {
+        let identity = reqwest::Identity::from_pem(&[&cert[..], b"\n", &key].concat())
             .map_err(|e| wrong(format!("{}: {}", path.display(), root_cause(&e))))?;
-        if authorities.is_empty() {
-            return Err(wrong(format!("{}: no certificate in it", path.display())));
-        }
-        builder = builder.tls_certs_merge(authorities);
-    }
-    if let (Some(cert), Some(key)) = (&access.cert_file, &access.key_file) {
-        let mut pem = read(cert)?;
-        pem.push(b'\n');
-        pem.extend(read(key)?);
-        let identity = reqwest::Identity::from_pem(&pem)
-            .map_err(|e| wrong(format!("{}: {}", cert.display(), root_cause(&e))))?;
         builder = builder.identity(identity);
     }
     builder.build().map_err(|e| wrong(root_cause(&e)))

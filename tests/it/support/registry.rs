@@ -126,6 +126,11 @@ impl Registry {
         Self::start(settings, Some(authority), None)
     }
 
+    /// The certificate that it shows.
+    pub(crate) fn server_certificate(&self) -> PathBuf {
+        self.directory.path().join("server.pem")
+    }
+
     /// Plain HTTP and bearer tokens.
     pub(crate) fn token(tokens: Tokens) -> Self {
         let server = TokenServer::start(tokens);

@@ -36,6 +36,10 @@ pub(crate) enum Certificate {
     /// For another name than 127.0.0.1 and localhost.
     WrongHost,
     Expired,
+    /// Signed by itself and marked as an authority, as `openssl req -x509` makes them.
+    SelfSigned,
+    /// The same for another name.
+    SelfSignedForAnother,
 }
 
 impl Authority {
@@ -61,8 +65,8 @@ impl Authority {
 
     pub(crate) fn server(&self, kind: Certificate) -> Pair {
         let names: &[&str] = match kind {
-            Certificate::WrongHost => &["registry.example"],
-            Certificate::Good | Certificate::Expired => &["localhost", "127.0.0.1"],
+            Certificate::WrongHost | Certificate::SelfSignedForAnother => &["registry.example"],
+            _ => &["localhost", "127.0.0.1"],
         };
         let mut params =
             CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
@@ -70,6 +74,12 @@ impl Authority {
         if kind == Certificate::Expired {
             params.not_before = rcgen::date_time_ymd(2001, 1, 1);
             params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+        }
+        if matches!(kind, Certificate::SelfSigned | Certificate::SelfSignedForAnother) {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let key = KeyPair::generate().expect("making a key");
+            let certificate = params.self_signed(&key).expect("signing its own certificate");
+            return Pair { certificate: certificate.pem(), key: key.serialize_pem() };
         }
         self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)
     }
