@@ -174,6 +174,14 @@ impl Draft {
             places.iter().enumerate().map(|(i, p)| (*p, i)).collect();
         let mut blobs: Vec<BlobPlan> = self.blobs.into_values().collect();
         for blob in &mut blobs {
+            blob.images.sort_unstable();
+            // In the order of the images, however fast each was planned.
+            for place in &blob.images {
+                let repository = self.images[place].report.reference.repository();
+                if !blob.sources.contains(repository) {
+                    blob.sources.push(repository.clone());
+                }
+            }
             blob.images =
                 blob.images.iter().filter_map(|place| index_of.get(place).copied()).collect();
         }
@@ -207,9 +215,6 @@ fn merge_blobs(
             there: false,
             content: None,
         });
-        if !blob.sources.contains(repository) {
-            blob.sources.push(repository.clone());
-        }
         blob.images.push(image);
         blob.content = blob.content.take().or_else(|| graph.contents.remove(&digest));
     }

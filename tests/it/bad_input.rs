@@ -133,7 +133,7 @@ fn a_bad_line_in_a_list_is_named_and_nothing_is_fetched() {
 fn an_auths_file_that_cannot_be_read_names_the_place() {
     let cases = [
         ("- registry: [\n", "auths.yaml"),
-        ("- registry: a.example\n  username: x\n  password: [1, 2]\n", "line 3"),
+        ("- registry: a.example\n  username: x\n  password: [1, 2]\n", "password"),
         ("- username: x\n  password: y\n", "registry"),
         ("just a text\n", "auths.yaml"),
         ("- registry: a.example\n  insecure: perhaps\n", "insecure"),

@@ -55,7 +55,7 @@ impl Auths {
         // Without this, a user called `no` would be `false`.
         let options = options! { strict_booleans: true };
         let raw: RawAuths =
-            serde_saphyr::from_str_with_options(text, options).map_err(|e| describe(&e))?;
+            serde_saphyr::from_str_with_options(text, options).map_err(|e| describe(&e, text))?;
         let mut auths = Self {
             skip_tls_verify: raw.skip_tls_verify,
             is_docker_config: raw.is_docker_config,
@@ -72,19 +72,36 @@ impl Auths {
 }
 
 /// Where and what, without a word of the file: any of them may be a secret.
-fn describe(error: &serde_saphyr::Error) -> String {
+fn describe(error: &serde_saphyr::Error, file: &str) -> String {
     let text = error.to_string();
     let reason = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let reason = reason.strip_prefix("error: ").unwrap_or(reason);
+    // The place is said once.
+    let reason = match reason.split_once(": ") {
+        Some((place, rest)) if place.starts_with("line ") => rest,
+        _ => reason,
+    };
     // What stands in quotes is quoted from the file.
     let mut shown = String::new();
     for (index, part) in reason.split(['"', '`', '\'']).enumerate() {
         shown += if index % 2 == 0 { part } else { "..." };
     }
     match error.location() {
-        Some(at) => format!("line {}, column {}: {shown}", at.line(), at.column()),
+        Some(at) => {
+            let line = file.lines().nth(usize::try_from(at.line()).unwrap_or(0).saturating_sub(1));
+            let key = line.and_then(known_key).map(|key| format!(", {key}")).unwrap_or_default();
+            format!("line {}, column {}{key}: {shown}", at.line(), at.column())
+        }
         None => shown,
     }
+}
+
+/// The key on a line of the file, if it is one of ours and can be no secret.
+fn known_key(line: &str) -> Option<&str> {
+    let key = line.trim_start_matches([' ', '-', '{']).split(':').next()?.trim();
+    let known = ["repo", "registry", "username", "password", "insecure", "plain_http", "auths"];
+    let known = known.contains(&key) || key.starts_with("skip") || key.ends_with("_file");
+    (known && key.len() < 20).then_some(key)
 }
 
 fn unknown_keys(keys: &[(u64, String)]) -> Vec<String> {
@@ -154,9 +171,7 @@ struct Flag(Option<bool>);
 
 impl<'de> Deserialize<'de> for Flag {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Some(text) = Option::<String>::deserialize(deserializer)? else {
-            return Ok(Self(None));
-        };
+        let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
         match text.trim().to_ascii_lowercase().as_str() {
             "true" | "yes" | "on" | "1" => Ok(Self(Some(true))),
             "false" | "no" | "off" | "0" => Ok(Self(Some(false))),
@@ -354,7 +369,10 @@ mod tests {
                 "line 2: `a.io` has a username but no password",
             ),
             ("- repo: a.io\n  cert_file: x\n", "both cert_file and key_file"),
-            ("- repo: a.io\n  plain_http: perhaps\n", "true or false"),
+            (
+                "- repo: a.io\n  plain_http: perhaps\n",
+                "line 2, column 15, plain_http: expected true or false",
+            ),
             ("- repo: a.io\n  plain_http: perhaps\n", "line 2"),
             ("- repo: [\n", "line"),
             ("just text", "expected"),
