@@ -15,4 +15,4 @@ pub use manifest::{
 };
 pub use media_type::{ACCEPT_MANIFESTS, MediaType};
 pub use platform::{Platform, PlatformError, PlatformFilter, Selection};
-pub use reference::{Reference, ReferenceError, Repository};
+pub use reference::{Reference, ReferenceError, Repository, is_tag};

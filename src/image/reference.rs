@@ -199,7 +199,8 @@ fn is_word(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b == b'_'
 }
 
-fn is_tag(tag: &str) -> bool {
+/// Whether `tag` can be one (distribution specification, "Pulling manifests").
+pub fn is_tag(tag: &str) -> bool {
     (1..=128).contains(&tag.len())
         && tag.bytes().next().is_some_and(is_word)
         && tag.bytes().all(|b| is_word(b) || b == b'.' || b == b'-')

@@ -19,7 +19,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::image::{Digest, Repository};
+use crate::image::{Digest, Repository, is_tag};
 
 /// Directory of all blobs.
 pub(super) const BLOBS: &str = "blobs";
@@ -276,14 +276,6 @@ fn walk_into(
         map,
     });
     Ok(())
-}
-
-/// Whether `name` can be a tag (distribution specification, "Pulling manifests").
-pub(super) fn is_tag(name: &str) -> bool {
-    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    (1..=128).contains(&name.len())
-        && name.bytes().next().is_some_and(word)
-        && name.bytes().all(|b| word(b) || b == b'.' || b == b'-')
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     image::{
         Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, ManifestError, Reference, Repository,
+        is_tag,
     },
     tree::{Error, Kind, ManifestName, Result},
 };
@@ -199,7 +200,7 @@ fn tag_path(manifests: &Path, tag: &str) -> io::Result<Option<PathBuf>> {
 fn has_tag_files(manifests: &Path) -> bool {
     fs::read_dir(manifests).is_ok_and(|entries| {
         entries.flatten().any(|entry| {
-            entry.file_name().to_str().is_some_and(layout::is_tag)
+            entry.file_name().to_str().is_some_and(is_tag)
                 && entry.file_type().is_ok_and(|t| t.is_file())
         })
     })
