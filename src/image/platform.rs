@@ -50,9 +50,11 @@ impl Platform {
         self.os == "unknown" && self.architecture == "unknown"
     }
 
-    /// Whether it says anything at all, as the configuration of an image should.
-    pub fn is_known(&self) -> bool {
-        !self.os.is_empty() && !self.architecture.is_empty() && !self.is_unknown()
+    /// What the configuration of an image says it runs on, if it says anything.
+    pub fn of_config(config: &[u8]) -> Option<Self> {
+        let platform: Self = serde_json::from_slice(config).ok()?;
+        let says = !platform.os.is_empty() && !platform.architecture.is_empty();
+        (says && !platform.is_unknown()).then_some(platform)
     }
 
     /// Whether `self`, as requested, means exactly `other`.

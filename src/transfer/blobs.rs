@@ -34,28 +34,37 @@ const PARCEL_BYTES: usize = 192 << 10;
 const QUEUED_PARCELS: usize = 2;
 
 /// Counts the blobs that are under way.
-#[derive(Default)]
-pub(super) struct Traffic(AtomicUsize);
+pub(super) struct Traffic {
+    blobs: AtomicUsize,
+    /// Asked once: the answer takes reading files, and is wanted for every piece.
+    processors: usize,
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        Self { blobs: AtomicUsize::new(0), processors }
+    }
+}
 
 /// A blob is under way as long as this lives.
 struct Underway<'a>(&'a Traffic);
 
 impl Traffic {
     fn enter(&self) -> Underway<'_> {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.blobs.fetch_add(1, Ordering::Relaxed);
         Underway(self)
     }
 
     /// Whether every processor has a blob of its own to work on.
     fn is_dense(&self) -> bool {
-        let processors = thread::available_parallelism().map_or(1, usize::from);
-        self.0.load(Ordering::Relaxed) > processors
+        self.blobs.load(Ordering::Relaxed) > self.processors
     }
 }
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.blobs.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

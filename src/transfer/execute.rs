@@ -159,7 +159,7 @@ async fn known_platform<D: Sink>(sink: &D, image: &ImagePlan) -> Option<String> 
     let root = image.manifests.last()?;
     let View::Image { config, .. } = root.manifest.view() else { return None };
     let text = sink.content(&root.repository, config).await.ok()??;
-    serde_json::from_slice::<Platform>(&text).ok().filter(Platform::is_known).map(|p| p.to_string())
+    Platform::of_config(&text).map(|platform| platform.to_string())
 }
 
 /// How an image was published.

@@ -162,8 +162,7 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
                 (text.clone(), Some(text))
             }
         };
-        let platform = serde_json::from_slice::<Platform>(&text).ok();
-        match platform.filter(Platform::is_known) {
+        match Platform::of_config(&text) {
             Some(platform) => Ok((platform, fetched)),
             None => Err(self.unfit(
                 config.digest,

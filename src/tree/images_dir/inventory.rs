@@ -179,8 +179,7 @@ impl Inner {
         let file = File::open(self.blob_path(&config.digest)).ok()?;
         let mut text = Vec::new();
         file.take(MAX_CONFIG_BYTES).read_to_end(&mut text).ok()?;
-        let platform: Platform = serde_json::from_slice(&text).ok()?;
-        platform.is_known().then_some(platform)
+        Platform::of_config(&text)
     }
 }
 
