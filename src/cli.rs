@@ -7,6 +7,7 @@ mod output;
 mod progress;
 mod pull;
 mod registries;
+mod transfer;
 
 use std::{process::ExitCode, sync::Arc};
 

@@ -6,11 +6,12 @@
 //!    target has. A [`Plan`] is a value that can be printed.
 //! 2. [`execute`] moves each missing blob once, however many images share it, the largest first,
 //!    several at a time; and publishes each image as soon as its last blob has come: blobs, then
-//!    children, then the root, then the tag.
+//!    children, then the root, then the tag. In a registry, a blob that has been moved into one
+//!    repository is mounted into the others.
 //! 3. The [`Report`] says what became of each image. One image's failure stops no other.
 
 mod attach;
-mod blobs;
+mod content;
 mod copy;
 mod execute;
 mod graph;
@@ -21,12 +22,29 @@ mod report;
 
 pub use copy::copy;
 pub use execute::execute;
-pub use plan::{BlobPlan, ImagePlan, Plan, PlannedManifest, plan};
+pub use plan::{BlobPlan, BlobTarget, ImagePlan, Plan, PlannedManifest, plan};
 pub use repair::repair;
 
 pub use report::{Event, ImageReport, Observer, Report, Status};
 
-use crate::image::PlatformFilter;
+use crate::image::{PlatformFilter, Reference};
+
+/// An image's name at the source and at the target.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// What it is called at the source.
+    pub from: Reference,
+    /// What it is to be called at the target. A digest here says that it is wanted under its
+    /// digest, whatever that is after a platform filter.
+    pub to: Reference,
+}
+
+impl From<Reference> for Route {
+    /// The same name on both sides.
+    fn from(image: Reference) -> Self {
+        Self { to: image.clone(), from: image }
+    }
+}
 
 /// What is wanted of the images.
 #[derive(Clone, Debug, Default)]

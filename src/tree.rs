@@ -8,13 +8,14 @@ mod error;
 pub mod images_dir;
 pub mod registry;
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
 
 pub use error::{Error, Kind, Result};
 
-use crate::image::{Descriptor, Digest, Hasher, Manifest, Reference, Repository};
+use crate::image::{Descriptor, Digest, Manifest, Reference, Repository};
+use images_dir::BlobFile;
 
 /// Where names are looked up. What a reference points at is a manifest: bytes, type and digest.
 pub trait Names: Send + Sync + 'static {
@@ -25,6 +26,15 @@ pub trait Names: Send + Sync + 'static {
     /// The manifest that `reference` points at. Its digest has been checked against the
     /// reference, if that has one. A name that is not there is [`Kind::NotFound`].
     fn manifest(&self, reference: &Reference) -> impl Future<Output = Result<Manifest>> + Send;
+
+    /// Whether every question costs a round trip, so that none is asked in vain.
+    fn is_remote(&self) -> bool;
+
+    /// The platforms of which the children of the index `digest` are here on purpose, if not all.
+    fn sparse(&self, digest: &Digest) -> Option<String> {
+        let _ = digest;
+        None
+    }
 }
 
 /// What can list the signatures, attestations and other things that are attached to manifests.
@@ -55,6 +65,27 @@ pub trait Blobs: Send + Sync + 'static {
     /// What [`Blobs::read`] returns.
     type Stream: ByteStream;
 
+    /// Fails if it is known, without asking over the network, that `blob` is not there in its
+    /// size.
+    fn check(
+        &self,
+        repository: &Repository,
+        blob: &Descriptor,
+    ) -> impl Future<Output = Result<()>> + Send {
+        let _ = (repository, blob);
+        async { Ok(()) }
+    }
+
+    /// The file that holds `blob`, verified, where the medium has files.
+    fn file(
+        &self,
+        repository: &Repository,
+        blob: &Descriptor,
+    ) -> impl Future<Output = Result<Option<BlobFile>>> + Send {
+        let _ = (repository, blob);
+        async { Ok(None) }
+    }
+
     /// Reads `blob` from byte `offset` to its end. The bytes are not yet verified.
     fn read(
         &self,
@@ -69,6 +100,24 @@ pub trait ByteStream: Send + 'static {
     /// The next piece, or `None` once all bytes that were asked for have come. Interruptions are
     /// mended inside; an error is final.
     fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>>> + Send;
+}
+
+/// One blob, as whoever receives it sees its source.
+pub trait Content: Send + Sync + 'static {
+    /// What [`Content::read`] returns.
+    type Stream: ByteStream;
+
+    /// Reads from byte `offset` to the end; as often as it takes.
+    fn read(&self, offset: u64) -> impl Future<Output = Result<Self::Stream>> + Send;
+
+    /// The file that holds it, verified, where there is one.
+    fn file(&self) -> impl Future<Output = Result<Option<BlobFile>>> + Send;
+
+    /// Is told when so many more bytes are at the target.
+    fn moved(&self, bytes: u64);
+
+    /// Is told when so many bytes that had been told as moved have to be moved once more.
+    fn moved_in_vain(&self, bytes: u64);
 }
 
 /// Where content is written. The order is the caller's duty: blobs, then the manifests that name
@@ -92,15 +141,20 @@ pub trait Sink: Names {
         blob: &Descriptor,
     ) -> impl Future<Output = Result<Option<Bytes>>> + Send;
 
-    /// Prepares to receive `blob`, which will be used from `repository`.
+    /// Makes sure, as far as that can be known in advance, that `repository` can be written to.
+    fn prepare(&self, repository: &Repository) -> impl Future<Output = Result<()>> + Send;
+
+    /// Prepares to receive `blob`, which will be used from `repository`. It will be read from one
+    /// of the `origins`, of which some may be on this very side.
     fn open(
         &self,
         repository: &Repository,
         blob: &Descriptor,
+        origins: &[Repository],
     ) -> impl Future<Output = Result<Opened<Self::Receiver>>> + Send;
 
     /// Whether `name` leads to the manifest `digest` in just the place where [`Sink::put`] would
-    /// store it.
+    /// store it, as far as that is known without asking over the network.
     fn leads_to(
         &self,
         repository: &Repository,
@@ -108,7 +162,8 @@ pub trait Sink: Names {
         digest: Digest,
     ) -> impl Future<Output = bool> + Send;
 
-    /// Stores a manifest by its digest, under a tag, or both.
+    /// Stores a manifest by its digest, under a tag, or both. [`Kind::Incomplete`] if the other
+    /// side finds that it lacks what the manifest names.
     fn put(
         &self,
         repository: &Repository,
@@ -123,6 +178,15 @@ pub trait Sink: Names {
         index: Digest,
         platforms: &str,
     ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Does what is left to be done after manifests have been put into `repository`.
+    fn settle(&self, repository: &Repository) -> impl Future<Output = Result<()>> + Send;
+
+    /// What was believed to be in `repository` has turned out not to be there: look again.
+    fn distrust_all(&self, repository: &Repository) -> impl Future<Output = ()> + Send;
+
+    /// Tidies up after a transfer.
+    fn close(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// How a manifest is to be found.
@@ -140,26 +204,33 @@ pub enum ManifestName {
 pub enum Opened<R> {
     /// The blob is there, of the right size and verified.
     Present,
+    /// The blob was elsewhere on this side, and has been made to be here, too.
+    Mounted,
     /// Another process is receiving it at this moment.
     Busy,
     /// It is to be sent, from [`Receiver::offset`] on.
     Receive(R),
 }
 
-/// Receives one blob. Whoever sends it hashes what he sends, which can be done at the same time as
-/// storing it. The methods block; they belong on a worker thread.
+/// Receives one blob.
 pub trait Receiver: Send + 'static {
     /// How many bytes an earlier, interrupted run has left here.
     fn offset(&self) -> u64;
 
-    /// The state of the hash after [`Receiver::offset`] bytes.
-    fn hasher(&self) -> Hasher;
-
-    /// Takes the next bytes.
-    fn write(&mut self, bytes: &[u8]) -> Result<()>;
-
-    /// Publishes the blob, if `found` is its digest and its size is right. Without this call
-    /// nothing is published, and what was received stays for a later run to resume from. On
+    /// Takes all of `content` that is missing, verifies the whole, and publishes it. If that fails
+    /// nothing is published, and what was received stays for a later run to resume from; after
     /// [`Kind::Digest`] it does not stay.
-    fn commit(self, found: Digest) -> Result<()>;
+    fn receive<C: Content>(
+        self,
+        content: Arc<C>,
+    ) -> impl Future<Output = Result<Received>> + Send;
+}
+
+/// How a blob was received.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Received {
+    /// Bytes that were moved for it, those of earlier runs not counted.
+    pub bytes: u64,
+    /// Whether it shares its place on the disk with the source, so that nothing moved at all.
+    pub linked: bool,
 }

@@ -12,7 +12,9 @@ use imgfs::{
     image::Reference,
     transfer,
     tree::{
-        images_dir::{ImageEntry, ImagesDir, Inventory, Problem, ProblemKind, Subject, Verified},
+        images_dir::{
+            ImageEntry, ImagesDir, Inventory, Linking, Problem, ProblemKind, Subject, Verified,
+        },
         registry::Registry,
     },
 };
@@ -26,6 +28,7 @@ use super::{
     output::{Output, bytes, count, table},
     progress::Progress,
     registries,
+    transfer::Verb,
 };
 
 /// Files that nobody needs are listed up to this number.
@@ -208,7 +211,7 @@ fn repair(
     problems: Vec<Problem>,
     output: &Arc<Output>,
 ) -> Result<Vec<Problem>, Failure> {
-    let dir = ImagesDir::create(&args.tree.images_dir, None)?;
+    let dir = ImagesDir::create(&args.tree.images_dir, None, Linking::Auto)?;
     let images: Vec<Reference> = problems
         .iter()
         .flat_map(|problem| &problem.images)
@@ -217,7 +220,7 @@ fn repair(
     let config = registries::config(&args.registries, &images, output)?;
     let concurrency = config.concurrency;
     let registry = Arc::new(Registry::new(config));
-    let progress = Progress::new(output.clone(), &dir);
+    let progress = Progress::new(output.clone(), Some(&dir), Verb::Pull);
     let repaired = block_on(transfer::repair(&registry, &dir, problems, concurrency, &progress))?;
     progress.finish();
     let (problems, errors) = repaired?;

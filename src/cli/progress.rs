@@ -14,7 +14,10 @@ use imgfs::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::output::{Output, bytes, count};
+use super::{
+    output::{Output, bytes, count},
+    transfer::{Verb, shown, status_name},
+};
 
 /// Smaller blobs are over before anybody could read their line.
 const SHOWN_BLOB: u64 = 4 << 20;
@@ -25,14 +28,16 @@ const SHOWN_BLOBS: usize = 8;
 /// Shows what an [`Observer`] is told.
 pub(crate) struct Progress {
     output: Arc<Output>,
-    dir: ImagesDir,
+    /// The directory that is filled.
+    dir: Option<ImagesDir>,
+    verb: Verb,
     total: ProgressBar,
     interactive: bool,
     blobs: Mutex<HashMap<Digest, ProgressBar>>,
 }
 
 impl Progress {
-    pub(crate) fn new(output: Arc<Output>, dir: &ImagesDir) -> Arc<Self> {
+    pub(crate) fn new(output: Arc<Output>, dir: Option<&ImagesDir>, verb: Verb) -> Arc<Self> {
         let interactive = output.is_interactive();
         let total = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
         if interactive {
@@ -42,7 +47,8 @@ impl Progress {
         } else {
             output.bars.set_draw_target(ProgressDrawTarget::hidden());
         }
-        Arc::new(Self { output, dir: dir.clone(), total, interactive, blobs: Mutex::default() })
+        let (dir, blobs) = (dir.cloned(), Mutex::default());
+        Arc::new(Self { output, dir, verb, total, interactive, blobs })
     }
 
     /// Takes the bars away.
@@ -84,12 +90,14 @@ impl Observer for Progress {
                 self.output.event(
                     &json!({"event": "planned", "images": images, "blobs": blobs, "bytes": size}),
                 );
-                if let Some(free) = self.dir.free_bytes().filter(|&free| free < size) {
+                if let Some(dir) = &self.dir
+                    && let Some(free) = dir.free_bytes().filter(|&free| free < size)
+                {
                     self.output.warning(&format!(
                         "{} are to be fetched, but only {} are free in {}",
                         bytes(size),
                         bytes(free),
-                        self.dir.root().display()
+                        dir.root().display()
                     ));
                 }
                 if self.interactive && blobs > 0 {
@@ -105,6 +113,13 @@ impl Observer for Progress {
                     bar.inc(bytes);
                 }
             }
+            Event::BlobSetBack { digest, bytes } => {
+                self.total.dec(bytes);
+                if let Some(bar) = self.blobs().get(&digest) {
+                    bar.dec(bytes);
+                }
+            }
+            Event::BlobFound { size } => self.total.inc(size),
             Event::BlobRestarted { digest, bytes: size } => {
                 self.total.dec(size);
                 if let Some(bar) = self.blobs().remove(&digest) {
@@ -131,27 +146,25 @@ impl Observer for Progress {
             }
             Event::ImageDone(image) => {
                 let digest = image.digest.map(|digest| digest.to_string());
-                let name = image.reference.to_string();
-                self.output.event(&json!({"event": "image", "image": name, "status": status_name(&image.status), "digest": digest}));
+                let name = shown(&image.route);
+                let status = status_name(self.verb, &image.status);
+                let mut event = json!({"event": "image", "image": image.route.from.to_string(), "status": status, "digest": digest});
+                if image.route.from != image.route.to {
+                    event["target"] = image.route.to.to_string().into();
+                }
+                self.output.event(&event);
                 match &image.status {
                     Status::Copied => {
-                        self.output.line(&format!("{name}: pulled, {}", bytes(image.bytes)));
+                        self.output.line(&format!(
+                            "{name}: {}, {}",
+                            self.verb.done(),
+                            bytes(image.bytes)
+                        ));
                     }
                     Status::Unchanged => self.output.line(&format!("{name}: up to date")),
                     _ => {}
                 }
             }
         }
-    }
-}
-
-/// A status as JSON has it.
-pub(crate) fn status_name(status: &Status) -> &'static str {
-    match status {
-        Status::Planned => "planned",
-        Status::Copied => "pulled",
-        Status::Unchanged => "unchanged",
-        Status::Skipped => "skipped",
-        Status::Failed(_) => "failed",
     }
 }

@@ -5,30 +5,27 @@ use std::{
     io::{self, Read},
     path::Path,
     sync::Arc,
-    time::Instant,
 };
 
 use imgfs::{
     image::{PlatformFilter, Reference},
-    transfer::{self, ImageReport, IndexMode, Options, Plan, Policy, Report, Status},
+    transfer::{IndexMode, Options, Policy, Route},
     tree::{
-        images_dir::{ImagesDir, Layout},
+        images_dir::{ImagesDir, Layout, Linking},
         registry::Registry,
     },
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     Failure, Outcome,
     args::{IndexArg, LayoutArg, PolicyArg, PullArgs},
-    block_on,
-    output::{Output, bytes, count},
-    progress::{Progress, status_name},
+    output::Output,
     registries,
+    transfer::{Job, Tree, Verb},
 };
 
 pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
-    let started = Instant::now();
     let images = images(args)?;
     if images.is_empty() {
         output.warning("no image is named: nothing to do");
@@ -42,19 +39,18 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
     let concurrency = config.concurrency;
     let known_without = config.without_referrers.clone();
     let registry = Arc::new(Registry::new(config));
-    let sink = Arc::new(dir.clone());
-
-    let (report, missing) = block_on(async {
-        if args.dry_run {
-            let plan = transfer::plan(&registry, &sink, &images, &options).await;
-            return (dry_run(&plan, output), Some((plan.missing().count(), plan.missing_bytes())));
-        }
-        let progress = Progress::new(output.clone(), &dir);
-        let copied = transfer::copy(&registry, &sink, &images, &options, concurrency, &progress);
-        let report = copied.await;
-        progress.finish();
-        (report, None)
-    })?;
+    let routes: Vec<Route> = images.into_iter().map(Route::from).collect();
+    let job = Job {
+        verb: Verb::Pull,
+        from: &Tree::Registries(registry.clone()),
+        to: &Tree::Directory(dir.clone()),
+        routes: &routes,
+        options: &options,
+        concurrency,
+        dry_run: args.dry_run,
+        output,
+    };
+    let outcome = job.run()?;
     if !args.dry_run {
         for name in registry.without_referrers() {
             if !known_without.contains(&name) {
@@ -65,46 +61,7 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
             }
         }
     }
-
-    tell_images(&report, output);
-    let stats = registry.stats();
-    let elapsed = started.elapsed();
-    let mut summary = json!({
-        "event": "report",
-        "command": "pull",
-        "images": report.images.iter().map(image_json).collect::<Vec<_>>(),
-        "fetched_bytes": report.fetched_bytes,
-        "fetched_blobs": report.fetched_blobs,
-        "reused_blobs": report.reused_blobs,
-        "reused_bytes": report.reused_bytes,
-        "received_bytes": stats.received_bytes(),
-        "requests": stats.requests(),
-        "retries": stats.retries(),
-        "elapsed_ms": elapsed.as_millis() as u64,
-    });
-    if let Some((blobs, size)) = missing {
-        summary["missing_blobs"] = blobs.into();
-        summary["missing_bytes"] = size.into();
-    } else {
-        let rate = report.fetched_bytes as f64 / elapsed.as_secs_f64().max(0.001);
-        let mut line = format!(
-            "{}: {} fetched in {}, {} already there",
-            count(report.images.len(), "image"),
-            bytes(report.fetched_bytes),
-            count(report.fetched_blobs, "blob"),
-            bytes(report.reused_bytes),
-        );
-        if report.fetched_bytes > 0 {
-            line += &format!("; {:.1?}, {}/s", elapsed, bytes(rate as u64));
-        }
-        let failed = report.images.iter().filter(|i| matches!(i.status, Status::Failed(_))).count();
-        if failed > 0 {
-            line = format!("{failed} of {} failed; {line}", count(report.images.len(), "image"));
-        }
-        output.line(&line);
-    }
-    output.event(&summary);
-    Ok(outcome(&report))
+    Ok(outcome)
 }
 
 /// The images on the command line and in `--file`.
@@ -172,87 +129,5 @@ fn open(args: &PullArgs) -> Result<ImagesDir, Failure> {
     if args.dry_run {
         return Ok(ImagesDir::absent(root));
     }
-    Ok(ImagesDir::create(root, layout)?)
-}
-
-fn dry_run(plan: &Plan, output: &Output) -> Report {
-    let report = Report {
-        images: plan.images.iter().map(|image| image.report.clone()).collect(),
-        reused_blobs: plan.blobs.iter().filter(|blob| blob.there).count(),
-        reused_bytes: plan.blobs.iter().filter(|b| b.there).map(|b| b.descriptor.size).sum(),
-        ..Report::default()
-    };
-    for (index, image) in plan.images.iter().enumerate() {
-        if matches!(image.report.status, Status::Planned) {
-            let own = plan.missing().filter(|blob| blob.images.contains(&index));
-            let size: u64 = own.map(|blob| blob.descriptor.size).sum();
-            let digest = image.report.digest.map(|digest| digest.short()).unwrap_or_default();
-            output.line(&format!(
-                "{}: {digest}, {} of {} to fetch",
-                image.report.reference,
-                bytes(size),
-                bytes(image.report.bytes)
-            ));
-        }
-    }
-    output.line(&format!(
-        "{}: {} to fetch in {} (each once), {} already there",
-        count(plan.images.len(), "image"),
-        bytes(plan.missing_bytes()),
-        count(plan.missing().count(), "blob"),
-        bytes(report.reused_bytes)
-    ));
-    report
-}
-
-/// What the user must know of single images: failures, skips, warnings, changed digests.
-fn tell_images(report: &Report, output: &Output) {
-    for image in &report.images {
-        let name = &image.reference;
-        for warning in &image.warnings {
-            output.warning(&format!("{name}: {warning}"));
-        }
-        match &image.status {
-            Status::Failed(error) => output.error(&format!("{name}: {error}"), error.hint()),
-            Status::Skipped => output.warning(&format!("{name}: skipped")),
-            _ => {}
-        }
-        if let (Some(original), Some(digest)) = (image.original_digest, image.digest) {
-            output.line(&format!(
-                "{name}: the platform filter has made a new index: {} is now {}",
-                original.short(),
-                digest.short()
-            ));
-        }
-    }
-}
-
-fn image_json(image: &ImageReport) -> Value {
-    let mut value = json!({
-        "image": image.reference.to_string(),
-        "status": status_name(&image.status),
-        "digest": image.digest.map(|digest| digest.to_string()),
-        "platforms": image.platforms,
-        "bytes": image.bytes,
-        "attached": image.attached,
-        "warnings": image.warnings,
-    });
-    if let Some(original) = image.original_digest {
-        value["original_digest"] = original.to_string().into();
-    }
-    if let Status::Failed(error) = &image.status {
-        value["error"] = error.to_string().into();
-    }
-    value
-}
-
-fn outcome(report: &Report) -> Outcome {
-    let is = |wanted: fn(&Status) -> bool| move |image: &ImageReport| wanted(&image.status);
-    if report.images.iter().any(is(|status| matches!(status, Status::Failed(_)))) {
-        Outcome::SomeFailed
-    } else if report.images.iter().all(is(|status| matches!(status, Status::Skipped))) {
-        Outcome::NothingMatched
-    } else {
-        Outcome::Done
-    }
+    Ok(ImagesDir::create(root, layout, Linking::Auto)?)
 }

@@ -74,16 +74,36 @@ pub(super) async fn find<S: Attachments + Names>(
         trouble(error);
         None
     });
-    let has_api = referrers.is_some();
-    let mut found = referrers.unwrap_or_default();
-    if has_api {
-        let more = rest.iter().map(|&subject| source.referrers(repository, subject));
-        let more: Vec<_> = stream::iter(more).buffered(SUBJECTS_AT_ONCE).collect().await;
-        for referrers in more {
-            match referrers {
-                Ok(referrers) => found.extend(referrers.unwrap_or_default()),
-                Err(error) => trouble(error),
+    // Where the list does not come from the registry itself, a tag has it.
+    let mut untold: HashSet<Digest> = HashSet::new();
+    let mut found = Vec::new();
+    let rest = match referrers {
+        Some(listed) => {
+            found.extend(listed);
+            rest
+        }
+        None => {
+            untold.insert(first);
+            // A registry that does not tell of one does not tell of the others either.
+            if source.is_remote() {
+                untold.extend(rest);
+                &[]
+            } else {
+                rest
             }
+        }
+    };
+    let more = rest.iter().map(|&subject| async move {
+        (subject, source.referrers(repository, subject).await)
+    });
+    let more: Vec<_> = stream::iter(more).buffered(SUBJECTS_AT_ONCE).collect().await;
+    for (subject, referrers) in more {
+        match referrers {
+            Ok(Some(referrers)) => found.extend(referrers),
+            Ok(None) => {
+                untold.insert(subject);
+            }
+            Err(error) => trouble(error),
         }
     }
     let mut seen = HashSet::new();
@@ -91,7 +111,7 @@ pub(super) async fn find<S: Attachments + Names>(
     attached.digests = digests.filter(|digest| seen.insert(*digest)).collect();
     let there: HashSet<&str> = tags.names.iter().map(String::as_str).collect();
     let names = subjects.iter().flat_map(|s| tag_names(s).map(move |name| (*s, name)));
-    for (subject, name) in names.filter(|(_, name)| !has_api || name.contains('.')) {
+    for (subject, name) in names.filter(|(s, name)| untold.contains(s) || name.contains('.')) {
         let exists = match there.contains(name.as_str()) {
             true => Ok(true),
             false if tags.complete => Ok(false),

@@ -1,33 +1,42 @@
 //! Planning and executing together: what has been planned starts, and does not wait for a registry
 //! that takes its time with the names of other images.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{
+    StreamExt,
+    stream::{self, FuturesUnordered},
+};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{
-    Options,
+    Options, Route,
     attach::TagLists,
     execute::execute,
-    plan::{Draft, planning, unique},
-    report::{ImageReport, Observer, Report},
+    plan::{Draft, ImagePlan, Plan, planning, unique},
+    report::{ImageReport, Observer, Report, Status},
 };
 use crate::{
-    image::Reference,
-    tree::{Attachments, Blobs, Names, Sink},
+    image::Repository,
+    tree::{Attachments, Blobs, Error, Names, Sink},
 };
 
 /// How long planned images wait for others. Most runs are planned by then, and have one plan in
 /// which all their blobs are in order.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Copies `images` from `source` to the same names at `sink`, up to `concurrency` blobs from one
-/// registry at a time, and tells `observer` about it.
+/// Repositories that are checked at the same time.
+const CHECKS_AT_ONCE: usize = 24;
+
+/// Copies `images` from `source` to `sink`, up to `concurrency` blobs between two registries at a
+/// time, and tells `observer` about it.
+///
+/// Before the first byte goes to a registry, all images are planned, and all repositories that
+/// would be written to are asked whether they can be.
 pub async fn copy<S, D, O>(
     source: &Arc<S>,
     sink: &Arc<D>,
-    images: &[Reference],
+    images: &[Route],
     options: &Options,
     concurrency: usize,
     observer: &Arc<O>,
@@ -50,7 +59,7 @@ where
         let start = tokio::select! {
             next = planned.next(), if !planning_is_over => match next {
                 Some((place, image)) => {
-                    draft.add(place, image);
+                    draft.add(sink.as_ref(), place, image);
                     false
                 }
                 None => {
@@ -58,7 +67,7 @@ where
                     true
                 }
             },
-            _ = patience.tick(), if !planning_is_over => true,
+            _ = patience.tick(), if !planning_is_over && !sink.is_remote() => true,
             Some(done) = running.next(), if !running.is_empty() => {
                 let (places, report): (Vec<usize>, Report) = done;
                 total.take(&places, report, &mut reports);
@@ -68,13 +77,39 @@ where
         if start && !draft.is_empty() {
             let draft = std::mem::take(&mut draft);
             running.push(async move {
-                let (places, plan) = draft.finish(sink).await;
+                let (places, mut plan) = draft.finish(sink).await;
+                check_targets(sink, &mut plan).await;
                 (places, execute(source, sink, plan, concurrency, observer).await)
             });
         }
     }
+    sink.close().await;
     total.images = reports.into_iter().flatten().collect();
     total
+}
+
+/// Fails the images whose repositories cannot be written to.
+async fn check_targets<D: Sink>(sink: &Arc<D>, plan: &mut Plan) {
+    let writes = |image: &ImagePlan| {
+        let is_open = matches!(image.report.status, Status::Planned);
+        is_open && image.manifests.iter().any(|manifest| !manifest.names.is_empty())
+    };
+    let mut repositories: BTreeMap<Repository, Option<Error>> = BTreeMap::new();
+    for image in plan.images.iter().filter(|image| writes(image)) {
+        repositories.insert(image.report.route.to.repository().clone(), None);
+    }
+    let asked = repositories.keys().cloned().map(|repository| async move {
+        let error = sink.prepare(&repository).await.err();
+        (repository, error)
+    });
+    let checked: Vec<_> = stream::iter(asked).buffer_unordered(CHECKS_AT_ONCE).collect().await;
+    repositories.extend(checked);
+    for image in &mut plan.images {
+        let error = repositories.get(image.report.route.to.repository()).cloned().flatten();
+        if let Some(error) = error.filter(|_| writes(image)) {
+            image.report.status = Status::Failed(error);
+        }
+    }
 }
 
 /// Ticks of which the first comes after `period`.
@@ -91,8 +126,10 @@ impl Report {
         for (&place, image) in places.iter().zip(part.images) {
             images[place] = Some(image);
         }
-        self.fetched_blobs += part.fetched_blobs;
-        self.fetched_bytes += part.fetched_bytes;
+        self.moved_blobs += part.moved_blobs;
+        self.moved_bytes += part.moved_bytes;
+        self.linked_blobs += part.linked_blobs;
+        self.mounted_blobs += part.mounted_blobs;
         self.reused_blobs += part.reused_blobs;
         self.reused_bytes += part.reused_bytes;
         self.failed_blobs.extend(part.failed_blobs);

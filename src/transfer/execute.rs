@@ -12,13 +12,13 @@ use tokio::{
 };
 
 use super::{
-    blobs::{Traffic, move_blob},
-    plan::{BlobPlan, ImagePlan, Plan},
+    content::SourceBlob,
+    plan::{BlobPlan, BlobTarget, ImagePlan, Plan},
     report::{Event, Observer, Report, Status},
 };
 use crate::{
     image::{Platform, View},
-    tree::{Blobs, Error, Kind, Opened, Receiver, Result, Sink},
+    tree::{Blobs, Error, Kind, Opened, Received, Receiver, Result, Sink},
 };
 
 /// Blobs up to this size, in bytes, are bound by round trips and not by bandwidth. They have
@@ -32,12 +32,14 @@ const BUSY_POLL: Duration = Duration::from_millis(100);
 enum Outcome {
     /// It was there after all.
     Reused,
-    /// It has been moved, this many bytes of it in this run.
-    Fetched(u64),
+    /// Another repository of the registry had it.
+    Mounted,
+    /// It has been moved.
+    Moved(Received),
 }
 
-/// Copies what `plan` says from `source` to `sink`, up to `concurrency` blobs from one registry at
-/// a time, and tells `observer` about it.
+/// Copies what `plan` says from `source` to `sink`, up to `concurrency` blobs between two
+/// registries at a time, and tells `observer` about it.
 pub async fn execute<S, D, O>(
     source: &Arc<S>,
     sink: &Arc<D>,
@@ -50,105 +52,322 @@ where
     D: Sink,
     O: Observer,
 {
-    let mut run = Run::new(&plan);
+    let run = Run::new(&plan);
     observer.event(Event::Planned {
         images: run.images.iter().filter(|image| image.is_open()).count(),
         blobs: plan.missing().count(),
         bytes: plan.missing_bytes(),
     });
     let Plan { images, blobs } = plan;
-    let images: Vec<Arc<ImagePlan>> = images.into_iter().map(Arc::new).collect();
-    let mut report = Report {
+    let report = Report {
         images: images.iter().map(|image| image.report.clone()).collect(),
         ..Report::default()
     };
     for image in report.images.iter().filter(|image| !matches!(image.status, Status::Planned)) {
         observer.event(Event::ImageDone(image));
     }
-    let places = Places::new(concurrency);
-    let shared = Arc::new(Shared::default());
-    let mut moving = JoinSet::new();
-    let mut publishing = JoinSet::new();
-    let blobs: Vec<Arc<BlobPlan>> = blobs.into_iter().map(Arc::new).collect();
-    for (index, blob) in blobs.iter().enumerate() {
-        if blob.there {
-            report.reused_blobs += 1;
-            report.reused_bytes += blob.descriptor.size;
-            continue;
-        }
-        let place = places.of(blob);
-        let (source, sink, blob) = (source.clone(), sink.clone(), blob.clone());
-        let (observer, shared) = (observer.clone(), shared.clone());
-        moving.spawn(async move {
-            let size = blob.descriptor.size;
-            let moved = receive(&source, &sink, &blob, &place, &shared, &observer).await;
-            let ok = moved.is_ok();
-            observer.event(Event::BlobDone { digest: blob.descriptor.digest, size, ok });
-            (index, moved)
-        });
-    }
-    let publish = |index: usize, publishing: &mut JoinSet<(usize, Result<Published>)>| {
-        let (image, sink) = (images[index].clone(), sink.clone());
-        publishing.spawn(async move { (index, publish_image(&sink, &image).await) });
+    let mut execution = Execution {
+        mover: Arc::new(Mover {
+            source: source.clone(),
+            sink: sink.clone(),
+            observer: observer.clone(),
+            places: Places::new(concurrency),
+            full: DiskFull::default(),
+            blobs: blobs.into_iter().map(Arc::new).collect(),
+        }),
+        images: images.into_iter().map(Arc::new).collect(),
+        run,
+        report,
+        moving: JoinSet::new(),
+        publishing: JoinSet::new(),
     };
-    for index in run.ready() {
-        publish(index, &mut publishing);
-    }
-    loop {
-        tokio::select! {
-            Some(done) = moving.join_next() => match done {
-                Ok((blob, Ok(outcome))) => {
-                    let size = blobs[blob].descriptor.size;
-                    match outcome {
-                        Outcome::Reused => {
-                            report.reused_blobs += 1;
-                            report.reused_bytes += size;
-                        }
-                        Outcome::Fetched(bytes) => {
-                            report.fetched_blobs += 1;
-                            report.fetched_bytes += bytes;
-                            report.reused_bytes += size - bytes;
-                            run.touch(&blobs[blob].images);
-                        }
-                    }
-                    for index in run.blob_came(&blobs[blob].images) {
-                        publish(index, &mut publishing);
-                    }
-                }
-                Ok((blob, Err(error))) => {
-                    if blobs[blob].images.is_empty() {
-                        report.failed_blobs.push(error.clone());
-                    }
-                    for index in run.blob_failed(&blobs[blob].images) {
-                        report.images[index].status = Status::Failed(error.clone());
-                        observer.event(Event::ImageDone(&report.images[index]));
-                    }
-                }
-                Err(panic) => run.broken = Some(panic.to_string()),
-            },
-            Some(done) = publishing.join_next() => match done {
-                Ok((index, result)) => {
-                    run.images[index].state = State::Done;
-                    let touched = run.images[index].touched;
-                    report.images[index].status = match result {
-                        Ok(published) => {
-                            report.images[index].platforms.extend(published.platform);
-                            match published.changed || touched {
-                                true => Status::Copied,
-                                false => Status::Unchanged,
-                            }
-                        }
-                        Err(error) => Status::Failed(error),
-                    };
-                    observer.event(Event::ImageDone(&report.images[index]));
-                }
-                Err(panic) => run.broken = Some(panic.to_string()),
-            },
-            else => break,
+    execution.start();
+    execution.finish().await
+}
+
+/// A blob on its way to one of its targets, both by their places in the plan.
+#[derive(Clone, Copy)]
+struct Leg {
+    blob: usize,
+    target: usize,
+    /// The other targets wait for this one, to mount the blob from there.
+    leads: bool,
+}
+
+/// An execution under way.
+struct Execution<S, D, O> {
+    mover: Arc<Mover<S, D, O>>,
+    images: Vec<Arc<ImagePlan>>,
+    run: Run,
+    report: Report,
+    moving: JoinSet<(Leg, Moved)>,
+    publishing: JoinSet<(usize, Result<Published>)>,
+}
+
+impl<S: Blobs, D: Sink, O: Observer> Execution<S, D, O> {
+    fn start(&mut self) {
+        for index in 0..self.mover.blobs.len() {
+            let blob = self.mover.blobs[index].clone();
+            if blob.targets.iter().any(|target| target.there) {
+                self.report.reused_blobs += 1;
+                self.report.reused_bytes += blob.descriptor.size;
+            }
+            self.begin(index, 0);
+        }
+        for image in self.run.ready() {
+            self.publish(image);
         }
     }
-    run.close(&mut report);
-    report
+
+    /// Moves a blob to the first of its targets, from `target` on, that still needs it. The others
+    /// wait, since it can be mounted from there.
+    fn begin(&mut self, blob: usize, from: usize) {
+        let targets = &self.mover.blobs[blob].targets;
+        let next = (from..targets.len()).find(|&target| self.needs(&targets[target]));
+        if let Some(target) = next {
+            self.move_to(Leg { blob, target, leads: true });
+        }
+    }
+
+    fn needs(&self, target: &BlobTarget) -> bool {
+        let nobodys = target.images.is_empty();
+        let open = target.images.iter().any(|&image| self.run.images[image].is_open());
+        !target.there && (nobodys || open)
+    }
+
+    fn move_to(&mut self, leg: Leg) {
+        let mover = self.mover.clone();
+        self.moving.spawn(async move { (leg, mover.bring(leg).await) });
+    }
+
+    fn publish(&mut self, image: usize) {
+        let (mover, plan) = (self.mover.clone(), self.images[image].clone());
+        self.publishing.spawn(async move { (image, mover.publish(image, &plan).await) });
+    }
+
+    async fn finish(mut self) -> Report {
+        loop {
+            tokio::select! {
+                Some(done) = self.moving.join_next() => match done {
+                    Ok((leg, moved)) => self.moved(leg, moved),
+                    Err(panic) => self.run.broken = Some(panic.to_string()),
+                },
+                Some(done) = self.publishing.join_next() => match done {
+                    Ok((image, published)) => self.published(image, published),
+                    Err(panic) => self.run.broken = Some(panic.to_string()),
+                },
+                else => break,
+            }
+        }
+        self.run.close(&mut self.report);
+        self.report
+    }
+
+    fn moved(&mut self, leg: Leg, moved: Moved) {
+        let blob = self.mover.blobs[leg.blob].clone();
+        let target = &blob.targets[leg.target];
+        match moved.outcome {
+            Ok(outcome) => {
+                self.count(&blob, outcome, leg);
+                for image in self.run.blob_came(&target.images) {
+                    self.publish(image);
+                }
+                for target in leg.target + 1..blob.targets.len() {
+                    if leg.leads && self.needs(&blob.targets[target]) {
+                        self.move_to(Leg { target, leads: false, ..leg });
+                    }
+                }
+            }
+            Err(error) => {
+                // The others would fare no better with a source that fails.
+                let lost = if leg.leads && moved.source_failed {
+                    blob.images().collect()
+                } else {
+                    target.images.clone()
+                };
+                if lost.is_empty() {
+                    self.report.failed_blobs.push(error.clone());
+                }
+                for image in self.run.blob_failed(&lost) {
+                    self.report.images[image].status = Status::Failed(error.clone());
+                    self.mover.observer.event(Event::ImageDone(&self.report.images[image]));
+                }
+                if leg.leads && !moved.source_failed {
+                    self.begin(leg.blob, leg.target + 1);
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, blob: &BlobPlan, outcome: Outcome, leg: Leg) {
+        let (size, target) = (blob.descriptor.size, &blob.targets[leg.target]);
+        match outcome {
+            Outcome::Reused if !leg.leads => {}
+            Outcome::Reused => {
+                self.report.reused_blobs += 1;
+                self.report.reused_bytes += size;
+            }
+            Outcome::Mounted => {
+                self.report.mounted_blobs += 1;
+                self.run.touch(&target.images);
+            }
+            Outcome::Moved(Received { bytes, linked }) => {
+                self.report.moved_blobs += 1;
+                self.report.linked_blobs += usize::from(linked);
+                self.report.moved_bytes += bytes;
+                if !linked {
+                    self.report.reused_bytes += size.saturating_sub(bytes);
+                }
+                self.run.touch(&target.images);
+            }
+        }
+    }
+
+    fn published(&mut self, image: usize, published: Result<Published>) {
+        self.run.images[image].state = State::Done;
+        let report = &mut self.report.images[image];
+        report.status = match published {
+            Ok(published) => {
+                report.platforms.extend(published.platform);
+                match published.changed || self.run.images[image].touched {
+                    true => Status::Copied,
+                    false => Status::Unchanged,
+                }
+            }
+            Err(error) => Status::Failed(error),
+        };
+        self.mover.observer.event(Event::ImageDone(report));
+    }
+}
+
+/// What became of a blob at one target.
+struct Moved {
+    outcome: Result<Outcome>,
+    /// It failed because of the source.
+    source_failed: bool,
+}
+
+/// What the tasks of an execution have in common.
+struct Mover<S, D, O> {
+    source: Arc<S>,
+    sink: Arc<D>,
+    observer: Arc<O>,
+    places: Places,
+    full: DiskFull,
+    blobs: Vec<Arc<BlobPlan>>,
+}
+
+impl<S: Blobs, D: Sink, O: Observer> Mover<S, D, O> {
+    /// Brings a blob to one of its targets, and tells about it.
+    async fn bring(&self, leg: Leg) -> Moved {
+        let blob = &self.blobs[leg.blob];
+        let (outcome, source_failed) = self.receive(blob, &blob.targets[leg.target]).await;
+        let (digest, size) = (blob.descriptor.digest, blob.descriptor.size);
+        if matches!(outcome, Ok(Outcome::Reused)) {
+            self.observer.event(Event::BlobFound { size });
+        }
+        self.observer.event(Event::BlobDone { digest, size, ok: outcome.is_ok() });
+        Moved { outcome, source_failed }
+    }
+
+    /// Brings one blob to one target; second, whether the source has failed.
+    async fn receive(&self, blob: &Arc<BlobPlan>, target: &BlobTarget) -> (Result<Outcome>, bool) {
+        let mut source_failed = false;
+        let outcome = self.try_receive(blob, target, &mut source_failed).await;
+        (outcome, source_failed)
+    }
+
+    async fn try_receive(
+        &self,
+        blob: &Arc<BlobPlan>,
+        target: &BlobTarget,
+        source_failed: &mut bool,
+    ) -> Result<Outcome> {
+        let digest = blob.descriptor.digest;
+        let place = self.places.of(blob, target);
+        let mut damaged_once = false;
+        let mut waiting = false;
+        let mut held = Some(take(&place).await);
+        loop {
+            self.full.check()?;
+            let opened = self.sink.open(&target.repository, &blob.descriptor, &blob.sources);
+            let receiver = match opened.await? {
+                Opened::Present => return Ok(Outcome::Reused),
+                Opened::Mounted => return Ok(Outcome::Mounted),
+                Opened::Busy => {
+                    if !waiting {
+                        self.observer.event(Event::Waiting { digest });
+                        waiting = true;
+                    }
+                    // Somebody else's download must not keep us from our own.
+                    held = None;
+                    tokio::time::sleep(BUSY_POLL).await;
+                    continue;
+                }
+                Opened::Receive(receiver) => receiver,
+            };
+            if held.is_none() {
+                held = Some(take(&place).await);
+            }
+            let (size, offset) = (blob.descriptor.size, receiver.offset());
+            self.observer.event(Event::BlobStarted { digest, size, offset });
+            let content = Arc::new(SourceBlob::new(&self.source, blob, &self.observer));
+            match receiver.receive(content.clone()).await {
+                Ok(received) => return Ok(Outcome::Moved(received)),
+                // What an earlier run has left may be worthless after a power cut, and a proxy may
+                // damage something once; twice is no accident.
+                Err(error)
+                    if matches!(error.kind(), Kind::Digest { .. })
+                        && !damaged_once
+                        && !content.has_failed() =>
+                {
+                    damaged_once = true;
+                    let bytes = offset + content.moved_bytes();
+                    self.observer.event(Event::BlobRestarted { digest, bytes });
+                }
+                Err(error) => {
+                    self.full.note(&error);
+                    *source_failed = content.has_failed();
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Publishes an image whose blobs are all there.
+    async fn publish(&self, index: usize, image: &ImagePlan) -> Result<Published> {
+        match self.put(image).await {
+            // Some registries have said that they have a blob, or have mounted it, and have not.
+            Err(error) if error.is_incomplete() => {
+                let repository = image.report.route.to.repository();
+                self.sink.distrust_all(repository).await;
+                for blob in &self.blobs {
+                    let needs = |target: &&BlobTarget| target.images.contains(&index);
+                    if let Some(target) = blob.targets.iter().find(needs) {
+                        self.receive(blob, target).await.0?;
+                    }
+                }
+                self.put(image).await
+            }
+            published => published,
+        }
+    }
+
+    async fn put(&self, image: &ImagePlan) -> Result<Published> {
+        // Before the tag: whoever finds the index must know what of it is wanted.
+        for (index, platforms) in &image.sparse {
+            self.sink.keep_sparse(*index, platforms).await?;
+        }
+        let mut changed = false;
+        for planned in &image.manifests {
+            for name in &planned.names {
+                self.sink.put(&planned.repository, &planned.manifest, name).await?;
+                changed = true;
+            }
+        }
+        self.sink.settle(image.report.route.to.repository()).await?;
+        Ok(Published { changed, platform: known_platform(self.sink.as_ref(), image).await })
+    }
 }
 
 /// What a single image runs on, as its configuration says, which is at the target now.
@@ -170,85 +389,16 @@ struct Published {
     platform: Option<String>,
 }
 
-/// Publishes an image whose blobs are all there.
-async fn publish_image<D: Sink>(sink: &Arc<D>, image: &ImagePlan) -> Result<Published> {
-    // Before the tag: whoever finds the index must know what of it is wanted.
-    for (index, platforms) in &image.sparse {
-        sink.keep_sparse(*index, platforms).await?;
-    }
-    let mut changed = false;
-    for planned in &image.manifests {
-        for name in &planned.names {
-            sink.put(&planned.repository, &planned.manifest, name).await?;
-            changed = true;
-        }
-    }
-    Ok(Published { changed, platform: known_platform(sink.as_ref(), image).await })
-}
-
-/// Brings one blob to the target.
-async fn receive<S: Blobs, D: Sink, O: Observer>(
-    source: &Arc<S>,
-    sink: &Arc<D>,
-    blob: &BlobPlan,
-    place: &Arc<Semaphore>,
-    shared: &Shared,
-    observer: &Arc<O>,
-) -> Result<Outcome> {
-    let digest = blob.descriptor.digest;
-    let Some(repository) = blob.sources.first() else {
-        let doing = format!("fetching blob {digest}");
-        return Err(Error::new("planning", doing, Kind::NotFound("no repository has it".into())));
-    };
-    let mut damaged_once = false;
-    let mut waiting = false;
-    let mut held = Some(take(place).await);
-    loop {
-        shared.full.check()?;
-        let receiver = match sink.open(repository, &blob.descriptor).await? {
-            Opened::Present => return Ok(Outcome::Reused),
-            Opened::Busy => {
-                if !waiting {
-                    observer.event(Event::Waiting { digest });
-                    waiting = true;
-                }
-                // Somebody else's download must not keep us from our own.
-                held = None;
-                tokio::time::sleep(BUSY_POLL).await;
-                continue;
-            }
-            Opened::Receive(receiver) => receiver,
-        };
-        if held.is_none() {
-            held = Some(take(place).await);
-        }
-        let (size, offset) = (blob.descriptor.size, receiver.offset());
-        observer.event(Event::BlobStarted { digest, size, offset });
-        match move_blob(source.as_ref(), blob, receiver, &shared.traffic, observer).await {
-            Ok(moved) => return Ok(Outcome::Fetched(moved.fetched)),
-            // What an earlier run has left may be worthless after a power cut, and a proxy may
-            // damage something once; twice is no accident.
-            Err(error) if matches!(error.kind(), Kind::Digest { .. }) && !damaged_once => {
-                damaged_once = true;
-                observer.event(Event::BlobRestarted { digest, bytes: size });
-            }
-            Err(error) => {
-                shared.full.note(&error);
-                return Err(error);
-            }
-        }
-    }
-}
-
 async fn take(place: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
     // The semaphore is never closed.
     place.clone().acquire_owned().await.ok()
 }
 
-/// Places for blobs under way, for each registry: they are taken in the order of the plan.
+/// Places for blobs under way, for each pair of registries: they are taken in the order of the
+/// plan.
 struct Places {
     concurrency: usize,
-    places: Mutex<HashMap<(String, bool), Arc<Semaphore>>>,
+    places: Mutex<HashMap<(String, String, bool), Arc<Semaphore>>>,
 }
 
 impl Places {
@@ -256,21 +406,15 @@ impl Places {
         Self { concurrency: concurrency.max(1), places: Mutex::default() }
     }
 
-    fn of(&self, blob: &BlobPlan) -> Arc<Semaphore> {
-        let registry = blob.sources.first().map(|r| r.registry().to_owned()).unwrap_or_default();
+    fn of(&self, blob: &BlobPlan, target: &BlobTarget) -> Arc<Semaphore> {
+        let source = blob.sources.first().map(|r| r.registry().to_owned()).unwrap_or_default();
+        let target = target.repository.registry().to_owned();
         let small = blob.descriptor.size <= SMALL_BLOB;
         let number = if small { self.concurrency.div_ceil(2) } else { self.concurrency };
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = places.entry((registry, small));
+        let place = places.entry((source, target, small));
         place.or_insert_with(|| Arc::new(Semaphore::new(number))).clone()
     }
-}
-
-/// What the tasks of a run have in common.
-#[derive(Default)]
-struct Shared {
-    full: DiskFull,
-    traffic: Traffic,
 }
 
 /// Remembers that the disk is full, so that what has not begun does not begin.
@@ -334,8 +478,9 @@ impl Run {
                 touched: false,
             })
             .collect();
-        for index in plan.missing().flat_map(|blob| &blob.images) {
-            images[*index].pending += 1;
+        let targets = plan.blobs.iter().flat_map(|blob| &blob.targets);
+        for &image in targets.filter(|target| !target.there).flat_map(|target| &target.images) {
+            images[image].pending += 1;
         }
         Self { images, broken: None }
     }

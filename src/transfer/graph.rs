@@ -48,7 +48,9 @@ pub(super) struct Graph {
 pub(super) struct Explorer<'a, S, D> {
     pub source: &'a Arc<S>,
     pub sink: &'a Arc<D>,
-    pub repository: &'a Repository,
+    /// The repository at the source, and the one at the target.
+    pub from: &'a Repository,
+    pub to: &'a Repository,
     pub options: &'a Options,
 }
 
@@ -86,7 +88,7 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
     }
 
     fn unfit(&self, what: impl std::fmt::Display, message: String) -> Error {
-        let side = format!("registry {}", self.repository.registry());
+        let side = format!("registry {}", self.from.registry());
         Error::new(side, format_args!("planning {what}"), Kind::Unfit(message))
     }
 
@@ -103,7 +105,7 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
                 View::Image { .. } => self.image(manifest, filter, place).await,
                 View::Index { .. } if place.depth() >= MAX_DEPTH => {
                     let message = format!("its indexes are nested more than {MAX_DEPTH} deep");
-                    Err(self.unfit(self.repository, message))
+                    Err(self.unfit(self.from, message))
                 }
                 View::Index { .. } => self.index(manifest, filter, place, budget).await,
             }
@@ -154,11 +156,11 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
             let message = format!("its configuration has {} bytes", config.size);
             return Err(self.unfit(config.digest, message));
         }
-        let local = self.sink.content(self.repository, config).await?;
+        let local = self.sink.content(self.to, config).await?;
         let (text, fetched) = match local {
             Some(text) => (text, None),
             None => {
-                let text = read_small(self.source.as_ref(), self.repository, config).await?;
+                let text = read_small(self.source.as_ref(), self.from, config).await?;
                 (text.clone(), Some(text))
             }
         };
@@ -183,6 +185,19 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
             let message = format!("it has more than {MAX_MANIFESTS} manifests");
             return Err(self.unfit(manifest.digest(), message));
         }
+        // What is not even at the source, on purpose, cannot be wanted.
+        let sparse = self.source.sparse(&manifest.digest());
+        let sparse = sparse.filter(|_| filter == &PlatformFilter::All);
+        let only_these = sparse.as_ref().and_then(|p| PlatformFilter::parse(&[p]).ok());
+        if let (Some(platforms), true) = (&sparse, self.sink.is_remote()) {
+            return Err(self.unfit(
+                manifest.digest(),
+                format!(
+                    "of this index only {platforms} is here, and a registry takes whole indexes only; with --platform {platforms} a new one is written of it"
+                ),
+            ));
+        }
+        let filter = only_these.as_ref().unwrap_or(filter);
         // Nested indexes have no platform of their own and are looked into; so are manifests
         // about which the index says nothing.
         let (kept, missing_here) = choose(children, filter);
@@ -215,13 +230,21 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
             .iter()
             .zip(children)
             .any(|(keep, child)| keep.is_none_or(|(digest, _)| digest != child.digest));
-        let root = if dropped && self.options.index == IndexMode::Rewrite {
+        let keep_it = self.options.index == IndexMode::Keep || sparse.is_some();
+        if dropped && keep_it && self.sink.is_remote() {
+            let message = "a registry takes whole indexes only; without `--index keep` a new one is written of the platforms that are wanted";
+            return Err(self.unfit(manifest.digest(), message.into()));
+        }
+        let root = if dropped && !keep_it {
             let platforms = self.options.platforms.to_string();
             filter_index(&FilteredIndex { original: &manifest, keep: &keep, platforms })
                 .map_err(|e| self.unfit(manifest.digest(), e.to_string()))?
         } else {
-            let wanted =
-                if dropped { self.options.platforms.to_string() } else { "all".to_owned() };
+            let wanted = match (dropped, sparse) {
+                (true, Some(platforms)) => platforms,
+                (true, None) => self.options.platforms.to_string(),
+                (false, _) => "all".to_owned(),
+            };
             graph.sparse.push((manifest.digest(), wanted));
             manifest.clone()
         };
@@ -237,17 +260,20 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
         place: Place,
         budget: &Budget,
     ) -> Result<Node> {
-        let pinned = self.repository.pinned(child.digest);
-        let manifest = match self.sink.manifest(&pinned).await {
-            Ok(manifest) => manifest,
+        let here = match self.sink.is_remote() {
+            true => None,
             // Whatever is wrong with it there, the source has a good one.
-            Err(_) => self.source.manifest(&pinned).await?,
+            false => self.sink.manifest(&self.to.pinned(child.digest)).await.ok(),
+        };
+        let manifest = match here {
+            Some(manifest) => manifest,
+            None => self.source.manifest(&self.from.pinned(child.digest)).await?,
         };
         let found = manifest.bytes().len() as u64;
         if found != child.size {
             let (doing, expected) = (format!("reading {}", child.digest), child.size);
             return Err(Error::new(
-                format_args!("registry {}", self.repository.registry()),
+                format_args!("registry {}", self.from.registry()),
                 doing,
                 Kind::Size { expected, found },
             ));

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, future, stream};
 
 use super::{
-    IndexMode, Options,
+    IndexMode, Options, Route,
     attach::{self, TagLists},
     graph::{Explorer, Graph},
     report::{ImageReport, Status},
@@ -70,33 +70,59 @@ pub struct BlobPlan {
     pub descriptor: Descriptor,
     /// Repositories of the source that have it.
     pub sources: Vec<Repository>,
-    /// Images that need it, by their place in [`Plan::images`].
-    pub images: Vec<usize>,
-    /// Whether the target has it.
-    pub there: bool,
+    /// Where it is needed. It is moved to the first of them, and from there to the others.
+    pub targets: Vec<BlobTarget>,
     /// Its content, if planning had to read it.
     pub content: Option<Bytes>,
 }
 
-impl Plan {
-    /// The blobs that are missing at the target.
-    pub fn missing(&self) -> impl Iterator<Item = &BlobPlan> {
-        self.blobs.iter().filter(|blob| !blob.there)
+/// A place where a blob is needed: a repository, or all of an images_dir.
+#[derive(Debug)]
+pub struct BlobTarget {
+    /// The repository, or one of those of an images_dir.
+    pub repository: Repository,
+    /// Images that need it there, by their place in [`Plan::images`].
+    pub images: Vec<usize>,
+    /// Whether it is known to be there.
+    pub there: bool,
+}
+
+impl BlobPlan {
+    /// How often it has to be moved: once to each registry in which no repository has it.
+    pub fn moves(&self) -> usize {
+        let has = |registry: &str| {
+            self.targets.iter().any(|t| t.there && t.repository.registry() == registry)
+        };
+        let registries: BTreeSet<&str> =
+            self.targets.iter().map(|target| target.repository.registry()).collect();
+        registries.into_iter().filter(|registry| !has(registry)).count()
     }
 
-    /// Bytes of the blobs that are missing.
-    pub fn missing_bytes(&self) -> u64 {
-        self.missing().map(|blob| blob.descriptor.size).sum()
+    /// The images that need it.
+    pub fn images(&self) -> impl Iterator<Item = usize> {
+        self.targets.iter().flat_map(|target| &target.images).copied()
     }
 }
 
-/// Plans to copy `images` from `source` to the same names at `sink`.
+impl Plan {
+    /// The blobs that are to be moved.
+    pub fn missing(&self) -> impl Iterator<Item = &BlobPlan> {
+        self.blobs.iter().filter(|blob| blob.moves() > 0)
+    }
+
+    /// Bytes that are to be moved.
+    pub fn missing_bytes(&self) -> u64 {
+        self.missing().map(|blob| blob.descriptor.size * blob.moves() as u64).sum()
+    }
+}
+
+/// Plans to copy `images` from `source` to `sink`, without doing anything of it.
 ///
 /// An image that cannot be planned has the error in its report; the others are not affected.
 pub async fn plan<S, D>(
     source: &Arc<S>,
     sink: &Arc<D>,
-    images: &[Reference],
+    images: &[Route],
     options: &Options,
 ) -> Plan
 where
@@ -108,13 +134,17 @@ where
     let mut planned = planning(source, sink, &lists, &images, options);
     let mut draft = Draft::default();
     while let Some((place, image)) = planned.next().await {
-        draft.add(place, image);
+        draft.add(sink.as_ref(), place, image);
     }
-    draft.finish(sink).await.1
+    let mut plan = draft.finish(sink).await.1;
+    if sink.is_remote() {
+        find_present(sink, &mut plan).await;
+    }
+    plan
 }
 
 /// The images in their order, each once.
-pub(super) fn unique(images: &[Reference]) -> Vec<Reference> {
+pub(super) fn unique(images: &[Route]) -> Vec<Route> {
     let mut seen = HashSet::new();
     images.iter().filter(|image| seen.insert(*image)).cloned().collect()
 }
@@ -124,7 +154,7 @@ pub(super) fn planning<'a, S, D>(
     source: &'a Arc<S>,
     sink: &'a Arc<D>,
     lists: &'a TagLists,
-    images: &'a [Reference],
+    images: &'a [Route],
     options: &'a Options,
 ) -> impl Stream<Item = (usize, PlannedImage)> + Unpin + 'a
 where
@@ -158,13 +188,51 @@ impl Draft {
     }
 
     /// Adds the image that was asked for in this place.
-    pub(super) fn add(&mut self, place: usize, planned: PlannedImage) {
+    pub(super) fn add<D: Sink>(&mut self, sink: &D, place: usize, planned: PlannedImage) {
         let PlannedImage { mut image, graph } = planned;
-        let repository = image.report.reference.repository().clone();
-        if let Err(error) = merge_blobs(&mut self.blobs, place, graph, &repository) {
+        let target = image.report.route.to.repository().clone();
+        if let Err(error) = self.merge_blobs(sink, place, graph, &target) {
             image.report.status = Status::Failed(error);
         }
         self.images.insert(place, image);
+    }
+
+    /// Adds the blobs of an image to those of the run.
+    fn merge_blobs<D: Sink>(
+        &mut self,
+        sink: &D,
+        image: usize,
+        mut graph: Graph,
+        repository: &Repository,
+    ) -> Result<()> {
+        for (digest, descriptor) in &graph.blobs {
+            let known = self.blobs.get(digest).map(|blob| blob.descriptor.size);
+            if let Some(size) = known.filter(|size| *size != descriptor.size) {
+                let stated = descriptor.size;
+                let message = format!("it states {stated} bytes for {digest}, another image {size}");
+                return Err(Error::new("planning", repository, Kind::Unfit(message)));
+            }
+        }
+        for (digest, descriptor) in graph.blobs {
+            let blob = self.blobs.entry(digest).or_insert_with(|| BlobPlan {
+                descriptor,
+                sources: Vec::new(),
+                targets: Vec::new(),
+                content: None,
+            });
+            // All of an images_dir is one place.
+            let same = |t: &&mut BlobTarget| !sink.is_remote() || t.repository == *repository;
+            match blob.targets.iter_mut().find(same) {
+                Some(target) => target.images.push(image),
+                None => blob.targets.push(BlobTarget {
+                    repository: repository.clone(),
+                    images: vec![image],
+                    there: false,
+                }),
+            }
+            blob.content = blob.content.take().or_else(|| graph.contents.remove(&digest));
+        }
+        Ok(())
     }
 
     /// The plan, and the places of its images in what was asked for.
@@ -174,69 +242,47 @@ impl Draft {
             places.iter().enumerate().map(|(i, p)| (*p, i)).collect();
         let mut blobs: Vec<BlobPlan> = self.blobs.into_values().collect();
         for blob in &mut blobs {
-            blob.images.sort_unstable();
+            for target in &mut blob.targets {
+                target.images.sort_unstable();
+            }
             // In the order of the images, however fast each was planned.
-            for place in &blob.images {
-                let repository = self.images[place].report.reference.repository();
+            blob.targets.sort_by_key(|target| target.images.first().copied());
+            let mut all: Vec<usize> = blob.images().collect();
+            all.sort_unstable();
+            for place in all {
+                let repository = self.images[&place].report.route.from.repository();
                 if !blob.sources.contains(repository) {
                     blob.sources.push(repository.clone());
                 }
             }
-            blob.images =
-                blob.images.iter().filter_map(|place| index_of.get(place).copied()).collect();
+            for image in blob.targets.iter_mut().flat_map(|target| &mut target.images) {
+                *image = index_of.get(image).copied().unwrap_or_default();
+            }
         }
         blobs.sort_by_key(|blob| (Reverse(blob.descriptor.size), blob.descriptor.digest));
         let mut plan = Plan { images: self.images.into_values().collect(), blobs };
-        find_present(sink, &mut plan).await;
+        // A registry tells when the blob's turn has come, with the same request that begins it.
+        if !sink.is_remote() {
+            find_present(sink, &mut plan).await;
+        }
         (places, plan)
     }
-}
-
-/// Adds the blobs of an image to those of the run.
-fn merge_blobs(
-    blobs: &mut HashMap<Digest, BlobPlan>,
-    image: usize,
-    mut graph: Graph,
-    repository: &Repository,
-) -> Result<()> {
-    for (digest, descriptor) in &graph.blobs {
-        let known = blobs.get(digest).map(|blob| blob.descriptor.size);
-        if let Some(size) = known.filter(|size| *size != descriptor.size) {
-            let message =
-                format!("it states {} bytes for {digest}, another image {size}", descriptor.size);
-            return Err(Error::new("planning", repository, Kind::Unfit(message)));
-        }
-    }
-    for (digest, descriptor) in graph.blobs {
-        let blob = blobs.entry(digest).or_insert_with(|| BlobPlan {
-            descriptor,
-            sources: Vec::new(),
-            images: Vec::new(),
-            there: false,
-            content: None,
-        });
-        blob.images.push(image);
-        blob.content = blob.content.take().or_else(|| graph.contents.remove(&digest));
-    }
-    Ok(())
 }
 
 /// Asks the target which of the blobs it has. Those of which it cannot say are taken for missing,
 /// and its trouble shows when they are to be stored.
 async fn find_present<D: Sink>(sink: &Arc<D>, plan: &mut Plan) {
-    let asked = plan.blobs.iter().map(|blob| {
-        let repository = blob.sources.first().cloned();
-        let descriptor = blob.descriptor.clone();
-        async move {
-            match repository {
-                Some(repository) => sink.has(&repository, &descriptor).await.unwrap_or(false),
-                None => false,
-            }
-        }
+    let asked = plan.blobs.iter().flat_map(|blob| {
+        blob.targets.iter().map(|target| {
+            let (repository, descriptor) = (target.repository.clone(), blob.descriptor.clone());
+            async move { sink.has(&repository, &descriptor).await.unwrap_or(false) }
+        })
     });
+    let asked: Vec<_> = asked.collect();
     let there: Vec<bool> = stream::iter(asked).buffered(AT_ONCE).collect().await;
-    for (blob, there) in plan.blobs.iter_mut().zip(there) {
-        blob.there = there;
+    let targets = plan.blobs.iter_mut().flat_map(|blob| &mut blob.targets);
+    for (target, there) in targets.zip(there) {
+        target.there = there;
     }
 }
 
@@ -244,15 +290,15 @@ async fn plan_image<S, D>(
     source: &Arc<S>,
     sink: &Arc<D>,
     lists: &TagLists,
-    image: &Reference,
+    route: &Route,
     options: &Options,
 ) -> PlannedImage
 where
     S: Names + Blobs + Attachments,
     D: Sink,
 {
-    let planner = Planner { source, sink, lists, image, options };
-    let mut report = ImageReport::new(image, Status::Planned);
+    let planner = Planner { source, sink, lists, route, options };
+    let mut report = ImageReport::new(route, Status::Planned);
     let (graph, manifests) = match planner.plan(&mut report).await {
         Ok(Some(planned)) => planned,
         failed_or_skipped => {
@@ -265,19 +311,27 @@ where
 
 /// What a name leads to.
 struct Root {
-    /// The manifest, or what this very platform filter has made of it before.
-    manifest: Manifest,
+    /// The manifest, or what this very platform filter has made of it before. `None` where it has
+    /// not been read, since the target has it with all its parts.
+    manifest: Option<Manifest>,
     /// Its digest at the source.
     original: Digest,
     /// What the target has under this name.
     before: Option<Manifest>,
 }
 
+/// What the target has under a name.
+enum Seen {
+    Nothing,
+    Digest(Digest),
+    Manifest(Manifest),
+}
+
 struct Planner<'a, S, D> {
     source: &'a Arc<S>,
     sink: &'a Arc<D>,
     lists: &'a TagLists,
-    image: &'a Reference,
+    route: &'a Route,
     options: &'a Options,
 }
 
@@ -286,39 +340,48 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         &self,
         report: &mut ImageReport,
     ) -> Result<Option<(Graph, Vec<PlannedManifest>)>> {
-        let repository = self.image.repository();
+        let (from, to) = (&self.route.from, &self.route.to);
+        let repository = from.repository();
         let root = if self.options.attachments {
             // The tags will be needed whatever the root turns out to be.
             let tags = self.lists.prefetch(self.source.as_ref(), repository);
-            future::join(self.root(self.image), tags).await.0?
+            future::join(self.root(from, to, self.options), tags).await.0?
         } else {
-            self.root(self.image).await?
+            self.root(from, to, self.options).await?
         };
         let Root { manifest, original, before } = root;
-        let graph = self.explorer(self.options).explore(manifest, self.image).await?;
-        let Some(mut graph) = graph else {
-            report.warnings.push("nothing of it is for the platforms that were asked for".into());
-            return Ok(None);
-        };
-        let Some(root) = graph.manifests.last() else { return Ok(None) };
-        let root_digest = root.digest();
-        report.digest = Some(root_digest);
-        report.original_digest = Some(original).filter(|digest| *digest != root_digest);
-        report.platforms = std::mem::take(&mut graph.platforms);
-        report.warnings.append(&mut graph.warnings);
-        report.warnings.extend(lost_platforms(before.as_ref(), original, &report.platforms));
-        if self.image.digest().is_some_and(|pinned| pinned != root_digest) {
-            report.warnings.push(format!(
-                "it is pinned, but the platform filter has made {root_digest} of it; `--index keep` keeps its digest"
-            ));
+        let (mut graph, mut manifests) = (Graph::default(), Vec::new());
+        if let Some(manifest) = manifest {
+            let explored = self.explorer(self.options).explore(manifest, from).await?;
+            let Some(explored) = explored else {
+                let warning = "nothing of it is for the platforms that were asked for";
+                report.warnings.push(warning.into());
+                return Ok(None);
+            };
+            graph = explored;
+            let Some(root) = graph.manifests.last() else { return Ok(None) };
+            let root_digest = root.digest();
+            report.digest = Some(root_digest);
+            report.original_digest = Some(original).filter(|digest| *digest != root_digest);
+            report.platforms = std::mem::take(&mut graph.platforms);
+            report.warnings.append(&mut graph.warnings);
+            report.warnings.extend(lost_platforms(before.as_ref(), original, &report.platforms));
+            if from.digest().is_some_and(|pinned| pinned != root_digest) {
+                report.warnings.push(format!(
+                    "it is pinned, but the platform filter has made {root_digest} of it; `--index keep` keeps its digest"
+                ));
+            }
+            let mut names: Vec<ManifestName> = Vec::new();
+            names.extend(to.digest().map(|_| ManifestName::Pinned));
+            names.extend(to.tag().map(|tag| ManifestName::Tag(tag.to_owned())));
+            manifests = self.planned(&graph, names).await;
+            self.check_blobs(&mut graph, &manifests).await?;
+        } else {
+            report.digest = Some(before.as_ref().map_or(original, Manifest::digest));
+            report.original_digest = Some(original).filter(|d| Some(*d) != report.digest);
         }
-        let mut names: Vec<ManifestName> = Vec::new();
-        names.extend(self.image.digest().map(|_| ManifestName::Pinned));
-        names.extend(self.image.tag().map(|tag| ManifestName::Tag(tag.to_owned())));
-
-        let mut manifests = self.planned(&graph, names).await;
         if self.options.attachments {
-            let subjects = subjects(&graph, original);
+            let subjects = subjects(&graph, report.digest, original);
             // Before the root, so that an image has its signatures from the start.
             let attached = self.attachments(subjects, &mut graph, report).await;
             manifests.splice(0..0, attached);
@@ -329,60 +392,117 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
     }
 
     fn explorer<'b>(&'b self, options: &'b Options) -> Explorer<'b, S, D> {
-        let repository = self.image.repository();
-        Explorer { source: self.source, sink: self.sink, repository, options }
+        let (from, to) = (self.route.from.repository(), self.route.to.repository());
+        Explorer { source: self.source, sink: self.sink, from, to, options }
     }
 
     /// The manifests of a graph in their order, the root under its names, the others by digest.
     async fn planned(&self, graph: &Graph, root_names: Vec<ManifestName>) -> Vec<PlannedManifest> {
-        let repository = self.image.repository();
+        let repository = self.route.to.repository();
         let last = graph.manifests.len().saturating_sub(1);
         let mut root_names = Some(root_names);
         let mut planned = Vec::with_capacity(graph.manifests.len());
-        for (at, manifest) in graph.manifests.iter().enumerate() {
+        // Where the root is in a registry, all of it is.
+        let mut root_is_there = self.sink.is_remote();
+        for (at, manifest) in graph.manifests.iter().enumerate().rev() {
             let names = root_names.take_if(|_| at == last).unwrap_or(vec![ManifestName::Digest]);
             let mut missing = Vec::new();
             for name in names {
-                if !self.sink.leads_to(repository, &name, manifest.digest()).await {
+                let is_part = at != last && root_is_there;
+                if !is_part && !self.sink.leads_to(repository, &name, manifest.digest()).await {
                     missing.push(name);
                 }
             }
+            root_is_there &= missing.is_empty();
             let (manifest, repository) = (manifest.clone(), repository.clone());
             planned.push(PlannedManifest { manifest, repository, names: missing });
         }
+        planned.reverse();
         planned
+    }
+
+    /// Drops the blobs that need not be looked at, since a registry has all of the image; the
+    /// others must be at the source, as far as that is known.
+    async fn check_blobs(&self, graph: &mut Graph, manifests: &[PlannedManifest]) -> Result<()> {
+        let is_there = manifests.iter().all(|manifest| manifest.names.is_empty());
+        if self.sink.is_remote() && is_there {
+            graph.blobs.clear();
+        }
+        if self.source.is_remote() || !self.sink.is_remote() {
+            return Ok(());
+        }
+        for blob in graph.blobs.values() {
+            self.source.check(self.route.from.repository(), blob).await?;
+        }
+        Ok(())
+    }
+
+    /// What the target has under `name`.
+    async fn seen(&self, name: &Reference, options: &Options) -> Result<Seen> {
+        if !self.sink.is_remote() {
+            // Whatever is wrong with it there, the source has a good one.
+            return Ok(self.sink.manifest(name).await.map_or(Seen::Nothing, Seen::Manifest));
+        }
+        // What a platform filter has made tells of what, but only if it is read.
+        let may_be_made = options.platforms != PlatformFilter::All
+            && options.index == IndexMode::Rewrite;
+        let seen = match may_be_made {
+            true => self.sink.manifest(name).await.map(Seen::Manifest),
+            false => self.sink.head(name).await.map(|d| d.map_or(Seen::Nothing, Seen::Digest)),
+        };
+        match seen {
+            Err(error) if error.is_not_found() => Ok(Seen::Nothing),
+            seen => seen,
+        }
     }
 
     /// Resolves a name, with as little traffic as possible: where the target has the name, its
     /// digest is asked for first, and the manifest only if it is another one.
-    async fn root(&self, name: &Reference) -> Result<Root> {
-        let repository = name.repository();
-        let asked = match name.tag() {
-            Some(tag) => repository.tagged(tag),
-            None => name.clone(),
+    async fn root(&self, from: &Reference, to: &Reference, options: &Options) -> Result<Root> {
+        let asked = match to.tag() {
+            Some(tag) => to.repository().tagged(tag),
+            None => to.clone(),
         };
-        let Ok(before) = self.sink.manifest(&asked).await else {
-            let manifest = self.source.manifest(name).await?;
-            return Ok(Root { original: manifest.digest(), manifest, before: None });
+        let (seen, before) = match self.seen(&asked, options).await? {
+            Seen::Nothing => {
+                let manifest = self.source.manifest(from).await?;
+                return Ok(Root {
+                    original: manifest.digest(),
+                    manifest: Some(manifest),
+                    before: None,
+                });
+            }
+            Seen::Digest(digest) => (digest, None),
+            Seen::Manifest(manifest) => (manifest.digest(), Some(manifest)),
         };
-        let Some(digest) = self.source.head(name).await? else {
-            let manifest = self.source.manifest(name).await?;
-            return Ok(Root { original: manifest.digest(), manifest, before: Some(before) });
+        let Some(digest) = self.source.head(from).await? else {
+            let manifest = self.source.manifest(from).await?;
+            return Ok(Root { original: manifest.digest(), manifest: Some(manifest), before });
         };
-        let wanted = self.options.platforms.to_string();
-        let is_made = before.annotations().get(FilteredIndex::PLATFORMS) == Some(&wanted)
-            && self.options.index == IndexMode::Rewrite
-            && before.annotations().get(FilteredIndex::ORIGINAL) == Some(&digest.to_string());
-        let manifest = if before.digest() == digest || is_made {
-            before.clone()
-        } else {
-            let pinned = repository.pinned(digest);
-            match self.sink.manifest(&pinned).await {
-                Ok(manifest) => manifest,
-                Err(_) => self.source.manifest(&pinned).await?,
+        let wanted = options.platforms.to_string();
+        let is_made = before.as_ref().is_some_and(|before| {
+            before.annotations().get(FilteredIndex::PLATFORMS) == Some(&wanted)
+                && options.index == IndexMode::Rewrite
+                && before.annotations().get(FilteredIndex::ORIGINAL) == Some(&digest.to_string())
+        });
+        let is_whole = seen == digest && options.platforms == PlatformFilter::All;
+        if (is_whole || is_made) && self.sink.is_remote() && self.source.is_remote() {
+            return Ok(Root { manifest: None, original: digest, before });
+        }
+        let manifest = match &before {
+            Some(before) if seen == digest || is_made => before.clone(),
+            _ => {
+                let here = match self.sink.is_remote() {
+                    true => None,
+                    false => self.sink.manifest(&to.repository().pinned(digest)).await.ok(),
+                };
+                match here {
+                    Some(manifest) => manifest,
+                    None => self.source.manifest(&from.repository().pinned(digest)).await?,
+                }
             }
         };
-        Ok(Root { manifest, original: digest, before: Some(before) })
+        Ok(Root { manifest: Some(manifest), original: digest, before })
     }
 
     /// Finds and explores all that is attached to `subjects`, and what is attached to that. What
@@ -393,7 +513,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         graph: &mut Graph,
         report: &mut ImageReport,
     ) -> Vec<PlannedManifest> {
-        let repository = self.image.repository();
+        let repository = self.route.from.repository();
         let mut known: HashSet<Digest> = subjects.iter().copied().collect();
         let mut known_tags = HashSet::new();
         let mut manifests = Vec::new();
@@ -428,7 +548,8 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
                     _ => name.digest().map(|digest| digest.to_string()).unwrap_or_default(),
                 };
                 match explored {
-                    Ok(attached) => {
+                    Ok(None) => report.attached.push(shown),
+                    Ok(Some(mut attached)) => {
                         for manifest in &attached.manifests {
                             if known.insert(manifest.digest())
                                 || name.digest() == Some(manifest.digest())
@@ -436,7 +557,12 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
                                 subjects.push(manifest.digest());
                             }
                         }
-                        manifests.extend(self.planned(&attached, vec![kind]).await);
+                        let planned = self.planned(&attached, vec![kind]).await;
+                        if let Err(error) = self.check_blobs(&mut attached, &planned).await {
+                            report.warnings.push(left_out(&shown, &error));
+                            continue;
+                        }
+                        manifests.extend(planned);
                         graph.add(Graph {
                             platforms: Vec::new(),
                             manifests: Vec::new(),
@@ -444,11 +570,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
                         });
                         report.attached.push(shown);
                     }
-                    Err(error) => {
-                        report.warnings.push(format!(
-                            "{shown}, which is attached to it, is left out: {error}"
-                        ));
-                    }
+                    Err(error) => report.warnings.push(left_out(&shown, &error)),
                 }
             }
             if subjects.is_empty() {
@@ -458,11 +580,18 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         manifests
     }
 
-    async fn attachment(&self, name: &Reference) -> Result<Graph> {
+    /// Explores something that is attached. `None` if the target is known to have all of it.
+    async fn attachment(&self, name: &Reference) -> Result<Option<Graph>> {
         let whole = Options { platforms: PlatformFilter::All, ..self.options.clone() };
-        let root = self.root(name).await?;
-        let graph = self.explorer(&whole).explore(root.manifest, name).await?;
-        Ok(graph.unwrap_or_default())
+        let repository = self.route.to.repository();
+        let to = match (name.digest(), name.tag()) {
+            (Some(digest), _) => repository.pinned(digest),
+            (None, tag) => repository.tagged(tag.unwrap_or("latest")),
+        };
+        let root = self.root(name, &to, &whole).await?;
+        let Some(manifest) = root.manifest else { return Ok(None) };
+        let graph = self.explorer(&whole).explore(manifest, name).await?;
+        Ok(Some(graph.unwrap_or_default()))
     }
 }
 
@@ -479,16 +608,23 @@ fn lost_platforms(before: Option<&Manifest>, original: Digest, now: &[String]) -
         .then(|| format!("it no longer has {}, which it had", lost.join(", ")))
 }
 
-/// The manifests to which something may be attached: the root, as it is at the source, and what
-/// it consists of.
-fn subjects(graph: &Graph, original: Digest) -> Vec<Digest> {
+fn left_out(name: &str, error: &Error) -> String {
+    format!("{name}, which is attached to it, is left out: {error}")
+}
+
+/// The manifests to which something may be attached: the root, as it is at the source and as it
+/// was before a platform filter made it, and what it consists of.
+fn subjects(graph: &Graph, root: Option<Digest>, original: Digest) -> Vec<Digest> {
     let mut subjects = vec![original];
+    subjects.extend(root);
     for manifest in &graph.manifests {
         let is_attestation =
             manifest.blobs().any(|blob| blob.media_type.starts_with("application/vnd.in-toto"));
         if !is_attestation {
             subjects.push(manifest.digest());
         }
+        let made_of = manifest.annotations().get(FilteredIndex::ORIGINAL);
+        subjects.extend(made_of.and_then(|digest| digest.parse::<Digest>().ok()));
     }
     let mut seen = HashSet::new();
     subjects.retain(|digest| seen.insert(*digest));

@@ -8,7 +8,7 @@ use std::{
 use super::{
     IndexMode, Options,
     execute::execute,
-    plan::{BlobPlan, Plan, plan},
+    plan::{BlobPlan, BlobTarget, Plan, plan},
     report::{Observer, Status},
 };
 use crate::{
@@ -58,8 +58,11 @@ where
                     blobs.blobs.push(BlobPlan {
                         descriptor: descriptor.as_ref().clone(),
                         sources: vec![image.repository().clone()],
-                        images: Vec::new(),
-                        there: false,
+                        targets: vec![BlobTarget {
+                            repository: image.repository().clone(),
+                            images: Vec::new(),
+                            there: false,
+                        }],
                         content: None,
                     });
                     Ok(())
@@ -142,7 +145,7 @@ where
     };
     let index = if sparse.is_some() { IndexMode::Keep } else { IndexMode::Rewrite };
     let options = Options { platforms, index, ..Options::default() };
-    let plan = plan(source, sink, std::slice::from_ref(reference), &options).await;
+    let plan = plan(source, sink, &[reference.clone().into()], &options).await;
     let report = execute(source, sink, plan, concurrency, observer).await;
     match report.images.into_iter().map(|image| image.status).next() {
         Some(Status::Failed(error)) => Err(error),

@@ -1,15 +1,13 @@
 //! What became of a transfer, and what is told while it runs.
 
-use crate::{
-    image::{Digest, Reference},
-    tree::Error,
-};
+use super::Route;
+use crate::{image::Digest, tree::Error};
 
 /// What became of one image.
 #[derive(Clone, Debug)]
 pub struct ImageReport {
-    /// The image as it was asked for.
-    pub reference: Reference,
+    /// Its name at the source and at the target.
+    pub route: Route,
     /// What became of it.
     pub status: Status,
     /// Digest of the manifest or index at the target.
@@ -42,9 +40,9 @@ pub enum Status {
 }
 
 impl ImageReport {
-    pub(super) fn new(reference: &Reference, status: Status) -> Self {
+    pub(super) fn new(route: &Route, status: Status) -> Self {
         Self {
-            reference: reference.clone(),
+            route: route.clone(),
             status,
             digest: None,
             original_digest: None,
@@ -62,9 +60,13 @@ pub struct Report {
     /// Each image, in the order in which they were asked for.
     pub images: Vec<ImageReport>,
     /// Blobs that were moved.
-    pub fetched_blobs: usize,
+    pub moved_blobs: usize,
     /// Their bytes, as far as they had to be moved in this run.
-    pub fetched_bytes: u64,
+    pub moved_bytes: u64,
+    /// Blobs that share their place on the disk with the source.
+    pub linked_blobs: usize,
+    /// Blobs that were mounted from another repository of their registry.
+    pub mounted_blobs: usize,
     /// Blobs that were there.
     pub reused_blobs: usize,
     /// Their bytes, and those that interrupted runs had left of others.
@@ -101,12 +103,24 @@ pub enum Event<'a> {
         /// How many more.
         bytes: u64,
     },
+    /// Some bytes of a blob have to be moved once more.
+    BlobSetBack {
+        /// Which.
+        digest: Digest,
+        /// How many had been counted as progress in vain.
+        bytes: u64,
+    },
     /// What was received of a blob was damaged, and it starts over.
     BlobRestarted {
         /// Which.
         digest: Digest,
         /// How many bytes had been counted as progress.
         bytes: u64,
+    },
+    /// A blob that was to be moved is there after all.
+    BlobFound {
+        /// Its size in bytes.
+        size: u64,
     },
     /// A blob is done with.
     BlobDone {

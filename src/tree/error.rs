@@ -47,6 +47,9 @@ pub enum Kind {
         /// What `Retry-After` asked for.
         retry_after: Option<Duration>,
     },
+    /// The registry lacks what a manifest names.
+    #[error("the registry says that parts of it are missing there{}", detail(.0))]
+    Incomplete(String),
     /// No connection could be made.
     #[error("cannot connect: {0}")]
     Connect(String),
@@ -130,6 +133,11 @@ impl Error {
     /// Whether the object does not exist there.
     pub fn is_not_found(&self) -> bool {
         matches!(self.kind(), Kind::NotFound(_))
+    }
+
+    /// Whether the other side has found that it lacks what a manifest names.
+    pub fn is_incomplete(&self) -> bool {
+        matches!(self.kind(), Kind::Incomplete(_))
     }
 
     /// Whether the same request may well succeed a moment later.

@@ -8,7 +8,7 @@
 //!   blobs/.imgfs/                                       imgfs's own state:
 //!     layout                                              how new repositories are laid out
 //!     records                                             what has been verified
-//!     partial/<algorithm>:<hex>                           blobs on their way
+//!     partial/<algorithm>:<hex>[.link]                    blobs on their way
 //!     scratch/                                            manifests on their way
 //!     locks/                                              empty files to lock
 //! ```
@@ -24,6 +24,8 @@ mod prune;
 mod publish;
 mod receive;
 mod records;
+mod source;
+mod store;
 mod verify;
 
 use std::{
@@ -41,11 +43,14 @@ pub use inventory::{ImageEntry, Inventory, Missing, Need};
 pub use layout::Layout;
 pub use prune::{Pruned, Removed};
 pub use receive::PartialBlob;
+pub use source::{BlobFile, FileStream};
 pub use verify::{Problem, ProblemKind, Subject, Verified};
 
 use layout::{BLOBS, MANIFESTS};
 use manifests::{lock_file, read_manifest};
 use records::Records;
+use source::ReferrersCache;
+use store::Traffic;
 
 use super::{Error, Kind, ManifestName, Names, Opened, Result, Sink};
 use crate::image::{
@@ -66,6 +71,17 @@ const PARTIAL: &str = "partial";
 const SCRATCH: &str = "scratch";
 const LOCKS: &str = "locks";
 
+/// How blobs come from another images_dir.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Linking {
+    /// They share their blocks (reflinks) or their files (hard links) with the source, where the
+    /// file system can do that.
+    #[default]
+    Auto,
+    /// They are copied, and hashed on the way.
+    Never,
+}
+
 /// An images_dir. Clones are the same tree.
 #[derive(Clone)]
 pub struct ImagesDir {
@@ -76,6 +92,9 @@ struct Inner {
     root: PathBuf,
     layout: Layout,
     records: Records,
+    linking: Linking,
+    traffic: Traffic,
+    referrers: ReferrersCache,
     /// Says to `prune` that the tree is being filled.
     _filling: Option<File>,
 }
@@ -88,12 +107,12 @@ impl ImagesDir {
             return Err(Error::io(root, "opening", io::ErrorKind::NotADirectory.into()));
         }
         let layout = Self::find_layout(root)?.unwrap_or_default();
-        Self::with(root, layout, None)
+        Self::with(root, layout, Linking::default(), None)
     }
 
     /// Opens the tree at `root` to be filled, creating what is missing. `layout` is for a new
     /// tree; one that exists keeps its own, and another one is refused.
-    pub fn create(root: &Path, layout: Option<Layout>) -> Result<Self> {
+    pub fn create(root: &Path, layout: Option<Layout>, linking: Linking) -> Result<Self> {
         let failed = |e| Error::io(root, "creating", e);
         match fs::metadata(root) {
             Ok(meta) if !meta.is_dir() => return Err(failed(io::ErrorKind::NotADirectory.into())),
@@ -135,22 +154,42 @@ impl ImagesDir {
         let filling = lock_file(&state.join(LOCKS).join("tree")).map_err(failed)?;
         // Waits while `prune` is at work, which does not take long.
         filling.lock_shared().map_err(failed)?;
-        Self::with(root, chosen, Some(filling))
+        Self::with(root, chosen, linking, Some(filling))
     }
 
     /// A tree at `root` that does not exist: for finding out what would have to be done.
     pub fn absent(root: &Path) -> Self {
-        let records = Records::absent();
-        let inner =
-            Inner { root: root.to_owned(), layout: Layout::default(), records, _filling: None };
-        Self { inner: Arc::new(inner) }
+        Self::new(root, Layout::default(), Records::absent(), Linking::default(), None)
     }
 
-    fn with(root: &Path, layout: Layout, filling: Option<File>) -> Result<Self> {
+    fn with(
+        root: &Path,
+        layout: Layout,
+        linking: Linking,
+        filling: Option<File>,
+    ) -> Result<Self> {
         let path = root.join(BLOBS).join(STATE).join("records");
         let records = Records::open(path.clone()).map_err(|e| Error::io(&path, "reading", e))?;
-        let inner = Inner { root: root.to_owned(), layout, records, _filling: filling };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self::new(root, layout, records, linking, filling))
+    }
+
+    fn new(
+        root: &Path,
+        layout: Layout,
+        records: Records,
+        linking: Linking,
+        filling: Option<File>,
+    ) -> Self {
+        let inner = Inner {
+            root: root.to_owned(),
+            layout,
+            records,
+            linking,
+            traffic: Traffic::default(),
+            referrers: ReferrersCache::default(),
+            _filling: filling,
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The layout of the tree at `root`: the one that is remembered, or else what its files show.
@@ -227,11 +266,6 @@ impl ImagesDir {
         found
     }
 
-    /// The platforms of which the children of the index `digest` are wanted, if not all.
-    pub fn sparse(&self, digest: &Digest) -> Option<String> {
-        self.inner.records.sparse(digest)
-    }
-
     /// Registries that have lately been found to lack the referrers API.
     pub fn registries_without_referrers(&self) -> Vec<String> {
         self.inner.records.without_referrers()
@@ -264,6 +298,14 @@ impl Names for ImagesDir {
         let reference = reference.clone();
         self.blocking(move |inner| inner.manifest(&reference)).await
     }
+
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    fn sparse(&self, digest: &Digest) -> Option<String> {
+        self.inner.records.sparse(digest)
+    }
 }
 
 impl Sink for ImagesDir {
@@ -279,7 +321,16 @@ impl Sink for ImagesDir {
         self.blocking(move |inner| inner.content(&blob)).await
     }
 
-    async fn open(&self, _: &Repository, blob: &Descriptor) -> Result<Opened<PartialBlob>> {
+    async fn prepare(&self, _: &Repository) -> Result<()> {
+        Ok(())
+    }
+
+    async fn open(
+        &self,
+        _: &Repository,
+        blob: &Descriptor,
+        _: &[Repository],
+    ) -> Result<Opened<PartialBlob>> {
         let blob = blob.clone();
         self.blocking(move |inner| receive::open(inner, &blob)).await
     }
@@ -308,6 +359,14 @@ impl Sink for ImagesDir {
         })
         .await
     }
+
+    async fn settle(&self, _: &Repository) -> Result<()> {
+        Ok(())
+    }
+
+    async fn distrust_all(&self, _: &Repository) {}
+
+    async fn close(&self) {}
 }
 
 impl Inner {

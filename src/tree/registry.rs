@@ -11,7 +11,9 @@ mod config;
 mod credentials;
 mod limit;
 mod session;
+mod sink;
 mod tls;
+mod upload;
 
 use std::{
     collections::HashMap,
@@ -28,8 +30,9 @@ pub use blob::BlobStream;
 pub use config::{Access, Credentials, Entry, RegistryConfig};
 pub use credentials::default_files as default_credential_files;
 pub use session::Stats;
+pub use sink::RegistrySink;
 
-use session::{Ask, Lane, Session};
+use session::{Ask, Scope, Session};
 
 use super::{Attachments, Blobs, Kind, Names, Result, Tags};
 use crate::image::{
@@ -126,7 +129,7 @@ impl Registry {
         if let Some(client) = clients.get(access) {
             return Ok(client.clone());
         }
-        let client = session::client(access, &self.config)?;
+        let client = session::client(access, &self.config, session::Deadline::Stall)?;
         clients.insert(access.clone(), client.clone());
         Ok(client)
     }
@@ -152,22 +155,32 @@ impl Names for Registry {
 
     async fn manifest(&self, reference: &Reference) -> Result<Manifest> {
         let session = self.session(reference.repository())?;
-        let doing = format!("fetching manifest {reference}");
-        let ask = manifest_ask(&session, Method::GET, reference, &doing);
-        let mut retry = session.retry();
-        loop {
-            let error = match session.attempt(&ask).await {
-                Ok(answer) => {
-                    match read_manifest(&session, answer.response, reference, &doing).await {
-                        Ok(manifest) => return Ok(manifest),
-                        Err(error) => error,
-                    }
-                }
+        fetch_manifest(&session, reference, Scope::Pull).await
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}
+
+async fn fetch_manifest(
+    session: &Session,
+    reference: &Reference,
+    scope: Scope<'_>,
+) -> Result<Manifest> {
+    let doing = format!("fetching manifest {reference}");
+    let ask = Ask { scope, ..manifest_ask(session, Method::GET, reference, &doing) };
+    let mut retry = session.retry();
+    loop {
+        let error = match session.attempt(&ask).await {
+            Ok(answer) => match read_manifest(session, answer.response, reference, &doing).await {
+                Ok(manifest) => return Ok(manifest),
                 Err(error) => error,
-            };
-            let delay = retry.after(error)?;
-            session.pause(delay).await;
-        }
+            },
+            Err(error) => error,
+        };
+        let delay = retry.after(error)?;
+        session.pause(delay).await;
     }
 }
 
@@ -181,16 +194,8 @@ fn manifest_ask<'a>(
         (Some(digest), _) => digest.to_string(),
         (None, tag) => tag.unwrap_or("latest").to_owned(),
     };
-    Ask {
-        method,
-        url: session.url(reference.repository(), &format!("manifests/{name}")),
-        via: None,
-        repository: reference.repository(),
-        accept: Some(ACCEPT_MANIFESTS),
-        from: 0,
-        lane: Lane::Names,
-        doing,
-    }
+    let url = session.url(reference.repository(), &format!("manifests/{name}"));
+    Ask { accept: Some(ACCEPT_MANIFESTS), ..Ask::new(method, url, reference.repository(), doing) }
 }
 
 async fn read_manifest(
@@ -270,7 +275,7 @@ impl Attachments for Registry {
         let doing = format!("listing the tags of {repository}");
         let mut url = session.url(repository, "tags/list");
         url.query_pairs_mut().append_pair("n", &TAGS_PAGE.to_string());
-        let answer = session.send(&list_ask(url, repository, &doing)).await?;
+        let answer = session.send(&Ask::new(Method::GET, url, repository, &doing)).await?;
         let more = answer.response.headers().contains_key(LINK);
         let body = session::read_limited(answer.response, MAX_TAGS_BODY)
             .await
@@ -280,19 +285,6 @@ impl Attachments for Registry {
             Some(list) => Tags { names: list.tags.unwrap_or_default(), complete: !more },
             None => Tags::default(),
         })
-    }
-}
-
-fn list_ask<'a>(url: reqwest::Url, repository: &'a Repository, doing: &'a str) -> Ask<'a> {
-    Ask {
-        method: Method::GET,
-        url,
-        via: None,
-        repository,
-        accept: None,
-        from: 0,
-        lane: Lane::Names,
-        doing,
     }
 }
 
@@ -312,7 +304,7 @@ async fn referrers(session: &Session, repository: &Repository, subject: Digest) 
     let mut url = session.url(repository, &format!("referrers/{subject}"));
     let mut found = Vec::new();
     for _ in 0..MAX_REFERRER_PAGES {
-        let answer = match session.send(&list_ask(url.clone(), repository, &doing)).await {
+        let answer = match session.send(&Ask::new(Method::GET, url.clone(), repository, &doing)).await {
             Ok(answer) => answer,
             Err(error) => match error.kind() {
                 // The specification says 404; some say others to what they do not know.

@@ -10,7 +10,7 @@
 use std::{
     fs::{self, File, Permissions},
     io::{self, Write},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -56,6 +56,12 @@ pub(super) fn seal(file: &File, time: Time) -> io::Result<()> {
         },
     )?;
     file.sync_all()
+}
+
+/// Whether a file has the mode and time of a blob that has been published here.
+pub(super) fn is_sealed(meta: &fs::Metadata) -> bool {
+    meta.permissions().mode() & 0o7777 == 0o644
+        && (meta.mtime(), meta.mtime_nsec()) == (IMMUTABLE, 0)
 }
 
 /// Publishes `content` as `target`, by way of the directory `scratch`.

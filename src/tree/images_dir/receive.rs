@@ -7,16 +7,19 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::Arc,
 };
 
-use super::{Inner, publish};
+use super::{
+    BlobFile, Inner, Linking, publish,
+    store::{self, Target},
+};
 use crate::{
     image::{Descriptor, Digest, Hasher},
-    tree::{Error, Kind, Opened, Receiver, Result},
+    tree::{Content, Error, Kind, Opened, Received, Receiver, Result},
 };
 
 /// Size of the buffer for reading what is there already.
@@ -103,18 +106,9 @@ impl PartialBlob {
     fn error(&self, kind: impl Into<Kind>) -> Error {
         Error::new("images_dir", format_args!("storing blob {}", self.blob.digest), kind)
     }
-}
 
-impl Receiver for PartialBlob {
-    fn offset(&self) -> u64 {
-        self.received
-    }
-
-    fn hasher(&self) -> Hasher {
-        self.hasher.clone()
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    /// Takes the next bytes.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let found = self.received + bytes.len() as u64;
         if found > self.blob.size {
             return Err(self.error(Kind::Size { expected: self.blob.size, found }));
@@ -124,6 +118,7 @@ impl Receiver for PartialBlob {
         Ok(())
     }
 
+    /// Publishes the blob, if `found` is its digest and its size is right.
     fn commit(self, found: Digest) -> Result<()> {
         if self.received != self.blob.size {
             let (expected, found) = (self.blob.size, self.received);
@@ -134,10 +129,67 @@ impl Receiver for PartialBlob {
             fs::remove_file(&self.path).map_err(|e| self.error(e))?;
             return Err(self.error(Kind::Digest { expected, found }));
         }
+        self.publish()
+    }
+
+    /// Gives the file, which is known to be the blob, its name.
+    fn publish(self) -> Result<()> {
         publish::seal(&self.file, publish::Time::Immutable).map_err(|e| self.error(e))?;
         let target = self.inner.blob_path(&self.blob.digest);
         fs::rename(&self.path, &target).map_err(|e| self.error(e))?;
         let meta = self.file.metadata().map_err(|e| self.error(e))?;
         self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))
+    }
+
+    /// Shares the blocks of `source`, or the whole file, instead of copying it. Gives the blob
+    /// back where the file system can do neither.
+    fn link(mut self, source: &BlobFile) -> Result<Option<Self>> {
+        // What was received before is worth nothing compared to that.
+        if rustix::fs::ioctl_ficlone(&self.file, source.file()).is_ok() {
+            if self.file.metadata().map_err(|e| self.error(e))?.len() == self.blob.size {
+                self.publish()?;
+                return Ok(None);
+            }
+            self.file.set_len(0).map_err(|e| self.error(e))?;
+            self.file.rewind().map_err(|e| self.error(e))?;
+            (self.received, self.hasher) = (0, Hasher::new(self.blob.digest.algorithm()));
+            return Ok(Some(self));
+        }
+        let temporary = self.path.with_extension("link");
+        let Some(meta) = source.hard_link(&temporary).map_err(|e| self.error(e))? else {
+            return Ok(Some(self));
+        };
+        let target = self.inner.blob_path(&self.blob.digest);
+        fs::rename(&temporary, &target).map_err(|e| self.error(e))?;
+        // Where both were the same file already, renaming does nothing.
+        let _ = fs::remove_file(&temporary);
+        fs::remove_file(&self.path).map_err(|e| self.error(e))?;
+        self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))?;
+        Ok(None)
+    }
+}
+
+impl Receiver for PartialBlob {
+    fn offset(&self) -> u64 {
+        self.received
+    }
+
+    async fn receive<C: Content>(self, content: Arc<C>) -> Result<Received> {
+        let mut partial = self;
+        if partial.inner.linking == Linking::Auto
+            && let Some(source) = content.file().await?
+        {
+            match store::blocking(move || partial.link(&source)).await? {
+                None => return Ok(Received { bytes: 0, linked: true }),
+                Some(same) => partial = same,
+            }
+        }
+        let (offset, size) = (partial.received, partial.blob.size);
+        let inner = partial.inner.clone();
+        let target = Target { hasher: partial.hasher.clone(), partial };
+        let stream = content.read(offset).await?;
+        let target = store::store(target, &inner.traffic, &content, stream).await?;
+        store::blocking(move || target.partial.commit(target.hasher.finish())).await?;
+        Ok(Received { bytes: size.saturating_sub(offset), linked: false })
     }
 }

@@ -120,6 +120,18 @@ impl Records {
         )
     }
 
+    /// As [`Records::verified`], for a tree that may well be read-only: then it is known for this
+    /// run at least.
+    pub(super) fn remember(&self, blob: Digest, meta: &Metadata) {
+        if let Some(state) = self.path.parent() {
+            // A tree that imgfs has not written has no place for it yet.
+            let _ = super::publish::create_dirs(state);
+        }
+        if self.verified(blob, meta).is_err() {
+            self.state().blobs.insert(blob, Stamp::of(meta));
+        }
+    }
+
     /// Notes that somebody asked for just this manifest, so that `prune` keeps it.
     pub(super) fn pin(&self, reference: &Reference) -> io::Result<()> {
         if self.state().pins.contains(reference) {

@@ -87,14 +87,10 @@ impl BlobStream {
     async fn open(&mut self) -> Result<()> {
         let from = if self.ranges_work { self.offset } else { 0 };
         let ask = Ask {
-            method: Method::GET,
-            url: self.url.clone(),
             via: self.redirected.clone(),
-            repository: &self.repository,
-            accept: None,
             from,
             lane: Lane::Blobs,
-            doing: &self.doing,
+            ..Ask::new(Method::GET, self.url.clone(), &self.repository, &self.doing)
         };
         let answer = match self.session.attempt(&ask).await {
             Err(error) if from > 0 && matches!(error.kind(), Kind::Status { status: 416, .. }) => {
@@ -124,7 +120,11 @@ impl BlobStream {
                     }
                 }
             }
-            _ => 0,
+            StatusCode::OK => 0,
+            status => {
+                let reason = format!("it answered {status} to a request for content");
+                return Err(self.error(Kind::Protocol(reason)));
+            }
         };
         let expected = self.size - start;
         if let Some(length) = answer.response.content_length().filter(|l| *l != expected) {

@@ -115,7 +115,7 @@ impl RegistryConfig {
         let entries = (0..self.entries.len()).map(Some);
         for access in entries.chain([None]).map(|entry| self.access(entry)) {
             if access.ca_file.is_some() || access.cert_file.is_some() {
-                session::client(&access, self)?;
+                session::client(&access, self, session::Deadline::Stall)?;
             }
         }
         Ok(())

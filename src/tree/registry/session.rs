@@ -7,16 +7,20 @@ mod failure;
 use std::{
     fs,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use bytes::Bytes;
 use reqwest::{
-    Client, Method, Response, StatusCode, Url,
-    header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, RANGE},
+    Body, Client, Method, Response, StatusCode, Url,
+    header::{
+        ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION,
+        RANGE,
+    },
     redirect,
 };
 
@@ -24,6 +28,7 @@ use failure::root_cause;
 
 use super::{
     challenge::{Scheme, Tokens},
+    upload::Receiving,
     config::{Access, Credentials, RegistryConfig},
     limit::{Limiter, Permit},
     tls,
@@ -52,6 +57,8 @@ pub struct Stats {
     requests: AtomicU64,
     retries: AtomicU64,
     received_bytes: AtomicU64,
+    sent_bytes: AtomicU64,
+    mounted_blobs: AtomicU64,
 }
 
 impl Stats {
@@ -65,6 +72,16 @@ impl Stats {
         self.retries.load(Ordering::Relaxed)
     }
 
+    /// Bytes of blobs sent, repetitions included.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Blobs that were mounted from another repository of their registry.
+    pub fn mounted_blobs(&self) -> u64 {
+        self.mounted_blobs.load(Ordering::Relaxed)
+    }
+
     /// Bytes of blobs received, repetitions included.
     pub fn received_bytes(&self) -> u64 {
         self.received_bytes.load(Ordering::Relaxed)
@@ -72,6 +89,14 @@ impl Stats {
 
     fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_sent(&self, bytes: usize) {
+        self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_mount(&self) {
+        self.mounted_blobs.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn add_received(&self, bytes: usize) {
@@ -84,7 +109,9 @@ pub(super) struct Session {
     pub(super) label: String,
     base: Url,
     client: Client,
-    config: Arc<RegistryConfig>,
+    /// The one of [`Session::sender`], made when it is needed.
+    sender: std::sync::OnceLock<Client>,
+    pub(super) config: Arc<RegistryConfig>,
     /// The credentials, or why they could not be had.
     credentials: tokio::sync::OnceCell<(Option<Credentials>, Option<String>)>,
     registry: String,
@@ -98,6 +125,9 @@ pub(super) struct Session {
     tokens: Tokens,
     names: Arc<Limiter>,
     blobs: Arc<Limiter>,
+    uploads: Arc<Limiter>,
+    /// What is known of how it takes content.
+    pub(super) receiving: Receiving,
     pub(super) stats: Arc<Stats>,
     /// Whether the registry has the referrers API, once that is known.
     pub(super) referrers_api: std::sync::OnceLock<bool>,
@@ -110,6 +140,39 @@ pub(super) struct Session {
 pub(super) enum Lane {
     Names,
     Blobs,
+    Uploads,
+}
+
+/// What a request is allowed to do, which is what a token is asked for.
+#[derive(Clone, Copy)]
+pub(super) enum Scope<'a> {
+    Pull,
+    /// Pushing, and pulling from another repository of the registry, if one is named.
+    Push(Option<&'a Repository>),
+}
+
+impl Scope<'_> {
+    /// The scopes of a token, as its server wants to have them written.
+    pub(super) fn names(&self, repository: &Repository) -> Vec<String> {
+        match self {
+            Self::Pull => vec![format!("repository:{}:pull", repository.path())],
+            Self::Push(other) => {
+                let own = format!("repository:{}:pull,push", repository.path());
+                let other = other.filter(|other| *other != repository);
+                let other = other.map(|other| format!("repository:{}:pull", other.path()));
+                std::iter::once(own).chain(other).collect()
+            }
+        }
+    }
+}
+
+/// What a request carries.
+pub(super) enum Payload {
+    Nothing,
+    /// Content with its media type; it can be sent again.
+    Whole(Bytes, HeaderValue),
+    /// Content that can be sent once.
+    Stream(Mutex<Option<Body>>),
 }
 
 /// A request to be made.
@@ -120,12 +183,40 @@ pub(super) struct Ask<'a> {
     /// Where a redirect led the last time, to be tried first.
     pub via: Option<Url>,
     pub repository: &'a Repository,
+    pub scope: Scope<'a>,
     pub accept: Option<&'static str>,
     /// First byte wanted; 0 asks for everything, without a `Range`.
     pub from: u64,
+    pub payload: Payload,
+    /// Further headers.
+    pub headers: HeaderMap,
     pub lane: Lane,
     /// For error messages: `fetching manifest 1.25`.
     pub doing: &'a str,
+}
+
+impl<'a> Ask<'a> {
+    /// A request without anything special about it.
+    pub(super) fn new(
+        method: Method,
+        url: Url,
+        repository: &'a Repository,
+        doing: &'a str,
+    ) -> Self {
+        Self {
+            method,
+            url,
+            via: None,
+            repository,
+            scope: Scope::Pull,
+            accept: None,
+            from: 0,
+            payload: Payload::Nothing,
+            headers: HeaderMap::new(),
+            lane: Lane::Names,
+            doing,
+        }
+    }
 }
 
 /// An answer with a good status. The request counts as being under way until this is dropped.
@@ -169,6 +260,11 @@ impl Retry {
         if !error.is_transient() {
             return Err(error.after(self.attempts));
         }
+        self.again(error)
+    }
+
+    /// The same for an error after which another attempt makes sense in any case.
+    pub(super) fn again(&mut self, error: Error) -> Result<Duration> {
         if let Kind::Status { retry_after: Some(wait), .. } = error.kind()
             && *wait > self.config.max_wait
         {
@@ -206,6 +302,7 @@ impl Session {
             label,
             base,
             client,
+            sender: std::sync::OnceLock::new(),
             registry: registry.to_owned(),
             entry,
             stored_under,
@@ -217,6 +314,8 @@ impl Session {
             tokens: Tokens::default(),
             names: Limiter::new(NAME_REQUESTS),
             blobs: Limiter::new(config.concurrency + config.concurrency.div_ceil(2)),
+            uploads: Limiter::new(config.concurrency + config.concurrency.div_ceil(2)),
+            receiving: Receiving::default(),
             stats,
             referrers_api: match config.without_referrers.iter().any(|r| r == registry) {
                 true => false.into(),
@@ -266,6 +365,7 @@ impl Session {
         let limiter = match ask.lane {
             Lane::Names => &self.names,
             Lane::Blobs => &self.blobs,
+            Lane::Uploads => &self.uploads,
         };
         let permit = limiter.acquire().await;
         let mut url = ask.via.as_ref().unwrap_or(&ask.url).clone();
@@ -273,8 +373,7 @@ impl Session {
         for _ in 0..MAX_REDIRECTS {
             let own = same_origin(&url, &self.base);
             let probing = if own { self.probe_if_unknown().await } else { None };
-            let authorization =
-                if own { self.authorization(ask.repository, ask.doing).await? } else { None };
+            let authorization = if own { self.authorization(ask).await? } else { None };
             let response = self.request(ask, &url, authorization.clone()).await;
             if response.is_err() && probing.is_some() {
                 // Whoever waited for what this would learn need not fail one after another.
@@ -286,7 +385,7 @@ impl Session {
                 self.learn(Scheme::None);
             }
             match status {
-                StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
+                status if status.is_success() => {
                     limiter.succeeded();
                     return Ok(Answer { response, url, _permit: permit });
                 }
@@ -305,13 +404,22 @@ impl Session {
                     asked_again = true;
                     url = ask.url.clone();
                 }
-                status if status.is_redirection() => url = self.follow(&url, &response, ask)?,
+                StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::SEE_OTHER
+                    if !matches!(ask.method, Method::GET | Method::HEAD) =>
+                {
+                    let reason = format!("it answers {} with a redirect ({status})", ask.method);
+                    return Err(self.error(ask.doing, Kind::Config(reason)));
+                }
+                status if status.is_redirection() => {
+                    url = self.location(&url, response.headers(), ask.doing)?;
+                }
                 _ => {
                     let error = self.refused(response, ask).await;
                     if let Kind::Status { status: 429 | 503, retry_after, .. } = error.kind() {
                         let pause = retry_after.filter(|wait| *wait <= self.config.max_wait);
-                        self.names.back_off(pause);
-                        self.blobs.back_off(pause);
+                        for limiter in [&self.names, &self.blobs, &self.uploads] {
+                            limiter.back_off(pause);
+                        }
                     }
                     return Err(error);
                 }
@@ -327,8 +435,29 @@ impl Session {
         url: &Url,
         authorization: Option<HeaderValue>,
     ) -> Result<Response> {
+        let mut request = match &ask.payload {
+            Payload::Nothing => self.client.request(ask.method.clone(), url.clone()),
+            Payload::Whole(content, media_type) => self
+                .client
+                .request(ask.method.clone(), url.clone())
+                .header(CONTENT_TYPE, media_type)
+                .body(content.clone()),
+            Payload::Stream(body) => {
+                let body = body.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let Some(body) = body else {
+                    let reason = "it wants to have the content once more".to_owned();
+                    return Err(self.error(ask.doing, Kind::Interrupted(reason)));
+                };
+                let client = self.sender()?;
+                client.request(ask.method.clone(), url.clone()).body(body)
+            }
+        };
         self.stats.count_request();
-        let mut request = self.client.request(ask.method.clone(), url.clone());
+        request = request.headers(ask.headers.clone());
+        if matches!(ask.method, Method::POST | Method::PUT) && matches!(ask.payload, Payload::Nothing)
+        {
+            request = request.header(CONTENT_LENGTH, 0);
+        }
         if let Some(accept) = ask.accept {
             request = request.header(ACCEPT, accept);
         }
@@ -341,24 +470,32 @@ impl Session {
         request.send().await.map_err(|e| self.failed(ask.doing, e))
     }
 
-    fn follow(&self, from: &Url, response: &Response, ask: &Ask<'_>) -> Result<Url> {
-        let refuse = |reason: &str| self.error(ask.doing, Kind::Protocol(reason.to_owned()));
-        let target = response
-            .headers()
+    /// The client for sending content. Its requests take as long as they take, and whoever makes
+    /// them watches their progress.
+    fn sender(&self) -> Result<Client> {
+        if let Some(client) = self.sender.get() {
+            return Ok(client.clone());
+        }
+        let made = client(&self.config.access(self.entry), &self.config, Deadline::None)?;
+        Ok(self.sender.get_or_init(|| made).clone())
+    }
+
+    /// Where `Location` leads from `from`.
+    pub(super) fn location(&self, from: &Url, headers: &HeaderMap, doing: &str) -> Result<Url> {
+        let refuse = |reason: &str| self.error(doing, Kind::Protocol(reason.to_owned()));
+        let target = headers
             .get(LOCATION)
             .and_then(|location| location.to_str().ok())
             .and_then(|location| from.join(location).ok())
-            .ok_or_else(|| refuse("a redirect without a usable Location"))?;
+            .ok_or_else(|| refuse("it sends no usable Location"))?;
         match (from.scheme(), target.scheme()) {
             (_, "https") | ("http", "http") => Ok(target),
             (_, scheme) if scheme != "http" => {
-                Err(refuse(&format!("a redirect to `{scheme}:`, which is refused")))
+                Err(refuse(&format!("it leads to `{scheme}:`, which is refused")))
             }
             _ => Err(self.error(
-                ask.doing,
-                Kind::Config(
-                    "the registry redirects from HTTPS to plain HTTP, which is refused".into(),
-                ),
+                doing,
+                Kind::Config("the registry leads from HTTPS to plain HTTP, which is refused".into()),
             )),
         }
     }
@@ -367,11 +504,12 @@ impl Session {
     async fn refused(&self, response: Response, ask: &Ask<'_>) -> Error {
         let status = response.status();
         let retry_after = failure::retry_after(response.headers());
-        let message = match read_limited(response, MAX_ERROR_BODY).await {
-            Ok(Some(body)) => failure::error_message(&body),
-            _ => String::new(),
+        let (message, incomplete) = match read_limited(response, MAX_ERROR_BODY).await {
+            Ok(Some(body)) => (failure::error_message(&body), failure::says_incomplete(&body)),
+            _ => (String::new(), false),
         };
         let kind = match status.as_u16() {
+            400 | 404 if ask.method == Method::PUT && incomplete => Kind::Incomplete(message),
             401 => Kind::Unauthorized(message),
             403 => Kind::Denied(message),
             404 => Kind::NotFound(message),
@@ -403,8 +541,21 @@ impl Session {
     }
 }
 
+/// Whether a client watches over the progress of its requests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Deadline {
+    /// It gives up when no byte has come for [`RegistryConfig::stall_timeout`].
+    Stall,
+    /// Its user does.
+    None,
+}
+
 /// Makes the HTTP client for one way of talking to registries.
-pub(super) fn client(access: &Access, config: &RegistryConfig) -> Result<Client> {
+pub(super) fn client(
+    access: &Access,
+    config: &RegistryConfig,
+    deadline: Deadline,
+) -> Result<Client> {
     tls::choose_provider();
     let wrong =
         |reason: String| Error::new("configuration", "setting up TLS", Kind::Config(reason));
@@ -415,10 +566,12 @@ pub(super) fn client(access: &Access, config: &RegistryConfig) -> Result<Client>
         .user_agent(concat!("imgfs/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
         .connect_timeout(config.connect_timeout)
-        .read_timeout(config.stall_timeout)
         .pool_max_idle_per_host(NAME_REQUESTS)
         .http2_adaptive_window(true)
         .tls_danger_accept_invalid_certs(access.skip_tls_verify);
+    if deadline == Deadline::Stall {
+        builder = builder.read_timeout(config.stall_timeout);
+    }
     // Of `*`, which means everything, the library makes only every name.
     let everything =
         |name| std::env::var(name).is_ok_and(|list| list.split(',').any(|h| h.trim() == "*"));

@@ -8,15 +8,12 @@ use reqwest::{
 };
 
 use super::{Ask, Session, failure, read_limited};
-use crate::{
-    image::Repository,
-    tree::{
-        Kind, Result,
-        registry::{
-            challenge::{self, Scheme},
-            config::Credentials,
-            credentials,
-        },
+use crate::tree::{
+    Kind, Result,
+    registry::{
+        challenge::{self, Scheme},
+        config::Credentials,
+        credentials,
     },
 };
 
@@ -74,26 +71,22 @@ impl Session {
     }
 
     /// What to send in `Authorization`, fetching a token first if one is needed.
-    pub(super) async fn authorization(
-        &self,
-        repository: &Repository,
-        doing: &str,
-    ) -> Result<Option<HeaderValue>> {
+    pub(super) async fn authorization(&self, ask: &Ask<'_>) -> Result<Option<HeaderValue>> {
         match self.scheme() {
             None | Some(Scheme::None) => Ok(None),
             Some(Scheme::Basic) => {
                 Ok(self.credentials().await.0.as_ref().and_then(challenge::basic))
             }
             Some(Scheme::Bearer { realm, service }) => {
-                let scope = format!("repository:{}:pull", repository.path());
-                let slot = self.tokens.slot(&scope);
+                let scopes = ask.scope.names(ask.repository);
+                let slot = self.tokens.slot(&scopes.join(" "));
                 let mut slot = slot.lock().await;
                 if let Some(token) = slot.as_ref().filter(|token| token.is_fresh()) {
                     return Ok(Some(token.header.clone()));
                 }
                 let mut retry = self.retry();
                 let token = loop {
-                    let fetched = self.fetch_token(&realm, service.as_deref(), &scope, doing);
+                    let fetched = self.fetch_token(&realm, service.as_deref(), &scopes, ask.doing);
                     match fetched.await {
                         Ok(token) => break token,
                         Err(error) => {
@@ -113,7 +106,7 @@ impl Session {
         &self,
         realm: &Url,
         service: Option<&str>,
-        scope: &str,
+        scopes: &[String],
         doing: &str,
     ) -> Result<challenge::Token> {
         let (credentials, _) = self.credentials().await;
@@ -126,7 +119,12 @@ impl Session {
                 ),
             ));
         }
-        let mut form: Vec<(&str, &str)> = vec![("scope", scope)];
+        let in_one = scopes.join(" ");
+        // A query repeats the parameter, a form has them in one (OAuth2).
+        let mut form: Vec<(&str, &str)> = match credentials {
+            Some(Credentials::IdentityToken(_)) => vec![("scope", &in_one)],
+            _ => scopes.iter().map(|scope| ("scope", scope.as_str())).collect(),
+        };
         form.extend(service.map(|service| ("service", service)));
         let request = match credentials {
             Some(Credentials::IdentityToken(token)) => {
@@ -213,7 +211,7 @@ impl Session {
                 }
             }
         } else if let Some(sent) = sent {
-            let slot = self.tokens.slot(&format!("repository:{}:pull", ask.repository.path()));
+            let slot = self.tokens.slot(&ask.scope.names(ask.repository).join(" "));
             let mut slot = slot.lock().await;
             // Unless somebody has fetched a new one in the meantime.
             if slot.as_ref().is_some_and(|token| token.header == sent) {

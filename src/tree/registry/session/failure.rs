@@ -18,19 +18,29 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-/// What an error body says (distribution specification, "Error Codes"), in one printable line.
+/// An error body (distribution specification, "Error Codes").
+#[derive(serde::Deserialize)]
+struct Envelope {
+    errors: Vec<Item>,
+}
+
+#[derive(serde::Deserialize)]
+struct Item {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// Whether an error body says that the registry lacks what a manifest names.
+pub(super) fn says_incomplete(body: &[u8]) -> bool {
+    let missing = ["MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"];
+    serde_json::from_slice::<Envelope>(body)
+        .is_ok_and(|e| e.errors.iter().any(|item| missing.contains(&item.code.as_str())))
+}
+
+/// What an error body says, in one printable line.
 pub(super) fn error_message(body: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Envelope {
-        errors: Vec<Item>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Item {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
     let text = match serde_json::from_slice::<Envelope>(body) {
         Ok(envelope) => {
             let items = envelope.errors.iter().take(3).map(|item| match item.message.as_str() {

@@ -1,4 +1,4 @@
-//! Moving one blob: from a socket to a hash and a file.
+//! Storing what arrives: from a stream to a hash and a file.
 //!
 //! While there are fewer blobs under way than processors, receiving, hashing and writing are done
 //! by three threads, so that a single large blob moves as fast as the slowest of the three, which
@@ -17,13 +17,10 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{
-    plan::BlobPlan,
-    report::{Event, Observer},
-};
+use super::receive::PartialBlob;
 use crate::{
-    image::{Descriptor, Hasher},
-    tree::{Blobs, ByteStream, Error, Kind, Receiver, Result},
+    image::Hasher,
+    tree::{ByteStream, Content, Error, Result},
 };
 
 /// Pieces go from thread to thread in parcels of about this many bytes.
@@ -48,10 +45,10 @@ impl Default for Traffic {
 }
 
 /// A blob is under way as long as this lives.
-struct Underway<'a>(&'a Traffic);
+pub(super) struct Underway<'a>(&'a Traffic);
 
 impl Traffic {
-    fn enter(&self) -> Underway<'_> {
+    pub(super) fn enter(&self) -> Underway<'_> {
         self.blobs.fetch_add(1, Ordering::Relaxed);
         Underway(self)
     }
@@ -68,86 +65,29 @@ impl Drop for Underway<'_> {
     }
 }
 
-/// How a blob came to the target.
-pub(super) struct Moved {
-    /// Bytes that had to be moved.
-    pub fetched: u64,
-}
-
-/// Moves `blob` into `receiver`, and publishes it there.
-pub(super) async fn move_blob<S: Blobs, R: Receiver, O: Observer>(
-    source: &S,
-    blob: &BlobPlan,
-    receiver: R,
-    traffic: &Traffic,
-    observer: &Arc<O>,
-) -> Result<Moved> {
-    let _underway = traffic.enter();
-    let offset = receiver.offset();
-    let mut target = Target { hasher: receiver.hasher(), receiver };
-    target = match &blob.content {
-        Some(content) => {
-            let rest = content.slice((offset.min(content.len() as u64)) as usize..);
-            store(target, blob, traffic, observer, Whole(Some(rest))).await?
-        }
-        None => {
-            let stream = open(source, blob, offset).await?;
-            store(target, blob, traffic, observer, stream).await?
-        }
-    };
-    let size = blob.descriptor.size;
-    blocking(&blob.descriptor, move || target.receiver.commit(target.hasher.finish())).await?;
-    Ok(Moved { fetched: size.saturating_sub(offset) })
-}
-
-/// Opens the blob in the first repository that gives it.
-async fn open<S: Blobs>(source: &S, blob: &BlobPlan, offset: u64) -> Result<S::Stream> {
-    let mut failure = None;
-    for repository in &blob.sources {
-        match source.read(repository, &blob.descriptor, offset).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => {
-                let elsewhere = matches!(
-                    error.kind(),
-                    Kind::NotFound(_) | Kind::Denied(_) | Kind::Unauthorized(_)
-                );
-                let first = failure.get_or_insert(error);
-                if !elsewhere {
-                    return Err(first.clone());
-                }
-            }
-        }
-    }
-    Err(failure.unwrap_or_else(|| {
-        let doing = format!("fetching blob {}", blob.descriptor.digest);
-        Error::new("planning", doing, Kind::NotFound("no repository has it".into()))
-    }))
-}
-
 /// Where the bytes of a blob go.
-struct Target<R> {
-    hasher: Hasher,
-    receiver: R,
+pub(super) struct Target {
+    pub hasher: Hasher,
+    pub partial: PartialBlob,
 }
 
 /// Passes all of `stream` to `target`. What came before an error is kept.
-async fn store<T: ByteStream, R: Receiver, O: Observer>(
-    mut target: Target<R>,
-    blob: &BlobPlan,
+pub(super) async fn store<T: ByteStream, C: Content>(
+    mut target: Target,
     traffic: &Traffic,
-    observer: &Arc<O>,
+    content: &Arc<C>,
     mut stream: T,
-) -> Result<Target<R>> {
-    let digest = blob.descriptor.digest;
+) -> Result<Target> {
+    let _underway = traffic.enter();
     loop {
         while traffic.is_dense() {
             let Some(piece) = stream.next().await? else { return Ok(target) };
             target.hasher.update(&piece);
-            target.receiver.write(&piece)?;
-            observer.event(Event::BlobProgress { digest, bytes: piece.len() as u64 });
+            target.partial.write(&piece)?;
+            content.moved(piece.len() as u64);
         }
         let end;
-        (target, end) = store_in_parallel(target, blob, traffic, observer, &mut stream).await?;
+        (target, end) = store_in_parallel(target, traffic, content, &mut stream).await?;
         match end {
             Some(Ok(())) => return Ok(target),
             Some(Err(error)) => return Err(error),
@@ -158,32 +98,30 @@ async fn store<T: ByteStream, R: Receiver, O: Observer>(
 
 /// The same with a thread for the hash and one for the file, as long as processors are free for
 /// them. Second, how the stream has ended, if it has.
-async fn store_in_parallel<T: ByteStream, R: Receiver, O: Observer>(
-    target: Target<R>,
-    blob: &BlobPlan,
+async fn store_in_parallel<T: ByteStream, C: Content>(
+    target: Target,
     traffic: &Traffic,
-    observer: &Arc<O>,
+    content: &Arc<C>,
     stream: &mut T,
-) -> Result<(Target<R>, Option<Result<()>>)> {
-    let digest = blob.descriptor.digest;
-    let Target { mut hasher, mut receiver } = target;
+) -> Result<(Target, Option<Result<()>>)> {
+    let Target { mut hasher, mut partial } = target;
     let (to_hash, mut hashing) = mpsc::channel::<Vec<Bytes>>(QUEUED_PARCELS);
     let (to_file, mut writing) = mpsc::channel::<Vec<Bytes>>(QUEUED_PARCELS);
-    let hashed = blocking(&blob.descriptor, move || {
+    let hashed = blocking(move || {
         while let Some(parcel) = hashing.blocking_recv() {
             parcel.iter().for_each(|piece| hasher.update(piece));
         }
         Ok(hasher)
     });
-    let observer = observer.clone();
-    let written = blocking(&blob.descriptor, move || {
+    let content = content.clone();
+    let written = blocking(move || {
         while let Some(parcel) = writing.blocking_recv() {
             for piece in &parcel {
-                receiver.write(piece)?;
-                observer.event(Event::BlobProgress { digest, bytes: piece.len() as u64 });
+                partial.write(piece)?;
+                content.moved(piece.len() as u64);
             }
         }
-        Ok(receiver)
+        Ok(partial)
     });
     let fed = async move {
         loop {
@@ -196,8 +134,8 @@ async fn store_in_parallel<T: ByteStream, R: Receiver, O: Observer>(
             }
         }
     };
-    let (end, hasher, receiver) = futures_util::future::join3(fed, hashed, written).await;
-    Ok((Target { hasher: hasher?, receiver: receiver? }, end))
+    let (end, hasher, partial) = futures_util::future::join3(fed, hashed, written).await;
+    Ok((Target { hasher: hasher?, partial: partial? }, end))
 }
 
 /// Collects a parcel; second, how the stream has ended, if it has.
@@ -216,25 +154,12 @@ async fn collect<T: ByteStream>(stream: &mut T) -> (Vec<Bytes>, Option<Result<()
     (parcel, None)
 }
 
-/// Content that is at hand.
-struct Whole(Option<Bytes>);
-
-impl ByteStream for Whole {
-    async fn next(&mut self) -> Result<Option<Bytes>> {
-        Ok(self.0.take())
-    }
-}
-
 /// Runs blocking work on a thread of its own.
-async fn blocking<T: Send + 'static>(
-    blob: &Descriptor,
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(panic) => {
-            let doing = format!("storing blob {}", blob.digest);
-            Err(Error::new("images_dir", doing, std::io::Error::other(panic)))
-        }
+        Err(panic) => Err(Error::new(super::SIDE, "working", std::io::Error::other(panic))),
     }
 }

@@ -1,0 +1,124 @@
+//! A blob of a plan, as the target sees it: read from the first repository that gives it.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use bytes::Bytes;
+
+use super::{
+    plan::BlobPlan,
+    report::{Event, Observer},
+};
+use crate::tree::{Blobs, ByteStream, Content, Error, Kind, Result, images_dir::BlobFile};
+
+/// A blob at its source.
+pub(super) struct SourceBlob<S, O> {
+    pub source: Arc<S>,
+    pub blob: Arc<BlobPlan>,
+    pub observer: Arc<O>,
+    /// Why the source does not give it.
+    failure: Arc<Mutex<Option<Error>>>,
+    /// Bytes that have been moved, and not in vain.
+    moved: AtomicU64,
+}
+
+impl<S: Blobs, O: Observer> SourceBlob<S, O> {
+    pub(super) fn new(source: &Arc<S>, blob: &Arc<BlobPlan>, observer: &Arc<O>) -> Self {
+        let (source, blob, observer) = (source.clone(), blob.clone(), observer.clone());
+        Self { source, blob, observer, failure: Arc::default(), moved: AtomicU64::new(0) }
+    }
+
+    /// Bytes that count as moved.
+    pub(super) fn moved_bytes(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was the source that has failed, so that no other target will do better.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn failed(&self, error: Error) -> Error {
+        note(&self.failure, &error);
+        error
+    }
+
+    async fn open(&self, offset: u64) -> Result<S::Stream> {
+        let mut failure = None;
+        for repository in &self.blob.sources {
+            match self.source.read(repository, &self.blob.descriptor, offset).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => {
+                    let elsewhere = matches!(
+                        error.kind(),
+                        Kind::NotFound(_) | Kind::Denied(_) | Kind::Unauthorized(_)
+                    );
+                    let first = failure.get_or_insert(error);
+                    if !elsewhere {
+                        return Err(first.clone());
+                    }
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| {
+            let doing = format!("fetching blob {}", self.blob.descriptor.digest);
+            Error::new("planning", doing, Kind::NotFound("no repository has it".into()))
+        }))
+    }
+}
+
+impl<S: Blobs, O: Observer> Content for SourceBlob<S, O> {
+    type Stream = Piecewise<S::Stream>;
+
+    async fn read(&self, offset: u64) -> Result<Self::Stream> {
+        if let Some(content) = &self.blob.content {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+            return Ok(Piecewise::Whole(Some(content.slice(from..))));
+        }
+        match self.open(offset).await {
+            Ok(stream) => Ok(Piecewise::Stream(stream, self.failure.clone())),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    async fn file(&self) -> Result<Option<BlobFile>> {
+        let Some(repository) = self.blob.sources.first() else { return Ok(None) };
+        let file = self.source.file(repository, &self.blob.descriptor).await;
+        file.map_err(|error| self.failed(error))
+    }
+
+    fn moved(&self, bytes: u64) {
+        let digest = self.blob.descriptor.digest;
+        self.moved.fetch_add(bytes, Ordering::Relaxed);
+        self.observer.event(Event::BlobProgress { digest, bytes });
+    }
+
+    fn moved_in_vain(&self, bytes: u64) {
+        let digest = self.blob.descriptor.digest;
+        self.moved.fetch_sub(bytes, Ordering::Relaxed);
+        self.observer.event(Event::BlobSetBack { digest, bytes });
+    }
+}
+
+fn note(failure: &Mutex<Option<Error>>, error: &Error) {
+    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+}
+
+/// Content that is at hand, or comes from the source.
+pub(super) enum Piecewise<T> {
+    Whole(Option<Bytes>),
+    Stream(T, Arc<Mutex<Option<Error>>>),
+}
+
+impl<T: ByteStream> ByteStream for Piecewise<T> {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        match self {
+            Self::Whole(content) => Ok(content.take()),
+            Self::Stream(stream, failure) => {
+                stream.next().await.inspect_err(|error| note(failure, error))
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! An images_dir as the source of a transfer: its blobs as files, and what is attached to its
+//! manifests.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File, Metadata},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+
+use super::{
+    ImagesDir, Inner, SIDE,
+    layout::{self, LayoutMap, MANIFESTS},
+    publish,
+    manifests::read_manifest,
+};
+use crate::{
+    image::{Descriptor, Digest, Manifest, Repository, is_tag},
+    tree::{Attachments, Blobs, ByteStream, Error, Kind, Result, Tags},
+};
+
+/// Files are read in pieces of this many bytes. Of each blob under way two or three are held.
+const PIECE: usize = 256 << 10;
+
+/// A file that has been found to hold a blob.
+pub struct BlobFile {
+    inner: Arc<Inner>,
+    digest: Digest,
+    path: PathBuf,
+    file: File,
+    meta: Metadata,
+}
+
+impl BlobFile {
+    /// The file, open for reading.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Reads it from byte `offset` on.
+    pub fn read(&self, offset: u64) -> Result<FileStream> {
+        let file = self.file.try_clone().map_err(|e| Error::io(&self.path, "opening", e))?;
+        FileStream::start(file, self.path.clone(), offset)
+    }
+
+    /// Makes `to` another name of the file, and returns what the file looks like since. `None`
+    /// where that cannot be, or where it would be another file than a copy: with a time or mode
+    /// that is not ours.
+    pub(super) fn hard_link(&self, to: &Path) -> io::Result<Option<Metadata>> {
+        if !publish::is_sealed(&self.meta) {
+            return Ok(None);
+        }
+        match fs::remove_file(to) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        // Another file system, too many links, or not ours to link: copying serves as well.
+        if fs::hard_link(&self.path, to).is_err() {
+            return Ok(None);
+        }
+        let linked = fs::metadata(to)?;
+        let content = |meta: &Metadata| {
+            (meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec())
+        };
+        if content(&linked) != content(&self.meta) {
+            fs::remove_file(to)?;
+            return Ok(None);
+        }
+        // Linking has changed the time of the last change, by which the record knows the file.
+        self.inner.records.remember(self.digest, &linked);
+        Ok(Some(linked))
+    }
+}
+
+/// A file that is read piece by piece, one piece ahead.
+pub struct FileStream {
+    path: PathBuf,
+    next: Option<JoinHandle<io::Result<(File, Vec<u8>)>>>,
+}
+
+impl FileStream {
+    fn start(mut file: File, path: PathBuf, offset: u64) -> Result<Self> {
+        file.seek(SeekFrom::Start(offset)).map_err(|e| Error::io(&path, "reading", e))?;
+        let next = Some(Self::ahead(file));
+        Ok(Self { path, next })
+    }
+
+    fn ahead(file: File) -> JoinHandle<io::Result<(File, Vec<u8>)>> {
+        tokio::task::spawn_blocking(move || {
+            let mut piece = Vec::with_capacity(PIECE);
+            (&file).take(PIECE as u64).read_to_end(&mut piece)?;
+            Ok((file, piece))
+        })
+    }
+}
+
+impl ByteStream for FileStream {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        let failed = |e| Error::io(&self.path, "reading", e);
+        let Some(ahead) = self.next.take() else { return Ok(None) };
+        let (file, piece) = ahead.await.map_err(io::Error::other).and_then(|r| r).map_err(failed)?;
+        if piece.is_empty() {
+            return Ok(None);
+        }
+        self.next = Some(Self::ahead(file));
+        Ok(Some(piece.into()))
+    }
+}
+
+impl Blobs for ImagesDir {
+    type Stream = FileStream;
+
+    async fn check(&self, _: &Repository, blob: &Descriptor) -> Result<()> {
+        let blob = blob.clone();
+        self.blocking(move |inner| inner.there(&blob).map(|_| ())).await
+    }
+
+    async fn read(&self, _: &Repository, blob: &Descriptor, offset: u64) -> Result<FileStream> {
+        let (inner, blob) = (self.inner.clone(), blob.clone());
+        self.blocking(move |_| inner.blob_file(&blob)).await?.read(offset)
+    }
+
+    async fn file(&self, _: &Repository, blob: &Descriptor) -> Result<Option<BlobFile>> {
+        let blob = blob.clone();
+        self.blocking(move |inner| inner.blob_file(&blob)).await.map(Some)
+    }
+}
+
+impl Inner {
+    /// The file of a blob that must be there.
+    fn there(&self, blob: &Descriptor) -> Result<Metadata> {
+        if let Some(meta) = self.sized_blob(blob)? {
+            return Ok(meta);
+        }
+        let path = self.blob_path(&blob.digest);
+        let kind = match fs::metadata(&path) {
+            Ok(meta) => Kind::Size { expected: blob.size, found: meta.len() },
+            Err(_) => Kind::NotFound(String::new()),
+        };
+        Err(Error::new(SIDE, format_args!("reading {}", path.display()), kind))
+    }
+
+    /// Opens a blob that has been verified, or verifies it now.
+    fn blob_file(self: &Arc<Self>, blob: &Descriptor) -> Result<BlobFile> {
+        self.there(blob)?;
+        let path = self.blob_path(&blob.digest);
+        let failed = |e| Error::io(&path, "reading", e);
+        let file = File::open(&path).map_err(failed)?;
+        let mut meta = file.metadata().map_err(failed)?;
+        if meta.len() != blob.size || !self.records.is_verified(&blob.digest, &meta) {
+            let hashed = super::hash_file(&path, blob.digest.algorithm(), &mut |_| {})
+                .map_err(failed)?;
+            if hashed.digest != blob.digest {
+                let (expected, found) = (blob.digest, hashed.digest);
+                let doing = format!("reading {}", path.display());
+                return Err(Error::new(SIDE, doing, Kind::Digest { expected, found }));
+            }
+            meta = hashed.meta;
+            self.records.remember(blob.digest, &meta);
+        }
+        Ok(BlobFile { inner: self.clone(), digest: blob.digest, path, file, meta })
+    }
+
+    /// What names which subject among the manifests of `repository`.
+    fn referrers(&self, repository: &Repository) -> Result<Arc<Referrers>> {
+        let mut found = Vec::new();
+        let mut stamps = Vec::new();
+        for dir in layout::candidates(&self.root, repository) {
+            let dir = dir.join(MANIFESTS);
+            match fs::metadata(&dir) {
+                Ok(meta) => stamps.push((meta.ino(), meta.mtime(), meta.mtime_nsec())),
+                Err(_) => continue,
+            }
+            found.push(dir);
+        }
+        if let Some((known, referrers)) = self.referrers.get(repository)
+            && known == stamps
+        {
+            return Ok(referrers);
+        }
+        let mut referrers = Referrers::new();
+        for dir in found {
+            for entry in fs::read_dir(&dir).map_err(|e| Error::io(&dir, "reading", e))?.flatten() {
+                let name = entry.file_name();
+                let Some(digest) = name.to_str().and_then(|n| n.parse::<Digest>().ok()) else {
+                    continue;
+                };
+                // What is broken is `verify`'s affair.
+                let Ok(manifest) = read_manifest(&entry.path(), digest.algorithm()) else {
+                    continue;
+                };
+                if let Some(subject) = manifest.subject().filter(|_| manifest.digest() == digest) {
+                    referrers.entry(subject.digest).or_default().push(descriptor_of(&manifest));
+                }
+            }
+        }
+        let referrers = Arc::new(referrers);
+        self.referrers.put(repository, stamps, referrers.clone());
+        Ok(referrers)
+    }
+
+    fn tags(&self, repository: &Repository) -> Result<Vec<String>> {
+        let mut tags = Vec::new();
+        for dir in layout::candidates(&self.root, repository) {
+            let dir = dir.join(MANIFESTS);
+            let failed = |e| Error::io(&dir, "reading", e);
+            let map = layout::read_layout_map(&dir).map_err(failed)?;
+            let is_map = map.is_some();
+            if let Some(LayoutMap::Map(map)) = map {
+                tags.extend(map.into_keys());
+            }
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(failed(e)),
+            };
+            for entry in entries.flatten() {
+                let is_file = entry.file_type().is_ok_and(|t| !t.is_dir());
+                let name = entry.file_name().into_string().unwrap_or_default();
+                if is_file && is_tag(&name) && !(is_map && name == layout::LAYOUT_MAP) {
+                    tags.push(name);
+                }
+            }
+        }
+        tags.sort_unstable();
+        tags.dedup();
+        Ok(tags)
+    }
+}
+
+impl Attachments for ImagesDir {
+    async fn referrers(
+        &self,
+        repository: &Repository,
+        subject: Digest,
+    ) -> Result<Option<Vec<Descriptor>>> {
+        let repository = repository.clone();
+        self.blocking(move |inner| {
+            // The fallback tag says it as the registry said it, and is carried as it is.
+            let fallback = repository.tagged(&subject.to_string().replacen(':', "-", 1));
+            if inner.manifest(&fallback).is_ok() {
+                return Ok(None);
+            }
+            let referrers = inner.referrers(&repository)?;
+            Ok(Some(referrers.get(&subject).cloned().unwrap_or_default()))
+        })
+        .await
+    }
+
+    async fn tags(&self, repository: &Repository) -> Result<Tags> {
+        let repository = repository.clone();
+        let names = self.blocking(move |inner| inner.tags(&repository)).await?;
+        Ok(Tags { names, complete: true })
+    }
+}
+
+fn descriptor_of(manifest: &Manifest) -> Descriptor {
+    Descriptor {
+        media_type: manifest.media_type().to_owned(),
+        digest: manifest.digest(),
+        size: manifest.bytes().len() as u64,
+        platform: None,
+        urls: Vec::new(),
+        annotations: BTreeMap::new(),
+    }
+}
+
+/// Manifests of a repository by the digest that their `subject` names.
+type Referrers = BTreeMap<Digest, Vec<Descriptor>>;
+
+/// What its directories looked like when the referrers of a repository were read.
+type Stamps = Vec<(u64, i64, i64)>;
+
+/// Keeps [`Referrers`] as long as no file comes or goes in the repository.
+#[derive(Default)]
+pub(super) struct ReferrersCache(Mutex<HashMap<Repository, (Stamps, Arc<Referrers>)>>);
+
+impl ReferrersCache {
+    fn get(&self, repository: &Repository) -> Option<(Stamps, Arc<Referrers>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(repository).cloned()
+    }
+
+    fn put(&self, repository: &Repository, stamps: Stamps, referrers: Arc<Referrers>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(repository.clone(), (stamps, referrers));
+    }
+}
