@@ -1,13 +1,16 @@
 //! The command line: arguments in, reports out. Nothing here decides anything about images.
 
 mod args;
+mod copy;
 mod inspect;
 mod manual;
 mod output;
 mod progress;
 mod pull;
 mod registries;
+mod request;
 mod transfer;
+mod vars;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -69,6 +72,8 @@ pub(crate) fn main() -> ExitCode {
     let output = Arc::new(Output::new(args.command.output()));
     let result = match args.command {
         Command::Pull(args) => pull::run(&args, &output),
+        Command::Push(args) => copy::push(&args, &output),
+        Command::Copy(args) => copy::copy(&args, &output),
         Command::Ls(args) => inspect::ls(&args, &output),
         Command::Verify(args) => inspect::verify(&args, &output),
         Command::Prune(args) => inspect::prune(&args, &output),

@@ -1,8 +1,16 @@
 //! All commands and options. The manual pages and completions are made of this, too.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
+
+use imgfs::template::Dialect;
+
+use super::vars::VarsArgs;
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -24,6 +32,8 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Pull(PullArgs),
+    Push(PushArgs),
+    Copy(CopyArgs),
     Ls(LsArgs),
     Verify(VerifyArgs),
     Prune(PruneArgs),
@@ -45,6 +55,8 @@ impl Command {
     pub(crate) fn output(&self) -> OutputArgs {
         match self {
             Self::Pull(args) => args.output,
+            Self::Push(args) => args.output,
+            Self::Copy(args) => args.output,
             Self::Ls(args) => OutputArgs { json: args.json, quiet: false },
             Self::Verify(args) => args.output,
             Self::Prune(args) => args.output,
@@ -105,6 +117,9 @@ pub(crate) struct RegistryArgs {
     /// PEM file with authorities to trust besides the system's
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) ca_file: Option<PathBuf>,
+    /// Reach a host at this address, whatever its name resolves to; may be repeated
+    #[arg(long, value_name = "HOST=ADDRESS[:PORT]", value_parser = resolution)]
+    pub(crate) resolve: Vec<(String, SocketAddr)>,
     /// Blobs to move from one registry at the same time; halved while it says that this is too much
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) concurrency: u16,
@@ -117,6 +132,21 @@ pub(crate) struct RegistryArgs {
     /// Longest time without a single byte before a request is repeated
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub(crate) stall_timeout: Duration,
+}
+
+/// `HOST=ADDRESS[:PORT]`
+fn resolution(text: &str) -> Result<(String, SocketAddr), String> {
+    let (host, address) = text.split_once('=').ok_or("write it as HOST=ADDRESS[:PORT]")?;
+    let socket = match address.parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, 0),
+        Err(_) => address.parse().map_err(|_| format!("`{address}` is no IP address"))?,
+    };
+    let host = match host.to_ascii_lowercase().as_str() {
+        "" => return Err("the host is missing".into()),
+        "docker.io" | "index.docker.io" => "registry-1.docker.io".to_owned(),
+        host => host.to_owned(),
+    };
+    Ok((host, socket))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -143,27 +173,8 @@ pub(crate) struct PullArgs {
     pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) tree: TreeArgs,
-    /// Platforms to pull, such as linux/amd64, arm64 or linux/arm/v7; all if not given
-    #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
-    pub(crate) platform: Vec<String>,
-    /// What to do where an image lacks a platform: fail, or warn and pull the others
-    #[arg(long, value_enum, default_value_t = PolicyArg::Strict)]
-    pub(crate) policy: PolicyArg,
-    /// What to do with an index of which only some platforms are pulled: write a new one with just
-    /// those, or keep it with its digest
-    #[arg(long, value_enum, default_value_t = IndexArg::Rewrite)]
-    pub(crate) index: IndexArg,
-    /// Pull signatures, attestations and other referrers with the images
-    #[arg(
-        long,
-        action = ArgAction::Set,
-        num_args = 0..=1,
-        require_equals = true,
-        default_value_t = true,
-        default_missing_value = "true",
-        value_name = "BOOL"
-    )]
-    pub(crate) referrers: bool,
+    #[command(flatten)]
+    pub(crate) selection: SelectionArgs,
     /// Layout of a new directory
     #[arg(long, value_enum)]
     pub(crate) layout: Option<LayoutArg>,
@@ -174,6 +185,155 @@ pub(crate) struct PullArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) registries: RegistryArgs,
+}
+
+/// What of the images is wanted.
+#[derive(ClapArgs)]
+pub(crate) struct SelectionArgs {
+    /// Platforms that are wanted, such as linux/amd64, arm64 or linux/arm/v7; all if not given
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
+    pub(crate) platform: Vec<String>,
+    /// What to do where an image lacks a platform: fail, or warn and take the others
+    #[arg(long, value_enum, default_value_t = PolicyArg::Strict)]
+    pub(crate) policy: PolicyArg,
+    /// What to do with an index of which only some platforms are wanted: write a new one with just
+    /// those, or keep it with its digest, which only a directory can hold
+    #[arg(long, value_enum, default_value_t = IndexArg::Rewrite)]
+    pub(crate) index: IndexArg,
+    /// Take signatures, attestations and other referrers with the images
+    #[arg(
+        long,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    pub(crate) referrers: bool,
+}
+
+/// Push images from a directory to registries
+///
+/// The directory may be of any generation of KubeKey. All targets are named and asked before the
+/// first byte is sent. Blobs that a registry has are not sent, and those that are in another of
+/// its repositories are mounted from there.
+#[derive(ClapArgs)]
+#[command(after_help = EXIT_STATUS)]
+pub(crate) struct PushArgs {
+    /// Images of the directory; all if none is given
+    #[arg(value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    #[command(flatten)]
+    pub(crate) tree: TreeArgs,
+    /// Only images whose name, such as docker.io/library/nginx:1.25, matches this regular
+    /// expression anywhere
+    #[arg(long, value_name = "REGEX")]
+    pub(crate) src_pattern: Option<String>,
+    /// Name at the target, as a template: variables are .module.image.reference.registry,
+    /// .repository, .reference, .tag and .digest
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(crate) dest: String,
+    #[command(flatten)]
+    pub(crate) naming: NamingArgs,
+    #[command(flatten)]
+    pub(crate) selection: SelectionArgs,
+    /// Create the projects that are missing, if the target is a Harbor
+    #[arg(long)]
+    pub(crate) create_projects: bool,
+    /// Say what would be sent where, and send nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+}
+
+/// Copy images from any tree to any other
+///
+/// A tree is a directory of images or registry://HOST[:PORT][/PATH]; what is below the one comes
+/// below the other. From registry to registry everything streams through memory, and what one
+/// registry has on both sides is mounted. From directory to directory, blobs share their place on
+/// the disk where the file system can do that.
+#[derive(ClapArgs)]
+#[command(after_help = EXIT_STATUS)]
+pub(crate) struct CopyArgs {
+    /// Images: in full, or below the registry that --from names
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["file", "all"], conflicts_with = "all")]
+    pub(crate) images: Vec<String>,
+    /// Where the images are: a directory, or registry://HOST[:PORT][/PATH]
+    #[arg(long, value_name = "TREE", value_hint = ValueHint::DirPath)]
+    pub(crate) from: String,
+    /// Where they are to be: a directory, or registry://HOST[:PORT][/PATH]
+    #[arg(long, value_name = "TREE", value_hint = ValueHint::DirPath)]
+    pub(crate) to: String,
+    /// All images of a directory, or all tags of the repository registry://HOST/PATH
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) all: bool,
+    /// Read more images from a file, one a line; `#` starts a comment, `-` is standard input
+    #[arg(long, value_name = "LIST", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// Only images whose name, such as docker.io/library/nginx:1.25, matches this regular
+    /// expression anywhere
+    #[arg(long, value_name = "REGEX")]
+    pub(crate) pattern: Option<String>,
+    /// Name at the target, as a template; without it, images keep their names below the tree
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(crate) dest: Option<String>,
+    #[command(flatten)]
+    pub(crate) naming: NamingArgs,
+    #[command(flatten)]
+    pub(crate) selection: SelectionArgs,
+    /// Layout of a new directory
+    #[arg(long, value_enum)]
+    pub(crate) layout: Option<LayoutArg>,
+    /// From directory to directory: share blobs by reflinks or hard links, or copy and hash them
+    #[arg(long, value_enum, default_value_t = LinkArg::Auto)]
+    pub(crate) link: LinkArg,
+    /// Create the projects that are missing, if the target is a Harbor
+    #[arg(long)]
+    pub(crate) create_projects: bool,
+    /// Say what would be copied, and copy nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+}
+
+/// How names at the target are made.
+#[derive(ClapArgs)]
+pub(crate) struct NamingArgs {
+    /// Language of the template: Go's, or Tera, which is also taken where the text has `{%`
+    #[arg(long, value_enum)]
+    pub(crate) template: Option<DialectArg>,
+    #[command(flatten)]
+    pub(crate) vars: VarsArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum DialectArg {
+    /// Go's text/template with the functions of sprig
+    Go,
+    /// Tera
+    Tera,
+}
+
+impl From<DialectArg> for Dialect {
+    fn from(dialect: DialectArg) -> Self {
+        match dialect {
+            DialectArg::Go => Self::Go,
+            DialectArg::Tera => Self::Tera,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum LinkArg {
+    Auto,
+    Never,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

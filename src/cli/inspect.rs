@@ -1,6 +1,7 @@
 //! `imgfs ls`, `imgfs verify` and `imgfs prune`
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -212,12 +213,12 @@ fn repair(
     output: &Arc<Output>,
 ) -> Result<Vec<Problem>, Failure> {
     let dir = ImagesDir::create(&args.tree.images_dir, None, Linking::Auto)?;
-    let images: Vec<Reference> = problems
-        .iter()
-        .flat_map(|problem| &problem.images)
-        .filter_map(|image| image.parse().ok())
-        .collect();
-    let config = registries::config(&args.registries, &images, output)?;
+    let images = problems.iter().flat_map(|problem| &problem.images);
+    let images = images.filter_map(|image| image.parse::<Reference>().ok());
+    let names: BTreeSet<String> =
+        images.map(|image| image.repository().registry().to_owned()).collect();
+    let names: Vec<String> = names.into_iter().collect();
+    let config = registries::config(&args.registries, &names, output)?;
     let concurrency = config.concurrency;
     let registry = Arc::new(Registry::new(config));
     let progress = Progress::new(output.clone(), Some(&dir), Verb::Pull);

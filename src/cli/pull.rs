@@ -9,75 +9,61 @@ use std::{
 
 use imgfs::{
     image::{PlatformFilter, Reference},
-    transfer::{IndexMode, Options, Policy, Route},
-    tree::{
-        images_dir::{ImagesDir, Layout, Linking},
-        registry::Registry,
-    },
+    task::{Images, Request, TreeSpec},
+    template::Value,
+    transfer::{IndexMode, Options, Policy},
+    tree::images_dir::{Layout, Linking},
 };
-use serde_json::json;
 
 use super::{
     Failure, Outcome,
-    args::{IndexArg, LayoutArg, PolicyArg, PullArgs},
+    args::{IndexArg, LayoutArg, PolicyArg, PullArgs, SelectionArgs},
     output::Output,
-    registries,
-    transfer::{Job, Tree, Verb},
+    request::{Setting, carry_out},
+    transfer::Verb,
 };
 
 pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
-    let images = images(args)?;
-    if images.is_empty() {
-        output.warning("no image is named: nothing to do");
-        output.event(&json!({"event": "report", "command": "pull", "images": []}));
-        return Ok(Outcome::NothingMatched);
-    }
-    let options = options(args)?;
-    let mut config = registries::config(&args.registries, &images, output)?;
-    let dir = open(args)?;
-    config.without_referrers = dir.registries_without_referrers();
-    let concurrency = config.concurrency;
-    let known_without = config.without_referrers.clone();
-    let registry = Arc::new(Registry::new(config));
-    let routes: Vec<Route> = images.into_iter().map(Route::from).collect();
-    let job = Job {
+    let stdin_is_taken = args.registries.password_stdin;
+    let request = Request {
+        from: TreeSpec::Registry { prefix: String::new() },
+        to: TreeSpec::Directory(args.tree.images_dir.clone()),
+        images: Images::Listed(image_list(&args.images, args.file.as_deref(), stdin_is_taken)?),
+        pattern: None,
+        source: None,
+        dest: None,
+        options: options(&args.selection)?,
+        vars: Value::default(),
+        auths: Vec::new(),
+        skip_tls_verify: None,
+    };
+    let setting = Setting {
         verb: Verb::Pull,
-        from: &Tree::Registries(registry.clone()),
-        to: &Tree::Directory(dir.clone()),
-        routes: &routes,
-        options: &options,
-        concurrency,
+        registries: &args.registries,
+        layout: layout(args.layout),
+        linking: Linking::Auto,
+        create_projects: false,
         dry_run: args.dry_run,
         output,
     };
-    let outcome = job.run()?;
-    if !args.dry_run {
-        for name in registry.without_referrers() {
-            if !known_without.contains(&name) {
-                // At worst it is asked once more the next time.
-                if let Err(error) = dir.note_without_referrers(&name) {
-                    output.warning(&error.to_string());
-                }
-            }
-        }
-    }
-    Ok(outcome)
+    carry_out(&request, &setting)
 }
 
-/// The images on the command line and in `--file`.
-fn images(args: &PullArgs) -> Result<Vec<Reference>, Failure> {
-    let mut images = Vec::new();
-    for text in &args.images {
-        if matches!(text.as_str(), "true" | "false") {
-            let message = format!("`{text}` is hardly an image; write --referrers={text}");
-            return Err(Failure::new(message));
-        }
-        images.push(text.parse().map_err(|e| Failure::new(format!("{e}")))?);
+/// The images on the command line and in `--file`. Each has been found to be a reference.
+pub(crate) fn image_list(
+    named: &[String],
+    file: Option<&Path>,
+    stdin_is_taken: bool,
+) -> Result<Vec<String>, Failure> {
+    let mut images = named.to_vec();
+    if let Some(text) = named.iter().find(|text| matches!(text.as_str(), "true" | "false")) {
+        let message = format!("`{text}` is hardly an image; write --referrers={text}");
+        return Err(Failure::new(message));
     }
-    let Some(path) = &args.file else { return Ok(images) };
+    let Some(path) = file else { return Ok(images) };
     let failed = |e: io::Error| Failure::new(format!("--file {}: {e}", path.display()));
     let text = if path == Path::new("-") {
-        if args.registries.password_stdin {
+        if stdin_is_taken {
             return Err(Failure::new("--file - and --password-stdin both want standard input"));
         }
         let mut text = String::new();
@@ -89,16 +75,17 @@ fn images(args: &PullArgs) -> Result<Vec<Reference>, Failure> {
     for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
         if !line.is_empty() {
-            let parsed = line.parse();
-            images.push(parsed.map_err(|e| {
-                Failure::new(format!("--file {}, line {}: {e}", path.display(), number + 1))
-            })?);
+            if let Err(e) = line.parse::<Reference>() {
+                let place = format!("--file {}, line {}", path.display(), number + 1);
+                return Err(Failure::new(format!("{place}: {e}")));
+            }
+            images.push(line.to_owned());
         }
     }
     Ok(images)
 }
 
-fn options(args: &PullArgs) -> Result<Options, Failure> {
+pub(crate) fn options(args: &SelectionArgs) -> Result<Options, Failure> {
     let platforms = PlatformFilter::parse(&args.platform)
         .map_err(|e| Failure::new(format!("--platform: {e}")))?;
     Ok(Options {
@@ -115,19 +102,10 @@ fn options(args: &PullArgs) -> Result<Options, Failure> {
     })
 }
 
-/// Opens the directory; a dry run creates none.
-fn open(args: &PullArgs) -> Result<ImagesDir, Failure> {
-    let root = &args.tree.images_dir;
-    let layout = args.layout.map(|layout| match layout {
+pub(crate) fn layout(arg: Option<LayoutArg>) -> Option<Layout> {
+    arg.map(|layout| match layout {
         LayoutArg::Documented => Layout::Documented,
         LayoutArg::Kubekey => Layout::Kubekey,
         LayoutArg::Kubekey403 => Layout::Kubekey403,
-    });
-    if args.dry_run && root.exists() {
-        return Ok(ImagesDir::open(root)?);
-    }
-    if args.dry_run {
-        return Ok(ImagesDir::absent(root));
-    }
-    Ok(ImagesDir::create(root, layout, Linking::Auto)?)
+    })
 }

@@ -2,9 +2,8 @@
 
 use std::io::{self, Read};
 
-use imgfs::{
-    image::Reference,
-    tree::registry::{Access, Auths, Credentials, Entry, RegistryConfig, default_credential_files},
+use imgfs::tree::registry::{
+    Access, Auths, Credentials, Entry, RegistryConfig, default_credential_files,
 };
 
 use super::{Failure, args::RegistryArgs, output::Output};
@@ -12,10 +11,10 @@ use super::{Failure, args::RegistryArgs, output::Output};
 /// The longest password that is read from standard input, in bytes.
 const MAX_PASSWORD: u64 = 64 << 10;
 
-/// Reads everything that says how to reach the registries of `images`.
+/// Reads everything that says how to reach `registries`.
 pub(crate) fn config(
     args: &RegistryArgs,
-    images: &[Reference],
+    registries: &[String],
     output: &Output,
 ) -> Result<RegistryConfig, Failure> {
     let mut config = RegistryConfig {
@@ -30,10 +29,11 @@ pub(crate) fn config(
         connect_timeout: args.connect_timeout,
         stall_timeout: args.stall_timeout,
         max_wait: args.max_wait,
+        resolve: args.resolve.clone(),
         ..RegistryConfig::default()
     };
     if let Some(username) = &args.username {
-        config.entries.push(command_line_entry(username, images)?);
+        config.entries.push(command_line_entry(username, registries)?);
     }
     if let Some(path) = &args.auths {
         let auths = Auths::load(path).map_err(|e| Failure::new(format!("--auths: {e}")))?;
@@ -50,20 +50,18 @@ pub(crate) fn config(
     Ok(config)
 }
 
-fn command_line_entry(username: &str, images: &[Reference]) -> Result<Entry, Failure> {
-    let registry = match images.first() {
-        Some(image) => image.repository().registry(),
-        None => {
+fn command_line_entry(username: &str, registries: &[String]) -> Result<Entry, Failure> {
+    let registry = match registries {
+        [registry] => registry,
+        [] => {
             return Err(Failure::new("--username needs images that say which registry it is for"));
         }
+        [one, other, ..] => {
+            let message =
+                format!("--username is for one registry, but the images are in {one} and {other}");
+            return Err(Failure::new(message).hint("use --auths FILE with an entry for each"));
+        }
     };
-    if let Some(other) = images.iter().find(|image| image.repository().registry() != registry) {
-        let message = format!(
-            "--username is for one registry, but the images are in {registry} and {}",
-            other.repository().registry()
-        );
-        return Err(Failure::new(message).hint("use --auths FILE with an entry for each"));
-    }
     let mut password = String::new();
     io::stdin()
         .take(MAX_PASSWORD)
@@ -74,5 +72,5 @@ fn command_line_entry(username: &str, images: &[Reference]) -> Result<Entry, Fai
         return Err(Failure::new("--password-stdin: standard input is empty"));
     }
     let credentials = Credentials::Basic { username: username.to_owned(), password };
-    Ok(Entry { prefix: registry.to_owned(), credentials: Some(credentials), ..Entry::default() })
+    Ok(Entry { prefix: registry.clone(), credentials: Some(credentials), ..Entry::default() })
 }

@@ -475,9 +475,15 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
             Seen::Digest(digest) => (digest, None),
             Seen::Manifest(manifest) => (manifest.digest(), Some(manifest)),
         };
-        let Some(digest) = self.source.head(from).await? else {
-            let manifest = self.source.manifest(from).await?;
-            return Ok(Root { original: manifest.digest(), manifest: Some(manifest), before });
+        let mut read = None;
+        let told = match self.source.is_remote() {
+            true => self.source.head(from).await?,
+            // Where asking is free, the manifest is asked for.
+            false => None,
+        };
+        let digest = match told {
+            Some(digest) => digest,
+            None => read.insert(self.source.manifest(from).await?).digest(),
         };
         let wanted = options.platforms.to_string();
         let is_made = before.as_ref().is_some_and(|before| {
@@ -492,9 +498,12 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         let manifest = match &before {
             Some(before) if seen == digest || is_made => before.clone(),
             _ => {
-                let here = match self.sink.is_remote() {
-                    true => None,
-                    false => self.sink.manifest(&to.repository().pinned(digest)).await.ok(),
+                let here = match (read, self.sink.is_remote()) {
+                    (Some(manifest), _) => Some(manifest),
+                    (None, true) => None,
+                    (None, false) => {
+                        self.sink.manifest(&to.repository().pinned(digest)).await.ok()
+                    }
                 };
                 match here {
                     Some(manifest) => manifest,

@@ -9,6 +9,7 @@ mod blob;
 mod challenge;
 mod config;
 mod credentials;
+mod harbor;
 mod limit;
 mod session;
 mod sink;
@@ -37,7 +38,7 @@ use session::{Ask, Scope, Session};
 use super::{Attachments, Blobs, Kind, Names, Result, Tags};
 use crate::image::{
     ACCEPT_MANIFESTS, Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, Reference,
-    Repository,
+    Repository, is_tag,
 };
 
 /// Tags asked for in one request. More than that is another kind of repository, in which names
@@ -46,6 +47,9 @@ const TAGS_PAGE: usize = 1000;
 
 /// How much of a list of tags is read.
 const MAX_TAGS_BODY: usize = 4 << 20;
+
+/// Pages of tags that are read when all are wanted.
+const MAX_TAGS_PAGES: usize = 1000;
 
 /// Pages of referrers that are read for one subject.
 const MAX_REFERRER_PAGES: usize = 20;
@@ -85,6 +89,35 @@ impl Registry {
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let lacking = sessions.iter().filter(|(_, s)| s.referrers_api.get() == Some(&false));
         lacking.map(|((registry, ..), _)| registry.clone()).collect()
+    }
+
+    /// All tags of `repository`, however many there are. [`Attachments::tags`] is for looking only.
+    pub async fn all_tags(&self, repository: &Repository) -> Result<Vec<String>> {
+        let session = self.session(repository)?;
+        let doing = format!("listing the tags of {repository}");
+        let mut url = session.url(repository, "tags/list");
+        url.query_pairs_mut().append_pair("n", &TAGS_PAGE.to_string());
+        let mut tags = Vec::new();
+        for _ in 0..MAX_TAGS_PAGES {
+            let (page, next) = tags_page(&session, repository, &url, &doing).await?;
+            let Some(page) = page else {
+                let reason = "what it sends is no list of tags".to_owned();
+                return Err(session.error(&doing, Kind::Config(reason)));
+            };
+            let got = page.len();
+            tags.extend(page.into_iter().filter(|tag| is_tag(tag)));
+            match next.and_then(|next| url.join(&next).ok()) {
+                // Elsewhere there are no credentials for it, and an empty page leads nowhere.
+                Some(next) if next.origin() == url.origin() && next != url && got > 0 => url = next,
+                _ => {
+                    tags.sort_unstable();
+                    tags.dedup();
+                    return Ok(tags);
+                }
+            }
+        }
+        let reason = format!("it has more than {MAX_TAGS_PAGES} pages of them");
+        Err(session.error(&doing, Kind::Config(reason)))
     }
 
     fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
@@ -266,26 +299,38 @@ impl Attachments for Registry {
     }
 
     async fn tags(&self, repository: &Repository) -> Result<Tags> {
-        #[derive(serde::Deserialize)]
-        struct List {
-            #[serde(default)]
-            tags: Option<Vec<String>>,
-        }
         let session = self.session(repository)?;
         let doing = format!("listing the tags of {repository}");
         let mut url = session.url(repository, "tags/list");
         url.query_pairs_mut().append_pair("n", &TAGS_PAGE.to_string());
-        let answer = session.send(&Ask::new(Method::GET, url, repository, &doing)).await?;
-        let more = answer.response.headers().contains_key(LINK);
-        let body = session::read_limited(answer.response, MAX_TAGS_BODY)
-            .await
-            .map_err(|e| session.failed(&doing, e))?;
-        let list = body.and_then(|body| serde_json::from_slice::<List>(&body).ok());
-        Ok(match list {
-            Some(list) => Tags { names: list.tags.unwrap_or_default(), complete: !more },
+        let (names, next) = tags_page(&session, repository, &url, &doing).await?;
+        Ok(match names {
+            Some(names) => Tags { names, complete: next.is_none() },
             None => Tags::default(),
         })
     }
+}
+
+/// One page of a list of tags, if it is one; and where the next is, if there is any.
+async fn tags_page(
+    session: &Session,
+    repository: &Repository,
+    url: &reqwest::Url,
+    doing: &str,
+) -> Result<(Option<Vec<String>>, Option<String>)> {
+    #[derive(serde::Deserialize)]
+    struct List {
+        #[serde(default)]
+        tags: Option<Vec<String>>,
+    }
+    let answer = session.send(&Ask::new(Method::GET, url.clone(), repository, doing)).await?;
+    let link = header(answer.response.headers(), LINK.as_str());
+    let next = link.map(|link| next_page(&link).unwrap_or_default());
+    let body = session::read_limited(answer.response, MAX_TAGS_BODY)
+        .await
+        .map_err(|e| session.failed(doing, e))?;
+    let list = body.and_then(|body| serde_json::from_slice::<List>(&body).ok());
+    Ok((list.map(|list| list.tags.unwrap_or_default()), next))
 }
 
 /// What asking for referrers has found.

@@ -156,13 +156,9 @@ impl PartialBlob {
             return Ok(Some(self));
         }
         let temporary = self.path.with_extension("link");
-        let Some(meta) = source.hard_link(&temporary).map_err(|e| self.error(e))? else {
-            return Ok(Some(self));
-        };
         let target = self.inner.blob_path(&self.blob.digest);
-        fs::rename(&temporary, &target).map_err(|e| self.error(e))?;
-        // Where both were the same file already, renaming does nothing.
-        let _ = fs::remove_file(&temporary);
+        let linked = source.hard_link(&temporary, &target).map_err(|e| self.error(e))?;
+        let Some(meta) = linked else { return Ok(Some(self)) };
         fs::remove_file(&self.path).map_err(|e| self.error(e))?;
         self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))?;
         Ok(None)

@@ -48,32 +48,42 @@ impl BlobFile {
         FileStream::start(file, self.path.clone(), offset)
     }
 
-    /// Makes `to` another name of the file, and returns what the file looks like since. `None`
-    /// where that cannot be, or where it would be another file than a copy: with a time or mode
-    /// that is not ours.
-    pub(super) fn hard_link(&self, to: &Path) -> io::Result<Option<Metadata>> {
+    /// Makes `to` another name of the file, by way of `temporary`, and returns what the file looks
+    /// like since. `None` where that cannot be, or where it would be another file than a copy:
+    /// with a time or mode that is not ours.
+    pub(super) fn hard_link(&self, temporary: &Path, to: &Path) -> io::Result<Option<Metadata>> {
         if !publish::is_sealed(&self.meta) {
             return Ok(None);
         }
-        match fs::remove_file(to) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+        remove_if_there(temporary)?;
         // Another file system, too many links, or not ours to link: copying serves as well.
-        if fs::hard_link(&self.path, to).is_err() {
+        if fs::hard_link(&self.path, temporary).is_err() {
             return Ok(None);
         }
-        let linked = fs::metadata(to)?;
         let content = |meta: &Metadata| {
             (meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec())
         };
-        if content(&linked) != content(&self.meta) {
-            fs::remove_file(to)?;
+        // Somebody may have put another file in its place since it was verified.
+        if content(&fs::metadata(temporary)?) != content(&self.meta) {
+            fs::remove_file(temporary)?;
             return Ok(None);
         }
-        // Linking has changed the time of the last change, by which the record knows the file.
-        self.inner.records.remember(self.digest, &linked);
+        fs::rename(temporary, to)?;
+        // Where both were the same file already, renaming does nothing.
+        remove_if_there(temporary)?;
+        // All this has changed the time of the last change, by which the record knows the file.
+        let linked = fs::metadata(to)?;
+        if content(&linked) == content(&self.meta) {
+            self.inner.records.remember(self.digest, &linked);
+        }
         Ok(Some(linked))
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! How registries are reached: the one canonical form of every setting. Files and flags are read
 //! into it elsewhere.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::session;
 use crate::{image::Repository, tree::Result};
@@ -28,6 +28,9 @@ pub struct RegistryConfig {
     pub retries: usize,
     /// Registries that are known to lack the referrers API.
     pub without_referrers: Vec<String>,
+    /// Hosts with the addresses at which they are to be reached, whatever their names resolve to.
+    /// Port 0 is the usual one.
+    pub resolve: Vec<(String, SocketAddr)>,
 }
 
 impl Default for RegistryConfig {
@@ -42,6 +45,7 @@ impl Default for RegistryConfig {
             max_wait: Duration::from_secs(300),
             retries: 5,
             without_referrers: Vec::new(),
+            resolve: Vec::new(),
         }
     }
 }

@@ -24,6 +24,7 @@ use reqwest::{
     redirect,
 };
 
+pub(super) use failure::error_message;
 use failure::root_cause;
 
 use super::{
@@ -340,6 +341,12 @@ impl Session {
         Error::new(&self.label, doing, kind)
     }
 
+    /// A request that is none of a registry's, without retries and redirects.
+    pub(super) fn plain_request(&self, method: Method, url: Url) -> reqwest::RequestBuilder {
+        self.stats.count_request();
+        self.client.request(method, url)
+    }
+
     /// Waits before a repetition.
     pub(super) async fn pause(&self, delay: Duration) {
         self.stats.retries.fetch_add(1, Ordering::Relaxed);
@@ -571,6 +578,9 @@ pub(super) fn client(
         .tls_danger_accept_invalid_certs(access.skip_tls_verify);
     if deadline == Deadline::Stall {
         builder = builder.read_timeout(config.stall_timeout);
+    }
+    for (host, address) in &config.resolve {
+        builder = builder.resolve(host, *address);
     }
     // Of `*`, which means everything, the library makes only every name.
     let everything =

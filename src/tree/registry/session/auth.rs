@@ -48,7 +48,9 @@ impl Session {
         self.scheme().is_none().then_some(guard)
     }
 
-    async fn credentials(&self) -> &(Option<Credentials>, Option<String>) {
+    pub(in crate::tree::registry) async fn credentials(
+        &self,
+    ) -> &(Option<Credentials>, Option<String>) {
         self.credentials
             .get_or_init(|| async {
                 let entry = self.entry.and_then(|index| self.config.entries.get(index));

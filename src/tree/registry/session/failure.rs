@@ -40,7 +40,7 @@ pub(super) fn says_incomplete(body: &[u8]) -> bool {
 }
 
 /// What an error body says, in one printable line.
-pub(super) fn error_message(body: &[u8]) -> String {
+pub(in crate::tree::registry) fn error_message(body: &[u8]) -> String {
     let text = match serde_json::from_slice::<Envelope>(body) {
         Ok(envelope) => {
             let items = envelope.errors.iter().take(3).map(|item| match item.message.as_str() {

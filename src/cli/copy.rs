@@ -1,0 +1,106 @@
+//! `imgfs push` and `imgfs copy`
+
+use std::{path::Path, sync::Arc};
+
+use imgfs::{
+    task::{Images, Request, TreeSpec},
+    template::Template,
+    transfer::Options,
+    tree::images_dir::Linking,
+};
+use regex::Regex;
+
+use super::{
+    Failure, Outcome,
+    args::{CopyArgs, LinkArg, NamingArgs, PushArgs},
+    output::Output,
+    pull::{image_list, layout, options},
+    request::{Setting, carry_out},
+    transfer::Verb,
+};
+
+pub(crate) fn push(args: &PushArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
+    let images = match args.images.as_slice() {
+        [] => Images::All,
+        images => Images::Listed(images.to_vec()),
+    };
+    let request = Request {
+        from: TreeSpec::Directory(args.tree.images_dir.clone()),
+        to: TreeSpec::Registry { prefix: String::new() },
+        images,
+        pattern: pattern("--src-pattern", args.src_pattern.as_deref())?,
+        dest: Some(template(&args.dest, &args.naming)?),
+        ..request(&args.naming, options(&args.selection)?)?
+    };
+    let setting = Setting {
+        verb: Verb::Push,
+        registries: &args.registries,
+        layout: None,
+        linking: Linking::Auto,
+        create_projects: args.create_projects,
+        dry_run: args.dry_run,
+        output,
+    };
+    carry_out(&request, &setting)
+}
+
+pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
+    let images = match args.all {
+        true => Images::All,
+        false => {
+            let stdin_is_taken = args.registries.password_stdin;
+            Images::Listed(image_list(&args.images, args.file.as_deref(), stdin_is_taken)?)
+        }
+    };
+    let request = Request {
+        from: tree("--from", &args.from)?,
+        to: tree("--to", &args.to)?,
+        images,
+        pattern: pattern("--pattern", args.pattern.as_deref())?,
+        dest: args.dest.as_deref().map(|text| template(text, &args.naming)).transpose()?,
+        ..request(&args.naming, options(&args.selection)?)?
+    };
+    let setting = Setting {
+        verb: Verb::Copy,
+        registries: &args.registries,
+        layout: layout(args.layout),
+        linking: match args.link {
+            LinkArg::Auto => Linking::Auto,
+            LinkArg::Never => Linking::Never,
+        },
+        create_projects: args.create_projects,
+        dry_run: args.dry_run,
+        output,
+    };
+    carry_out(&request, &setting)
+}
+
+/// A request that so far only says how.
+fn request(naming: &NamingArgs, options: Options) -> Result<Request, Failure> {
+    Ok(Request {
+        from: TreeSpec::Directory(Path::new("").into()),
+        to: TreeSpec::Directory(Path::new("").into()),
+        images: Images::All,
+        pattern: None,
+        source: None,
+        dest: None,
+        options,
+        vars: naming.vars.load()?,
+        auths: Vec::new(),
+        skip_tls_verify: None,
+    })
+}
+
+fn tree(option: &str, text: &str) -> Result<TreeSpec, Failure> {
+    text.parse().map_err(|e| Failure::new(format!("{option}: {e}")))
+}
+
+fn pattern(option: &str, text: Option<&str>) -> Result<Option<Regex>, Failure> {
+    let compiled = text.map(Regex::new).transpose();
+    compiled.map_err(|e| Failure::new(format!("{option} is not a regular expression: {e}")))
+}
+
+fn template(text: &str, naming: &NamingArgs) -> Result<Template, Failure> {
+    let dialect = naming.template.map(Into::into);
+    Template::parse(text, dialect).map_err(|e| Failure::new(format!("--dest: {e}")))
+}
