@@ -33,7 +33,11 @@ pub(super) fn render(tree: &Tree, vars: &Value, missing: Missing) -> Result<Stri
 
 /// Renders a text within a rendering.
 pub(super) fn render_nested(run: &mut Run, text: &str, dot: Value) -> Result<String, Cause> {
-    let nested = |error: TemplateError| Cause::Nested(Box::new(error));
+    // Of texts in texts, the innermost has the mistake.
+    let nested = |error: TemplateError| match error.cause() {
+        Cause::Nested(inner) => Cause::Nested(inner.clone()),
+        _ => Cause::Nested(Box::new(error)),
+    };
     // Reading is work, too.
     run.steps(1 + text.len() / 16)?;
     run.enter()?;
@@ -345,12 +349,7 @@ impl<'t> Evaluator<'t, '_> {
     }
 
     /// Evaluates an operand that is no function with arguments.
-    fn operand(
-        &mut self,
-        dot: &Datum,
-        operand: &'t Operand,
-        tolerant: bool,
-    ) -> Evaluated<Datum> {
+    fn operand(&mut self, dot: &Datum, operand: &'t Operand, tolerant: bool) -> Evaluated<Datum> {
         let at = operand.at;
         Ok(match &operand.kind {
             OperandKind::Dot => dot.clone(),
@@ -367,9 +366,7 @@ impl<'t> Evaluator<'t, '_> {
                 self.fields(at, value, names, tolerant)?
             }
             OperandKind::Function(function) => self.call(at, dot, function, &[], None)?,
-            OperandKind::Pipe(pipe) => {
-                self.nested(at, |inner| inner.pipe(dot, pipe, tolerant))?
-            }
+            OperandKind::Pipe(pipe) => self.nested(at, |inner| inner.pipe(dot, pipe, tolerant))?,
             OperandKind::Chain(inner, names) => {
                 if matches!(inner.kind, OperandKind::Nil) {
                     return fail(at, "indirection through explicit nil");
@@ -458,9 +455,7 @@ impl<'t> Evaluator<'t, '_> {
         let mut call = Call { run: self.run, tree: self.tree, args };
         match function.call(&mut call) {
             Ok(value) => Ok(Some(value)),
-            Err(Cause::Evaluation(message)) => {
-                fail(at, format!("error calling {name}: {message}"))
-            }
+            Err(Cause::Evaluation(message)) => fail(at, format!("error calling {name}: {message}")),
             Err(cause) => Err((at, cause)),
         }
     }

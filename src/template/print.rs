@@ -206,7 +206,9 @@ impl<'r> Printer<'r> {
         };
         let parts: Vec<String> = bytes.iter().map(digits).collect();
         let joined = match self.flags.space {
-            true => parts.iter().map(|part| format!("{prefix}{part}")).collect::<Vec<_>>().join(" "),
+            true => {
+                parts.iter().map(|part| format!("{prefix}{part}")).collect::<Vec<_>>().join(" ")
+            }
             false => format!("{prefix}{}", parts.concat()),
         };
         self.pad(&joined)
