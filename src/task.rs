@@ -1,0 +1,5 @@
+//! tmp
+mod request;
+mod route;
+pub use request::*;
+pub use route::*;
