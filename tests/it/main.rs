@@ -15,5 +15,8 @@ mod manual;
 mod pull;
 mod regressions;
 mod selftest;
+mod selftest_harbor;
+mod selftest_push;
+mod selftest_push_faults;
 mod tls;
 mod trees;
