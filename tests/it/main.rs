@@ -16,5 +16,8 @@ mod pull;
 mod regressions;
 mod render;
 mod selftest;
+mod selftest_harbor;
+mod selftest_push;
+mod selftest_push_faults;
 mod tls;
 mod trees;

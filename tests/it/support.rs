@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! cli       runs the imgfs binary: arguments in, exit status, output and report out
+//! client    a client of registries, to test them by hand
 //! tree      judges an images_dir, writes the trees that KubeKey leaves behind
 //! registry  Debian's docker-registry in a child process (plain, TLS with basic auth, tokens)
-//! hostile   a registry inside the test process that counts, waits, lies and breaks off
+//! hostile   a registry inside the test process that counts, waits, lies and breaks off, for pulls and pushes
+//! harbor    the same behind an imitation of Harbor's projects
 //! image     builders of images, indexes, artifacts, and whatever can receive them
 //! content   deterministic bytes that can be produced from any offset
 //! http      the small HTTP/1.1 server under `hostile` and under the token server
@@ -18,7 +20,9 @@
 #![allow(dead_code, reason = "helpers are shared by test modules that come and go")]
 
 pub(crate) mod cli;
+pub(crate) mod client;
 pub(crate) mod content;
+pub(crate) mod harbor;
 pub(crate) mod hostile;
 pub(crate) mod http;
 pub(crate) mod image;

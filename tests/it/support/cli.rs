@@ -92,16 +92,27 @@ impl Imgfs {
 
     /// `imgfs pull --images-dir DIR --json --plain-http ARGS...`
     pub(crate) fn pull<A: AsRef<OsStr>>(&self, args: &[A]) -> Output {
-        self.run(&self.pull_args(args))
+        self.spawn_pull(args).wait()
     }
 
     /// Starts what `pull` would run.
     pub(crate) fn spawn_pull<A: AsRef<OsStr>>(&self, args: &[A]) -> Running {
-        self.spawn(&self.pull_args(args))
+        self.spawn(&self.moving("pull", args))
     }
 
-    fn pull_args<A: AsRef<OsStr>>(&self, args: &[A]) -> Vec<OsString> {
-        let mut all = self.subcommand("pull");
+    /// `imgfs push --images-dir DIR --json --plain-http ARGS...`
+    pub(crate) fn push<A: AsRef<OsStr>>(&self, args: &[A]) -> Output {
+        self.spawn_push(args).wait()
+    }
+
+    /// Starts what `push` would run.
+    pub(crate) fn spawn_push<A: AsRef<OsStr>>(&self, args: &[A]) -> Running {
+        self.spawn(&self.moving("push", args))
+    }
+
+    /// Arguments of a command that moves images between the tree and plain registries.
+    fn moving<A: AsRef<OsStr>>(&self, command: &str, args: &[A]) -> Vec<OsString> {
+        let mut all = self.subcommand(command);
         all.push("--plain-http".into());
         all.extend(args.iter().map(|arg| arg.as_ref().to_owned()));
         all

@@ -68,15 +68,27 @@ impl Random {
 #[derive(Debug, Clone)]
 pub(crate) enum Content {
     Held(Arc<[u8]>),
-    Generated { seed: u64, size: u64 },
+    Generated {
+        seed: u64,
+        size: u64,
+    },
+    /// Bytes that were hashed when they came and are not here any more.
+    Unkept {
+        size: u64,
+    },
 }
 
 impl Content {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Held(bytes) => bytes.len() as u64,
-            Self::Generated { size, .. } => *size,
+            Self::Generated { size, .. } | Self::Unkept { size } => *size,
         }
+    }
+
+    /// Whether the bytes can be had.
+    pub(crate) fn is_kept(&self) -> bool {
+        !matches!(self, Self::Unkept { .. })
     }
 
     /// Copies bytes from `offset` on into `buffer`; returns how many there were.
@@ -91,6 +103,7 @@ impl Content {
                 }
             }
             Self::Generated { seed, .. } => fill(*seed, offset, &mut buffer[..count]),
+            Self::Unkept { .. } => panic!("the bytes of this blob were not kept"),
         }
         count
     }

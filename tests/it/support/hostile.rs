@@ -1,10 +1,12 @@
-//! A registry inside the test process that serves what it was given, records every request, and misbehaves
-//! where it is told to.
+//! A registry inside the test process that serves what it was given, takes what is pushed, records every
+//! request, and misbehaves where it is told to.
 //!
 //! ```ignore
 //! let hostile = Hostile::start();
 //! image.push_to(&hostile, "team/app", "1.0");
 //! hostile.on(Match::blobs().nth(1)).fault(Fault::TruncateAt(1000));
+//! hostile.on(Match::put_blob().nth(2)).fault(Fault::DropBody(1000));
+//! hostile.assert_complete();
 //! ```
 //!
 //! Rules are tried in the order in which they were made; the first that fires decides. Each rule counts the
@@ -13,67 +15,45 @@
 mod access;
 mod answer;
 mod fault;
+mod holdings;
+mod intake;
+mod log;
+mod manifests;
+mod matching;
+mod random;
+mod uploads;
 
 pub(crate) use access::{Access, Bearer, PASSWORD, USER, basic};
-pub(crate) use fault::{Fault, Kinds, Match};
+pub(crate) use answer::Answer;
+pub(crate) use fault::Fault;
+pub(crate) use holdings::Checks;
+pub(crate) use log::Served;
+pub(crate) use matching::Match;
+pub(crate) use random::Kinds;
+pub(crate) use uploads::Locations;
 
-use super::content::{Content, Random, digest};
+use super::content::{Content, digest};
 use super::http::{After, Connection, Request, Server};
 use super::image::{Blob, Receiver};
 use access::Token;
-use answer::{Answer, route};
-use fault::{RandomFaults, Rule, Sending, Then, apply, draw};
-use std::collections::{BTreeMap, HashMap};
+use answer::route;
+use fault::{Sending, Then, apply};
+use intake::{Intake, Stop};
+use matching::Rule;
+use random::RandomFaults;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
+use uploads::Session;
 
-/// One recorded request.
-#[derive(Debug, Clone)]
-pub(crate) struct Served {
-    pub(crate) method: String,
-    pub(crate) path: String,
-    /// The request line's target, query and all.
-    pub(crate) target: String,
-    pub(crate) range: Option<String>,
-    pub(crate) host: Option<String>,
-    pub(crate) accept: Option<String>,
-    pub(crate) user_agent: Option<String>,
-    /// The whole header, so that a test can look for what must not be there.
-    pub(crate) authorization: Option<String>,
-    /// 0 when nothing was answered.
-    pub(crate) status: u16,
-    /// Bytes of the body that went into the socket.
-    pub(crate) sent: u64,
-    pub(crate) connection: u64,
-    pub(crate) at: Instant,
-    /// The name of the fault that was injected here.
-    pub(crate) fault: Option<String>,
-}
+/// What stands in front of a registry: an API of its own, rules of its own.
+pub(crate) trait Front: Send + Sync {
+    /// An answer of its own, before the registry is asked. Requests under `/v2/` come without their bodies.
+    fn answer(&self, request: &Request) -> Option<Answer>;
 
-impl Served {
-    pub(crate) fn is_blob_get(&self) -> bool {
-        self.method == "GET" && self.path.contains("/blobs/")
-    }
-
-    /// The digest at the end of the path.
-    pub(crate) fn digest(&self) -> &str {
-        self.path.rsplit('/').next().unwrap_or_default()
-    }
-
-    /// Where the requested range starts; 0 without one.
-    pub(crate) fn range_start(&self) -> u64 {
-        self.range
-            .as_deref()
-            .and_then(|range| range.strip_prefix("bytes="))
-            .and_then(|range| range.split('-').next())
-            .and_then(|start| start.parse().ok())
-            .unwrap_or(0)
-    }
-
-    pub(crate) fn auth_scheme(&self) -> Option<&str> {
-        self.authorization.as_deref()?.split(' ').next()
-    }
+    /// Whether a token for this repository may be good for anything.
+    fn grants(&self, repository: &str) -> bool;
 }
 
 /// Blob requests are redirected to another server under addresses that stop working.
@@ -89,7 +69,10 @@ type Stored = (String, Arc<[u8]>);
 
 #[derive(Default)]
 struct State {
+    /// The contents of all repositories.
     blobs: HashMap<String, Content>,
+    /// By repository, the blobs that can be had there.
+    members: BTreeMap<String, BTreeSet<String>>,
     /// By repository, then by tag or digest.
     manifests: BTreeMap<String, BTreeMap<String, Stored>>,
     rules: Vec<Rule>,
@@ -104,10 +87,27 @@ struct State {
     redirects: Option<Redirects>,
     /// Signatures of redirect addresses and what is left of their uses; when set, others are refused.
     signed: Option<HashMap<String, u32>>,
+    /// Uploads under way; `None` while a request is about one.
+    sessions: HashMap<String, Option<Session>>,
+    begun: u64,
+    /// Repository and digest of each upload that came to its end.
+    uploaded: Vec<(String, String)>,
+    /// What tokens were asked for.
+    scopes: Vec<String>,
+    violations: Vec<String>,
+    checks: Checks,
+    locations: Locations,
+    single_post: bool,
+    declines_mounts: bool,
+    shortest_chunk: Option<u64>,
+    /// The registry whose uploads come here.
+    uploads_of: Option<Arc<Inner>>,
 }
 
+#[derive(Default)]
 struct Inner {
     state: Mutex<State>,
+    front: OnceLock<Box<dyn Front>>,
 }
 
 impl Inner {
@@ -131,18 +131,24 @@ pub(crate) struct On<'a> {
 
 impl On<'_> {
     pub(crate) fn fault(self, fault: Fault) {
-        self.hostile.inner.state().rules.push(Rule { matches: self.matches, fault, count: 0 });
+        self.hostile.inner.state().rules.push(Rule::new(self.matches, fault));
     }
 }
 
 impl Hostile {
     pub(crate) fn start() -> Self {
-        let inner = Arc::new(Inner { state: Mutex::default() });
-        let server = Server::start({
+        let inner = Arc::new(Inner::default());
+        let server = Server::streaming({
             let inner = inner.clone();
             move |request, connection| handle(&inner, request, connection)
         });
         Self { server, inner }
+    }
+
+    pub(crate) fn with_front(front: impl Front + 'static) -> Self {
+        let hostile = Self::start();
+        let _ = hostile.inner.front.set(Box::new(front));
+        hostile
     }
 
     pub(crate) fn with_access(access: Access) -> Self {
@@ -172,16 +178,12 @@ impl Hostile {
     }
 
     /// From now on `per_mille` of the requests for manifests and blobs fail in ways drawn from `kinds`, never
-    /// more than `in_a_row` times one after the other for one path, so that a patient client gets there.
+    /// more than `in_a_row` times one after the other for one object, so that a patient client gets there. For
+    /// POST and PATCH of uploads, which do not say what they bring, that is so for the repository, and then
+    /// enough of them are let through that each client that was refused gets its turn.
     pub(crate) fn faults_random(&self, seed: u64, per_mille: u32, kinds: Kinds, in_a_row: u32) {
-        self.inner.state().random = Some(RandomFaults {
-            random: Random::new(seed),
-            per_mille,
-            kinds,
-            in_a_row,
-            runs: HashMap::new(),
-            injected: 0,
-        });
+        let random = RandomFaults::new(seed, per_mille, kinds, in_a_row);
+        self.inner.state().random = Some(random);
     }
 
     /// How many random faults were injected since `faults_random`.
@@ -207,7 +209,7 @@ impl Hostile {
         self.inner.state().page_limit = Some(limit);
     }
 
-    /// Blobs are sent in pieces of `bytes` with a pause after each.
+    /// Blobs are sent and taken in pieces of `bytes` with a pause after each.
     pub(crate) fn set_pace(&self, bytes: u64, interval: Duration) {
         self.inner.state().pace = Some((bytes, interval));
     }
@@ -227,8 +229,46 @@ impl Hostile {
 
     /// Takes over the blobs of another one (contents are shared, not copied).
     pub(crate) fn adopt_blobs(&self, other: &Self) {
-        let blobs = other.inner.state().blobs.clone();
-        self.inner.state().blobs.extend(blobs);
+        let (blobs, members) = {
+            let other = other.inner.state();
+            (other.blobs.clone(), other.members.clone())
+        };
+        let mut state = self.inner.state();
+        state.blobs.extend(blobs);
+        for (repository, digests) in members {
+            state.members.entry(repository).or_default().extend(digests);
+        }
+    }
+
+    /// Where the addresses of upload sessions point; relative when nothing is said.
+    pub(crate) fn set_locations(&self, locations: Locations) {
+        self.inner.state().locations = locations;
+    }
+
+    /// Uploads are begun here and go on at `target`, which knows by the address that they may.
+    pub(crate) fn send_uploads_to(&self, target: &Self) {
+        target.inner.state().uploads_of = Some(self.inner.clone());
+        self.set_locations(Locations::At(target.url()));
+    }
+
+    /// Takes a blob in one POST with `digest=`. When not (as at first), such a POST begins an upload.
+    pub(crate) fn set_single_post(&self, on: bool) {
+        self.inner.state().single_post = on;
+    }
+
+    /// Never mounts, as registries do that do not know how.
+    pub(crate) fn decline_mounts(&self) {
+        self.inner.state().declines_mounts = true;
+    }
+
+    /// Chunks but the last must not be shorter; the registry says so in `OCI-Chunk-Min-Length`.
+    pub(crate) fn set_shortest_chunk(&self, bytes: u64) {
+        self.inner.state().shortest_chunk = Some(bytes);
+    }
+
+    /// What must be there before a manifest is accepted; everything when nothing is said.
+    pub(crate) fn set_checks(&self, checks: Checks) {
+        self.inner.state().checks = checks;
     }
 
     pub(crate) fn remove_blob(&self, digest: &str) {
@@ -240,55 +280,14 @@ impl Hostile {
             all.remove(reference);
         }
     }
-
-    /// Every request so far. Waits until none is being handled.
-    pub(crate) fn log(&self) -> Vec<Served> {
-        self.server.settle();
-        self.inner.state().log.clone()
-    }
-
-    pub(crate) fn clear_log(&self) {
-        self.server.settle();
-        self.inner.state().log.clear();
-    }
-
-    /// GETs of blobs that were answered with bytes.
-    pub(crate) fn blob_gets(&self) -> Vec<Served> {
-        let mut log = self.log();
-        log.retain(|served| served.is_blob_get() && matches!(served.status, 200 | 206));
-        log
-    }
-
-    /// The same without waiting for those that are being served.
-    pub(crate) fn blob_gets_now(&self) -> Vec<Served> {
-        let mut log = self.inner.state().log.clone();
-        log.retain(|served| served.is_blob_get() && matches!(served.status, 200 | 206));
-        log
-    }
-
-    /// How many bytes of each blob were sent.
-    pub(crate) fn blob_bytes_sent(&self) -> BTreeMap<String, u64> {
-        let mut sent = BTreeMap::new();
-        for served in self.blob_gets() {
-            *sent.entry(served.digest().to_owned()).or_default() += served.sent;
-        }
-        sent
-    }
-
-    pub(crate) fn token_requests(&self) -> usize {
-        let log = self.log();
-        log.iter().filter(|served| served.path == "/token").count()
-    }
-
-    pub(crate) fn connections(&self) -> u64 {
-        self.server.connections()
-    }
 }
 
 impl Receiver for Hostile {
-    fn put_blob(&self, _repository: &str, blob: &Blob) {
+    fn put_blob(&self, repository: &str, blob: &Blob) {
         let mut state = self.inner.state();
-        state.blobs.insert(blob.digest.clone(), blob.content.clone());
+        // A test may want other bytes under a name than the name says, and say so twice.
+        state.blobs.remove(&blob.digest);
+        state.add_blob(repository, &blob.digest, blob.content.clone());
     }
 
     fn put_manifest(&self, repository: &str, reference: &str, media_type: &str, bytes: &[u8]) {
@@ -305,16 +304,23 @@ fn handle(inner: &Inner, request: &Request, connection: &mut Connection<'_>) -> 
         let mut state = inner.state();
         let id = state.log.len();
         let fault = choose_fault(&mut state, request);
+        let header = |name: &str| request.header(name).map(str::to_owned);
         state.log.push(Served {
             method: request.method.clone(),
             path: request.path.clone(),
             target: request.target.clone(),
-            range: request.header("range").map(str::to_owned),
-            host: request.header("host").map(str::to_owned),
-            accept: request.header("accept").map(str::to_owned),
-            user_agent: request.header("user-agent").map(str::to_owned),
-            authorization: request.header("authorization").map(str::to_owned),
+            query: request.query.clone(),
+            repository: access::repository_of(&request.path).map(str::to_owned),
+            range: header("range"),
+            content_range: header("content-range"),
+            content_type: header("content-type"),
+            content_length: header("content-length").and_then(|length| length.parse().ok()),
+            host: header("host"),
+            accept: header("accept"),
+            user_agent: header("user-agent"),
+            authorization: header("authorization"),
             status: 0,
+            received: 0,
             sent: 0,
             connection: request.connection,
             at: Instant::now(),
@@ -323,51 +329,79 @@ fn handle(inner: &Inner, request: &Request, connection: &mut Connection<'_>) -> 
         let pace = state.pace.filter(|_| request.path.contains("/blobs/"));
         (id, fault, pace)
     };
-    match &fault {
-        Some(Fault::LostConnection) => return Ok(After::Close),
-        Some(Fault::HangBefore) => {
+    let mut intake = Intake::new(inner, id, connection, fault.as_ref(), pace);
+    let mut answer = match process(inner, request, fault.as_ref(), &mut intake) {
+        Ok(_) if matches!(fault, Some(Fault::LostAnswer)) => return Ok(After::Close),
+        Ok(_) if matches!(fault, Some(Fault::HangAnswer)) => {
             connection.hang();
             return Ok(After::Close);
         }
+        Ok(answer) => answer,
+        Err(Stop::Close) => return Ok(After::Close),
+        Err(Stop::Reset) => return Ok(After::Reset),
+        Err(Stop::Hang) => {
+            connection.hang();
+            return Ok(After::Close);
+        }
+        Err(Stop::TooLarge) => Answer::error(413, "SIZE_INVALID", "the body is too large"),
+    };
+    let early = matches!(fault, Some(Fault::RefuseEarly(_) | Fault::TooLarge(_)));
+    let unread = if early { !connection.body_has_ended() } else { !connection.skip_body() };
+    let sending = apply(fault, &mut answer, request, pace);
+    if unread {
+        answer = answer.with("Connection", "close");
+    }
+    send(inner, id, request, connection, &answer, &sending)
+}
+
+/// The answer, or what happens instead of one.
+fn process(
+    inner: &Inner,
+    request: &Request,
+    fault: Option<&Fault>,
+    intake: &mut Intake<'_, '_>,
+) -> Result<Answer, Stop> {
+    match fault {
+        Some(Fault::LostConnection) => return Err(Stop::Close),
+        Some(Fault::HangBefore) => {
+            intake.drain()?;
+            return Err(Stop::Hang);
+        }
+        Some(Fault::RefuseEarly(_)) => return Ok(Answer::empty(200)),
+        Some(Fault::TooLarge(limit)) => {
+            let announced = request.header("content-length").and_then(|text| text.parse().ok());
+            if announced.is_some_and(|length: u64| length > *limit) {
+                return Err(Stop::TooLarge);
+            }
+        }
+        Some(Fault::RevokeTokens) => inner.state().tokens.clear(),
+        // A refusal is written over this answer later on. Reads are answered first, as they do no harm.
+        Some(fault) if fault.refuses() && request.is_write() => {
+            intake.drain()?;
+            return Ok(Answer::empty(200));
+        }
         _ => {}
     }
-    let mut answer = route(inner, request, fault.as_ref());
-    let sending = apply(fault, &mut answer, request, pace);
-    send(inner, id, request, connection, &answer, &sending)
+    if intake.will_be_cut() && !matches!(request.method.as_str(), "PATCH" | "PUT") {
+        intake.drain()?;
+    }
+    let answer = route(inner, request, fault, intake)?;
+    if intake.will_be_cut() {
+        intake.drain()?;
+    }
+    Ok(answer)
 }
 
 fn choose_fault(state: &mut State, request: &Request) -> Option<Fault> {
     let mut chosen = None;
     for rule in &mut state.rules {
-        if rule.matches.matches(request) {
-            rule.count += 1;
-            if chosen.is_none() && rule.matches.fires(rule.count) {
-                chosen = Some(rule.fault.clone());
-            }
+        if let Some(fault) = rule.consider(request)
+            && chosen.is_none()
+        {
+            chosen = Some(fault.clone());
         }
     }
-    if chosen.is_some() {
-        return chosen;
-    }
-    let size = size_of(state, request);
-    let random = state.random.as_mut()?;
-    if !request.path.contains("/blobs/") && !request.path.contains("/manifests/") {
-        return None;
-    }
-    let run = random.runs.entry(request.path.clone()).or_default();
-    if *run >= random.in_a_row || !random.random.chance(random.per_mille) {
-        *run = 0;
-        return None;
-    }
-    *run += 1;
-    random.injected += 1;
-    Some(draw(&mut random.random, random.kinds, size))
-}
-
-/// How long the object of a request is, as far as this server knows it.
-fn size_of(state: &State, request: &Request) -> u64 {
-    let name = request.path.rsplit('/').next().unwrap_or_default();
-    state.blobs.get(name).map_or(600, Content::len)
+    chosen.or_else(|| random::draw(state, request))
 }
 
 fn send(
@@ -381,7 +415,7 @@ fn send(
     let mut headers = answer.headers.clone();
     if sending.chunked {
         headers.push(("Transfer-Encoding".to_owned(), "chunked".to_owned()));
-    } else {
+    } else if answer.status != 204 {
         let length = sending.announced.unwrap_or(answer.length);
         headers.push(("Content-Length".to_owned(), length.to_string()));
     }

@@ -8,6 +8,7 @@
 use super::hostile::{PASSWORD, USER};
 use super::http::{After, Connection, Request, Server};
 use super::image::{Blob, Receiver};
+use super::skopeo::Place;
 use super::tls::{Authority, Certificate};
 use super::{process, wait_for};
 use base64::Engine as _;
@@ -40,11 +41,13 @@ pub(crate) struct Tokens {
     pub(crate) lifetime: Duration,
     /// Whether those without credentials may pull; otherwise they are refused.
     pub(crate) anonymous_pull: bool,
+    /// Nobody gets a token that is good for more than pulling.
+    pub(crate) pull_only: bool,
 }
 
 impl Default for Tokens {
     fn default() -> Self {
-        Self { lifetime: Duration::from_mins(5), anonymous_pull: false }
+        Self { lifetime: Duration::from_mins(5), anonymous_pull: false, pull_only: false }
     }
 }
 
@@ -61,6 +64,23 @@ pub(crate) struct Logged {
 impl Logged {
     pub(crate) fn is_blob_get(&self) -> bool {
         self.method == "GET" && self.path.contains("/blobs/sha256:")
+    }
+
+    /// PUT that ends the upload of this blob.
+    pub(crate) fn is_put_of(&self, digest: &str) -> bool {
+        let encoded = digest.replace(':', "%3A");
+        let path = &self.path;
+        self.method == "PUT"
+            && path.contains("/blobs/uploads/")
+            && (path.contains(digest) || path.contains(&encoded))
+    }
+
+    pub(crate) fn is_mount(&self) -> bool {
+        self.method == "POST" && self.path.contains("mount=")
+    }
+
+    pub(crate) fn is_manifest_put(&self) -> bool {
+        self.method == "PUT" && self.path.contains("/manifests/")
     }
 }
 
@@ -189,6 +209,28 @@ impl Registry {
         server.requests.load(Ordering::SeqCst)
     }
 
+    /// The scopes for which tokens were asked, in the order of the requests.
+    pub(crate) fn scopes_asked(&self) -> Vec<String> {
+        let server = self.token_server.as_ref().expect("a registry with tokens");
+        server.scopes.lock().expect("never poisoned").clone()
+    }
+
+    /// Where skopeo finds `repository:tag`, through the front door with all that this registry asks for (but
+    /// for client certificates).
+    pub(crate) fn place(&self, image: &str) -> Place {
+        let image = format!("{}/{image}", self.host());
+        if self.authority.is_some() {
+            let certificates = self.directory.path().join("certificates");
+            std::fs::create_dir_all(&certificates).expect("making a directory");
+            std::fs::copy(self.ca_file(), certificates.join("ca.crt")).expect("copying a file");
+            return Place::tls(&image, &certificates).login();
+        }
+        match self.token_server {
+            Some(_) => Place::plain(&image).login(),
+            None => Place::plain(&image),
+        }
+    }
+
     /// Where a client without TLS and credentials gets in.
     pub(crate) fn open_host(&self) -> String {
         if self.authority.is_none() && self.token_server.is_none() {
@@ -255,6 +297,22 @@ impl Registry {
         let mut reader = response.body_mut().as_reader();
         reader.read_to_end(&mut bytes).expect("reading a manifest");
         Some(bytes)
+    }
+
+    /// Whether a blob is in this repository.
+    pub(crate) fn has_blob(&self, repository: &str, digest: &str) -> bool {
+        let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.open_host());
+        agent().head(url).call().expect("asking for a blob").status() == 200
+    }
+
+    /// The tags of a repository; none where it does not exist.
+    pub(crate) fn tags(&self, repository: &str) -> Vec<String> {
+        let url = format!("http://{}/v2/{repository}/tags/list", self.open_host());
+        let mut response = agent().get(url).call().expect("asking for tags");
+        let text = response.body_mut().read_to_string().expect("reading tags");
+        let list: serde_json::Value = serde_json::from_str(&text).expect("tags are JSON");
+        let tags = list["tags"].as_array().into_iter().flatten();
+        tags.map(|tag| tag.as_str().expect("a tag is text").to_owned()).collect()
     }
 
     /// Overwrites the stored bytes of a blob behind the registry's back.
@@ -386,6 +444,7 @@ fn parse_line(line: &str) -> Option<Logged> {
 struct TokenServer {
     server: Server,
     requests: Arc<AtomicUsize>,
+    scopes: Arc<Mutex<Vec<String>>>,
     certificate: String,
 }
 
@@ -411,16 +470,17 @@ impl TokenServer {
             chain: base64::engine::general_purpose::STANDARD.encode(certificate.der()),
         };
         let requests = Arc::new(AtomicUsize::new(0));
+        let scopes = Arc::new(Mutex::default());
         let server = Server::start({
-            let requests = requests.clone();
+            let (requests, scopes) = (requests.clone(), scopes.clone());
             move |request: &Request, connection: &mut Connection<'_>| -> std::io::Result<After> {
                 requests.fetch_add(1, Ordering::SeqCst);
-                let (status, body) = answer(request, &tokens, &signer);
+                let (status, body) = answer(request, &tokens, &signer, &scopes);
                 let headers = [("Content-Type", "application/json")];
                 connection.respond(status, &headers, body.as_bytes())
             }
         });
-        Self { server, requests, certificate: certificate.pem() }
+        Self { server, requests, scopes, certificate: certificate.pem() }
     }
 
     fn realm(&self) -> String {
@@ -428,7 +488,12 @@ impl TokenServer {
     }
 }
 
-fn answer(request: &Request, tokens: &Tokens, signer: &Signer) -> (u16, String) {
+fn answer(
+    request: &Request,
+    tokens: &Tokens,
+    signer: &Signer,
+    asked: &Mutex<Vec<String>>,
+) -> (u16, String) {
     let refusal = || (401, json!({"errors": [{"code": "UNAUTHORIZED"}]}).to_string());
     let form = request.form();
     let mut scopes: Vec<&str> = request.queries("scope");
@@ -446,14 +511,16 @@ fn answer(request: &Request, tokens: &Tokens, signer: &Signer) -> (u16, String) 
             _ => return refusal(),
         }
     };
+    let scopes: Vec<&str> = scopes.iter().flat_map(|scope| scope.split(' ')).collect();
+    asked.lock().expect("never poisoned").extend(scopes.iter().map(|scope| (*scope).to_owned()));
+    let may_push = known && !tokens.pull_only;
     let access: Vec<_> = scopes
         .iter()
-        .flat_map(|scope| scope.split(' '))
         .filter_map(|scope| {
             let (kind, rest) = scope.split_once(':')?;
             let (name, actions) = rest.rsplit_once(':')?;
             let allowed: Vec<&str> =
-                actions.split(',').filter(|action| known || *action == "pull").collect();
+                actions.split(',').filter(|action| may_push || *action == "pull").collect();
             Some(json!({"type": kind, "name": name, "actions": allowed}))
         })
         .collect();

@@ -2,14 +2,18 @@
 
 use super::access::{refuse, token};
 use super::fault::Fault;
-use super::{Inner, State};
+use super::intake::{Intake, Stop};
+use super::{Inner, State, manifests, uploads};
 use crate::support::content::{self, Content, digest};
 use crate::support::http::Request;
 use crate::support::image::OCI_INDEX;
 use serde_json::{Value, json};
 
+/// Longest body of a request that is not about manifests and blobs.
+const MAX_FORM: usize = 1 << 20;
+
 /// What would be sent if nothing went wrong.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     pub(super) status: u16,
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: Content,
@@ -19,7 +23,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(status: u16, media_type: &str, bytes: impl Into<Content>) -> Self {
+    pub(crate) fn new(status: u16, media_type: &str, bytes: impl Into<Content>) -> Self {
         let body = bytes.into();
         Self {
             status,
@@ -30,16 +34,27 @@ impl Answer {
         }
     }
 
-    pub(super) fn error(status: u16, code: &str, message: &str) -> Self {
+    pub(crate) fn error(status: u16, code: &str, message: &str) -> Self {
         let body = json!({"errors": [{"code": code, "message": message}]});
         Self::new(status, "application/json", body.to_string().into_bytes())
     }
 
-    pub(super) fn json(body: &Value) -> Self {
-        Self::new(200, "application/json", body.to_string().into_bytes())
+    pub(crate) fn json(body: &Value) -> Self {
+        Self::json_with(200, body)
     }
 
-    pub(super) fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub(crate) fn json_with(status: u16, body: &Value) -> Self {
+        Self::new(status, "application/json", body.to_string().into_bytes())
+    }
+
+    /// No body, and no type of one.
+    pub(crate) fn empty(status: u16) -> Self {
+        let mut answer = Self::new(status, "", Vec::new());
+        answer.headers.clear();
+        answer
+    }
+
+    pub(crate) fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.headers.push((name.to_owned(), value.into()));
         self
     }
@@ -52,41 +67,79 @@ impl Answer {
     }
 }
 
-pub(super) fn route(inner: &Inner, request: &Request, fault: Option<&Fault>) -> Answer {
-    let mut state = inner.state();
-    if request.path == "/token" {
-        return token(&mut state, request);
+pub(super) fn route(
+    inner: &Inner,
+    request: &Request,
+    fault: Option<&Fault>,
+    intake: &mut Intake<'_, '_>,
+) -> Result<Answer, Stop> {
+    let own;
+    let request = if request.path.starts_with("/v2/") {
+        request
+    } else {
+        own = request.with_body(intake.hold(MAX_FORM)?);
+        &own
+    };
+    if let Some(answer) = inner.front.get().and_then(|front| front.answer(request)) {
+        return Ok(answer);
     }
-    // The far side of a redirect: storage, not a registry; the address itself is the permission.
+    if matches!(request.path.as_str(), "/token" | "/service/token") {
+        return Ok(token(inner, request));
+    }
+    let mut state = inner.state();
+    let session = uploads::session_path(&request.path);
+    if let Some(origin) = state.uploads_of.clone()
+        && let Some(path) = session.filter(|(_, id)| !id.is_empty())
+    {
+        // The far side of an upload: the address itself is the permission.
+        drop(state);
+        return uploads::route(&origin, request, path, fault, intake);
+    }
+    // The far side of a redirect: storage, not a registry; here, too, the address is the permission.
     if let Some(signed) = &mut state.signed {
         let uses = request.query("signature").and_then(|sig| signed.get_mut(sig));
         let Some(left) = uses.filter(|left| **left > 0) else {
-            return Answer::error(403, "DENIED", "the address has expired");
+            return Ok(Answer::error(403, "DENIED", "the address has expired"));
         };
         *left -= 1;
     } else if let Some(refusal) = refuse(&mut state, request) {
-        return refusal;
+        return Ok(refusal);
     }
+    if let Some(path) = session {
+        drop(state);
+        return uploads::route(inner, request, path, fault, intake);
+    }
+    if request.method == "PUT"
+        && let Some(path) =
+            request.path.strip_prefix("/v2/").unwrap_or_default().rsplit_once("/manifests/")
+    {
+        drop(state);
+        return manifests::put(inner, request, path, fault, intake);
+    }
+    Ok(read(&mut state, request, fault))
+}
+
+fn read(state: &mut State, request: &Request, fault: Option<&Fault>) -> Answer {
     let Some(rest) = request.path.strip_prefix("/v2/") else {
         return Answer::error(404, "NAME_UNKNOWN", "no such path");
     };
     if rest.is_empty() {
         return Answer::json(&json!({}));
     }
-    if request.method != "GET" && request.method != "HEAD" {
-        return Answer::error(405, "UNSUPPORTED", "this registry is read-only");
+    if request.is_write() {
+        return Answer::error(405, "UNSUPPORTED", "the operation is unsupported");
     }
     if let Some((repository, reference)) = rest.rsplit_once("/manifests/") {
-        return manifest(&state, repository, reference);
+        return manifest(state, repository, reference);
     }
-    if let Some((_, digest)) = rest.rsplit_once("/blobs/") {
-        return blob(&mut state, request, digest, fault);
+    if let Some((repository, digest)) = rest.rsplit_once("/blobs/") {
+        return blob(state, request, repository, digest, fault);
     }
     if let Some(repository) = rest.strip_suffix("/tags/list") {
-        return tags(&state, request, repository);
+        return tags(state, request, repository);
     }
     if let Some((repository, digest)) = rest.rsplit_once("/referrers/") {
-        return referrers(&state, request, repository, digest);
+        return referrers(state, request, repository, digest);
     }
     Answer::error(404, "NAME_UNKNOWN", "no such path")
 }
@@ -105,12 +158,17 @@ pub(super) fn manifest(state: &State, repository: &str, reference: &str) -> Answ
 pub(super) fn blob(
     state: &mut State,
     request: &Request,
+    repository: &str,
     digest: &str,
     fault: Option<&Fault>,
 ) -> Answer {
-    let Some(content) = state.blobs.get(digest).cloned() else {
+    let known = state.signed.is_some() || state.has_blob(repository, digest);
+    let Some(content) = state.blobs.get(digest).filter(|_| known).cloned() else {
         return Answer::error(404, "BLOB_UNKNOWN", "blob unknown to registry");
     };
+    if request.method == "GET" && !content.is_kept() {
+        return Answer::error(501, "UNSUPPORTED", "the bytes of this blob were not kept");
+    }
     if request.method == "GET"
         && let Some(redirects) = &state.redirects
     {

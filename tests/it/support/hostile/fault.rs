@@ -1,12 +1,11 @@
-//! What can go wrong with a response, and when.
+//! What can go wrong with a request and its response.
 
 use super::answer::{Answer, set_content_range};
-use crate::support::content::{Content, Random, digest};
+use crate::support::content::{Content, digest};
 use crate::support::http::Request;
-use std::collections::HashMap;
 use std::time::Duration;
 
-/// What goes wrong with one response. Counts are in bytes of the response body.
+/// What goes wrong with one request. Where nothing else is said, counts are in bytes of the response's body.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
     /// Promise the whole body, send this many bytes of it, close.
@@ -15,11 +14,15 @@ pub(crate) enum Fault {
     ResetAfter(u64),
     /// Send this many bytes, then nothing more.
     HangAfter(u64),
-    /// Send nothing at all, not even a status line.
+    /// Do nothing and send nothing at all, not even a status line. What is sent here is read.
     HangBefore,
-    /// Close without a response.
+    /// Close without having done anything and without a response.
     LostConnection,
-    /// This many bytes, a pause, and so on.
+    /// Do what is asked for, then close without a response.
+    LostAnswer,
+    /// Do what is asked for, then say nothing.
+    HangAnswer,
+    /// This many bytes, a pause, and so on; of the request's body where something is uploaded.
     Drip {
         bytes: u64,
         interval: Duration,
@@ -30,8 +33,34 @@ pub(crate) enum Fault {
     WrongContentLength(i64),
     /// The body comes chunked, with no length announced.
     Chunked,
-    /// An error with these headers and an OCI error body.
+    /// An error with these headers and an OCI error body. What should be written is read and not written.
     Status(u16, Vec<(String, String)>),
+    /// The same with an OCI error code of one's own.
+    Refusal(u16, &'static str),
+    /// An error before the request's body is read, as proxies answer; then the connection is closed.
+    RefuseEarly(u16),
+    /// An error although what was asked for has been done.
+    DoneBut(u16),
+    /// Take this many bytes of the request's body, then close. What was taken stays in the upload session.
+    DropBody(u64),
+    /// The same with a reset.
+    ResetBody(u64),
+    /// Take this many bytes of the request's body, then neither read nor say anything.
+    StallBody(u64),
+    /// 413 when the request's body is longer than this; else nothing is wrong. As nginx's
+    /// `client_max_body_size`: a length that is announced is refused before the body is read.
+    TooLarge(u64),
+    /// 201 for a blob or a manifest that is not stored, for a mount that is not made.
+    Lie,
+    /// 404: the upload session is gone.
+    ForgetSession,
+    /// The mount is not made, and an upload is begun instead.
+    DeclineMount,
+    /// No token is good any more, this request's included.
+    RevokeTokens,
+    NoLocation,
+    /// `Location` says this.
+    WrongLocation(String),
     /// 200 and the whole blob, whatever range was asked for.
     IgnoreRange,
     /// 206 with a range that starts elsewhere, and a Content-Range that says so.
@@ -65,161 +94,20 @@ impl Fault {
         Self::Status(status, vec![(name.to_owned(), value.to_owned())])
     }
 
+    /// Whether nothing is done that was asked for.
+    pub(super) fn refuses(&self) -> bool {
+        matches!(
+            self,
+            Self::Status(..) | Self::Refusal(..) | Self::RedirectTo(_) | Self::DifferentBody { .. }
+        )
+    }
+
     /// What a login page of a network answers to everything.
     pub(crate) fn captive_portal() -> Self {
         Self::DifferentBody {
             media_type: "text/html".to_owned(),
             bytes: b"<html><body>Please log in</body></html>".to_vec(),
         }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) enum When {
-    Always,
-    Nth(u64),
-    Every(u64),
-    First(u64),
-    From(u64),
-}
-
-/// Which requests a rule is about.
-#[derive(Debug, Clone)]
-pub(crate) struct Match {
-    method: Option<&'static str>,
-    path_contains: String,
-    ranged: Option<bool>,
-    when: When,
-}
-
-impl Match {
-    pub(crate) fn any() -> Self {
-        Self { method: None, path_contains: String::new(), ranged: None, when: When::Always }
-    }
-
-    /// GET of blobs.
-    pub(crate) fn blobs() -> Self {
-        Self::get("/blobs/")
-    }
-
-    /// GET or HEAD of manifests.
-    pub(crate) fn manifests() -> Self {
-        Self::any().path("/manifests/")
-    }
-
-    pub(crate) fn get(path_contains: &str) -> Self {
-        Self::any().method("GET").path(path_contains)
-    }
-
-    pub(crate) fn method(mut self, method: &'static str) -> Self {
-        self.method = Some(method);
-        self
-    }
-
-    pub(crate) fn path(mut self, contains: &str) -> Self {
-        contains.clone_into(&mut self.path_contains);
-        self
-    }
-
-    /// Only requests with a range (true) or without one (false).
-    pub(crate) fn ranged(mut self, ranged: bool) -> Self {
-        self.ranged = Some(ranged);
-        self
-    }
-
-    /// The n-th matching request, from 1.
-    pub(crate) fn nth(mut self, n: u64) -> Self {
-        self.when = When::Nth(n);
-        self
-    }
-
-    pub(crate) fn every(mut self, n: u64) -> Self {
-        self.when = When::Every(n);
-        self
-    }
-
-    pub(crate) fn first(mut self, n: u64) -> Self {
-        self.when = When::First(n);
-        self
-    }
-
-    /// The n-th and all later ones.
-    pub(crate) fn from(mut self, n: u64) -> Self {
-        self.when = When::From(n);
-        self
-    }
-
-    pub(super) fn matches(&self, request: &Request) -> bool {
-        self.method.is_none_or(|method| method == request.method)
-            && request.path.contains(&self.path_contains)
-            && self.ranged.is_none_or(|ranged| ranged == request.header("range").is_some())
-    }
-
-    pub(super) fn fires(&self, count: u64) -> bool {
-        match self.when {
-            When::Always => true,
-            When::Nth(n) => count == n,
-            When::Every(n) => count.is_multiple_of(n),
-            When::First(n) => count <= n,
-            When::From(n) => count >= n,
-        }
-    }
-}
-
-/// Which faults `faults_random` draws from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kinds {
-    /// A client that tries again gets there.
-    Retryable,
-    /// Bytes, lengths and digests are wrong; a client must notice, and may give up.
-    Corrupting,
-    /// Both.
-    All,
-}
-
-pub(super) struct RandomFaults {
-    pub(super) random: Random,
-    pub(super) per_mille: u32,
-    pub(super) kinds: Kinds,
-    pub(super) in_a_row: u32,
-    pub(super) runs: HashMap<String, u32>,
-    pub(super) injected: usize,
-}
-
-pub(super) struct Rule {
-    pub(super) matches: Match,
-    pub(super) fault: Fault,
-    pub(super) count: u64,
-}
-
-pub(super) fn draw(random: &mut Random, kinds: Kinds, size: u64) -> Fault {
-    let corrupting = match kinds {
-        Kinds::Retryable => false,
-        Kinds::Corrupting => true,
-        Kinds::All => random.chance(300),
-    };
-    let at = random.below(size);
-    if corrupting {
-        return match random.below(7) {
-            0 | 1 => Fault::FlipByte(at),
-            2 => Fault::WrongContentLength(-1 - random.below(size.min(100)).cast_signed()),
-            3 => Fault::WrongContentDigest,
-            4 => Fault::LyingRange,
-            5 => Fault::EmptyBody,
-            _ => Fault::captive_portal(),
-        };
-    }
-    match random.below(12) {
-        0 | 1 => Fault::TruncateAt(at),
-        2 | 3 => Fault::ResetAfter(at),
-        4 => Fault::LostConnection,
-        5 => Fault::status_with(429, "Retry-After", "0"),
-        6 => Fault::status(500),
-        7 => Fault::status(502),
-        8 => Fault::status_with(503, "Retry-After", "0"),
-        9 => Fault::IgnoreRange,
-        10 => Fault::Drip { bytes: (size / 4).max(1), interval: Duration::from_millis(2) },
-        _ => Fault::WrongContentLength(1 + random.below(100).cast_signed()),
     }
 }
 
@@ -267,16 +155,15 @@ pub(super) fn apply(
         }
         Fault::Chunked => sending.chunked = true,
         Fault::Status(status, headers) => {
-            let code = match status {
-                401 => "UNAUTHORIZED",
-                403 => "DENIED",
-                404 => "MANIFEST_UNKNOWN",
-                429 => "TOOMANYREQUESTS",
-                _ => "UNKNOWN",
-            };
-            *answer = Answer::error(status, code, "injected by a test");
+            *answer = refusal(status);
             answer.headers.extend(headers);
         }
+        Fault::Refusal(status, code) => {
+            *answer = Answer::error(status, code, "injected by a test");
+        }
+        Fault::RefuseEarly(status) | Fault::DoneBut(status) => *answer = refusal(status),
+        Fault::NoLocation => answer.set("Location", None),
+        Fault::WrongLocation(location) => answer.set("Location", Some(location)),
         Fault::WrongRange if answer.status == 206 => {
             let shift = (answer.start / 2).max(1).min(answer.start);
             answer.start -= shift;
@@ -319,10 +206,32 @@ pub(super) fn apply(
         }
         // Handled before, or about ranges while no range was asked for.
         Fault::LostConnection
+        | Fault::LostAnswer
+        | Fault::HangAnswer
         | Fault::HangBefore
+        | Fault::DropBody(_)
+        | Fault::ResetBody(_)
+        | Fault::StallBody(_)
+        | Fault::TooLarge(_)
+        | Fault::Lie
+        | Fault::ForgetSession
+        | Fault::DeclineMount
+        | Fault::RevokeTokens
         | Fault::IgnoreRange
         | Fault::WrongRange
         | Fault::LyingRange => {}
     }
     sending
+}
+
+fn refusal(status: u16) -> Answer {
+    let code = match status {
+        401 => "UNAUTHORIZED",
+        403 => "DENIED",
+        404 => "MANIFEST_UNKNOWN",
+        405 => "UNSUPPORTED",
+        429 => "TOOMANYREQUESTS",
+        _ => "UNKNOWN",
+    };
+    Answer::error(status, code, "injected by a test")
 }
