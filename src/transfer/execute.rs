@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     image::{Platform, View},
-    tree::{Blobs, Error, Kind, Opened, Received, Receiver, Result, Sink},
+    tree::{Blobs, Error, Kind, Names, Opened, Received, Receiver, Result, Sink},
 };
 
 /// Blobs up to this size, in bytes, are bound by round trips and not by bandwidth. They have
@@ -48,7 +48,7 @@ pub async fn execute<S, D, O>(
     observer: &Arc<O>,
 ) -> Report
 where
-    S: Blobs,
+    S: Names + Blobs,
     D: Sink,
     O: Observer,
 {
@@ -71,7 +71,7 @@ where
             source: source.clone(),
             sink: sink.clone(),
             observer: observer.clone(),
-            places: Places::new(concurrency),
+            places: Places::new(concurrency, source.is_remote()),
             full: DiskFull::default(),
             blobs: blobs.into_iter().map(Arc::new).collect(),
         }),
@@ -398,16 +398,19 @@ async fn take(place: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
 /// plan.
 struct Places {
     concurrency: usize,
+    /// Whether the source is of registries; names in a directory are only names.
+    source_is_remote: bool,
     places: Mutex<HashMap<(String, String, bool), Arc<Semaphore>>>,
 }
 
 impl Places {
-    fn new(concurrency: usize) -> Self {
-        Self { concurrency: concurrency.max(1), places: Mutex::default() }
+    fn new(concurrency: usize, source_is_remote: bool) -> Self {
+        Self { concurrency: concurrency.max(1), source_is_remote, places: Mutex::default() }
     }
 
     fn of(&self, blob: &BlobPlan, target: &BlobTarget) -> Arc<Semaphore> {
-        let source = blob.sources.first().map(|r| r.registry().to_owned()).unwrap_or_default();
+        let source = blob.sources.first().filter(|_| self.source_is_remote);
+        let source = source.map(|r| r.registry().to_owned()).unwrap_or_default();
         let target = target.repository.registry().to_owned();
         let small = blob.descriptor.size <= SMALL_BLOB;
         let number = if small { self.concurrency.div_ceil(2) } else { self.concurrency };
