@@ -8,7 +8,7 @@ mod error;
 pub mod images_dir;
 pub mod registry;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
@@ -86,12 +86,13 @@ pub trait Blobs: Send + Sync + 'static {
         async { Ok(None) }
     }
 
-    /// Reads `blob` from byte `offset` to its end. The bytes are not yet verified.
+    /// Reads the bytes `range` of `blob`; what is beyond its end is not read. They are not yet
+    /// verified.
     fn read(
         &self,
         repository: &Repository,
         blob: &Descriptor,
-        offset: u64,
+        range: Range<u64>,
     ) -> impl Future<Output = Result<Self::Stream>> + Send;
 }
 
@@ -100,6 +101,12 @@ pub trait ByteStream: Send + 'static {
     /// The next piece, or `None` once all bytes that were asked for have come. Interruptions are
     /// mended inside; an error is final.
     fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>>> + Send;
+
+    /// Whether the source has been found to send all of the content whatever range it is asked
+    /// for, so that asking for parts makes no sense.
+    fn ignores_ranges(&self) -> bool {
+        false
+    }
 }
 
 /// One blob, as whoever receives it sees its source.

@@ -48,7 +48,8 @@ impl<S: Blobs, O: Observer> SourceBlob<S, O> {
     async fn open(&self, offset: u64) -> Result<S::Stream> {
         let mut failure = None;
         for repository in &self.blob.sources {
-            match self.source.read(repository, &self.blob.descriptor, offset).await {
+            let blob = &self.blob.descriptor;
+            match self.source.read(repository, blob, offset..blob.size).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => {
                     let elsewhere = matches!(

@@ -364,7 +364,7 @@ async fn read_small<S: Blobs>(
     repository: &Repository,
     blob: &Descriptor,
 ) -> Result<Bytes> {
-    let mut stream = source.read(repository, blob, 0).await?;
+    let mut stream = source.read(repository, blob, 0..blob.size).await?;
     let mut content = Vec::new();
     while let Some(piece) = stream.next().await? {
         content.extend_from_slice(&piece);

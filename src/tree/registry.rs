@@ -18,6 +18,7 @@ mod upload;
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -395,10 +396,10 @@ impl Blobs for Registry {
         &self,
         repository: &Repository,
         blob: &Descriptor,
-        offset: u64,
+        range: Range<u64>,
     ) -> Result<BlobStream> {
         let session = self.session(repository)?;
-        let stream = BlobStream::new(session.clone(), repository, blob, offset);
+        let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
         match stream.start().await {
             Err(error) if error.is_not_found() && !blob.urls.is_empty() => {
                 // Foreign layers: the registry does not have them, their makers do.
@@ -408,7 +409,7 @@ impl Blobs for Registry {
                     else {
                         continue;
                     };
-                    let stream = BlobStream::new(session.clone(), repository, blob, offset);
+                    let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
                     if let Ok(stream) = stream.at(url, blob.digest).start().await {
                         return Ok(stream);
                     }

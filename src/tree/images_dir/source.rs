@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File, Metadata},
     io::{self, Read, Seek, SeekFrom},
+    ops::Range,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -42,10 +43,10 @@ impl BlobFile {
         &self.file
     }
 
-    /// Reads it from byte `offset` on.
-    pub fn read(&self, offset: u64) -> Result<FileStream> {
+    /// Reads the bytes `range` of it.
+    pub fn read(&self, range: Range<u64>) -> Result<FileStream> {
         let file = self.file.try_clone().map_err(|e| Error::io(&self.path, "opening", e))?;
-        FileStream::start(file, self.path.clone(), offset)
+        FileStream::start(file, self.path.clone(), range)
     }
 
     /// Makes `to` another name of the file, by way of `temporary`, and returns what the file looks
@@ -87,25 +88,34 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A file that is read piece by piece, one piece ahead.
+/// A part of a file that is read piece by piece, one piece ahead.
 pub struct FileStream {
     path: PathBuf,
+    /// Bytes that have not been asked for.
+    left: u64,
     next: Option<JoinHandle<io::Result<(File, Vec<u8>)>>>,
 }
 
 impl FileStream {
-    fn start(mut file: File, path: PathBuf, offset: u64) -> Result<Self> {
-        file.seek(SeekFrom::Start(offset)).map_err(|e| Error::io(&path, "reading", e))?;
-        let next = Some(Self::ahead(file));
-        Ok(Self { path, next })
+    fn start(mut file: File, path: PathBuf, range: Range<u64>) -> Result<Self> {
+        file.seek(SeekFrom::Start(range.start)).map_err(|e| Error::io(&path, "reading", e))?;
+        let left = range.end.saturating_sub(range.start);
+        let mut stream = Self { path, left, next: None };
+        stream.read_ahead(file);
+        Ok(stream)
     }
 
-    fn ahead(file: File) -> JoinHandle<io::Result<(File, Vec<u8>)>> {
-        tokio::task::spawn_blocking(move || {
+    fn read_ahead(&mut self, file: File) {
+        let length = self.left.min(PIECE as u64);
+        if length == 0 {
+            return;
+        }
+        self.left -= length;
+        self.next = Some(tokio::task::spawn_blocking(move || {
             let mut piece = Vec::with_capacity(PIECE);
-            (&file).take(PIECE as u64).read_to_end(&mut piece)?;
+            (&file).take(length).read_to_end(&mut piece)?;
             Ok((file, piece))
-        })
+        }));
     }
 }
 
@@ -117,7 +127,7 @@ impl ByteStream for FileStream {
         if piece.is_empty() {
             return Ok(None);
         }
-        self.next = Some(Self::ahead(file));
+        self.read_ahead(file);
         Ok(Some(piece.into()))
     }
 }
@@ -130,9 +140,14 @@ impl Blobs for ImagesDir {
         self.blocking(move |inner| inner.there(&blob).map(|_| ())).await
     }
 
-    async fn read(&self, _: &Repository, blob: &Descriptor, offset: u64) -> Result<FileStream> {
+    async fn read(
+        &self,
+        _: &Repository,
+        blob: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<FileStream> {
         let (inner, blob) = (self.inner.clone(), blob.clone());
-        self.blocking(move |_| inner.blob_file(&blob)).await?.read(offset)
+        self.blocking(move |_| inner.blob_file(&blob)).await?.read(range)
     }
 
     async fn file(&self, _: &Repository, blob: &Descriptor) -> Result<Option<BlobFile>> {

@@ -1,11 +1,11 @@
 //! Reading a blob: one ranged request after another, until all its bytes have come.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{
     Method, StatusCode, Url,
-    header::{CONTENT_RANGE, HeaderMap},
+    header::{CONTENT_RANGE, HeaderMap, HeaderValue},
 };
 
 use super::session::{Answer, Ask, Lane, Retry, Session};
@@ -29,10 +29,15 @@ pub struct BlobStream {
     doing: String,
     /// Next byte that the caller gets.
     offset: u64,
+    /// The end of what is wanted.
+    end: u64,
+    /// Of the whole blob.
     size: u64,
     answer: Option<Answer>,
     /// Bytes of the answer to throw away before `offset` is reached.
     skip: u64,
+    /// Where the answer ends.
+    answer_end: u64,
     ranges_work: bool,
     retry: Retry,
     /// Where the last trouble was.
@@ -44,8 +49,10 @@ impl BlobStream {
         session: Arc<Session>,
         repository: &Repository,
         blob: &Descriptor,
-        offset: u64,
+        range: Range<u64>,
     ) -> Self {
+        let end = range.end.min(blob.size);
+        let offset = range.start.min(end);
         Self {
             url: session.url(repository, &format!("blobs/{}", blob.digest)),
             redirected: None,
@@ -54,9 +61,11 @@ impl BlobStream {
             session,
             repository: repository.clone(),
             offset,
+            end,
             size: blob.size,
             answer: None,
             skip: 0,
+            answer_end: end,
             ranges_work: true,
             trouble_at: offset,
         }
@@ -71,7 +80,7 @@ impl BlobStream {
 
     /// Makes the first request, so that what is not there is known at once.
     pub(super) async fn start(mut self) -> Result<Self> {
-        while self.offset < self.size && self.answer.is_none() {
+        while self.offset < self.end && self.answer.is_none() {
             if let Err(error) = self.open().await {
                 self.mend(error).await?;
             }
@@ -83,12 +92,22 @@ impl BlobStream {
         self.session.error(&self.doing, kind)
     }
 
+    /// The range that is to be asked for; `None` asks for everything.
+    fn range(&self) -> Option<HeaderValue> {
+        let last = if self.end < self.size { (self.end - 1).to_string() } else { String::new() };
+        let whole = self.offset == 0 && last.is_empty();
+        let range = format!("bytes={}-{last}", self.offset);
+        HeaderValue::from_str(&range).ok().filter(|_| self.ranges_work && !whole)
+    }
+
     /// Asks for the bytes from `offset` on.
     async fn open(&mut self) -> Result<()> {
-        let from = if self.ranges_work { self.offset } else { 0 };
+        let range = self.range();
+        let from = if range.is_some() { self.offset } else { 0 };
+        let asked_for_part = range.is_some();
         let ask = Ask {
             via: self.redirected.clone(),
-            from,
+            range,
             lane: Lane::Blobs,
             ..Ask::new(Method::GET, self.url.clone(), &self.repository, &self.doing)
         };
@@ -100,8 +119,10 @@ impl BlobStream {
             }
             other => other?,
         };
+        let mut end = self.size;
         let start = match answer.response.status() {
             StatusCode::PARTIAL_CONTENT => {
+                end = self.end;
                 let range = content_range(answer.response.headers());
                 match range {
                     Some((start, total)) if start == from => {
@@ -120,17 +141,21 @@ impl BlobStream {
                     }
                 }
             }
-            StatusCode::OK => 0,
+            StatusCode::OK => {
+                self.ranges_work &= !asked_for_part;
+                0
+            }
             status => {
                 let reason = format!("it answered {status} to a request for content");
                 return Err(self.error(Kind::Protocol(reason)));
             }
         };
-        let expected = self.size - start;
+        let expected = end - start;
         if let Some(length) = answer.response.content_length().filter(|l| *l != expected) {
             let found = start + length;
-            return Err(self.error(Kind::Size { expected: self.size, found }));
+            return Err(self.error(Kind::Size { expected: end, found }));
         }
+        self.answer_end = end;
         self.skip = self.offset - start;
         self.redirected = (answer.url != self.url).then(|| answer.url.clone());
         self.answer = Some(answer);
@@ -168,16 +193,18 @@ impl BlobStream {
         // `skipped` is at most the chunk's length.
         let chunk = chunk.slice(skipped as usize..);
         let found = self.offset + chunk.len() as u64;
-        if found > self.size {
-            return Err(self.error(Kind::Size { expected: self.size, found }));
+        if found > self.answer_end {
+            return Err(self.error(Kind::Size { expected: self.answer_end, found }));
         }
-        Ok(chunk)
+        // Of everything, which is what came, only so much is wanted.
+        let wanted = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
+        Ok(chunk.slice(..chunk.len().min(wanted)))
     }
 }
 
 impl ByteStream for BlobStream {
     async fn next(&mut self) -> Result<Option<Bytes>> {
-        while self.offset < self.size {
+        while self.offset < self.end {
             let step = match self.answer {
                 None => self.open().await.map(|()| Bytes::new()),
                 Some(_) => self.piece().await,
@@ -193,6 +220,10 @@ impl ByteStream for BlobStream {
         }
         self.answer = None;
         Ok(None)
+    }
+
+    fn ignores_ranges(&self) -> bool {
+        !self.ranges_work
     }
 }
 

@@ -186,8 +186,8 @@ pub(super) struct Ask<'a> {
     pub repository: &'a Repository,
     pub scope: Scope<'a>,
     pub accept: Option<&'static str>,
-    /// First byte wanted; 0 asks for everything, without a `Range`.
-    pub from: u64,
+    /// `Range`, if not everything is wanted.
+    pub range: Option<HeaderValue>,
     pub payload: Payload,
     /// Further headers.
     pub headers: HeaderMap,
@@ -211,7 +211,7 @@ impl<'a> Ask<'a> {
             repository,
             scope: Scope::Pull,
             accept: None,
-            from: 0,
+            range: None,
             payload: Payload::Nothing,
             headers: HeaderMap::new(),
             lane: Lane::Names,
@@ -468,8 +468,8 @@ impl Session {
         if let Some(accept) = ask.accept {
             request = request.header(ACCEPT, accept);
         }
-        if ask.from > 0 {
-            request = request.header(RANGE, format!("bytes={}-", ask.from));
+        if let Some(range) = &ask.range {
+            request = request.header(RANGE, range);
         }
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);

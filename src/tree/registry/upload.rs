@@ -173,7 +173,7 @@ impl Upload {
     ) -> std::result::Result<(), Failed> {
         match file {
             Some(file) => {
-                let stream = file.read(self.offset).map_err(Failed::at_source)?;
+                let stream = file.read(self.offset..self.blob.size).map_err(Failed::at_source)?;
                 self.send_from(content, stream).await
             }
             None => {
