@@ -426,12 +426,12 @@ pub(crate) struct RenderArgs {
     /// Language of the template; Tera if it has {%, Go if not
     #[arg(long, value_enum, value_name = "LANGUAGE")]
     pub(crate) template: Option<DialectArg>,
-    #[command(flatten)]
-    pub(crate) vars: VarsArgs,
     /// Set the variables of an image, .module.image.reference and .module.image.src.reference
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Option<String>,
     /// Fail where a variable is missing, instead of printing <no value>
     #[arg(long)]
     pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) vars: VarsArgs,
 }

@@ -259,7 +259,7 @@ const NOT_OFFERED: &[(&str, &str)] = &[
     (
         "abbrevboth wrap wrapWith plural initials swapcase snakecase camelcase kebabcase hello \
          osBase osDir osExt osClean osIsAbs urlParse urlJoin toDecimal toLowerByteUnit \
-         mapToNamedStringArgs ipInCIDR",
+         mapToNamedStringArgs getStringSlice ipInCIDR",
         "names of images have not needed it so far",
     ),
 ];

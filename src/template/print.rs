@@ -443,10 +443,7 @@ impl Directives<'_> {
             self.good &= !after_index;
             after_index = self.index();
             if self.skip('*') {
-                match self.star() {
-                    Some(precision) => flags.precision = usize::try_from(precision).ok(),
-                    None => {}
-                }
+                flags.precision = self.star().and_then(|precision| usize::try_from(precision).ok());
                 if flags.precision.is_none() {
                     printer.text.push("%!(BADPREC)")?;
                 }

@@ -1,13 +1,15 @@
 //! Tera's dialect, by the crate `tera`.
 //!
 //! Nothing is escaped, an undefined variable is an error, and the variables are the same as in the
-//! Go dialect. Tera bounds a `range()` itself; here the length of the text is bounded, and with it
-//! the loops that print. Loops that print nothing can nest: each of them goes over a list that
-//! the template or its variables hold.
+//! Go dialect.
+//!
+//! The crate has no budget of steps. What is bounded here is how deep loops nest, what `range()`
+//! gives, and the text that comes out; so rendering ends, if not always soon. What a template puts
+//! together on its way (`{% set s = s ~ s %}`) is not bounded.
 
 use std::io;
 
-use tera::{Context, ErrorKind, Tera};
+use tera::{Context, ErrorKind, Kwargs, State, Tera, TeraResult};
 
 use super::{
     MAX_OUTPUT_BYTES, Value,
@@ -25,6 +27,8 @@ const NAME: &str = "template";
 pub(super) fn parse(text: &str) -> Result<TeraTemplate, TemplateError> {
     let mut tera = Tera::new();
     tera.autoescape_on(Vec::<&str>::new());
+    tera.register_function("range", range);
+    check_loops(text)?;
     tera.add_raw_template(NAME, text).map_err(|error| described(&error, text))?;
     Ok(TeraTemplate { tera })
 }
@@ -50,6 +54,51 @@ impl TeraTemplate {
         String::from_utf8(output.bytes)
             .map_err(|_| TemplateError::placed(1, 1, Cause::Tera("not UTF-8".into())))
     }
+}
+
+/// How deep loops may nest.
+const MAX_LOOPS: usize = 3;
+
+/// How many numbers `range()` may give.
+const MAX_RANGE: usize = 1000;
+
+fn check_loops(text: &str) -> Result<(), TemplateError> {
+    let mut depth = 0_usize;
+    for (at, _) in text.match_indices("{%") {
+        let tag = text[at + 2..].trim_start_matches('-').trim_start();
+        match tag.split(|c: char| !c.is_alphanumeric()).next() {
+            Some("for") => depth += 1,
+            Some("endfor") => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_LOOPS {
+            let cause = Cause::Limit(format!("loops nest more than {MAX_LOOPS} deep"));
+            return Err(TemplateError::new(text, at, cause));
+        }
+    }
+    Ok(())
+}
+
+/// As Tera's own, which gives up to 100000.
+#[allow(clippy::needless_pass_by_value, reason = "Tera wants it so")]
+fn range(kwargs: Kwargs, _: &State) -> TeraResult<Vec<i64>> {
+    let start = kwargs.get::<i64>("start")?.unwrap_or(0);
+    let end = kwargs.must_get::<i64>("end")?;
+    let step = kwargs.get::<i64>("step_by")?.unwrap_or(1);
+    let mut numbers = Vec::new();
+    let mut number = start;
+    while (step > 0 && number < end) || (step < 0 && number > end) {
+        if numbers.len() == MAX_RANGE {
+            let message = format!("range() gives more than {MAX_RANGE} numbers");
+            return Err(tera::Error::message(message));
+        }
+        numbers.push(number);
+        match number.checked_add(step) {
+            Some(next) => number = next,
+            None => break,
+        }
+    }
+    Ok(numbers)
 }
 
 /// Takes text up to a bound.

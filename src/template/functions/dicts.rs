@@ -75,8 +75,9 @@ fn merged(call: &mut Call<'_>, overwrite: bool) -> Result<Value, Cause> {
     Ok(Value::Map(target))
 }
 
-/// As the library `mergo` does: an empty value never hides another, and the first one stays unless
-/// told otherwise.
+/// As the library `mergo` does: maps are merged, `nil` hides nothing, a map does not replace what is
+/// no map, and for the rest the first one that is not empty stays, or the last one with
+/// `overwrite`.
 fn merge(
     run: &mut Run,
     target: &Map,
@@ -90,19 +91,18 @@ fn merge(
     for (key, value) in entries {
         run.steps(1)?;
         let own = run.entries(target).get(&key).cloned();
-        match (own, &value) {
-            (Some(Value::Map(own)), Value::Map(other)) if !run.entries(&own).is_empty() => {
-                merge(run, &own, other, overwrite, depth + 1)?;
+        let replaces = match (&own, &value) {
+            (_, Value::Nil) => false,
+            (None, _) => true,
+            (Some(Value::Map(own)), Value::Map(other)) => {
+                merge(run, own, other, overwrite, depth + 1)?;
+                false
             }
-            (Some(own), value) => {
-                let replace = if overwrite { !is_empty(run, value) } else { is_empty(run, &own) };
-                if replace {
-                    run.entries_mut(target).insert(key, value.clone());
-                }
-            }
-            (None, _) => {
-                run.entries_mut(target).insert(key, value);
-            }
+            (Some(own), Value::Map(_)) => is_empty(run, own),
+            (Some(own), _) => overwrite || is_empty(run, own),
+        };
+        if replaces {
+            run.entries_mut(target).insert(key, value);
         }
     }
     Ok(())

@@ -79,7 +79,12 @@ fn translated(pattern: &str) -> String {
                         chars.next();
                     }
                 }
-                Some(other) => out.extend(['\\', other]),
+                Some(other) => {
+                    out.extend(['\\', other]);
+                    if matches!(other, 'p' | 'P' | 'x') && chars.next_if_eq(&'{').is_some() {
+                        out.push('{');
+                    }
+                }
                 None => out.push('\\'),
             },
             '[' if !in_class => {
@@ -98,11 +103,20 @@ fn translated(pattern: &str) -> String {
                 in_class = false;
                 out.push(']');
             }
+            // What is no count is itself.
+            '{' if !in_class && !starts_count(chars.clone()) => out.push_str("\\{"),
             '&' | '~' if in_class => out.extend(['\\', c]),
             c => out.push(c),
         }
     }
     out
+}
+
+/// Whether `3}`, `3,}` or `3,5}` comes.
+fn starts_count(rest: impl Iterator<Item = char>) -> bool {
+    let count: String = rest.take_while(|c| *c != '}').take(12).collect();
+    let (least, most) = count.split_once(',').unwrap_or((&count, ""));
+    !least.is_empty() && [least, most].iter().all(|n| n.bytes().all(|b| b.is_ascii_digit()))
 }
 
 fn is_match(call: &mut Call<'_>) -> Result<Value, Cause> {
@@ -158,7 +172,7 @@ fn replace_all(call: &mut Call<'_>, expand: bool) -> Result<Value, Cause> {
 fn split(call: &mut Call<'_>) -> Result<Value, Cause> {
     let (regex, text, parts) = (compile(call)?, call.text(1), limit(call.int(2)));
     if parts == 0 {
-        return Ok(Value::Nil);
+        return Ok(Vec::<Value>::new().into_iter().collect());
     }
     if !call.text(0).is_empty() && text.is_empty() {
         return Ok([Value::from("")].into_iter().collect());

@@ -170,6 +170,7 @@ fn dicts() {
             "map[a:2 n:map[x:5 z:9]]",
         ),
         ("{{ $d := dict \"a\" 1 }}{{ $_ := merge $d (dict \"b\" 2) }}{{ $d }}", "map[a:1 b:2]"),
+        ("{{ mergeOverwrite (dict \"a\" 1 \"b\" 2) (dict \"a\" 0 \"b\" nil) }}", "map[a:0 b:2]"),
         (
             "{{ $d := dict \"a\" (dict \"b\" 1) }}{{ $e := deepCopy $d }}{{ $_ := set $d.a \"b\" 2 }}{{ $e }}",
             "map[a:map[b:1]]",
@@ -279,6 +280,10 @@ fn regular_expressions() {
             "true true true",
         ),
         ("{{ regexReplaceAll \"\" \"ab\" \"-\" }}", "-a-b-"),
+        (
+            "{{ regexMatch `^a{,2}$` \"a{,2}\" }} {{ regexMatch `^a{2}$` \"aa\" }} {{ regexMatch `^\\p{L}+$` \"é\" }}",
+            "true true true",
+        ),
         ("{{ regexMatch \"(\" \"a\" }}", "ERROR error parsing regexp"),
         ("{{ regexMatch \"(?=a)\" \"a\" }}", "ERROR error parsing regexp"),
         ("{{ regexMatch \"(a{1000}){1000}\" \"a\" }}", "ERROR error parsing regexp"),

@@ -43,10 +43,19 @@ fn errors_have_places() {
 
 #[test]
 fn its_bounds() {
-    for text in [
-        "{% for i in range(end=100000) %}{% for j in range(end=100000) %}0123456789{% endfor %}{% endfor %}",
-        "{{ range(end=99999999) }}",
+    for (text, reason) in [
+        ("{{ range(end=99999999) }}", "more than 1000 numbers"),
+        (
+            "{% for i in range(end=1000) %}{% for j in range(end=1000) %}0123456789abcdefghijklm\
+             {% endfor %}{% endfor %}",
+            "longer than 16 MiB",
+        ),
+        (&"{%- for i in l %}".repeat(4), "nest more than 3 deep"),
+        (&"x".repeat((1 << 20) + 1), "longer than 1 MiB"),
     ] {
-        assert!(render(text).is_err(), "{text}");
+        let error = render(text).unwrap_err();
+        assert!(error.contains(reason), "{error}");
     }
+    let text = "{% for i in range(start=1, end=6, step_by=2) %}{{ i }}{% endfor %}";
+    assert_eq!(render(text).as_deref(), Ok("135"));
 }
