@@ -1,5 +1,0 @@
-//! tmp
-mod request;
-mod route;
-pub use request::*;
-pub use route::*;
