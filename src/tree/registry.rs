@@ -23,7 +23,8 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, LINK},
 };
 
-pub use auths::{Auths, AuthsError};
+pub use auths::{Auths, AuthsError, EntryKeys};
+pub(crate) use auths::{describe as describe_yaml_error, flag};
 pub use blob::BlobStream;
 pub use config::{Access, Credentials, Entry, RegistryConfig};
 pub use credentials::default_files as default_credential_files;
