@@ -78,6 +78,11 @@ impl ReferenceError {
     fn form(text: &str) -> Self {
         Self::new(text, FORM)
     }
+
+    /// What is wrong, without the text.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
 }
 
 impl Reference {
