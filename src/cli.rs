@@ -7,6 +7,8 @@ mod output;
 mod progress;
 mod pull;
 mod registries;
+mod render;
+mod vars;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -71,6 +73,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Ls(args) => inspect::ls(&args, &output),
         Command::Verify(args) => inspect::verify(&args, &output),
         Command::Prune(args) => inspect::prune(&args, &output),
+        Command::Render(args) => render::run(&args),
         Command::Completions { shell } => manual::completions(shell, Args::command()),
         Command::Man { dir } => manual::pages(&dir, Args::command()),
     };

@@ -183,3 +183,18 @@ pub fn image_vars(
     image.merge(under("src", under("reference", described)));
     under("module", under("image", image))
 }
+
+/// What the fuzz target needs.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use super::Value;
+
+    /// Variables of every type.
+    pub fn vars() -> Value {
+        serde_json::json!({
+            "a": 1, "f": 1.5, "s": "text", "t": true, "n": null, "l": ["x", 2, null], "e": [],
+            "m": {"a": 1, "b": {"c": "d"}}, "v": "v1.2.3-rc.1", "j": "{\"a\": [1]}",
+        })
+        .into()
+    }
+}

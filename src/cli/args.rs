@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 
+use super::vars::VarsArgs;
+
 const EXIT_STATUS: &str = "\
 Exit status:
   0  all done
@@ -27,6 +29,7 @@ pub(crate) enum Command {
     Ls(LsArgs),
     Verify(VerifyArgs),
     Prune(PruneArgs),
+    Render(RenderArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -48,7 +51,7 @@ impl Command {
             Self::Ls(args) => OutputArgs { json: args.json, quiet: false },
             Self::Verify(args) => args.output,
             Self::Prune(args) => args.output,
-            Self::Completions { .. } | Self::Man { .. } => OutputArgs::default(),
+            Self::Render(_) | Self::Completions { .. } | Self::Man { .. } => OutputArgs::default(),
         }
     }
 }
@@ -250,4 +253,33 @@ pub(crate) struct PruneArgs {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+/// Print what a template gives
+///
+/// Templates are Go's, with the functions of sprig, as in KubeKey: {{ .module.image.reference.tag }}.
+/// A text with {% is Tera's. This is what names of targets are made with; try them here.
+#[derive(ClapArgs)]
+#[command(after_help = EXIT_STATUS)]
+pub(crate) struct RenderArgs {
+    /// The template; `-` reads it from standard input
+    #[arg(value_name = "TEMPLATE", allow_hyphen_values = true)]
+    pub(crate) text: String,
+    /// Language of the template; Tera if it has {%, Go if not
+    #[arg(long, value_enum, value_name = "LANGUAGE")]
+    pub(crate) template: Option<DialectArg>,
+    #[command(flatten)]
+    pub(crate) vars: VarsArgs,
+    /// Set the variables of an image, .module.image.reference and .module.image.src.reference
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    /// Fail where a variable is missing, instead of printing <no value>
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum DialectArg {
+    Go,
+    Tera,
 }

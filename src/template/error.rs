@@ -161,9 +161,9 @@ mod tests {
     fn places_count_characters() {
         let text = "é\nüß {{ .x }} {{ y }}";
         let error = TemplateError::new(text, text.find('y').unwrap(), "no");
-        assert_eq!(error.to_string(), "2:15: no in {{ y }}");
+        assert_eq!(error.to_string(), "2:16: no in {{ y }}");
         let error = TemplateError::new(text, text.find(" {{ y").unwrap(), "no");
-        assert_eq!(error.to_string(), "2:12: no in {{ y }}");
+        assert_eq!(error.to_string(), "2:12: no");
         assert_eq!(TemplateError::new("", 7, "no").to_string(), "1:1: no");
     }
 }

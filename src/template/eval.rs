@@ -27,18 +27,22 @@ enum Flow {
 /// Renders a template.
 pub(super) fn render(tree: &Tree, vars: &Value, missing: Missing) -> Result<String, TemplateError> {
     let mut run = Run::new(missing);
-    render_body(&mut run, tree, &tree.root, Some(vars.clone()))
+    render_body(&mut run, tree, &tree.root, &Some(vars.clone()))
         .map_err(|(at, cause)| TemplateError::new(&tree.text, at, cause))
 }
 
 /// Renders a text within a rendering.
 pub(super) fn render_nested(run: &mut Run, text: &str, dot: Value) -> Result<String, Cause> {
-    let nested = |error: TemplateError| Cause::Nested(Box::new(error));
+    // Of texts in texts, the innermost has the mistake.
+    let nested = |error: TemplateError| match error.cause() {
+        Cause::Nested(inner) => Cause::Nested(inner.clone()),
+        _ => Cause::Nested(Box::new(error)),
+    };
     // Reading is work, too.
     run.steps(1 + text.len() / 16)?;
     run.enter()?;
     let tree = super::read_go(text).map_err(nested)?;
-    let rendered = render_body(run, &tree, &tree.root, Some(dot))
+    let rendered = render_body(run, &tree, &tree.root, &Some(dot))
         .map_err(|(at, cause)| nested(TemplateError::new(&tree.text, at, cause)))?;
     run.leave();
     Ok(rendered)
@@ -53,15 +57,15 @@ pub(super) fn render_defined(
 ) -> Result<String, Cause> {
     let body = tree.defined.get(name).ok_or_else(|| format!("template {name:?} not defined"))?;
     run.enter()?;
-    let rendered = render_body(run, tree, body, Some(dot)).map_err(|(_, cause)| cause)?;
+    let rendered = render_body(run, tree, body, &Some(dot)).map_err(|(_, cause)| cause)?;
     run.leave();
     Ok(rendered)
 }
 
-fn render_body(run: &mut Run, tree: &Tree, body: &Body, dot: Datum) -> Evaluated<String> {
+fn render_body(run: &mut Run, tree: &Tree, body: &Body, dot: &Datum) -> Evaluated<String> {
     let variables = vec![("$", dot.clone())];
     let mut evaluator = Evaluator { tree, run, variables, output: String::new() };
-    evaluator.body(&dot, body)?;
+    evaluator.body(dot, body)?;
     Ok(evaluator.output)
 }
 
@@ -183,7 +187,7 @@ impl<'t> Evaluator<'t, '_> {
             Some(Value::List(list)) if !list.is_empty() => {
                 for (index, value) in list.iter().enumerate() {
                     let index = Value::Int(index as i64);
-                    if self.iteration(at, pipe, Some(index), Some(value.clone()), body)? {
+                    if self.iteration(at, pipe, Some(index), &Some(value.clone()), body)? {
                         break;
                     }
                 }
@@ -194,7 +198,7 @@ impl<'t> Evaluator<'t, '_> {
                 let entries = self.run.entries(&map).clone();
                 self.run.work(entries.len() * 64).map_err(limited)?;
                 for (key, value) in entries {
-                    if self.iteration(at, pipe, Some(key.into()), Some(value), body)? {
+                    if self.iteration(at, pipe, Some(key.into()), &Some(value), body)? {
                         break;
                     }
                 }
@@ -207,7 +211,7 @@ impl<'t> Evaluator<'t, '_> {
                     return fail(pipe.at, message);
                 }
                 for number in 0..count {
-                    if self.iteration(at, pipe, None, Some(number.into()), body)? {
+                    if self.iteration(at, pipe, None, &Some(number.into()), body)? {
                         break;
                     }
                 }
@@ -231,7 +235,7 @@ impl<'t> Evaluator<'t, '_> {
         at: usize,
         pipe: &'t Pipe,
         index: Datum,
-        value: Datum,
+        value: &Datum,
         body: &'t Body,
     ) -> Evaluated<bool> {
         self.run.steps(1).map_err(|cause| (at, cause))?;
@@ -250,7 +254,7 @@ impl<'t> Evaluator<'t, '_> {
                 self.variables[slot].1 = value;
             }
         }
-        let flow = self.nested(at, |inner| inner.body(&value, body))?;
+        let flow = self.nested(at, |inner| inner.body(value, body))?;
         self.variables.truncate(scope);
         Ok(flow == Flow::Break)
     }
@@ -345,12 +349,7 @@ impl<'t> Evaluator<'t, '_> {
     }
 
     /// Evaluates an operand that is no function with arguments.
-    fn operand(
-        &mut self,
-        dot: &Datum,
-        operand: &'t Operand,
-        tolerant: bool,
-    ) -> Evaluated<Datum> {
+    fn operand(&mut self, dot: &Datum, operand: &'t Operand, tolerant: bool) -> Evaluated<Datum> {
         let at = operand.at;
         Ok(match &operand.kind {
             OperandKind::Dot => dot.clone(),
@@ -367,9 +366,7 @@ impl<'t> Evaluator<'t, '_> {
                 self.fields(at, value, names, tolerant)?
             }
             OperandKind::Function(function) => self.call(at, dot, function, &[], None)?,
-            OperandKind::Pipe(pipe) => {
-                self.nested(at, |inner| inner.pipe(dot, pipe, tolerant))?
-            }
+            OperandKind::Pipe(pipe) => self.nested(at, |inner| inner.pipe(dot, pipe, tolerant))?,
             OperandKind::Chain(inner, names) => {
                 if matches!(inner.kind, OperandKind::Nil) {
                     return fail(at, "indirection through explicit nil");
@@ -458,9 +455,7 @@ impl<'t> Evaluator<'t, '_> {
         let mut call = Call { run: self.run, tree: self.tree, args };
         match function.call(&mut call) {
             Ok(value) => Ok(Some(value)),
-            Err(Cause::Evaluation(message)) => {
-                fail(at, format!("error calling {name}: {message}"))
-            }
+            Err(Cause::Evaluation(message)) => fail(at, format!("error calling {name}: {message}")),
             Err(cause) => Err((at, cause)),
         }
     }

@@ -125,7 +125,7 @@ fn unquote_char<'t>(text: &'t str, quote: char, bytes: &mut Vec<u8>) -> Option<&
     let first = chars.next()?;
     if first != '\\' {
         bytes.extend(first.encode_utf8(&mut [0; 4]).as_bytes());
-        return (first != quote).then(|| chars.as_str());
+        return (first != quote).then_some(chars.as_str());
     }
     let escape = chars.next()?;
     let rest = chars.as_str();

@@ -483,9 +483,8 @@ impl<'t> Parser<'t> {
             }
             Kind::LeftParen => {
                 self.next();
-                let inner = |parser: &mut Self| {
-                    parser.pipeline("parenthesized pipeline", Kind::RightParen)
-                };
+                let inner =
+                    |parser: &mut Self| parser.pipeline("parenthesized pipeline", Kind::RightParen);
                 return Ok(Some(Operand {
                     at,
                     kind: OperandKind::Pipe(Box::new(self.nested(inner)?)),

@@ -206,7 +206,9 @@ impl<'r> Printer<'r> {
         };
         let parts: Vec<String> = bytes.iter().map(digits).collect();
         let joined = match self.flags.space {
-            true => parts.iter().map(|part| format!("{prefix}{part}")).collect::<Vec<_>>().join(" "),
+            true => {
+                parts.iter().map(|part| format!("{prefix}{part}")).collect::<Vec<_>>().join(" ")
+            }
             false => format!("{prefix}{}", parts.concat()),
         };
         self.pad(&joined)
@@ -441,10 +443,7 @@ impl Directives<'_> {
             self.good &= !after_index;
             after_index = self.index();
             if self.skip('*') {
-                match self.star() {
-                    Some(precision) => flags.precision = usize::try_from(precision).ok(),
-                    None => {}
-                }
+                flags.precision = self.star().and_then(|precision| usize::try_from(precision).ok());
                 if flags.precision.is_none() {
                     printer.text.push("%!(BADPREC)")?;
                 }

@@ -73,6 +73,19 @@ impl io::Write for Bounded {
     }
 }
 
+/// Some errors have their place in the text of a report only: `error: ...`, `--> name:line:column`.
+fn reported(report: &str) -> TemplateError {
+    let message = report.lines().next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let place = report.lines().find_map(|line| line.trim().strip_prefix("--> "));
+    let mut numbers = place.unwrap_or_default().rsplit(':').map(str::parse);
+    let (column, line) = match (numbers.next(), numbers.next()) {
+        (Some(Ok(column)), Some(Ok(line))) => (column, line),
+        _ => (1, 1),
+    };
+    TemplateError::placed(line, column, Cause::Tera(message.to_owned()))
+}
+
 /// Where and what, on one line.
 fn described(error: &tera::Error, text: &str) -> TemplateError {
     match error.kind() {
@@ -84,6 +97,6 @@ fn described(error: &tera::Error, text: &str) -> TemplateError {
                 None => TemplateError::placed(span.start_line, span.start_col + 1, cause),
             }
         }
-        other => TemplateError::placed(1, 1, Cause::Tera(other.to_string())),
+        other => reported(&other.to_string()),
     }
 }

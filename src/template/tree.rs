@@ -22,9 +22,21 @@ pub(super) enum Node {
     Text(String),
     Action(Pipe),
     /// `if` or `with`: conditions with their bodies, and what holds if none of them does.
-    Branch { branches: Vec<(BranchKind, Pipe, Body)>, otherwise: Body },
-    Range { at: usize, pipe: Pipe, body: Body, otherwise: Body },
-    Template { at: usize, name: String, pipe: Option<Pipe> },
+    Branch {
+        branches: Vec<(BranchKind, Pipe, Body)>,
+        otherwise: Body,
+    },
+    Range {
+        at: usize,
+        pipe: Pipe,
+        body: Body,
+        otherwise: Body,
+    },
+    Template {
+        at: usize,
+        name: String,
+        pipe: Option<Pipe>,
+    },
     Break,
     Continue,
 }

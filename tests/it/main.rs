@@ -14,6 +14,7 @@ mod kill;
 mod manual;
 mod pull;
 mod regressions;
+mod render;
 mod selftest;
 mod tls;
 mod trees;

@@ -6,7 +6,7 @@ use crate::support::cli::Imgfs;
 fn every_command_has_help_a_page_and_completions() {
     let dir = tempfile::tempdir().unwrap();
     let imgfs = Imgfs::new(dir.path());
-    for command in ["pull", "ls", "verify", "prune", "completions", "man"] {
+    for command in ["pull", "ls", "verify", "prune", "render", "completions", "man"] {
         let help = imgfs.run(&[command, "--help"]);
         assert_eq!(help.code(), 0);
         assert!(help.stdout.contains("Usage: imgfs"), "{}", help.stdout);
@@ -16,7 +16,14 @@ fn every_command_has_help_a_page_and_completions() {
 
     let pages = dir.path().join("man");
     assert_eq!(imgfs.run(&["man", pages.to_str().unwrap()]).code(), 0);
-    for page in ["imgfs.1", "imgfs-pull.1", "imgfs-ls.1", "imgfs-verify.1", "imgfs-prune.1"] {
+    for page in [
+        "imgfs.1",
+        "imgfs-pull.1",
+        "imgfs-ls.1",
+        "imgfs-verify.1",
+        "imgfs-prune.1",
+        "imgfs-render.1",
+    ] {
         let text = std::fs::read_to_string(pages.join(page)).unwrap();
         assert!(text.contains(".TH"), "{page}");
     }

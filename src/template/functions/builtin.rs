@@ -3,9 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{Call, Function, function};
-use crate::template::{
-    Value, error::Cause, functions::is_empty, print, run::Run, run::Text,
-};
+use crate::template::{Value, error::Cause, functions::is_empty, print, run::Run, run::Text};
 
 pub(super) const FUNCTIONS: &[Function] = &[
     // The evaluator does these two.
@@ -223,6 +221,8 @@ fn slice(call: &mut Call<'_>) -> Result<Value, Cause> {
             let bytes = text.as_bytes().get(start..end).unwrap_or_default();
             Ok(String::from_utf8_lossy(bytes).as_ref().into())
         }
-        other => Err(format!("list should be type of slice or array but {}", super::kind(other)).into()),
+        other => {
+            Err(format!("list should be type of slice or array but {}", super::kind(other)).into())
+        }
     }
 }

@@ -34,9 +34,7 @@ pub(super) const FUNCTIONS: &[Function] = &[
         call.run.entries_mut(&map).remove(key.as_ref());
         Ok(Value::Map(map))
     }),
-    function("hasKey", "ms", |call| {
-        Ok(call.entries(0).contains_key(call.text(1).as_ref()).into())
-    }),
+    function("hasKey", "ms", |call| Ok(call.entries(0).contains_key(call.text(1).as_ref()).into())),
     function("keys", "m*", |call| {
         for index in 0..call.len() {
             call.run.steps(call.entries(index).len())?;

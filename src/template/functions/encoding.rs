@@ -30,7 +30,8 @@ pub(super) const FUNCTIONS: &[Function] = &[
     function("b64dec", "s", |call| {
         // Go's decoder passes over line ends.
         let text: String = call.text(0).chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
-        let bytes = BASE64_STANDARD.decode(text).map_err(|e| format!("illegal base64 data: {e}"))?;
+        let bytes =
+            BASE64_STANDARD.decode(text).map_err(|e| format!("illegal base64 data: {e}"))?;
         Ok(String::from_utf8_lossy(&bytes).as_ref().into())
     }),
     function("sha256sum", "s", |call| {

@@ -85,18 +85,18 @@ pub(super) const FUNCTIONS: &[Function] = &[
     function("any", "a*", |call| {
         Ok(call.args.iter().any(|value| !is_empty(call.run, value)).into())
     }),
-    function("ternary", "aab", |call| {
-        Ok(call.value(if call.is_true(2) { 0 } else { 1 }).clone())
-    }),
+    function("ternary", "aab", |call| Ok(call.value(if call.is_true(2) { 0 } else { 1 }).clone())),
     function("fail", "s", |call| Err(call.text(0).as_ref().into())),
     function("kindOf", "a", |call| Ok(super::kind(call.value(0)).into())),
     function("kindIs", "sa", |call| {
         Ok((call.text(0).as_ref() == super::kind(call.value(1))).into())
     }),
     function("typeOf", "a", |call| Ok(call.value(0).type_name().into())),
-    function("typeIs", "sa", |call| {
-        Ok((call.text(0).as_ref() == call.value(1).type_name()).into())
-    }),
+    function(
+        "typeIs",
+        "sa",
+        |call| Ok((call.text(0).as_ref() == call.value(1).type_name()).into()),
+    ),
     function("typeIsLike", "sa", |call| {
         Ok((call.text(0).as_ref() == call.value(1).type_name()).into())
     }),

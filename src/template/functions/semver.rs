@@ -47,7 +47,9 @@ impl<'t> Partial<'t> {
         let (core, pre) = text.split_once('-').map_or((text, ""), |(core, pre)| (core, pre));
         let number = |part: &str| match part {
             "x" | "X" | "*" => Some(None),
-            digits if digits.bytes().all(|b| b.is_ascii_digit()) => Some(Some(digits.parse().ok()?)),
+            digits if digits.bytes().all(|b| b.is_ascii_digit()) => {
+                Some(Some(digits.parse().ok()?))
+            }
             _ => None,
         };
         let numbers = core.split('.').map(number).collect::<Option<Vec<_>>>()?;

@@ -28,9 +28,7 @@ pub(super) const FUNCTIONS: &[Function] = &[
         Ok(call.text(0).chars().filter(|c| !c.is_whitespace()).collect::<String>().into())
     }),
     function("contains", "ss", |call| Ok(call.text(1).contains(call.text(0).as_ref()).into())),
-    function("hasPrefix", "ss", |call| {
-        Ok(call.text(1).starts_with(call.text(0).as_ref()).into())
-    }),
+    function("hasPrefix", "ss", |call| Ok(call.text(1).starts_with(call.text(0).as_ref()).into())),
     function("hasSuffix", "ss", |call| Ok(call.text(1).ends_with(call.text(0).as_ref()).into())),
     function("replace", "sss", |call| {
         let (old, new, text) = (call.text(0), call.text(1), call.text(2));
@@ -182,12 +180,7 @@ fn indent(call: &Call<'_>, before: &str) -> Result<String, Cause> {
 }
 
 /// `strings.SplitN`: an empty separator separates all characters.
-fn split(
-    call: &Call<'_>,
-    text: &str,
-    separator: &str,
-    parts: usize,
-) -> Result<Vec<String>, Cause> {
+fn split(call: &Call<'_>, text: &str, separator: &str, parts: usize) -> Result<Vec<String>, Cause> {
     call.run.work(text.len())?;
     if parts == 0 {
         return Ok(Vec::new());

@@ -28,16 +28,27 @@ fn first_line(message: &str) -> &str {
 /// Writes one document, without a newline at its end.
 pub(super) fn write(run: &Run, value: &Value) -> Result<String, Cause> {
     let mut text = Text::new(run);
-    node(&mut text, value, 0, false)?;
+    node(&mut text, value, 0, false, INDENT)?;
     Ok(text.finish().trim().to_owned())
 }
 
 /// How far what is in a map or list is indented.
 const INDENT: usize = 4;
 
+/// Where the content of something at `column` begins: further right, at a multiple.
+fn inside(column: usize) -> usize {
+    (column + INDENT) / INDENT * INDENT
+}
+
 /// Writes a value where the cursor stands; `column` is where its lines begin, and `in_line` says
-/// that the first one has begun already.
-fn node(text: &mut Text<'_>, value: &Value, column: usize, in_line: bool) -> Result<(), Cause> {
+/// that the first one has begun already. The lines of a literal block begin at `literal`.
+fn node(
+    text: &mut Text<'_>,
+    value: &Value,
+    column: usize,
+    in_line: bool,
+    literal: usize,
+) -> Result<(), Cause> {
     check_depth(column / 2)?;
     let run = text.run();
     run.steps(1)?;
@@ -49,7 +60,7 @@ fn node(text: &mut Text<'_>, value: &Value, column: usize, in_line: bool) -> Res
                     start_line(text, column, index == 0)?;
                 }
                 text.push("- ")?;
-                node(text, value, column + 2, true)?;
+                node(text, value, column + 2, true, column + 2)?;
             }
             Ok(())
         }
@@ -59,17 +70,19 @@ fn node(text: &mut Text<'_>, value: &Value, column: usize, in_line: bool) -> Res
                 if index > 0 || !in_line {
                     start_line(text, column, index == 0)?;
                 }
-                string(text, key, column, true)?;
+                string(text, key, None)?;
                 text.push(":")?;
-                let inner = column + INDENT;
+                let inner = inside(column);
                 match value {
-                    Value::List(list) if !list.is_empty() => node(text, value, inner, false)?,
+                    Value::List(list) if !list.is_empty() => {
+                        node(text, value, inner, false, inner)?;
+                    }
                     Value::Map(map) if !run.entries(map).is_empty() => {
-                        node(text, value, inner, false)?;
+                        node(text, value, inner, false, inner)?;
                     }
                     scalar => {
                         text.push(" ")?;
-                        node(text, scalar, column, true)?;
+                        node(text, scalar, column, true, inner)?;
                     }
                 }
             }
@@ -86,7 +99,7 @@ fn node(text: &mut Text<'_>, value: &Value, column: usize, in_line: bool) -> Res
             let sign = if number.is_sign_negative() { "-" } else { "" };
             text.push(&format!("{sign}{}", float::format(number.abs(), 'g', None)))
         }
-        Value::String(content) => string(text, content, column, false),
+        Value::String(content) => string(text, content, Some(literal)),
     }
 }
 
@@ -98,13 +111,15 @@ fn start_line(text: &mut Text<'_>, column: usize, is_first: bool) -> Result<(), 
     text.repeat(" ", column)
 }
 
-fn string(text: &mut Text<'_>, content: &str, column: usize, is_key: bool) -> Result<(), Cause> {
+/// Writes a string; as a literal block only where it is told where that would begin.
+fn string(text: &mut Text<'_>, content: &str, literal: Option<usize>) -> Result<(), Cause> {
     text.run().work(content.len())?;
     let printable = |c: char| c == '\n' || c == '\t' || !c.is_control() && c != '\u{feff}';
     if !content.chars().all(printable) {
         return double_quoted(text, content);
     }
-    if content.contains('\n') && !is_key && !content.starts_with([' ', '\n', '\t']) {
+    let may_be_block = content.contains('\n') && !content.starts_with([' ', '\n', '\t']);
+    if let Some(indent) = literal.filter(|_| may_be_block) {
         // A literal block: what ends it says how many newlines are at the end.
         let trailing = content.len() - content.trim_end_matches('\n').len();
         text.push(match trailing {
@@ -112,7 +127,6 @@ fn string(text: &mut Text<'_>, content: &str, column: usize, is_key: bool) -> Re
             1 => "|",
             _ => "|+",
         })?;
-        let indent = column + if column == 0 { INDENT } else { 2 };
         for line in content.strip_suffix('\n').unwrap_or(content).split('\n') {
             text.push("\n")?;
             if !line.is_empty() {
@@ -192,7 +206,8 @@ fn is_date(text: &str) -> bool {
 fn is_plain(content: &str) -> bool {
     let indicator = content.starts_with(|c: char| "-?:,[]{}#&*!|>'\"%@`".contains(c));
     let dash = content.strip_prefix(['-', '?', ':']);
-    let may_start = !indicator || dash.is_some_and(|rest| !rest.is_empty() && !rest.starts_with(' '));
+    let may_start =
+        !indicator || dash.is_some_and(|rest| !rest.is_empty() && !rest.starts_with(' '));
     may_start
         && content != "---"
         && content != "..."
