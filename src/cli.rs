@@ -8,6 +8,7 @@ mod progress;
 mod pull;
 mod registries;
 mod render;
+mod run;
 mod vars;
 
 use std::{process::ExitCode, sync::Arc};
@@ -70,6 +71,7 @@ pub(crate) fn main() -> ExitCode {
     let output = Arc::new(Output::new(args.command.output()));
     let result = match args.command {
         Command::Pull(args) => pull::run(&args, &output),
+        Command::Run(args) => run::run(&args, &output),
         Command::Ls(args) => inspect::ls(&args, &output),
         Command::Verify(args) => inspect::verify(&args, &output),
         Command::Prune(args) => inspect::prune(&args, &output),

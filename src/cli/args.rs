@@ -26,6 +26,7 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Pull(PullArgs),
+    Run(RunArgs),
     Ls(LsArgs),
     Verify(VerifyArgs),
     Prune(PruneArgs),
@@ -48,6 +49,7 @@ impl Command {
     pub(crate) fn output(&self) -> OutputArgs {
         match self {
             Self::Pull(args) => args.output,
+            Self::Run(args) => args.output,
             Self::Ls(args) => OutputArgs { json: args.json, quiet: false },
             Self::Verify(args) => args.output,
             Self::Prune(args) => args.output,
@@ -175,6 +177,57 @@ pub(crate) struct PullArgs {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+}
+
+/// Carry out KubeKey's tasks: pull, push and copy as YAML
+///
+/// The file is a list of tasks with KubeKey's `image` module in any of its forms, a play that has
+/// them, or a single task. The whole file is read and evaluated before anything is moved. A task
+/// that fails ends the run, if it does not say `ignore_errors`.
+#[derive(ClapArgs)]
+#[command(after_help = EXIT_STATUS)]
+pub(crate) struct RunArgs {
+    /// The tasks; `-` is standard input
+    #[arg(value_name = "TASKS", value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// Language of the templates of tasks that do not say it; Tera for those with {%, Go if not
+    #[arg(long, value_enum, value_name = "DIALECT")]
+    pub(crate) template: Option<DialectArg>,
+    #[command(flatten)]
+    pub(crate) tree: TreeArgs,
+    /// Only tasks with one of these tags
+    #[arg(long, value_name = "TAG", value_delimiter = ',')]
+    pub(crate) tags: Vec<String>,
+    /// No tasks with one of these tags
+    #[arg(long, value_name = "TAG", value_delimiter = ',')]
+    pub(crate) skip_tags: Vec<String>,
+    /// What to do with an index of which only some platforms are wanted: write a new one with just
+    /// those, or keep it with its digest
+    #[arg(long, value_enum, default_value_t = IndexArg::Rewrite)]
+    pub(crate) index: IndexArg,
+    /// Copy signatures, attestations and other referrers with the images
+    #[arg(
+        long,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    pub(crate) referrers: bool,
+    /// Layout of a new directory
+    #[arg(long, value_enum)]
+    pub(crate) layout: Option<LayoutArg>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) vars: VarsArgs,
     #[command(flatten)]
     pub(crate) registries: RegistryArgs,
 }
