@@ -10,6 +10,7 @@ mod pull;
 mod registries;
 mod render;
 mod request;
+mod run;
 mod transfer;
 mod vars;
 
@@ -75,6 +76,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Pull(args) => pull::run(&args, &output),
         Command::Push(args) => copy::push(&args, &output),
         Command::Copy(args) => copy::copy(&args, &output),
+        Command::Run(args) => run::run(&args, &output),
         Command::Ls(args) => inspect::ls(&args, &output),
         Command::Verify(args) => inspect::verify(&args, &output),
         Command::Prune(args) => inspect::prune(&args, &output),

@@ -6,6 +6,7 @@
 //! | floor | what it knows |
 //! |---|---|
 //! | `cli` (in the binary) | arguments, output, exit statuses |
+//! | [`task`] | KubeKey's tasks: what to transfer, under which names, in which order |
 //! | [`transfer`] | what to copy from one tree to another, in which order, and how it went |
 //! | [`tree`] | where images are: registries, KubeKey's `images_dir` |
 //! | [`template`] | texts with values in them: Go's templates and Tera's |

@@ -227,10 +227,7 @@ pub trait Receiver: Send + 'static {
     /// Takes all of `content` that is missing, verifies the whole, and publishes it. If that fails
     /// nothing is published, and what was received stays for a later run to resume from; after
     /// [`Kind::Digest`] it does not stay.
-    fn receive<C: Content>(
-        self,
-        content: Arc<C>,
-    ) -> impl Future<Output = Result<Received>> + Send;
+    fn receive<C: Content>(self, content: Arc<C>) -> impl Future<Output = Result<Received>> + Send;
 }
 
 /// How a blob was received.

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     Pull(PullArgs),
     Push(PushArgs),
     Copy(CopyArgs),
+    Run(RunArgs),
     Ls(LsArgs),
     Verify(VerifyArgs),
     Prune(PruneArgs),
@@ -58,6 +60,7 @@ impl Command {
             Self::Pull(args) => args.output,
             Self::Push(args) => args.output,
             Self::Copy(args) => args.output,
+            Self::Run(args) => args.output,
             Self::Ls(args) => OutputArgs { json: args.json, quiet: false },
             Self::Verify(args) => args.output,
             Self::Prune(args) => args.output,
@@ -109,6 +112,9 @@ pub(crate) struct RegistryArgs {
     /// Read the password from standard input
     #[arg(long, requires = "username")]
     pub(crate) password_stdin: bool,
+    /// What has been read there.
+    #[arg(skip)]
+    pub(crate) password: OnceLock<String>,
     /// Accept any certificate
     #[arg(long)]
     pub(crate) insecure: bool,
@@ -236,8 +242,6 @@ pub(crate) struct PushArgs {
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) dest: String,
     #[command(flatten)]
-    pub(crate) naming: NamingArgs,
-    #[command(flatten)]
     pub(crate) selection: SelectionArgs,
     /// Create the projects that are missing, if the target is a Harbor
     #[arg(long)]
@@ -247,6 +251,8 @@ pub(crate) struct PushArgs {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) naming: NamingArgs,
     #[command(flatten)]
     pub(crate) registries: RegistryArgs,
 }
@@ -283,8 +289,6 @@ pub(crate) struct CopyArgs {
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) dest: Option<String>,
     #[command(flatten)]
-    pub(crate) naming: NamingArgs,
-    #[command(flatten)]
     pub(crate) selection: SelectionArgs,
     /// Layout of a new directory
     #[arg(long, value_enum)]
@@ -300,6 +304,62 @@ pub(crate) struct CopyArgs {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) naming: NamingArgs,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+}
+
+/// Carry out KubeKey's tasks: pull, push and copy as YAML
+///
+/// The file is a list of tasks with KubeKey's `image` module in any of its forms, a play that has
+/// them, or a single task. The whole file is read and evaluated before anything is moved. A task
+/// that fails ends the run, if it does not say `ignore_errors`.
+#[derive(ClapArgs)]
+#[command(after_help = EXIT_STATUS)]
+pub(crate) struct RunArgs {
+    /// The tasks; `-` is standard input
+    #[arg(value_name = "TASKS", value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// Language of the templates of tasks that do not say it; Tera for those with {%, Go if not
+    #[arg(long, value_enum, value_name = "DIALECT")]
+    pub(crate) template: Option<DialectArg>,
+    #[command(flatten)]
+    pub(crate) tree: TreeArgs,
+    /// Only tasks with one of these tags
+    #[arg(long, value_name = "TAG", value_delimiter = ',')]
+    pub(crate) tags: Vec<String>,
+    /// No tasks with one of these tags
+    #[arg(long, value_name = "TAG", value_delimiter = ',')]
+    pub(crate) skip_tags: Vec<String>,
+    /// What to do with an index of which only some platforms are wanted: write a new one with just
+    /// those, or keep it with its digest
+    #[arg(long, value_enum, default_value_t = IndexArg::Rewrite)]
+    pub(crate) index: IndexArg,
+    /// Copy signatures, attestations and other referrers with the images
+    #[arg(
+        long,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    pub(crate) referrers: bool,
+    /// Layout of a new directory
+    #[arg(long, value_enum)]
+    pub(crate) layout: Option<LayoutArg>,
+    /// Create the projects that are missing, if a target is a Harbor
+    #[arg(long)]
+    pub(crate) create_projects: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) vars: VarsArgs,
     #[command(flatten)]
     pub(crate) registries: RegistryArgs,
 }

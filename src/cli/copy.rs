@@ -34,6 +34,7 @@ pub(crate) fn push(args: &PushArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     };
     let setting = Setting {
         verb: Verb::Push,
+        task: None,
         registries: &args.registries,
         layout: None,
         linking: Linking::Auto,
@@ -62,6 +63,7 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     };
     let setting = Setting {
         verb: Verb::Copy,
+        task: None,
         registries: &args.registries,
         layout: layout(args.layout),
         linking: match args.link {

@@ -39,6 +39,7 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
     };
     let setting = Setting {
         verb: Verb::Pull,
+        task: None,
         registries: &args.registries,
         layout: layout(args.layout),
         linking: Linking::Auto,

@@ -1,6 +1,9 @@
 //! Registry options and files into the one configuration.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    sync::OnceLock,
+};
 
 use imgfs::tree::registry::{
     Access, Auths, Credentials, Entry, RegistryConfig, default_credential_files,
@@ -33,7 +36,7 @@ pub(crate) fn config(
         ..RegistryConfig::default()
     };
     if let Some(username) = &args.username {
-        config.entries.push(command_line_entry(username, registries)?);
+        config.entries.push(command_line_entry(username, registries, &args.password)?);
     }
     if let Some(path) = &args.auths {
         let auths = Auths::load(path).map_err(|e| Failure::new(format!("--auths: {e}")))?;
@@ -50,7 +53,11 @@ pub(crate) fn config(
     Ok(config)
 }
 
-fn command_line_entry(username: &str, registries: &[String]) -> Result<Entry, Failure> {
+fn command_line_entry(
+    username: &str,
+    registries: &[String],
+    password: &OnceLock<String>,
+) -> Result<Entry, Failure> {
     let registry = match registries {
         [registry] => registry,
         [] => {
@@ -62,6 +69,20 @@ fn command_line_entry(username: &str, registries: &[String]) -> Result<Entry, Fa
             return Err(Failure::new(message).hint("use --auths FILE with an entry for each"));
         }
     };
+    // It can be read once, and several tasks may need it.
+    let password = match password.get() {
+        Some(known) => known.clone(),
+        None => {
+            let read = read_password()?;
+            password.get_or_init(|| read).clone()
+        }
+    };
+    let credentials = Credentials::Basic { username: username.to_owned(), password };
+    Ok(Entry { prefix: registry.clone(), credentials: Some(credentials), ..Entry::default() })
+}
+
+/// Reads the password from standard input.
+fn read_password() -> Result<String, Failure> {
     let mut password = String::new();
     io::stdin()
         .take(MAX_PASSWORD)
@@ -71,6 +92,5 @@ fn command_line_entry(username: &str, registries: &[String]) -> Result<Entry, Fa
     if password.is_empty() {
         return Err(Failure::new("--password-stdin: standard input is empty"));
     }
-    let credentials = Credentials::Basic { username: username.to_owned(), password };
-    Ok(Entry { prefix: registry.clone(), credentials: Some(credentials), ..Entry::default() })
+    Ok(password)
 }

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use imgfs::{
     image::Reference,
-    task::vars_of,
+    task::with_image,
     template::{MAX_TEMPLATE_BYTES, Missing, Template},
 };
 
@@ -16,7 +16,7 @@ pub(crate) fn run(args: &RenderArgs) -> Result<Outcome, Failure> {
     let mut vars = args.vars.load()?;
     if let Some(image) = &args.image {
         let image: Reference = image.parse().map_err(|e| Failure::new(format!("--image: {e}")))?;
-        vars.merge(vars_of(&image));
+        vars = with_image(&vars, &image);
     }
     let missing = if args.strict { Missing::Error } else { Missing::NoValue };
     let rendered = Template::parse(&text, dialect)

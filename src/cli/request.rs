@@ -19,12 +19,14 @@ use super::{
     block_on,
     output::Output,
     registries,
-    transfer::{Job, Tree, Verb},
+    transfer::{Job, Tree, Verb, report_event},
 };
 
 /// What the command line says beside the request.
 pub(crate) struct Setting<'a> {
     pub(crate) verb: Verb,
+    /// The task that it is a part of.
+    pub(crate) task: Option<&'a str>,
     pub(crate) registries: &'a RegistryArgs,
     /// Of a new directory.
     pub(crate) layout: Option<Layout>,
@@ -82,7 +84,8 @@ pub(crate) fn carry_out(request: &Request, setting: &Setting<'_>) -> Result<Outc
             (Images::All, None) => "there is no image in the source: nothing to do",
         });
         let command = setting.verb.command();
-        output.event(&json!({"event": "report", "command": command, "images": []}));
+        let event = report_event(setting.task);
+        output.event(&json!({"event": event, "command": command, "images": []}));
         return Ok(Outcome::NothingMatched);
     }
     if setting.create_projects && to.is_none() && !setting.dry_run {
@@ -95,6 +98,7 @@ pub(crate) fn carry_out(request: &Request, setting: &Setting<'_>) -> Result<Outc
     let (from, to) = (side(from), side(to));
     let job = Job {
         verb: setting.verb,
+        task: setting.task,
         from: &from,
         to: &to,
         routes: &routes,

@@ -64,6 +64,8 @@ impl Verb {
 /// A transfer to be carried out.
 pub(crate) struct Job<'a> {
     pub(crate) verb: Verb,
+    /// The task that it is a part of.
+    pub(crate) task: Option<&'a str>,
     pub(crate) from: &'a Tree,
     pub(crate) to: &'a Tree,
     pub(crate) routes: &'a [Route],
@@ -106,7 +108,7 @@ impl Job<'_> {
         };
         let images: Vec<Value> = report.images.iter().map(|image| self.image_json(image)).collect();
         let mut summary = json!({
-            "event": "report",
+            "event": report_event(self.task),
             "command": self.verb.command(),
             "images": images,
             moved_bytes: report.moved_bytes,
@@ -114,6 +116,9 @@ impl Job<'_> {
             "reused_bytes": report.reused_bytes,
             "reused_blobs": report.reused_blobs,
         });
+        if let Some(task) = self.task {
+            summary["task"] = task.into();
+        }
         if self.verb != Verb::Pull {
             summary["mounted_blobs"] = report.mounted_blobs.into();
             summary["linked_blobs"] = report.linked_blobs.into();
@@ -138,10 +143,7 @@ impl Job<'_> {
     {
         if self.dry_run {
             let plan = transfer::plan(from, to, self.routes, self.options).await;
-            return (
-                self.tell_plan(&plan),
-                Some((plan.missing().count(), plan.missing_bytes())),
-            );
+            return (self.tell_plan(&plan), Some((plan.missing().count(), plan.missing_bytes())));
         }
         let target = match self.to {
             Tree::Directory(dir) => Some(dir),
@@ -269,6 +271,11 @@ impl Job<'_> {
         }
         value
     }
+}
+
+/// What the last event of a transfer is called: the report, unless it is one of many tasks.
+pub(crate) fn report_event(task: Option<&str>) -> &'static str {
+    if task.is_some() { "transfer" } else { "report" }
 }
 
 /// `from`, or `from -> to` where the name changes.

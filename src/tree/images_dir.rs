@@ -162,12 +162,7 @@ impl ImagesDir {
         Self::new(root, Layout::default(), Records::absent(), Linking::default(), None)
     }
 
-    fn with(
-        root: &Path,
-        layout: Layout,
-        linking: Linking,
-        filling: Option<File>,
-    ) -> Result<Self> {
+    fn with(root: &Path, layout: Layout, linking: Linking, filling: Option<File>) -> Result<Self> {
         let path = root.join(BLOBS).join(STATE).join("records");
         let records = Records::open(path.clone()).map_err(|e| Error::io(&path, "reading", e))?;
         Ok(Self::new(root, layout, records, linking, filling))

@@ -27,7 +27,8 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, LINK},
 };
 
-pub use auths::{Auths, AuthsError};
+pub use auths::{Auths, AuthsError, EntryKeys};
+pub(crate) use auths::{describe as describe_yaml_error, flag};
 pub use blob::BlobStream;
 pub use config::{Access, Credentials, Entry, RegistryConfig};
 pub use credentials::default_files as default_credential_files;
@@ -350,18 +351,19 @@ async fn referrers(session: &Session, repository: &Repository, subject: Digest) 
     let mut url = session.url(repository, &format!("referrers/{subject}"));
     let mut found = Vec::new();
     for _ in 0..MAX_REFERRER_PAGES {
-        let answer = match session.send(&Ask::new(Method::GET, url.clone(), repository, &doing)).await {
-            Ok(answer) => answer,
-            Err(error) => match error.kind() {
-                // The specification says 404; some say others to what they do not know.
-                Kind::NotFound(_) | Kind::Status { status: 400 | 405 | 406 | 501, .. } => {
-                    return Ok(Found::NoApi);
-                }
-                // Some check for another right on what they take for an unknown repository.
-                Kind::Unauthorized(_) | Kind::Denied(_) => return Ok(Found::Refused),
-                _ => return Err(error),
-            },
-        };
+        let answer =
+            match session.send(&Ask::new(Method::GET, url.clone(), repository, &doing)).await {
+                Ok(answer) => answer,
+                Err(error) => match error.kind() {
+                    // The specification says 404; some say others to what they do not know.
+                    Kind::NotFound(_) | Kind::Status { status: 400 | 405 | 406 | 501, .. } => {
+                        return Ok(Found::NoApi);
+                    }
+                    // Some check for another right on what they take for an unknown repository.
+                    Kind::Unauthorized(_) | Kind::Denied(_) => return Ok(Found::Refused),
+                    _ => return Err(error),
+                },
+            };
         let next =
             header(answer.response.headers(), LINK.as_str()).and_then(|link| next_page(&link));
         let body = session::read_limited(answer.response, MAX_MANIFEST_BYTES)

@@ -15,6 +15,7 @@ mod manual;
 mod pull;
 mod regressions;
 mod render;
+mod run;
 mod selftest;
 mod selftest_harbor;
 mod selftest_push;

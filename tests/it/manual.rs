@@ -6,7 +6,7 @@ use crate::support::cli::Imgfs;
 fn every_command_has_help_a_page_and_completions() {
     let dir = tempfile::tempdir().unwrap();
     let imgfs = Imgfs::new(dir.path());
-    for command in ["pull", "ls", "verify", "prune", "render", "completions", "man"] {
+    for command in ["pull", "ls", "verify", "prune", "render", "run", "completions", "man"] {
         let help = imgfs.run(&[command, "--help"]);
         assert_eq!(help.code(), 0);
         assert!(help.stdout.contains("Usage: imgfs"), "{}", help.stdout);
@@ -23,6 +23,7 @@ fn every_command_has_help_a_page_and_completions() {
         "imgfs-verify.1",
         "imgfs-prune.1",
         "imgfs-render.1",
+        "imgfs-run.1",
     ] {
         let text = std::fs::read_to_string(pages.join(page)).unwrap();
         assert!(text.contains(".TH"), "{page}");

@@ -72,7 +72,7 @@ impl Auths {
 }
 
 /// Where and what, without a word of the file: any of them may be a secret.
-fn describe(error: &serde_saphyr::Error, file: &str) -> String {
+pub(crate) fn describe(error: &serde_saphyr::Error, file: &str) -> String {
     let text = error.to_string();
     let reason = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let reason = reason.strip_prefix("error: ").unwrap_or(reason);
@@ -81,6 +81,8 @@ fn describe(error: &serde_saphyr::Error, file: &str) -> String {
         Some((place, rest)) if place.starts_with("line ") => rest,
         _ => reason,
     };
+    // Advice for who programs with it.
+    let reason = reason.split(", set ").next().unwrap_or(reason);
     // What stands in quotes is quoted from the file.
     let mut shown = String::new();
     for (index, part) in reason.split(['"', '`', '\'']).enumerate() {
@@ -166,18 +168,82 @@ impl RawEntry {
     }
 }
 
-/// A boolean in any of YAML's and people's spellings; null is none.
+/// The keys of one entry of `auths` that does not come from a file of its own.
+#[derive(Default)]
+pub struct EntryKeys(RawEntry);
+
+impl EntryKeys {
+    /// Takes the value of `key` in any of its spellings; an empty one counts as none. Tells whether
+    /// there is such a key. An error does not quote the value.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<bool, &'static str> {
+        let Some(field) = Field::named(key) else { return Ok(false) };
+        let text = Some(value.to_owned()).filter(|value| !value.is_empty());
+        match field {
+            Field::Repo => self.0.repo = text,
+            Field::Username => self.0.username = text,
+            Field::Password => self.0.password = text,
+            Field::IdentityToken => self.0.identity_token = text,
+            Field::SkipTlsVerify => self.0.skip_tls_verify = flag(value)?,
+            Field::PlainHttp => self.0.plain_http = flag(value)?,
+            Field::CaFile => self.0.ca_file = text,
+            Field::CertFile => self.0.cert_file = text,
+            Field::KeyFile => self.0.key_file = text,
+        }
+        Ok(true)
+    }
+
+    /// Checks that they fit together. Relative names of certificate files are relative to `base`.
+    pub fn finish(self, base: &Path) -> Result<Entry, String> {
+        self.0.check(base)
+    }
+}
+
+/// What a key of an entry means.
+enum Field {
+    Repo,
+    Username,
+    Password,
+    IdentityToken,
+    SkipTlsVerify,
+    PlainHttp,
+    CaFile,
+    CertFile,
+    KeyFile,
+}
+
+impl Field {
+    fn named(key: &str) -> Option<Self> {
+        Some(match key {
+            "repo" | "registry" => Self::Repo,
+            "username" => Self::Username,
+            "password" => Self::Password,
+            "identity_token" | "identitytoken" => Self::IdentityToken,
+            "insecure" | "skip_tls_verify" | "skipTLSVerify" => Self::SkipTlsVerify,
+            "plain_http" | "plainHTTP" | "plainHttp" => Self::PlainHttp,
+            "ca_file" | "ca_cert" => Self::CaFile,
+            "cert_file" => Self::CertFile,
+            "key_file" => Self::KeyFile,
+            _ => return None,
+        })
+    }
+}
+
+/// A boolean in any of YAML's and people's spellings; nothing is none.
+pub(crate) fn flag(text: &str) -> Result<Option<bool>, &'static str> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Ok(Some(true)),
+        "false" | "no" | "off" | "0" => Ok(Some(false)),
+        "" => Ok(None),
+        _ => Err("expected true or false"),
+    }
+}
+
 struct Flag(Option<bool>);
 
 impl<'de> Deserialize<'de> for Flag {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
-        match text.trim().to_ascii_lowercase().as_str() {
-            "true" | "yes" | "on" | "1" => Ok(Self(Some(true))),
-            "false" | "no" | "off" | "0" => Ok(Self(Some(false))),
-            "" => Ok(Self(None)),
-            _ => Err(serde::de::Error::custom("expected true or false")),
-        }
+        flag(&text).map(Self).map_err(serde::de::Error::custom)
     }
 }
 
@@ -194,23 +260,19 @@ impl<'de> Deserialize<'de> for RawEntry {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawEntry, A::Error> {
                 let mut entry = RawEntry::default();
                 while let Some(key) = map.next_key::<Spanned<String>>()? {
-                    match key.value.as_str() {
-                        "repo" | "registry" => entry.repo = map.next_value()?,
-                        "username" => entry.username = map.next_value()?,
-                        "password" => entry.password = map.next_value()?,
-                        "identity_token" | "identitytoken" => {
-                            entry.identity_token = map.next_value()?;
-                        }
-                        "insecure" | "skip_tls_verify" | "skipTLSVerify" => {
+                    match Field::named(&key.value) {
+                        Some(Field::Repo) => entry.repo = map.next_value()?,
+                        Some(Field::Username) => entry.username = map.next_value()?,
+                        Some(Field::Password) => entry.password = map.next_value()?,
+                        Some(Field::IdentityToken) => entry.identity_token = map.next_value()?,
+                        Some(Field::SkipTlsVerify) => {
                             entry.skip_tls_verify = map.next_value::<Flag>()?.0;
                         }
-                        "plain_http" | "plainHTTP" | "plainHttp" => {
-                            entry.plain_http = map.next_value::<Flag>()?.0;
-                        }
-                        "ca_file" | "ca_cert" => entry.ca_file = map.next_value()?,
-                        "cert_file" => entry.cert_file = map.next_value()?,
-                        "key_file" => entry.key_file = map.next_value()?,
-                        _ => {
+                        Some(Field::PlainHttp) => entry.plain_http = map.next_value::<Flag>()?.0,
+                        Some(Field::CaFile) => entry.ca_file = map.next_value()?,
+                        Some(Field::CertFile) => entry.cert_file = map.next_value()?,
+                        Some(Field::KeyFile) => entry.key_file = map.next_value()?,
+                        None => {
                             map.next_value::<IgnoredAny>()?;
                             entry.unknown.push((key.referenced.line(), key.value));
                         }

@@ -42,7 +42,8 @@ impl Registry {
                 }
                 let body = json!({"project_name": project, "metadata": {"public": "false"}});
                 let answer =
-                    ask(&session, Method::POST, url.clone(), Some(body.to_string()), &doing).await?;
+                    ask(&session, Method::POST, url.clone(), Some(body.to_string()), &doing)
+                        .await?;
                 match answer.status() {
                     StatusCode::CREATED => Ok(true),
                     // Somebody else was faster.

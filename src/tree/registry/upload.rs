@@ -79,7 +79,8 @@ impl Receiving {
     /// What a mount has shown; it takes nothing back.
     pub(super) fn learn_mounting(&self, known: Mounting) {
         let (unknown, known) = (Mounting::Unknown as u8, known as u8);
-        let _ = self.mounting.compare_exchange(unknown, known, Ordering::Relaxed, Ordering::Relaxed);
+        let _ =
+            self.mounting.compare_exchange(unknown, known, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Counts an upload; whether now is the time to find out about mounting.
