@@ -20,5 +20,6 @@ mod selftest;
 mod selftest_harbor;
 mod selftest_push;
 mod selftest_push_faults;
+mod tasks;
 mod tls;
 mod trees;
