@@ -12,8 +12,11 @@
 //! | [`template`] | texts with values in them: Go's templates and Tera's |
 //! | [`image`] | what images are: references, digests, platforms, manifests |
 
+pub mod cache;
+pub mod fuse;
 pub mod image;
 pub mod task;
 pub mod template;
 pub mod transfer;
 pub mod tree;
+pub mod view;

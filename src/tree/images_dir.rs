@@ -42,6 +42,7 @@ pub use inventory::is_attachment_tag;
 pub use inventory::{ImageEntry, Inventory, Missing, Need};
 pub use layout::Layout;
 pub use prune::{Pruned, Removed};
+pub use publish::published_time;
 pub use receive::PartialBlob;
 pub use source::{BlobFile, FileStream};
 pub use verify::{Problem, ProblemKind, Subject, Verified};
@@ -224,6 +225,17 @@ impl ImagesDir {
     pub fn free_bytes(&self) -> Option<u64> {
         let stat = rustix::fs::statvfs(&self.inner.root).ok()?;
         Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// The size of the file system that the tree is on, in bytes, where it tells.
+    pub fn space(&self) -> Option<u64> {
+        let stat = rustix::fs::statvfs(&self.inner.root).ok()?;
+        Some(stat.f_blocks.saturating_mul(stat.f_frsize))
+    }
+
+    /// The file of `blob`, which has `size` bytes; verified, now if need be.
+    pub async fn verified_file(&self, blob: Digest, size: u64) -> Result<BlobFile> {
+        self.blocking(move |inner| inner.blob_file(&inventory::plain_descriptor(blob, size))).await
     }
 
     /// Forgets that `blob` has been verified: its content has been found to be damaged since.
