@@ -152,7 +152,7 @@ impl Inner {
             Ok(meta) => Kind::Size { expected: blob.size, found: meta.len() },
             Err(_) => Kind::NotFound(String::new()),
         };
-        Err(Error::new(SIDE, format_args!("reading {}", path.display()), kind))
+        Err(damaged(&path, kind))
     }
 
     /// Opens a blob that has been verified, or verifies it now.
@@ -167,8 +167,7 @@ impl Inner {
                 .map_err(failed)?;
             if hashed.digest != blob.digest {
                 let (expected, found) = (blob.digest, hashed.digest);
-                let doing = format!("reading {}", path.display());
-                return Err(Error::new(SIDE, doing, Kind::Digest { expected, found }));
+                return Err(damaged(&path, Kind::Digest { expected, found }));
             }
             meta = hashed.meta;
             self.records.remember(blob.digest, &meta);
@@ -267,6 +266,10 @@ impl Attachments for ImagesDir {
         let names = self.blocking(move |inner| inner.tags(&repository)).await?;
         Ok(Tags { names, complete: true })
     }
+}
+
+fn damaged(path: &Path, what: Kind) -> Error {
+    Error::new(SIDE, format_args!("reading {}", path.display()), Kind::Damaged(Box::new(what)))
 }
 
 fn descriptor_of(manifest: &Manifest) -> Descriptor {
