@@ -52,9 +52,12 @@ pub(crate) fn carry_out(request: &Request, setting: &Setting<'_>) -> Result<Outc
         TreeSpec::Directory(path) => Some(ImagesDir::open(path)?),
         TreeSpec::Registry { .. } => None,
     };
-    let to = match &request.to {
-        TreeSpec::Directory(path) => Some(open_target(path, request, setting)?),
-        TreeSpec::Registry { .. } => None,
+    // A directory that is not there is made when there is something to put into it.
+    let mut to = match &request.to {
+        TreeSpec::Directory(path) if setting.dry_run || path.exists() => {
+            Some(open_target(path, request, setting)?)
+        }
+        TreeSpec::Directory(_) | TreeSpec::Registry { .. } => None,
     };
     let local = match (&listed, &from) {
         (None, Some(dir)) => Some(images_of(dir, request)?),
@@ -84,6 +87,9 @@ pub(crate) fn carry_out(request: &Request, setting: &Setting<'_>) -> Result<Outc
         let command = setting.verb.command();
         output.event(&json!({"event": "report", "command": command, "images": []}));
         return Ok(Outcome::NothingMatched);
+    }
+    if let (TreeSpec::Directory(path), None) = (&request.to, &to) {
+        to = Some(open_target(path, request, setting)?);
     }
     if setting.create_projects && to.is_none() && !setting.dry_run {
         create_projects(&registry, &routes, output)?;
