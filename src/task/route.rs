@@ -101,7 +101,7 @@ impl Request {
                 None => image.clone(),
             };
             let to = self.target(image)?;
-            if from == to && self.from == self.to {
+            if from == to && self.from.is_same_as(&self.to) {
                 return Err(RouteError::Itself(from));
             }
             match targets.insert(to.clone(), from.clone()) {
@@ -182,6 +182,15 @@ fn suffix(image: &Reference) -> String {
 }
 
 impl TreeSpec {
+    /// Whether the same name means the same image in both.
+    fn is_same_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            // A prefix only says which part of all registries is meant.
+            (Self::Registry { .. }, Self::Registry { .. }) => true,
+            _ => self == other,
+        }
+    }
+
     /// The path that all names in the tree begin with, if there is one.
     fn path(&self) -> Option<&str> {
         match self {
