@@ -74,6 +74,8 @@ pub struct BlobPlan {
     pub targets: Vec<BlobTarget>,
     /// Its content, if planning had to read it.
     pub content: Option<Bytes>,
+    /// Registries in which some repository has it, so that it can be mounted from there.
+    pub mountable: BTreeSet<String>,
 }
 
 /// A place where a blob is needed: a repository, or all of an images_dir.
@@ -91,7 +93,8 @@ impl BlobPlan {
     /// How often it has to be moved: once to each registry in which no repository has it.
     pub fn moves(&self) -> usize {
         let has = |registry: &str| {
-            self.targets.iter().any(|t| t.there && t.repository.registry() == registry)
+            self.mountable.contains(registry)
+                || self.targets.iter().any(|t| t.there && t.repository.registry() == registry)
         };
         let registries: BTreeSet<&str> =
             self.targets.iter().map(|target| target.repository.registry()).collect();
@@ -139,6 +142,10 @@ where
     let mut plan = draft.finish(sink).await.1;
     if sink.is_remote() {
         find_present(sink, &mut plan).await;
+        for blob in plan.blobs.iter_mut().filter(|_| source.is_remote()) {
+            let registries = blob.sources.iter().map(|source| source.registry().to_owned());
+            blob.mountable = registries.collect();
+        }
     }
     plan
 }
@@ -219,6 +226,7 @@ impl Draft {
                 sources: Vec::new(),
                 targets: Vec::new(),
                 content: None,
+                mountable: BTreeSet::new(),
             });
             // All of an images_dir is one place.
             let same = |t: &&mut BlobTarget| !sink.is_remote() || t.repository == *repository;
@@ -316,8 +324,10 @@ struct Root {
     manifest: Option<Manifest>,
     /// Its digest at the source.
     original: Digest,
-    /// What the target has under this name.
+    /// What the target has under this name, if it has been read.
     before: Option<Manifest>,
+    /// Its digest.
+    seen: Option<Digest>,
 }
 
 /// What the target has under a name.
@@ -349,7 +359,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         } else {
             self.root(from, to, self.options).await?
         };
-        let Root { manifest, original, before } = root;
+        let Root { manifest, original, before, .. } = root;
         let (mut graph, mut manifests) = (Graph::default(), Vec::new());
         if let Some(manifest) = manifest {
             let explored = self.explorer(self.options).explore(manifest, from).await?;
@@ -470,6 +480,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
                     original: manifest.digest(),
                     manifest: Some(manifest),
                     before: None,
+                    seen: None,
                 });
             }
             Seen::Digest(digest) => (digest, None),
@@ -493,7 +504,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         });
         let is_whole = seen == digest && options.platforms == PlatformFilter::All;
         if (is_whole || is_made) && self.sink.is_remote() && self.source.is_remote() {
-            return Ok(Root { manifest: None, original: digest, before });
+            return Ok(Root { manifest: None, original: digest, before, seen: Some(seen) });
         }
         let manifest = match &before {
             Some(before) if seen == digest || is_made => before.clone(),
@@ -511,7 +522,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
                 }
             }
         };
-        Ok(Root { manifest: Some(manifest), original: digest, before })
+        Ok(Root { manifest: Some(manifest), original: digest, before, seen: Some(seen) })
     }
 
     /// Finds and explores all that is attached to `subjects`, and what is attached to that. What
@@ -599,6 +610,15 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         };
         let root = self.root(name, &to, &whole).await?;
         let Some(manifest) = root.manifest else { return Ok(None) };
+        let is_another = root.seen.is_some_and(|seen| seen != manifest.digest());
+        if is_another && self.sink.is_remote() && attach::is_list(name) {
+            // Others may have added something to the list of referrers that is at the target.
+            let there = self.sink.manifest(&to).await?;
+            let listed = |child: &Descriptor| there.children().iter().any(|c| c.digest == child.digest);
+            if manifest.children().iter().all(listed) {
+                return Ok(None);
+            }
+        }
         let graph = self.explorer(&whole).explore(manifest, name).await?;
         Ok(Some(graph.unwrap_or_default()))
     }
