@@ -127,10 +127,9 @@ impl Request {
         let path = image.repository().path();
         let relative = match self.from.path() {
             Some(above) if path == above => "",
-            Some(above) => path
-                .strip_prefix(above)
-                .and_then(|rest| rest.strip_prefix('/'))
-                .unwrap_or(path),
+            Some(above) => {
+                path.strip_prefix(above).and_then(|rest| rest.strip_prefix('/')).unwrap_or(path)
+            }
             None => path,
         };
         let name = match (relative, prefix.contains('/')) {
@@ -149,9 +148,9 @@ impl Request {
     ) -> Result<Reference, RouteError> {
         let mut vars = self.vars.clone();
         vars.merge(vars_of(image));
-        let rendered = template.render(&vars, Missing::Error).map_err(|error| {
-            RouteError::Template { which, image: image.clone(), error }
-        })?;
+        let rendered = template
+            .render(&vars, Missing::Error)
+            .map_err(|error| RouteError::Template { which, image: image.clone(), error })?;
         let refuse = |reason: String| RouteError::Rendered {
             which,
             image: image.clone(),
@@ -218,9 +217,7 @@ impl TreeSpec {
         let inside = name.strip_prefix(prefix.as_str());
         match inside.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
             true => Ok(image),
-            false => {
-                Err(RouteError::Elsewhere { image: text.to_owned(), tree: self.to_string() })
-            }
+            false => Err(RouteError::Elsewhere { image: text.to_owned(), tree: self.to_string() }),
         }
     }
 }
@@ -289,7 +286,11 @@ mod tests {
         };
         for (request, names, part) in [
             (with("registry://", "h.io/x:1"), &["a:1", "b:1"][..], "would both become h.io/x:1"),
-            (with("registry://", "h.io/{{ .no }}:1"), &["a:1"], "dest, for docker.io/library/a:1: 1:"),
+            (
+                with("registry://", "h.io/{{ .no }}:1"),
+                &["a:1"],
+                "dest, for docker.io/library/a:1: 1:",
+            ),
             (with("registry://", "h.io/UP:1"), &["a:1"], "it gives `h.io/UP:1`: "),
             (with("registry://", "{{ \"\" }}"), &["a:1"], "it is empty"),
             (with("registry://h.io/p", "h.io/q:1"), &["a:1"], "is not in registry://h.io/p"),

@@ -122,12 +122,7 @@ impl Plan {
 /// Plans to copy `images` from `source` to `sink`, without doing anything of it.
 ///
 /// An image that cannot be planned has the error in its report; the others are not affected.
-pub async fn plan<S, D>(
-    source: &Arc<S>,
-    sink: &Arc<D>,
-    images: &[Route],
-    options: &Options,
-) -> Plan
+pub async fn plan<S, D>(source: &Arc<S>, sink: &Arc<D>, images: &[Route], options: &Options) -> Plan
 where
     S: Names + Blobs + Attachments,
     D: Sink,
@@ -216,7 +211,8 @@ impl Draft {
             let known = self.blobs.get(digest).map(|blob| blob.descriptor.size);
             if let Some(size) = known.filter(|size| *size != descriptor.size) {
                 let stated = descriptor.size;
-                let message = format!("it states {stated} bytes for {digest}, another image {size}");
+                let message =
+                    format!("it states {stated} bytes for {digest}, another image {size}");
                 return Err(Error::new("planning", repository, Kind::Unfit(message)));
             }
         }
@@ -454,8 +450,8 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
             return Ok(self.sink.manifest(name).await.map_or(Seen::Nothing, Seen::Manifest));
         }
         // What a platform filter has made tells of what, but only if it is read.
-        let may_be_made = options.platforms != PlatformFilter::All
-            && options.index == IndexMode::Rewrite;
+        let may_be_made =
+            options.platforms != PlatformFilter::All && options.index == IndexMode::Rewrite;
         let seen = match may_be_made {
             true => self.sink.manifest(name).await.map(Seen::Manifest),
             false => self.sink.head(name).await.map(|d| d.map_or(Seen::Nothing, Seen::Digest)),
@@ -512,9 +508,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
                 let here = match (read, self.sink.is_remote()) {
                     (Some(manifest), _) => Some(manifest),
                     (None, true) => None,
-                    (None, false) => {
-                        self.sink.manifest(&to.repository().pinned(digest)).await.ok()
-                    }
+                    (None, false) => self.sink.manifest(&to.repository().pinned(digest)).await.ok(),
                 };
                 match here {
                     Some(manifest) => manifest,
@@ -614,7 +608,8 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         if is_another && self.sink.is_remote() && attach::is_list(name) {
             // Others may have added something to the list of referrers that is at the target.
             let there = self.sink.manifest(&to).await?;
-            let listed = |child: &Descriptor| there.children().iter().any(|c| c.digest == child.digest);
+            let listed =
+                |child: &Descriptor| there.children().iter().any(|c| c.digest == child.digest);
             if manifest.children().iter().all(listed) {
                 return Ok(None);
             }

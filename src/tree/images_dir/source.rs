@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 use super::{
     ImagesDir, Inner, SIDE,
     layout::{self, LayoutMap, MANIFESTS},
-    publish,
     manifests::read_manifest,
+    publish,
 };
 use crate::{
     image::{Descriptor, Digest, Manifest, Repository, is_tag},
@@ -113,7 +113,8 @@ impl ByteStream for FileStream {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         let failed = |e| Error::io(&self.path, "reading", e);
         let Some(ahead) = self.next.take() else { return Ok(None) };
-        let (file, piece) = ahead.await.map_err(io::Error::other).and_then(|r| r).map_err(failed)?;
+        let (file, piece) =
+            ahead.await.map_err(io::Error::other).and_then(|r| r).map_err(failed)?;
         if piece.is_empty() {
             return Ok(None);
         }
@@ -163,8 +164,8 @@ impl Inner {
         let file = File::open(&path).map_err(failed)?;
         let mut meta = file.metadata().map_err(failed)?;
         if meta.len() != blob.size || !self.records.is_verified(&blob.digest, &meta) {
-            let hashed = super::hash_file(&path, blob.digest.algorithm(), &mut |_| {})
-                .map_err(failed)?;
+            let hashed =
+                super::hash_file(&path, blob.digest.algorithm(), &mut |_| {}).map_err(failed)?;
             if hashed.digest != blob.digest {
                 let (expected, found) = (blob.digest, hashed.digest);
                 return Err(damaged(&path, Kind::Digest { expected, found }));

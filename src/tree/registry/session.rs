@@ -29,10 +29,10 @@ use failure::root_cause;
 
 use super::{
     challenge::{Scheme, Tokens},
-    upload::Receiving,
     config::{Access, Credentials, RegistryConfig},
     limit::{Limiter, Permit},
     tls,
+    upload::Receiving,
 };
 use crate::{
     image::Repository,
@@ -461,7 +461,8 @@ impl Session {
         };
         self.stats.count_request();
         request = request.headers(ask.headers.clone());
-        if matches!(ask.method, Method::POST | Method::PUT) && matches!(ask.payload, Payload::Nothing)
+        if matches!(ask.method, Method::POST | Method::PUT)
+            && matches!(ask.payload, Payload::Nothing)
         {
             request = request.header(CONTENT_LENGTH, 0);
         }
@@ -502,7 +503,9 @@ impl Session {
             }
             _ => Err(self.error(
                 doing,
-                Kind::Config("the registry leads from HTTPS to plain HTTP, which is refused".into()),
+                Kind::Config(
+                    "the registry leads from HTTPS to plain HTTP, which is refused".into(),
+                ),
             )),
         }
     }

@@ -148,7 +148,9 @@ impl RegistrySink {
         };
         let known: HashSet<String> = all.iter().filter_map(digest_of).collect();
         let before = all.len();
-        all.extend(referrers.into_iter().filter(|r| digest_of(r).is_some_and(|d| !known.contains(&d))));
+        all.extend(
+            referrers.into_iter().filter(|r| digest_of(r).is_some_and(|d| !known.contains(&d))),
+        );
         if all.len() == before {
             return Ok(());
         }
@@ -349,7 +351,8 @@ impl Sink for RegistrySink {
             let mut children = children_of(manifest);
             let waiting = locked(&self.unlisted).remove(&reference).unwrap_or_default();
             let listed: HashSet<String> = children.iter().filter_map(digest_of).collect();
-            let more = waiting.into_iter().filter(|r| digest_of(r).is_some_and(|d| !listed.contains(&d)));
+            let more =
+                waiting.into_iter().filter(|r| digest_of(r).is_some_and(|d| !listed.contains(&d)));
             let more: Vec<Value> = more.collect();
             let there = locked(&self.names).contains_key(&reference);
             if there || !more.is_empty() {

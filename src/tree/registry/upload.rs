@@ -81,7 +81,8 @@ impl Receiving {
     /// What a mount has shown; it takes nothing back.
     pub(super) fn learn_mounting(&self, known: Mounting) {
         let (unknown, known) = (Mounting::Unknown as u8, known as u8);
-        let _ = self.mounting.compare_exchange(unknown, known, Ordering::Relaxed, Ordering::Relaxed);
+        let _ =
+            self.mounting.compare_exchange(unknown, known, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Counts an upload; whether now is the time to find out about mounting.
@@ -644,7 +645,10 @@ mod tests {
             steps += 1;
         }
         assert_eq!((steps, receiving.chunk()), (8, Some(LEAST_CHUNK)));
-        assert!(receiving.shrink(None, u64::MAX), "a blob that was begun whole learns what others have");
+        assert!(
+            receiving.shrink(None, u64::MAX),
+            "a blob that was begun whole learns what others have"
+        );
         assert_eq!(receiving.chunk(), Some(LEAST_CHUNK));
 
         let receiving = Receiving::default();
