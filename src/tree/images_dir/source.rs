@@ -4,8 +4,8 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File, Metadata},
-    io::{self, Read, Seek, SeekFrom},
-    os::unix::fs::MetadataExt,
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -45,7 +45,7 @@ impl BlobFile {
     /// Reads it from byte `offset` on.
     pub fn read(&self, offset: u64) -> Result<FileStream> {
         let file = self.file.try_clone().map_err(|e| Error::io(&self.path, "opening", e))?;
-        FileStream::start(file, self.path.clone(), offset)
+        Ok(FileStream::start(file, self.path.clone(), offset))
     }
 
     /// Makes `to` another name of the file, by way of `temporary`, and returns what the file looks
@@ -90,21 +90,41 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 /// A file that is read piece by piece, one piece ahead.
 pub struct FileStream {
     path: PathBuf,
-    next: Option<JoinHandle<io::Result<(File, Vec<u8>)>>>,
+    next: Option<JoinHandle<io::Result<Ahead>>>,
+}
+
+/// A piece that has been read, and where the next one begins.
+struct Ahead {
+    file: File,
+    piece: Vec<u8>,
+    offset: u64,
 }
 
 impl FileStream {
-    fn start(mut file: File, path: PathBuf, offset: u64) -> Result<Self> {
-        file.seek(SeekFrom::Start(offset)).map_err(|e| Error::io(&path, "reading", e))?;
-        let next = Some(Self::ahead(file));
-        Ok(Self { path, next })
+    fn start(file: File, path: PathBuf, offset: u64) -> Self {
+        let next = Some(Self::ahead(file, offset));
+        Self { path, next }
     }
 
-    fn ahead(file: File) -> JoinHandle<io::Result<(File, Vec<u8>)>> {
+    /// Every stream knows by itself where it is. Those of one blob share what the system knows of
+    /// that, and one that has been given up may still be reading its last piece.
+    fn ahead(file: File, mut offset: u64) -> JoinHandle<io::Result<Ahead>> {
         tokio::task::spawn_blocking(move || {
-            let mut piece = Vec::with_capacity(PIECE);
-            (&file).take(PIECE as u64).read_to_end(&mut piece)?;
-            Ok((file, piece))
+            let mut piece = vec![0; PIECE];
+            let mut length = 0;
+            while length < PIECE {
+                match file.read_at(&mut piece[length..], offset) {
+                    Ok(0) => break,
+                    Ok(count) => {
+                        length += count;
+                        offset += count as u64;
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            piece.truncate(length);
+            Ok(Ahead { file, piece, offset })
         })
     }
 }
@@ -113,12 +133,12 @@ impl ByteStream for FileStream {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         let failed = |e| Error::io(&self.path, "reading", e);
         let Some(ahead) = self.next.take() else { return Ok(None) };
-        let (file, piece) =
-            ahead.await.map_err(io::Error::other).and_then(|r| r).map_err(failed)?;
+        let ahead = ahead.await.map_err(io::Error::other).and_then(|r| r).map_err(failed)?;
+        let Ahead { file, piece, offset } = ahead;
         if piece.is_empty() {
             return Ok(None);
         }
-        self.next = Some(Self::ahead(file));
+        self.next = Some(Self::ahead(file, offset));
         Ok(Some(piece.into()))
     }
 }
@@ -302,5 +322,29 @@ impl ReferrersCache {
     fn put(&self, repository: &Repository, stamps: Stamps, referrers: Arc<Referrers>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(repository.clone(), (stamps, referrers));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn streams_of_one_file_do_not_disturb_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let content: Vec<u8> = (0..3 * PIECE + 7).map(|at| (at / 1000) as u8).collect();
+        fs::write(&path, &content).unwrap();
+        let file = File::open(&path).unwrap();
+        let start = |offset| FileStream::start(file.try_clone().unwrap(), path.clone(), offset);
+        let (mut first, mut second, mut third) = (start(0), start(5), start(3 * PIECE as u64));
+        let (mut from_first, mut from_second) = (Vec::new(), Vec::new());
+        for _ in 0..5 {
+            from_first.extend(first.next().await.unwrap().unwrap_or_default());
+            from_second.extend(second.next().await.unwrap().unwrap_or_default());
+        }
+        assert!(from_first == content && from_second == content[5..]);
+        assert_eq!(third.next().await.unwrap().unwrap(), content[3 * PIECE..]);
+        assert!(third.next().await.unwrap().is_none());
     }
 }
