@@ -565,6 +565,8 @@ fn what_cannot_be_copied_is_refused_at_once() {
             3,
             vec!["no image matches"],
         ),
+        (vec!["--from", &dir, "--to", &to, "--all", "--create-projects"], 2, vec!["--create-projects"]),
+        (vec!["--from", &dir, "--to", &reg, "--all", "--layout", "kubekey"], 2, vec!["--layout"]),
         (vec!["--from", &dir, "--to", &to, "UPPER:1"], 2, vec!["UPPER:1"]),
         (
             vec![

@@ -156,3 +156,25 @@ fn a_directory_that_may_not_be_written() {
     assert!(matches!(output.code(), 1 | 2), "{output}");
     output.stderr_has("read-only file system");
 }
+
+/// Images are carried on media that nobody can write to.
+#[test]
+fn a_directory_that_may_not_be_written_is_a_source_like_any_other() {
+    let Some((disk, images)) = disk(4) else {
+        return;
+    };
+    let app = Image::new().layer(1, 500_000).build();
+    tree::kubekey_g1(&images, "quay.io", "team/app", "1", &app);
+    rustix::mount::mount_remount(disk.path(), MountFlags::RDONLY, c"").expect("remounting");
+    let hostile = Hostile::start();
+    let imgfs = Imgfs::new(&images);
+    let dest = format!("{}/app:1", hostile.host());
+    let output = imgfs.push(&["--dest", &dest]).success();
+    assert!(output.stderr.is_empty(), "{output}");
+    hostile.assert_complete();
+    assert_eq!(hostile.tags("app")["1"], app.digest());
+    let to = tempfile::tempdir().expect("making a temporary directory");
+    let args = ["--from".as_ref(), images.as_os_str(), "--to".as_ref(), to.path().as_os_str()];
+    imgfs.copy(&[&args[..], &["--all".as_ref()]].concat()).success();
+    assert_tree_sound(to.path());
+}

@@ -188,6 +188,18 @@ fn a_second_push_asks_once_an_image_and_sends_nothing() {
 }
 
 #[test]
+fn a_tag_moves_with_its_image() {
+    let hostile = Hostile::start();
+    for image in [single(2), two_platforms(), single(3), single(2)] {
+        let imgfs = directory(&[("team/app:1", &image)]);
+        let output = push(&imgfs, &hostile, &[]).success();
+        assert_eq!(output.image("source.example/team/app:1")["status"], "pushed");
+        hostile.assert_complete();
+        assert_eq!(hostile.tags("team/app")["1"], image.digest());
+    }
+}
+
+#[test]
 fn blobs_that_the_repository_has_are_not_sent() {
     let image = (10..16).fold(Image::new(), |image, seed| image.layer(seed, 3000)).build();
     for declines in [false, true] {

@@ -320,6 +320,54 @@ fn tokens_may_end_in_the_middle() {
     assert_eq!(hostile.uploaded_bytes(), 0);
 }
 
+#[test]
+fn a_source_that_lies_is_named_and_nothing_wrong_arrives() {
+    let app = Image::new().layer(1, 300_000).build();
+    let blob = &app.layers()[0];
+    for (fault, once) in [
+        (Fault::FlipByte(1000), false),
+        (Fault::FlipByte(1000), true),
+        (Fault::TruncateAt(1000), false),
+        (Fault::TruncateAt(1000), true),
+        (Fault::EmptyBody, false),
+        (Fault::status(404), false),
+        (Fault::captive_portal(), false),
+    ] {
+        let (source, target) = (Hostile::start(), Hostile::start());
+        app.push_to(&source, "team/app", "1");
+        let get = Match::get(blob);
+        source.on(if once { get.nth(1) } else { get }).fault(fault.clone());
+        let from = format!("registry://{}", source.host());
+        let to = format!("registry://{}", target.host());
+        let args = ["--from", &from, "--to", &to, "team/app:1"];
+        let output = Imgfs::scratch().copy(&[&args[..], &IMPATIENT].concat());
+        target.assert_complete();
+        assert_eq!(output.code(), i32::from(!once), "{fault:?}\n{output}");
+        assert_eq!(target.blob("team/app", blob).is_some(), once, "{fault:?}\n{output}");
+        assert_eq!(target.tags("team/app").len(), usize::from(once), "{fault:?}\n{output}");
+        if !once {
+            let name = format!("{}/team/app:1", source.host());
+            let error = output.image(&name)["error"].clone();
+            let side = format!("registry {}: fetching blob {blob}", source.host());
+            assert!(error.as_str().is_some_and(|error| error.starts_with(&side)), "{output}");
+        }
+    }
+}
+
+#[test]
+fn two_pushes_of_the_same_do_not_disturb_each_other() {
+    let hostile = Hostile::start();
+    let imgfs = directory();
+    let dest = format!("{}/{SAME}", hostile.host());
+    let running: Vec<_> = (0..3).map(|_| imgfs.spawn_push(&["--dest", &dest])).collect();
+    for running in running {
+        let output = running.wait().success();
+        assert_told("side by side", &hostile, &output);
+    }
+    hostile.assert_complete();
+    assert_eq!(hostile.open_uploads(), 0);
+}
+
 /// Small images that share layers, in repositories of one name or another.
 fn small_images(random: &mut Random) -> Vec<(String, Built)> {
     (0..6)

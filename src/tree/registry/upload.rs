@@ -299,6 +299,11 @@ impl Upload {
         self.error(Kind::Protocol("it took the blob before all of it had been sent".into()))
     }
 
+    /// What came from the source is not what it should be.
+    fn unlike<C: Content>(&self, content: &Arc<C>, kind: Kind) -> Error {
+        Error::new(content.side(), format_args!("fetching blob {}", self.blob.digest), kind)
+    }
+
     /// Passes `length` bytes on. The end of a blob that has to be verified is held back until it
     /// has been, so that a wrong one is never complete.
     async fn pump<C: Content, S: ByteStream>(
@@ -314,7 +319,7 @@ impl Upload {
         while left > 0 {
             let Some(piece) = pieces.next(left).await? else {
                 let (expected, found) = (self.blob.size, self.blob.size - left);
-                return Err(self.error(Kind::Size { expected, found }));
+                return Err(self.unlike(content, Kind::Size { expected, found }));
             };
             left -= piece.len() as u64;
             if let Some(hasher) = &mut pieces.hasher {
@@ -323,7 +328,7 @@ impl Upload {
                 if is_end {
                     let (expected, found) = (self.blob.digest, hasher.clone().finish());
                     if found != expected {
-                        return Err(self.error(Kind::Digest { expected, found }));
+                        return Err(self.unlike(content, Kind::Digest { expected, found }));
                     }
                 }
             }
