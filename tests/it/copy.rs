@@ -3,7 +3,8 @@
 use crate::support::cli::{Imgfs, Output};
 use crate::support::hostile::{Hostile, Served};
 use crate::support::image::{
-    Artifact, Built, Image, Index, cosign_signature, digest_tag, push_referrers_with_fallback_tag,
+    Artifact, Blob, Built, Image, Index, cosign_signature, digest_tag,
+    push_referrers_with_fallback_tag,
 };
 use crate::support::tree::{self, assert_sparse_tree_sound, assert_tree_sound};
 use serde_json::{Value, json};
@@ -165,7 +166,7 @@ fn six_images_with_shared_layers_cost_a_known_number_of_requests() {
     let log = to.log();
     assert!(log.len() <= 130, "{} requests: {log:#?}", log.len());
     assert_eq!(to.open_uploads(), 0);
-    let bytes: u64 = distinct.values().map(|blob| blob.size()).sum();
+    let bytes: u64 = distinct.values().map(Blob::size).sum();
     assert_eq!((to.uploaded_bytes(), output.number("received_bytes")), (bytes, bytes));
 
     // Within one registry nothing moves at all.
@@ -565,7 +566,11 @@ fn what_cannot_be_copied_is_refused_at_once() {
             3,
             vec!["no image matches"],
         ),
-        (vec!["--from", &dir, "--to", &to, "--all", "--create-projects"], 2, vec!["--create-projects"]),
+        (
+            vec!["--from", &dir, "--to", &to, "--all", "--create-projects"],
+            2,
+            vec!["--create-projects"],
+        ),
         (vec!["--from", &dir, "--to", &reg, "--all", "--layout", "kubekey"], 2, vec!["--layout"]),
         (vec!["--from", &dir, "--to", &to, "UPPER:1"], 2, vec!["UPPER:1"]),
         (

@@ -16,6 +16,7 @@ mod manual;
 mod pull;
 mod push;
 mod push_faults;
+mod push_wire;
 mod regressions;
 mod render;
 mod selftest;

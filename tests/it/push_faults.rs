@@ -106,7 +106,7 @@ fn check(what: &str, prepare: impl FnOnce(&Hostile), expected: Outcome) -> (Host
 }
 
 /// Checks them all, several at a time: most of the time is waiting.
-fn check_all(cases: Vec<(&'static str, Match, Fault, Outcome)>) {
+fn check_all(cases: &[(&str, Match, Fault, Outcome)]) {
     std::thread::scope(|scope| {
         let length = cases.len().div_ceil(4).max(1);
         let handles: Vec<_> = cases
@@ -168,13 +168,13 @@ fn a_fault_that_happens_once_is_got_over() {
         cases.push(("tag", to(Match::put_tag()), fault.clone(), expected));
         cases.push(("name", to(Match::any().method("HEAD").path("/manifests/")), fault, expected));
     }
-    check_all(cases);
+    check_all(&cases);
 }
 
 #[test]
 fn a_blob_that_is_broken_off_goes_on() {
     let put = || Match::put_blob().about(&layer()).nth(1);
-    check_all(vec![
+    check_all(&[
         ("drop", put(), Fault::DropBody(0), Success),
         ("drop", put(), Fault::DropBody(1), Success),
         ("drop", put(), Fault::DropBody(SIZE - 1), Success),
