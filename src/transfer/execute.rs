@@ -29,6 +29,7 @@ const SMALL_BLOB: u64 = 128 << 10;
 const BUSY_POLL: Duration = Duration::from_millis(100);
 
 /// What a blob's task has to say.
+#[derive(Clone, Copy)]
 enum Outcome {
     /// It was there after all.
     Reused,
