@@ -7,6 +7,7 @@ use imgfs::{
     task::{Images, Request, RouteError, TreeSpec},
     transfer::Route,
     tree::{
+        Kind,
         images_dir::{ImagesDir, Layout, Linking, is_attachment_tag},
         registry::Registry,
     },
@@ -224,11 +225,14 @@ fn create_projects(
                     output.event(&json!({"event": "project", "registry": host, "project": path}));
                 }
                 Ok(false) => {}
+                // It is no Harbor, and the option makes no sense.
+                Err(error) if matches!(error.kind(), Kind::Config(_)) => return Err(error.into()),
                 // It fails its own images, and no others.
                 Err(error) => output.error(&error.to_string(), error.hint()),
             }
         }
-    })
+        Ok(())
+    })?
 }
 
 impl From<imgfs::image::ReferenceError> for Failure {
