@@ -120,6 +120,9 @@ pub trait Content: Send + Sync + 'static {
     /// The file that holds it, verified, where there is one.
     fn file(&self) -> impl Future<Output = Result<Option<BlobFile>>> + Send;
 
+    /// The side that it comes from, for errors that show what came.
+    fn side(&self) -> String;
+
     /// Is told when so many more bytes are at the target.
     fn moved(&self, bytes: u64);
 

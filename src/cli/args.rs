@@ -228,8 +228,8 @@ pub(crate) struct SelectionArgs {
 /// Push images from a directory to registries
 ///
 /// The directory may be of any generation of KubeKey. All targets are named and asked before the
-/// first byte is sent. Blobs that a registry has are not sent, and those that are in another of
-/// its repositories are mounted from there.
+/// first byte is sent. Blobs that a repository has are not sent; one that several repositories of
+/// a registry need is sent once, and mounted from the first into the others.
 #[derive(ClapArgs)]
 #[command(after_help = EXIT_STATUS)]
 pub(crate) struct PushArgs {

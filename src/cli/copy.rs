@@ -61,6 +61,12 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         dest: args.dest.as_deref().map(|text| template(text, &args.naming)).transpose()?,
         ..request(&args.naming, options(&args.selection)?)?
     };
+    if args.create_projects && matches!(request.to, TreeSpec::Directory(_)) {
+        return Err(Failure::new("--create-projects is about registries, and --to is a directory"));
+    }
+    if args.layout.is_some() && matches!(request.to, TreeSpec::Registry { .. }) {
+        return Err(Failure::new("--layout is about directories, and --to is a registry"));
+    }
     let setting = Setting {
         verb: Verb::Copy,
         task: None,

@@ -7,6 +7,7 @@ use imgfs::{
     task::{Images, Request, RouteError, TreeSpec},
     transfer::Route,
     tree::{
+        Kind,
         images_dir::{ImagesDir, Layout, Linking, is_attachment_tag},
         registry::Registry,
     },
@@ -54,9 +55,12 @@ pub(crate) fn carry_out(request: &Request, setting: &Setting<'_>) -> Result<Outc
         TreeSpec::Directory(path) => Some(ImagesDir::open(path)?),
         TreeSpec::Registry { .. } => None,
     };
-    let to = match &request.to {
-        TreeSpec::Directory(path) => Some(open_target(path, request, setting)?),
-        TreeSpec::Registry { .. } => None,
+    // A directory that is not there is made when there is something to put into it.
+    let mut to = match &request.to {
+        TreeSpec::Directory(path) if setting.dry_run || path.exists() => {
+            Some(open_target(path, request, setting)?)
+        }
+        TreeSpec::Directory(_) | TreeSpec::Registry { .. } => None,
     };
     let local = match (&listed, &from) {
         (None, Some(dir)) => Some(images_of(dir, request)?),
@@ -87,6 +91,9 @@ pub(crate) fn carry_out(request: &Request, setting: &Setting<'_>) -> Result<Outc
         let event = report_event(setting.task);
         output.event(&json!({"event": event, "command": command, "images": []}));
         return Ok(Outcome::NothingMatched);
+    }
+    if let (TreeSpec::Directory(path), None) = (&request.to, &to) {
+        to = Some(open_target(path, request, setting)?);
     }
     if setting.create_projects && to.is_none() && !setting.dry_run {
         create_projects(&registry, &routes, output)?;
@@ -156,9 +163,8 @@ fn images_of(dir: &ImagesDir, request: &Request) -> Result<Vec<Reference>, Failu
         .collect();
     let wanted = inventory.images.iter().filter(|image| {
         let (name, is_pin) = (&image.reference, image.reference.tag().is_none());
-        !image.is_attachment
-            && !(is_pin && tagged.contains(&(name.repository(), image.digest)))
-            && request.matches(name, None)
+        let is_double = is_pin && tagged.contains(&(name.repository(), image.digest));
+        !image.is_attachment && !is_double && request.matches(name, None)
     });
     Ok(wanted.map(|image| image.reference.clone()).collect())
 }
@@ -212,10 +218,17 @@ fn create_projects(
     let first_of_each: Vec<Repository> = first_of_each.cloned().collect();
     block_on(async {
         for repository in first_of_each {
-            if registry.ensure_project(&repository).await? {
-                let (host, path) = project(&repository);
-                output.line(&format!("{host}: project {path} created"));
-                output.event(&json!({"event": "project", "registry": host, "project": path}));
+            match registry.ensure_project(&repository).await {
+                Ok(true) => {
+                    let (host, path) = project(&repository);
+                    output.line(&format!("{host}: project {path} created"));
+                    output.event(&json!({"event": "project", "registry": host, "project": path}));
+                }
+                Ok(false) => {}
+                // It is no Harbor, and the option makes no sense.
+                Err(error) if matches!(error.kind(), Kind::Config(_)) => return Err(error.into()),
+                // It fails its own images, and no others.
+                Err(error) => output.error(&error.to_string(), error.hint()),
             }
         }
         Ok(())

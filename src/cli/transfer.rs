@@ -8,7 +8,7 @@ use imgfs::{
     tree::{
         Attachments, Blobs, Names, Sink,
         images_dir::ImagesDir,
-        registry::{Registry, RegistrySink},
+        registry::{Registry, RegistrySink, Stats},
     },
 };
 use serde_json::{Value, json};
@@ -122,11 +122,11 @@ impl Job<'_> {
         if self.verb != Verb::Pull {
             summary["mounted_blobs"] = report.mounted_blobs.into();
             summary["linked_blobs"] = report.linked_blobs.into();
-            summary["sent_bytes"] = self.sum(|stats| stats.sent_bytes()).into();
+            summary["sent_bytes"] = self.sum(Stats::sent_bytes).into();
         }
-        summary["received_bytes"] = self.sum(|stats| stats.received_bytes()).into();
-        summary["requests"] = self.sum(|stats| stats.requests()).into();
-        summary["retries"] = self.sum(|stats| stats.retries()).into();
+        summary["received_bytes"] = self.sum(Stats::received_bytes).into();
+        summary["requests"] = self.sum(Stats::requests).into();
+        summary["retries"] = self.sum(Stats::retries).into();
         summary["elapsed_ms"] = (elapsed.as_millis() as u64).into();
         if let Some((blobs, size)) = plan {
             summary["missing_blobs"] = blobs.into();
@@ -158,7 +158,7 @@ impl Job<'_> {
     }
 
     /// Sums up what went over the wire on both sides; one registry may be both.
-    fn sum(&self, of: fn(&imgfs::tree::registry::Stats) -> u64) -> u64 {
+    fn sum(&self, of: fn(&Stats) -> u64) -> u64 {
         match (self.from, self.to) {
             (Tree::Registries(from), Tree::Registries(to)) if !Arc::ptr_eq(from, to) => {
                 of(from.stats()) + of(to.stats())
@@ -226,9 +226,14 @@ impl Job<'_> {
     fn tell_total(&self, report: &Report, elapsed: std::time::Duration) {
         let (_, moved) = self.verb.moving();
         let copied = report.moved_blobs - report.linked_blobs;
+        let is_unchanged = |image: &&ImageReport| matches!(image.status, Status::Unchanged);
+        let mut images = count(report.images.len(), "image");
+        match report.images.iter().filter(is_unchanged).count() {
+            0 => {}
+            unchanged => images += &format!(" ({unchanged} up to date)"),
+        }
         let mut line = format!(
-            "{}: {} {moved} in {}",
-            count(report.images.len(), "image"),
+            "{images}: {} {moved} in {}",
             bytes(report.moved_bytes),
             count(copied, "blob"),
         );

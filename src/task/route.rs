@@ -32,9 +32,9 @@ pub enum RouteError {
         /// Which template.
         which: &'static str,
         /// The image that it was rendered for.
-        image: Reference,
+        image: Box<Reference>,
         /// The place and the cause.
-        error: TemplateError,
+        error: Box<TemplateError>,
     },
     /// A template gives something that is no name.
     #[error("{which}, for {image}: it gives `{rendered}`: {reason}")]
@@ -42,7 +42,7 @@ pub enum RouteError {
         /// Which template.
         which: &'static str,
         /// The image that it was rendered for.
-        image: Reference,
+        image: Box<Reference>,
         /// What it gave.
         rendered: String,
         /// Why that is no name.
@@ -50,20 +50,20 @@ pub enum RouteError {
     },
     /// The target is all registries, and nothing says which.
     #[error("{0} has no name at the target: say which registry (registry://HOST), or give `dest`")]
-    Nowhere(Reference),
+    Nowhere(Box<Reference>),
     /// Two images would overwrite each other.
     #[error("{first} and {second} would both become {target}")]
     Collision {
         /// One of them.
-        first: Reference,
+        first: Box<Reference>,
         /// The other.
-        second: Reference,
+        second: Box<Reference>,
         /// The name that both would get.
-        target: Reference,
+        target: Box<Reference>,
     },
     /// An image would be copied onto itself.
     #[error("{0} would be copied onto itself")]
-    Itself(Reference),
+    Itself(Box<Reference>),
 }
 
 impl Request {
@@ -104,12 +104,16 @@ impl Request {
                 None => image.clone(),
             };
             let to = self.target(image)?;
-            if from == to && self.from == self.to {
-                return Err(RouteError::Itself(from));
+            if from == to && self.from.is_same_as(&self.to) {
+                return Err(RouteError::Itself(from.into()));
             }
             match targets.insert(to.clone(), from.clone()) {
                 Some(first) if first != from => {
-                    return Err(RouteError::Collision { first, second: from, target: to });
+                    return Err(RouteError::Collision {
+                        first: first.into(),
+                        second: from.into(),
+                        target: to.into(),
+                    });
                 }
                 Some(_) => {}
                 None => routes.push(Route { from, to }),
@@ -124,7 +128,7 @@ impl Request {
         }
         let TreeSpec::Registry { prefix } = &self.to else { return Ok(image.clone()) };
         if prefix.is_empty() {
-            return Err(RouteError::Nowhere(image.clone()));
+            return Err(RouteError::Nowhere(image.clone().into()));
         }
         // What is below the one tree comes below the other.
         let path = image.repository().path();
@@ -150,12 +154,12 @@ impl Request {
         image: &Reference,
     ) -> Result<Reference, RouteError> {
         let vars = with_image(&self.vars, image);
-        let rendered = template
-            .render(&vars, Missing::Error)
-            .map_err(|error| RouteError::Template { which, image: image.clone(), error })?;
+        let rendered = template.render(&vars, Missing::Error).map_err(|error| {
+            RouteError::Template { which, image: image.clone().into(), error: error.into() }
+        })?;
         let refuse = |reason: String| RouteError::Rendered {
             which,
-            image: image.clone(),
+            image: image.clone().into(),
             rendered: rendered.trim().chars().take(300).collect(),
             reason,
         };
@@ -175,6 +179,15 @@ fn suffix(image: &Reference) -> String {
 }
 
 impl TreeSpec {
+    /// Whether the same name means the same image in both.
+    fn is_same_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            // A prefix only says which part of all registries is meant.
+            (Self::Registry { .. }, Self::Registry { .. }) => true,
+            _ => self == other,
+        }
+    }
+
     /// The path that all names in the tree begin with, if there is one.
     fn path(&self) -> Option<&str> {
         match self {

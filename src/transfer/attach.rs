@@ -9,8 +9,8 @@ use std::{
 use futures_util::{StreamExt, future::join, stream};
 
 use crate::{
-    image::{Digest, Repository},
-    tree::{Attachments, Error, Kind, Names, Result, Tags},
+    image::{Digest, Reference, Repository},
+    tree::{Attachments, Error, Kind, Names, Result, Tags, images_dir::is_attachment_tag},
 };
 
 /// Subjects whose referrers are asked for at the same time.
@@ -139,6 +139,11 @@ fn tag_names(subject: &Digest) -> impl Iterator<Item = String> + use<> {
     let base = subject.to_string().replacen(':', "-", 1);
     let suffixed = SUFFIXES.map(|suffix| format!("{base}{suffix}"));
     std::iter::once(base).chain(suffixed)
+}
+
+/// Whether `name` is that of the list of what refers to a manifest.
+pub(super) fn is_list(name: &Reference) -> bool {
+    name.tag().is_some_and(|tag| !tag.contains('.') && is_attachment_tag(tag))
 }
 
 #[cfg(test)]

@@ -90,6 +90,13 @@ impl<S: Blobs, O: Observer> Content for SourceBlob<S, O> {
         file.map_err(|error| self.failed(error))
     }
 
+    fn side(&self) -> String {
+        match self.blob.sources.first() {
+            Some(repository) => format!("registry {}", repository.registry()),
+            None => "the source".to_owned(),
+        }
+    }
+
     fn moved(&self, bytes: u64) {
         let digest = self.blob.descriptor.digest;
         self.moved.fetch_add(bytes, Ordering::Relaxed);

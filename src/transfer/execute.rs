@@ -29,6 +29,7 @@ const SMALL_BLOB: u64 = 128 << 10;
 const BUSY_POLL: Duration = Duration::from_millis(100);
 
 /// What a blob's task has to say.
+#[derive(Clone, Copy)]
 enum Outcome {
     /// It was there after all.
     Reused,
@@ -71,7 +72,7 @@ where
             source: source.clone(),
             sink: sink.clone(),
             observer: observer.clone(),
-            places: Places::new(concurrency, source.is_remote()),
+            places: Places::new(concurrency, source.is_remote(), sink.is_remote()),
             full: DiskFull::default(),
             blobs: blobs.into_iter().map(Arc::new).collect(),
         }),
@@ -404,8 +405,13 @@ struct Places {
 }
 
 impl Places {
-    fn new(concurrency: usize, source_is_remote: bool) -> Self {
-        Self { concurrency: concurrency.max(1), source_is_remote, places: Mutex::default() }
+    fn new(concurrency: usize, source_is_remote: bool, sink_is_remote: bool) -> Self {
+        // From registry to registry a blob holds buffers of two connections.
+        let concurrency = match source_is_remote && sink_is_remote {
+            true => (concurrency * 3 / 4).max(1),
+            false => concurrency.max(1),
+        };
+        Self { concurrency, source_is_remote, places: Mutex::default() }
     }
 
     fn of(&self, blob: &BlobPlan, target: &BlobTarget) -> Arc<Semaphore> {

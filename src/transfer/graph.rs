@@ -34,6 +34,8 @@ pub(super) struct Graph {
     pub manifests: Vec<Manifest>,
     /// All blobs, each once.
     pub blobs: BTreeMap<Digest, Descriptor>,
+    /// Bytes of blobs that a registry is known to have, and that are not among them.
+    pub there: u64,
     /// Blobs that had to be read for planning.
     pub contents: BTreeMap<Digest, Bytes>,
     /// The platforms that are in it.
@@ -88,8 +90,15 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
     }
 
     fn unfit(&self, what: impl std::fmt::Display, message: String) -> Error {
-        let side = format!("registry {}", self.from.registry());
-        Error::new(side, format_args!("planning {what}"), Kind::Unfit(message))
+        Error::new(self.side(), format_args!("planning {what}"), Kind::Unfit(message))
+    }
+
+    /// Where the graph is.
+    fn side(&self) -> String {
+        match self.source.is_remote() {
+            true => format!("registry {}", self.from.registry()),
+            false => "images_dir".to_owned(),
+        }
     }
 
     fn node<'b>(
@@ -272,11 +281,7 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
         let found = manifest.bytes().len() as u64;
         if found != child.size {
             let (doing, expected) = (format!("reading {}", child.digest), child.size);
-            return Err(Error::new(
-                format_args!("registry {}", self.from.registry()),
-                doing,
-                Kind::Size { expected, found },
-            ));
+            return Err(Error::new(self.side(), doing, Kind::Size { expected, found }));
         }
         let depth = place.depth() + 1;
         let place = match child.platform {
@@ -321,6 +326,7 @@ impl Graph {
             }
         }
         self.blobs.extend(other.blobs);
+        self.there += other.there;
         self.contents.extend(other.contents);
         self.platforms.extend(other.platforms);
         self.warnings.extend(other.warnings);

@@ -74,6 +74,8 @@ pub struct BlobPlan {
     pub targets: Vec<BlobTarget>,
     /// Its content, if planning had to read it.
     pub content: Option<Bytes>,
+    /// Registries in which some repository has it, so that it can be mounted from there.
+    pub mountable: BTreeSet<String>,
 }
 
 /// A place where a blob is needed: a repository, or all of an images_dir.
@@ -91,7 +93,8 @@ impl BlobPlan {
     /// How often it has to be moved: once to each registry in which no repository has it.
     pub fn moves(&self) -> usize {
         let has = |registry: &str| {
-            self.targets.iter().any(|t| t.there && t.repository.registry() == registry)
+            self.mountable.contains(registry)
+                || self.targets.iter().any(|t| t.there && t.repository.registry() == registry)
         };
         let registries: BTreeSet<&str> =
             self.targets.iter().map(|target| target.repository.registry()).collect();
@@ -134,6 +137,10 @@ where
     let mut plan = draft.finish(sink).await.1;
     if sink.is_remote() {
         find_present(sink, &mut plan).await;
+        for blob in plan.blobs.iter_mut().filter(|_| source.is_remote()) {
+            let registries = blob.sources.iter().map(|source| source.registry().to_owned());
+            blob.mountable = registries.collect();
+        }
     }
     plan
 }
@@ -215,6 +222,7 @@ impl Draft {
                 sources: Vec::new(),
                 targets: Vec::new(),
                 content: None,
+                mountable: BTreeSet::new(),
             });
             // All of an images_dir is one place.
             let same = |t: &&mut BlobTarget| !sink.is_remote() || t.repository == *repository;
@@ -312,15 +320,17 @@ struct Root {
     manifest: Option<Manifest>,
     /// Its digest at the source.
     original: Digest,
-    /// What the target has under this name.
+    /// What the target has under this name, if it has been read.
     before: Option<Manifest>,
+    /// Its digest.
+    seen: Option<Digest>,
 }
 
 /// What the target has under a name.
 enum Seen {
     Nothing,
     Digest(Digest),
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 struct Planner<'a, S, D> {
@@ -345,7 +355,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         } else {
             self.root(from, to, self.options).await?
         };
-        let Root { manifest, original, before } = root;
+        let Root { manifest, original, before, .. } = root;
         let (mut graph, mut manifests) = (Graph::default(), Vec::new());
         if let Some(manifest) = manifest {
             let explored = self.explorer(self.options).explore(manifest, from).await?;
@@ -383,7 +393,8 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
             manifests.splice(0..0, attached);
         }
         let of_manifests = manifests.iter().map(|m| m.manifest.bytes().len() as u64).sum::<u64>();
-        report.bytes = of_manifests + graph.blobs.values().map(|blob| blob.size).sum::<u64>();
+        let of_blobs = graph.blobs.values().map(|blob| blob.size).sum::<u64>();
+        report.bytes = of_manifests + of_blobs + graph.there;
         Ok(Some((graph, manifests)))
     }
 
@@ -422,7 +433,8 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
     async fn check_blobs(&self, graph: &mut Graph, manifests: &[PlannedManifest]) -> Result<()> {
         let is_there = manifests.iter().all(|manifest| manifest.names.is_empty());
         if self.sink.is_remote() && is_there {
-            graph.blobs.clear();
+            let dropped = std::mem::take(&mut graph.blobs);
+            graph.there += dropped.values().map(|blob| blob.size).sum::<u64>();
         }
         if self.source.is_remote() || !self.sink.is_remote() {
             return Ok(());
@@ -437,13 +449,17 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
     async fn seen(&self, name: &Reference, options: &Options) -> Result<Seen> {
         if !self.sink.is_remote() {
             // Whatever is wrong with it there, the source has a good one.
-            return Ok(self.sink.manifest(name).await.map_or(Seen::Nothing, Seen::Manifest));
+            return Ok(self
+                .sink
+                .manifest(name)
+                .await
+                .map_or(Seen::Nothing, |m| Seen::Manifest(m.into())));
         }
         // What a platform filter has made tells of what, but only if it is read.
         let may_be_made =
             options.platforms != PlatformFilter::All && options.index == IndexMode::Rewrite;
         let seen = match may_be_made {
-            true => self.sink.manifest(name).await.map(Seen::Manifest),
+            true => self.sink.manifest(name).await.map(|m| Seen::Manifest(m.into())),
             false => self.sink.head(name).await.map(|d| d.map_or(Seen::Nothing, Seen::Digest)),
         };
         match seen {
@@ -466,10 +482,11 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
                     original: manifest.digest(),
                     manifest: Some(manifest),
                     before: None,
+                    seen: None,
                 });
             }
             Seen::Digest(digest) => (digest, None),
-            Seen::Manifest(manifest) => (manifest.digest(), Some(manifest)),
+            Seen::Manifest(manifest) => (manifest.digest(), Some(*manifest)),
         };
         let mut read = None;
         let told = match self.source.is_remote() {
@@ -489,7 +506,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         });
         let is_whole = seen == digest && options.platforms == PlatformFilter::All;
         if (is_whole || is_made) && self.sink.is_remote() && self.source.is_remote() {
-            return Ok(Root { manifest: None, original: digest, before });
+            return Ok(Root { manifest: None, original: digest, before, seen: Some(seen) });
         }
         let manifest = match &before {
             Some(before) if seen == digest || is_made => before.clone(),
@@ -505,7 +522,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
                 }
             }
         };
-        Ok(Root { manifest: Some(manifest), original: digest, before })
+        Ok(Root { manifest: Some(manifest), original: digest, before, seen: Some(seen) })
     }
 
     /// Finds and explores all that is attached to `subjects`, and what is attached to that. What
@@ -593,6 +610,16 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         };
         let root = self.root(name, &to, &whole).await?;
         let Some(manifest) = root.manifest else { return Ok(None) };
+        let is_another = root.seen.is_some_and(|seen| seen != manifest.digest());
+        if is_another && self.sink.is_remote() && attach::is_list(name) {
+            // Others may have added something to the list of referrers that is at the target.
+            let there = self.sink.manifest(&to).await?;
+            let listed =
+                |child: &Descriptor| there.children().iter().any(|c| c.digest == child.digest);
+            if manifest.children().iter().all(listed) {
+                return Ok(None);
+            }
+        }
         let graph = self.explorer(&whole).explore(manifest, name).await?;
         Ok(Some(graph.unwrap_or_default()))
     }

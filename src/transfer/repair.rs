@@ -1,7 +1,7 @@
 //! Fetching again what is broken in an images_dir, and nothing else.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
@@ -64,6 +64,7 @@ where
                             there: false,
                         }],
                         content: None,
+                        mountable: BTreeSet::new(),
                     });
                     Ok(())
                 }

@@ -81,6 +81,9 @@ pub enum Kind {
         /// What is there, in bytes.
         found: u64,
     },
+    /// A file of an images_dir is not what its name says.
+    #[error("{0}")]
+    Damaged(Box<Kind>),
     /// A manifest cannot be read.
     #[error("{0}")]
     Manifest(#[from] ManifestError),
@@ -166,6 +169,11 @@ impl Error {
     /// What the user can do about it, if there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self.kind() {
+            Kind::Unauthorized(m) | Kind::Denied(m)
+                if m.contains("project") && m.contains("not found") =>
+            {
+                "the project must be there before anything in it; a push or copy creates it with --create-projects"
+            }
             Kind::Unauthorized(_) => {
                 "give credentials with --auths FILE, --username and --password-stdin, or log in with your usual tool (~/.docker/config.json is read)"
             }
@@ -192,6 +200,9 @@ impl Error {
             }
             Kind::Io(_) if self.is_no_space() => {
                 "free some space and run the same command again: what has been fetched is kept"
+            }
+            Kind::Damaged(_) => {
+                "`imgfs verify --repair` fetches again what is broken or missing in a directory"
             }
             Kind::Digest { .. } | Kind::Size { .. } => {
                 "the content that the registry holds, or a proxy on the way, is damaged; nothing of it was kept"

@@ -84,6 +84,31 @@ fn a_full_disk_is_a_clear_error_and_a_larger_one_a_cure() {
 }
 
 #[test]
+fn a_full_disk_ends_a_copy_between_directories() {
+    let Some((disk, images)) = disk(8) else {
+        return;
+    };
+    let source = tempfile::tempdir().expect("making a temporary directory");
+    let small = Image::new().layer(1, 1_000_000).build();
+    let large = Image::new().layer(2, 12_000_000).build();
+    tree::kubekey_g1(source.path(), "quay.io", "team/small", "1", &small);
+    tree::kubekey_g1(source.path(), "quay.io", "team/large", "1", &large);
+    let copy = || {
+        let imgfs = Imgfs::scratch();
+        let (from, to) = (source.path().as_os_str(), images.as_os_str());
+        imgfs.copy(&["--from".as_ref(), from, "--to".as_ref(), to, "--all".as_ref()])
+    };
+    let output = copy().expect_code(1).stderr_has("no space left");
+    assert_eq!(output.image("quay.io/team/large:1")["status"], "failed", "{output}");
+    assert_tree_sound(&images);
+    disk.grow(40);
+    let output = copy().success();
+    assert_eq!(output.number("linked_blobs"), 0, "another file system");
+    assert_tree_sound(&images);
+    Imgfs::new(&images).verify().success();
+}
+
+#[test]
 fn a_disk_that_is_full_from_the_start() {
     let Some((disk, images)) = disk(1) else {
         return;
@@ -130,4 +155,26 @@ fn a_directory_that_may_not_be_written() {
     let output = imgfs.pull(&[&name]);
     assert!(matches!(output.code(), 1 | 2), "{output}");
     output.stderr_has("read-only file system");
+}
+
+/// Images are carried on media that nobody can write to.
+#[test]
+fn a_directory_that_may_not_be_written_is_a_source_like_any_other() {
+    let Some((disk, images)) = disk(4) else {
+        return;
+    };
+    let app = Image::new().layer(1, 500_000).build();
+    tree::kubekey_g1(&images, "quay.io", "team/app", "1", &app);
+    rustix::mount::mount_remount(disk.path(), MountFlags::RDONLY, c"").expect("remounting");
+    let hostile = Hostile::start();
+    let imgfs = Imgfs::new(&images);
+    let dest = format!("{}/app:1", hostile.host());
+    let output = imgfs.push(&["--dest", &dest]).success();
+    assert!(output.stderr.is_empty(), "{output}");
+    hostile.assert_complete();
+    assert_eq!(hostile.tags("app")["1"], app.digest());
+    let to = tempfile::tempdir().expect("making a temporary directory");
+    let args = ["--from".as_ref(), images.as_os_str(), "--to".as_ref(), to.path().as_os_str()];
+    imgfs.copy(&[&args[..], &["--all".as_ref()]].concat()).success();
+    assert_tree_sound(to.path());
 }

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File, Metadata},
-    io::{self, Read, Seek, SeekFrom},
+    io,
     ops::Range,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustix::{buffer::spare_capacity, io::Errno};
 use tokio::task::JoinHandle;
 
 use super::{
@@ -26,14 +27,14 @@ use crate::{
 };
 
 /// Files are read in pieces of this many bytes. Of each blob under way two or three are held.
-const PIECE: usize = 256 << 10;
+const PIECE: usize = 128 << 10;
 
 /// A file that has been found to hold a blob.
 pub struct BlobFile {
     inner: Arc<Inner>,
     digest: Digest,
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     meta: Metadata,
 }
 
@@ -44,9 +45,8 @@ impl BlobFile {
     }
 
     /// Reads the bytes `range` of it.
-    pub fn read(&self, range: Range<u64>) -> Result<FileStream> {
-        let file = self.file.try_clone().map_err(|e| Error::io(&self.path, "opening", e))?;
-        FileStream::start(file, self.path.clone(), range)
+    pub fn read(&self, range: Range<u64>) -> FileStream {
+        FileStream::start(self.file.clone(), self.path.clone(), range)
     }
 
     /// Makes `to` another name of the file, by way of `temporary`, and returns what the file looks
@@ -91,30 +91,41 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 /// A part of a file that is read piece by piece, one piece ahead.
 pub struct FileStream {
     path: PathBuf,
-    /// Bytes that have not been asked for.
-    left: u64,
-    next: Option<JoinHandle<io::Result<(File, Vec<u8>)>>>,
+    file: Arc<File>,
+    /// What has not been asked for.
+    left: Range<u64>,
+    next: Option<JoinHandle<io::Result<Vec<u8>>>>,
 }
 
 impl FileStream {
-    fn start(mut file: File, path: PathBuf, range: Range<u64>) -> Result<Self> {
-        file.seek(SeekFrom::Start(range.start)).map_err(|e| Error::io(&path, "reading", e))?;
-        let left = range.end.saturating_sub(range.start);
-        let mut stream = Self { path, left, next: None };
-        stream.read_ahead(file);
-        Ok(stream)
+    fn start(file: Arc<File>, path: PathBuf, range: Range<u64>) -> Self {
+        let mut stream = Self { path, file, left: range, next: None };
+        stream.read_ahead();
+        stream
     }
 
-    fn read_ahead(&mut self, file: File) {
-        let length = self.left.min(PIECE as u64);
-        if length == 0 {
+    /// Every stream knows by itself where it is. Those of one blob share what the system knows of
+    /// that, and one that has been given up may still be reading its last piece.
+    fn read_ahead(&mut self) {
+        let from = self.left.start;
+        let to = self.left.end.min(from.saturating_add(PIECE as u64));
+        if from >= to {
             return;
         }
-        self.left -= length;
+        self.left.start = to;
+        let file = self.file.clone();
         self.next = Some(tokio::task::spawn_blocking(move || {
-            let mut piece = Vec::with_capacity(PIECE);
-            (&file).take(length).read_to_end(&mut piece)?;
-            Ok((file, piece))
+            // At most a piece.
+            let mut piece = Vec::with_capacity((to - from) as usize);
+            while piece.len() < piece.capacity() {
+                let at = from + piece.len() as u64;
+                match rustix::io::pread(&file, spare_capacity(&mut piece), at) {
+                    Ok(0) => break,
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            Ok(piece)
         }));
     }
 }
@@ -123,12 +134,11 @@ impl ByteStream for FileStream {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         let failed = |e| Error::io(&self.path, "reading", e);
         let Some(ahead) = self.next.take() else { return Ok(None) };
-        let (file, piece) =
-            ahead.await.map_err(io::Error::other).and_then(|r| r).map_err(failed)?;
+        let piece = ahead.await.map_err(io::Error::other).and_then(|r| r).map_err(failed)?;
         if piece.is_empty() {
             return Ok(None);
         }
-        self.read_ahead(file);
+        self.read_ahead();
         Ok(Some(piece.into()))
     }
 }
@@ -148,7 +158,7 @@ impl Blobs for ImagesDir {
         range: Range<u64>,
     ) -> Result<FileStream> {
         let (inner, blob) = (self.inner.clone(), blob.clone());
-        self.blocking(move |_| inner.blob_file(&blob)).await?.read(range)
+        Ok(self.blocking(move |_| inner.blob_file(&blob)).await?.read(range))
     }
 
     async fn file(&self, _: &Repository, blob: &Descriptor) -> Result<Option<BlobFile>> {
@@ -168,7 +178,7 @@ impl Inner {
             Ok(meta) => Kind::Size { expected: blob.size, found: meta.len() },
             Err(_) => Kind::NotFound(String::new()),
         };
-        Err(Error::new(SIDE, format_args!("reading {}", path.display()), kind))
+        Err(damaged(&path, kind))
     }
 
     /// Opens a blob that has been verified, or verifies it now.
@@ -183,13 +193,12 @@ impl Inner {
                 super::hash_file(&path, blob.digest.algorithm(), &mut |_| {}).map_err(failed)?;
             if hashed.digest != blob.digest {
                 let (expected, found) = (blob.digest, hashed.digest);
-                let doing = format!("reading {}", path.display());
-                return Err(Error::new(SIDE, doing, Kind::Digest { expected, found }));
+                return Err(damaged(&path, Kind::Digest { expected, found }));
             }
             meta = hashed.meta;
             self.records.remember(blob.digest, &meta);
         }
-        Ok(BlobFile { inner: self.clone(), digest: blob.digest, path, file, meta })
+        Ok(BlobFile { inner: self.clone(), digest: blob.digest, path, file: Arc::new(file), meta })
     }
 
     /// What names which subject among the manifests of `repository`.
@@ -285,6 +294,10 @@ impl Attachments for ImagesDir {
     }
 }
 
+fn damaged(path: &Path, what: Kind) -> Error {
+    Error::new(SIDE, format_args!("reading {}", path.display()), Kind::Damaged(Box::new(what)))
+}
+
 fn descriptor_of(manifest: &Manifest) -> Descriptor {
     Descriptor {
         media_type: manifest.media_type().to_owned(),
@@ -314,5 +327,30 @@ impl ReferrersCache {
     fn put(&self, repository: &Repository, stamps: Stamps, referrers: Arc<Referrers>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(repository.clone(), (stamps, referrers));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn streams_of_one_file_do_not_disturb_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let content: Vec<u8> = (0..3 * PIECE + 7).map(|at| (at / 1000) as u8).collect();
+        fs::write(&path, &content).unwrap();
+        let file = File::open(&path).unwrap();
+        let (file, end) = (Arc::new(file), content.len() as u64);
+        let start = |from| FileStream::start(file.clone(), path.clone(), from..end);
+        let (mut first, mut second, mut third) = (start(0), start(5), start(3 * PIECE as u64));
+        let (mut from_first, mut from_second) = (Vec::new(), Vec::new());
+        for _ in 0..5 {
+            from_first.extend(first.next().await.unwrap().unwrap_or_default());
+            from_second.extend(second.next().await.unwrap().unwrap_or_default());
+        }
+        assert!(from_first == content && from_second == content[5..]);
+        assert_eq!(third.next().await.unwrap().unwrap(), content[3 * PIECE..]);
+        assert!(third.next().await.unwrap().is_none());
     }
 }

@@ -398,7 +398,7 @@ impl Session {
                 }
                 StatusCode::UNAUTHORIZED if own && !asked_again => {
                     asked_again = true;
-                    self.challenged(&response, ask, authorization).await?;
+                    self.challenged(response, ask, authorization).await?;
                 }
                 // A signed address that has run out: the registry gives a new one.
                 StatusCode::BAD_REQUEST

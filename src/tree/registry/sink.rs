@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use reqwest::{Method, Url, header::HeaderValue};
+use reqwest::{Method, StatusCode, Url, header::HeaderValue};
 use serde_json::{Value, json};
 
 use super::{
@@ -121,6 +121,12 @@ impl RegistrySink {
         };
         let answer = session.send(&ask).await?;
         let found = content_digest(answer.response.headers());
+        let status = answer.response.status();
+        if status != StatusCode::CREATED && found.is_none() {
+            // The login page of a network also answers everything with success.
+            let reason = format!("it answers {status}, which does not say that it has stored it");
+            return Err(session.error(&doing, Kind::Protocol(reason)));
+        }
         let expected = found.map(|found| Digest::of(found.algorithm(), content));
         match (expected, found) {
             (Some(expected), Some(found)) if expected != found => {
@@ -214,8 +220,12 @@ impl Names for RegistrySink {
         };
         let found = match session.send(&ask).await {
             Ok(answer) => content_digest(answer.response.headers()),
-            Err(error) if matches!(error.kind(), Kind::Status { status: 405 | 501, .. }) => None,
-            Err(error) => return Err(error),
+            Err(error) => match error.kind() {
+                Kind::Status { status: 405 | 501, .. } => None,
+                // An answer to HEAD cannot say why; one to GET can.
+                Kind::Unauthorized(reason) | Kind::Denied(reason) if reason.is_empty() => None,
+                _ => return Err(error),
+            },
         };
         // A registry that does not tell digests tells them by what it has.
         let found = match found {

@@ -49,6 +49,8 @@ pub(in crate::tree) struct Receiving {
     mounting: AtomicU8,
     /// Bytes of a chunk; 0 where blobs are sent whole.
     chunk: AtomicU64,
+    /// The registry wants no shorter chunks, but for the last of a blob.
+    least_chunk: AtomicU64,
     uploads: AtomicU64,
 }
 
@@ -89,13 +91,18 @@ impl Receiving {
             && self.uploads.fetch_add(1, Ordering::Relaxed) + 1 == UPLOADS_BEFORE_PROBE
     }
 
-    /// Whole blobs, or chunks of this size, are too large. False if smaller ones make no sense.
-    fn shrink(&self, refused: Option<u64>) -> bool {
-        let smaller = match refused {
-            None => FIRST_CHUNK,
-            Some(chunk) if chunk / 2 >= LEAST_CHUNK => chunk / 2,
+    /// A whole blob of `size` bytes, or chunks of it, are too large. False if smaller ones make no
+    /// sense.
+    fn shrink(&self, refused: Option<u64>, size: u64) -> bool {
+        let mut smaller = match refused {
+            None => self.first_chunk(),
+            Some(chunk) if chunk / 2 >= self.least_chunk() => chunk / 2,
             Some(_) => return false,
         };
+        // What is no smaller than all of it has just been refused.
+        while smaller >= size && smaller / 2 >= self.least_chunk() {
+            smaller /= 2;
+        }
         let now = self.chunk.load(Ordering::Relaxed);
         // Another upload may have learned more.
         if now == 0 || now > smaller {
@@ -105,7 +112,16 @@ impl Receiving {
     }
 
     fn chunk(&self) -> Option<u64> {
-        Some(self.chunk.load(Ordering::Relaxed)).filter(|chunk| *chunk > 0)
+        let chunk = Some(self.chunk.load(Ordering::Relaxed)).filter(|chunk| *chunk > 0);
+        chunk.map(|chunk| chunk.max(self.least_chunk()))
+    }
+
+    fn first_chunk(&self) -> u64 {
+        FIRST_CHUNK.max(self.least_chunk())
+    }
+
+    fn least_chunk(&self) -> u64 {
+        LEAST_CHUNK.max(self.least_chunk.load(Ordering::Relaxed))
     }
 }
 
@@ -174,7 +190,7 @@ impl Upload {
     ) -> std::result::Result<(), Failed> {
         match file {
             Some(file) => {
-                let stream = file.read(self.offset..self.blob.size).map_err(Failed::at_source)?;
+                let stream = file.read(self.offset..self.blob.size);
                 self.send_from(content, stream).await
             }
             None => {
@@ -283,6 +299,11 @@ impl Upload {
         self.error(Kind::Protocol("it took the blob before all of it had been sent".into()))
     }
 
+    /// What came from the source is not what it should be.
+    fn unlike<C: Content>(&self, content: &Arc<C>, kind: Kind) -> Error {
+        Error::new(content.side(), format_args!("fetching blob {}", self.blob.digest), kind)
+    }
+
     /// Passes `length` bytes on. The end of a blob that has to be verified is held back until it
     /// has been, so that a wrong one is never complete.
     async fn pump<C: Content, S: ByteStream>(
@@ -298,7 +319,7 @@ impl Upload {
         while left > 0 {
             let Some(piece) = pieces.next(left).await? else {
                 let (expected, found) = (self.blob.size, self.blob.size - left);
-                return Err(self.error(Kind::Size { expected, found }));
+                return Err(self.unlike(content, Kind::Size { expected, found }));
             };
             left -= piece.len() as u64;
             if let Some(hasher) = &mut pieces.hasher {
@@ -307,7 +328,7 @@ impl Upload {
                 if is_end {
                     let (expected, found) = (self.blob.digest, hasher.clone().finish());
                     if found != expected {
-                        return Err(self.error(Kind::Digest { expected, found }));
+                        return Err(self.unlike(content, Kind::Digest { expected, found }));
                     }
                 }
             }
@@ -325,13 +346,15 @@ impl Upload {
     }
 
     /// Finds out what the registry has of the blob, and goes on from there; or begins anew.
-    async fn resume(&mut self, verified: bool) -> Result<()> {
+    /// That it is `out_of_order` where it says it is will not be heard again.
+    async fn resume(&mut self, verified: bool, out_of_order: bool) -> Result<()> {
         let had = self.offset;
         let status = self.session.attempt(&self.ask(Method::GET, self.location.clone())).await;
         if let Ok(answer) = status {
             let headers = answer.response.headers();
             let there = header(headers, RANGE.as_str()).and_then(|range| received(&range));
             let there = there.filter(|there| *there < self.blob.size);
+            let there = there.filter(|there| !out_of_order || *there != had);
             let same = self.session.location(&answer.url, headers, &self.doing);
             // What has to be hashed can only go on where its hash is known.
             if let Some(there) = there.filter(|there| verified || *there == had) {
@@ -350,13 +373,13 @@ impl Upload {
     fn adapt(&mut self, error: &Error) -> bool {
         match error.kind() {
             Kind::Status { status: 413, .. } => {
-                let smaller = self.session.receiving.shrink(self.chunk);
+                let smaller = self.session.receiving.shrink(self.chunk, self.blob.size);
                 self.chunk = self.session.receiving.chunk();
                 smaller
             }
             // Some way stations break off what takes them too long or is too much for them.
             Kind::Interrupted(_) | Kind::Stalled(_) if self.chunk.is_none() => {
-                self.chunk = Some(FIRST_CHUNK);
+                self.chunk = Some(self.session.receiving.first_chunk());
                 true
             }
             // A forgotten upload, or one that has got into disorder.
@@ -397,12 +420,14 @@ impl Receiver for Upload {
                 retry.reset();
             }
             let is_too_large = matches!(error.kind(), Kind::Status { status: 413, .. });
-            let delay = retry.again(error)?;
+            let out_of_order = matches!(error.kind(), Kind::Status { status: 416, .. });
+            // Smaller chunks are no repetition, and end by themselves.
             if !is_too_large {
+                let delay = retry.again(error)?;
                 self.session.pause(delay).await;
             }
             let before = self.offset;
-            self.resume(verified).await?;
+            self.resume(verified, out_of_order).await?;
             if self.offset > before {
                 content.moved(self.offset - before);
             } else {
@@ -506,7 +531,16 @@ pub(super) async fn start(session: &Session, repository: &Repository) -> Result<
     let url = session.url(repository, "blobs/uploads/");
     let ask = Ask { scope: Scope::Push(None), ..Ask::new(Method::POST, url, repository, &doing) };
     let answer = session.send(&ask).await?;
-    session.location(&answer.url, answer.response.headers(), &doing)
+    begun(session, &answer, &doing)
+}
+
+/// Where an upload goes on that has begun, and how.
+fn begun(session: &Session, answer: &Answer, doing: &str) -> Result<Url> {
+    let headers = answer.response.headers();
+    if let Some(bytes) = header(headers, "oci-chunk-min-length").and_then(|n| n.parse().ok()) {
+        session.receiving.least_chunk.fetch_max(bytes, Ordering::Relaxed);
+    }
+    session.location(&answer.url, headers, doing)
 }
 
 /// Ends an upload that is not needed. Registries also do that by themselves after a while.
@@ -564,10 +598,7 @@ pub(super) async fn mount(
     let ask = Ask { scope, ..Ask::new(Method::POST, url, repository, &doing) };
     match session.send(&ask).await {
         Ok(answer) if answer.response.status() == reqwest::StatusCode::CREATED => Ok(Mounted::Yes),
-        Ok(answer) => {
-            let headers = answer.response.headers();
-            session.location(&answer.url, headers, &doing).map(Mounted::No)
-        }
+        Ok(answer) => begun(session, &answer, &doing).map(Mounted::No),
         Err(error) => match error.kind() {
             Kind::Unauthorized(_)
             | Kind::Denied(_)
@@ -615,11 +646,21 @@ mod tests {
         let receiving = Receiving::default();
         assert_eq!(receiving.chunk(), None);
         let mut steps = 0;
-        while receiving.shrink(receiving.chunk()) {
+        while receiving.shrink(receiving.chunk(), u64::MAX) {
             steps += 1;
         }
         assert_eq!((steps, receiving.chunk()), (8, Some(LEAST_CHUNK)));
-        assert!(receiving.shrink(None), "a blob that was begun whole learns what others have");
+        assert!(
+            receiving.shrink(None, u64::MAX),
+            "a blob that was begun whole learns what others have"
+        );
         assert_eq!(receiving.chunk(), Some(LEAST_CHUNK));
+
+        let receiving = Receiving::default();
+        assert!(receiving.shrink(None, 3 << 20));
+        assert_eq!(receiving.chunk(), Some(2 << 20), "less than what was refused");
+        receiving.least_chunk.store(4 << 20, Ordering::Relaxed);
+        assert_eq!(receiving.chunk(), Some(4 << 20));
+        assert!(!receiving.shrink(receiving.chunk(), u64::MAX));
     }
 }

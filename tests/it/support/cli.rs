@@ -110,6 +110,18 @@ impl Imgfs {
         self.spawn(&self.moving("push", args))
     }
 
+    /// `imgfs copy --json --plain-http ARGS...`
+    pub(crate) fn copy<A: AsRef<OsStr>>(&self, args: &[A]) -> Output {
+        self.spawn_copy(args).wait()
+    }
+
+    /// Starts what `copy` would run.
+    pub(crate) fn spawn_copy<A: AsRef<OsStr>>(&self, args: &[A]) -> Running {
+        let mut all: Vec<OsString> = ["copy", "--json", "--plain-http"].map(Into::into).into();
+        all.extend(args.iter().map(|arg| arg.as_ref().to_owned()));
+        self.spawn(&all)
+    }
+
     /// Arguments of a command that moves images between the tree and plain registries.
     fn moving<A: AsRef<OsStr>>(&self, command: &str, args: &[A]) -> Vec<OsString> {
         let mut all = self.subcommand(command);

@@ -184,7 +184,7 @@ impl Session {
     /// is nothing else to try.
     pub(super) async fn challenged(
         &self,
-        response: &Response,
+        response: Response,
         ask: &Ask<'_>,
         sent: Option<HeaderValue>,
     ) -> Result<()> {
@@ -192,6 +192,10 @@ impl Session {
         let scheme = Scheme::parse(offered.iter().filter_map(|value| value.to_str().ok()));
         let refused = |reason: String| self.error(ask.doing, Kind::Unauthorized(reason));
         let Some(scheme) = scheme else {
+            // Harbor asks for nothing where a project does not exist, and says so in the body.
+            if offered.iter().all(HeaderValue::is_empty) {
+                return Err(self.refused(response, ask).await);
+            }
             return Err(refused("it asks for an authentication that imgfs does not know".into()));
         };
         let (credentials, trouble) = self.credentials().await;

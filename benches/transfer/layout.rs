@@ -1,6 +1,6 @@
 //! The images as an OCI layout: their names, and each unique blob once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use serde_json::Value;
 use crate::Result;
 
 /// A config or layer, and one repository where it can be had.
-struct Blob {
-    digest: String,
-    size: u64,
-    repository: String,
+pub(crate) struct Blob {
+    pub(crate) digest: String,
+    pub(crate) size: u64,
+    pub(crate) repository: String,
 }
 
 pub(crate) struct Layout {
@@ -22,7 +22,29 @@ pub(crate) struct Layout {
     /// How many tags of attachments there are.
     attached: usize,
     /// Largest first, which is what serves a parallel client best.
-    blobs: Vec<Blob>,
+    pub(crate) blobs: Vec<Blob>,
+    /// What else of the blobs is where: repository and digest.
+    pub(crate) elsewhere: BTreeSet<(String, String)>,
+    /// Children before their parents: none of them refers to a later list.
+    pub(crate) manifests: Vec<BTreeSet<Manifest>>,
+}
+
+/// A manifest or index, and where it belongs.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Manifest {
+    pub(crate) repository: String,
+    /// Its tag, or its digest.
+    pub(crate) reference: String,
+    pub(crate) digest: String,
+    pub(crate) media_type: String,
+}
+
+/// What is found on the way through the layout.
+#[derive(Default)]
+struct Found {
+    blobs: BTreeMap<String, Blob>,
+    elsewhere: BTreeSet<(String, String)>,
+    manifests: Vec<BTreeSet<Manifest>>,
 }
 
 impl Layout {
@@ -30,7 +52,7 @@ impl Layout {
         let index = parse(&path.join("index.json"))?;
         let mut images = Vec::new();
         let mut attached = 0;
-        let mut found = BTreeMap::new();
+        let mut found = Found::default();
         for entry in list(&index, "manifests") {
             let annotations = entry.get("annotations").and_then(Value::as_object);
             let annotations = annotations.ok_or("index.json has an entry without annotations")?;
@@ -48,11 +70,13 @@ impl Layout {
             } else if !tag.is_empty() {
                 attached += 1;
             }
-            collect(path, entry, repository.unwrap_or(of_name), &mut found)?;
+            let tag = Some(tag).filter(|tag| !tag.is_empty());
+            found.collect(path, entry, repository.unwrap_or(of_name), tag)?;
         }
-        let mut blobs: Vec<Blob> = found.into_values().collect();
+        let Found { blobs, elsewhere, manifests } = found;
+        let mut blobs: Vec<Blob> = blobs.into_values().collect();
         blobs.sort_by_key(|blob| std::cmp::Reverse(blob.size));
-        Ok(Self { path: path.to_owned(), images, attached, blobs })
+        Ok(Self { path: path.to_owned(), images, attached, blobs, elsewhere, manifests })
     }
 
     pub(crate) fn image_count(&self) -> usize {
@@ -75,6 +99,15 @@ impl Layout {
 
     pub(crate) fn images_at(&self, host: &str) -> impl Iterator<Item = String> {
         self.images.iter().map(move |image| format!("{host}/{image}"))
+    }
+
+    /// The images' names without a registry.
+    pub(crate) fn images(&self) -> &[String] {
+        &self.images
+    }
+
+    pub(crate) fn file_of(&self, digest: &str) -> PathBuf {
+        self.path.join("blobs").join(digest.replacen(':', "/", 1))
     }
 
     /// A curl configuration that fetches every blob into the working directory.
@@ -117,6 +150,36 @@ impl Layout {
         Ok(())
     }
 
+    /// Says what is missing from a registry's storage: blobs, or names.
+    pub(crate) fn check_stored(&self, storage: &Path) -> Result<()> {
+        let root = storage.join("docker/registry/v2");
+        for Blob { digest, size, .. } in &self.blobs {
+            let hex = digest.trim_start_matches("sha256:");
+            let path = root.join("blobs/sha256").join(&hex[..2]).join(hex).join("data");
+            let found = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            if found != *size {
+                return Err(
+                    format!("{digest} has {found} bytes in the registry and not {size}").into()
+                );
+            }
+        }
+        for Manifest { repository, reference, digest, .. } in self.manifests.iter().flatten() {
+            let of = root.join("repositories").join(repository).join("_manifests");
+            let link = match reference.split_once(':') {
+                Some((algorithm, hex)) => {
+                    of.join("revisions").join(algorithm).join(hex).join("link")
+                }
+                None => of.join("tags").join(reference).join("current/link"),
+            };
+            if std::fs::read_to_string(&link).ok().as_ref() != Some(digest) {
+                return Err(
+                    format!("the registry has no {repository} {reference} with {digest}").into()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the output of `openssl dgst -sha256 -r` in a blobs directory: every name is its file's digest.
     pub(crate) fn check_digests(&self, output: &str) -> Result<()> {
         let right =
@@ -133,31 +196,47 @@ impl Layout {
     }
 }
 
-/// Adds what `descriptor` refers to, all the way down.
-fn collect(
-    layout: &Path,
-    descriptor: &Value,
-    repository: &str,
-    found: &mut BTreeMap<String, Blob>,
-) -> Result<()> {
-    let digest = text(descriptor, "digest")?;
-    let manifest = parse(&layout.join("blobs").join(digest.replacen(':', "/", 1)))?;
-    for child in list(&manifest, "manifests") {
-        collect(layout, child, repository, found)?;
-    }
-    for blob in manifest.get("config").into_iter().chain(list(&manifest, "layers")) {
-        let size = blob
-            .get("size")
-            .and_then(Value::as_u64)
-            .ok_or_else(|| format!("{digest}: a descriptor without size"))?;
-        let digest = text(blob, "digest")?.to_owned();
-        found.entry(digest.clone()).or_insert_with(|| Blob {
-            digest,
-            size,
+impl Found {
+    /// Adds what `descriptor` refers to, all the way down; says how deep that is.
+    fn collect(
+        &mut self,
+        layout: &Path,
+        descriptor: &Value,
+        repository: &str,
+        tag: Option<&str>,
+    ) -> Result<usize> {
+        let digest = text(descriptor, "digest")?;
+        let manifest = parse(&layout.join("blobs").join(digest.replacen(':', "/", 1)))?;
+        let mut depth = 0;
+        for child in list(&manifest, "manifests") {
+            depth = depth.max(1 + self.collect(layout, child, repository, None)?);
+        }
+        for blob in manifest.get("config").into_iter().chain(list(&manifest, "layers")) {
+            let size = blob
+                .get("size")
+                .and_then(Value::as_u64)
+                .ok_or_else(|| format!("{digest}: a descriptor without size"))?;
+            let digest = text(blob, "digest")?.to_owned();
+            let first = self.blobs.entry(digest.clone()).or_insert_with(|| Blob {
+                digest: digest.clone(),
+                size,
+                repository: repository.to_owned(),
+            });
+            if first.repository != repository {
+                self.elsewhere.insert((repository.to_owned(), digest));
+            }
+        }
+        if self.manifests.len() <= depth {
+            self.manifests.resize_with(depth + 1, BTreeSet::new);
+        }
+        self.manifests[depth].insert(Manifest {
             repository: repository.to_owned(),
+            reference: tag.unwrap_or(digest).to_owned(),
+            digest: digest.to_owned(),
+            media_type: text(descriptor, "mediaType")?.to_owned(),
         });
+        Ok(depth)
     }
-    Ok(())
 }
 
 fn parse(path: &Path) -> Result<Value> {

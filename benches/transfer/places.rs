@@ -1,6 +1,7 @@
 //! Where things are written: a scratch directory on a disk, and a tmpfs.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -121,6 +122,20 @@ impl Drop for Workshop {
         }
         let _ = std::fs::remove_dir_all(&self.path);
     }
+}
+
+/// Reads all files in `directory`, so that they are in the page cache.
+pub(crate) fn read_all(directory: &Path, buffer: &mut [u8]) -> Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            read_all(&entry.path(), buffer)?;
+        } else {
+            let mut file = File::open(entry.path())?;
+            while file.read(buffer)? > 0 {}
+        }
+    }
+    Ok(())
 }
 
 /// Bytes that can be had without swapping.

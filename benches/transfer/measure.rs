@@ -22,6 +22,15 @@ impl Usage {
     pub(crate) fn longer_by(self, more: Duration) -> Self {
         Self { wall: self.wall + more, ..self }
     }
+
+    /// Both, one after the other.
+    pub(crate) fn then(self, next: Self) -> Self {
+        Self {
+            wall: self.wall + next.wall,
+            cpu: self.cpu + next.cpu,
+            peak_rss_kib: self.peak_rss_kib.max(next.peak_rss_kib),
+        }
+    }
 }
 
 /// A command to be measured. It must succeed, and its standard error is kept for when it does not.

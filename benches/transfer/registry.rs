@@ -10,16 +10,49 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use crate::layout::Layout;
 
-/// How much a registry was asked for.
-#[derive(Clone, Copy)]
+/// How much a registry was asked for, as its access log has it.
+#[derive(Clone, Default)]
 pub(crate) struct Requests {
     pub(crate) all: u64,
+    /// All that have to do with blobs, and what they are.
     pub(crate) blobs: u64,
+    pub(crate) blob_heads: u64,
+    pub(crate) mounts_asked: u64,
+    pub(crate) mounts_won: u64,
+    /// Requests with bytes of blobs in them.
+    pub(crate) uploads: u64,
+    pub(crate) manifests_put: u64,
 }
 
 impl Requests {
-    pub(crate) fn since(self, earlier: Self) -> Self {
-        Self { all: self.all - earlier.all, blobs: self.blobs - earlier.blobs }
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        Self {
+            all: self.all - earlier.all,
+            blobs: self.blobs - earlier.blobs,
+            blob_heads: self.blob_heads - earlier.blob_heads,
+            mounts_asked: self.mounts_asked - earlier.mounts_asked,
+            mounts_won: self.mounts_won - earlier.mounts_won,
+            uploads: self.uploads - earlier.uploads,
+            manifests_put: self.manifests_put - earlier.manifests_put,
+        }
+    }
+
+    /// `... "METHOD PATH HTTP/1.1" STATUS ...`
+    fn count(&mut self, line: &str) {
+        let mut parts = line.split('"').skip(1);
+        let mut request = parts.next().unwrap_or_default().split(' ');
+        let method = request.next().unwrap_or_default();
+        let path = request.next().unwrap_or_default();
+        let status = parts.next().unwrap_or_default().split(' ').nth(1).unwrap_or_default();
+        let of_blob = path.contains("/blobs/");
+        let mount = of_blob && method == "POST" && path.contains("mount=");
+        self.all += 1;
+        self.blobs += u64::from(of_blob);
+        self.blob_heads += u64::from(of_blob && method == "HEAD");
+        self.mounts_asked += u64::from(mount);
+        self.mounts_won += u64::from(mount && status == "201");
+        self.uploads += u64::from(of_blob && matches!(method, "PATCH" | "PUT"));
+        self.manifests_put += u64::from(path.contains("/manifests/") && method == "PUT");
     }
 }
 
@@ -54,6 +87,13 @@ impl Registry {
             std::fs::write(mark, index)?;
         }
         Ok(registry)
+    }
+
+    /// Starts one with nothing in it, whose storage and logs are in `directory`.
+    pub(crate) fn empty(directory: &Path) -> Result<Self> {
+        let storage = directory.join("storage");
+        std::fs::create_dir_all(&storage)?;
+        Self::launch(&storage, directory)
     }
 
     fn launch(storage: &Path, scratch: &Path) -> Result<Self> {
@@ -98,9 +138,8 @@ impl Registry {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Brings the registry's own files back into the page cache: its disk is not what is measured.
-    pub(crate) fn warm_up(&self, caches_were_dropped: bool) -> Result<()> {
-        if caches_were_dropped { read_all(&self.storage, &mut vec![0; 1 << 20]) } else { Ok(()) }
+    pub(crate) fn storage(&self) -> &Path {
+        &self.storage
     }
 
     /// Counts the lines of the access log, once it has stopped growing.
@@ -117,12 +156,9 @@ impl Registry {
         }
         let mut log = String::new();
         File::open(&self.access_log)?.read_to_string(&mut log)?;
-        let (mut all, mut blobs) = (0, 0);
-        for line in log.lines() {
-            all += 1;
-            blobs += u64::from(line.contains("/blobs/"));
-        }
-        Ok(Requests { all, blobs })
+        let mut requests = Requests::default();
+        log.lines().for_each(|line| requests.count(line));
+        Ok(requests)
     }
 }
 
@@ -142,17 +178,4 @@ http: {{addr: "127.0.0.1:{port}"}}
 "#,
         storage.display()
     )
-}
-
-fn read_all(directory: &Path, buffer: &mut [u8]) -> Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            read_all(&entry.path(), buffer)?;
-        } else {
-            let mut file = File::open(entry.path())?;
-            while file.read(buffer)? > 0 {}
-        }
-    }
-    Ok(())
 }
