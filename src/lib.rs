@@ -7,10 +7,12 @@
 //! |---|---|
 //! | `cli` (in the binary) | arguments, output, exit statuses |
 //! | [`transfer`] | what to copy from one tree to another, in which order, and how it went |
+//! | [`cache`] | parts of blobs that are read through a mount |
 //! | [`tree`] | where images are: registries, KubeKey's `images_dir` |
 //! | [`template`] | texts with values in them: Go's templates and Tera's |
 //! | [`image`] | what images are: references, digests, platforms, manifests |
 
+pub mod cache;
 pub mod image;
 pub mod task;
 pub mod template;
