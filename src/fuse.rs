@@ -120,7 +120,7 @@ impl<S: Names + Blobs + Attachments> Mount<S> {
 /// What replies need, also those that come from tasks.
 struct Shared<S: Blobs> {
     view: Arc<View<S>>,
-    files: Files<S>,
+    files: Files,
     options: MountOptions,
     log: Arc<dyn Log>,
 }
@@ -215,7 +215,7 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
         }
     }
 
-    fn opened(&self, ino: u64, handle: Handle<S>, reply: ReplyOpen) {
+    fn opened(&self, ino: u64, handle: Handle, reply: ReplyOpen) {
         self.files.open(ino, handle, self.options.passthrough, reply);
     }
 
@@ -227,7 +227,8 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
         mut add: impl FnMut(u64, &str, bool) -> Result<bool, ViewError>,
     ) -> Result<(), ViewError> {
         let dots = [(".", true), ("..", true)];
-        let entries = listing.entries.iter().map(|(name, is_directory)| (name.as_str(), *is_directory));
+        let entries =
+            listing.entries.iter().map(|(name, is_directory)| (name.as_str(), *is_directory));
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
         for (at, (name, is_directory)) in dots.into_iter().chain(entries).enumerate().skip(skip) {
             if add(at as u64 + 1, name, is_directory)? {
@@ -241,9 +242,8 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
 impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // What the kernel does not have, it does not need to have.
-        let _ = config.add_capabilities(
-            InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS,
-        );
+        let _ = config
+            .add_capabilities(InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS);
         let _ = config.set_max_background(BACKGROUND);
         let _ = config.set_congestion_threshold(BACKGROUND * 3 / 4);
         if self.shared.options.passthrough {
@@ -428,7 +428,16 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
         let space = self.shared.view.space();
         let blocks = |bytes: u64| bytes / BLOCK;
         // Nothing can be written, so nothing is free.
-        reply.statfs(blocks(space.total_bytes), 0, 0, space.files, 0, BLOCK as u32, 255, BLOCK as u32);
+        reply.statfs(
+            blocks(space.total_bytes),
+            0,
+            0,
+            space.files,
+            0,
+            BLOCK as u32,
+            255,
+            BLOCK as u32,
+        );
     }
 
     fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {

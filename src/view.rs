@@ -25,7 +25,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::{BoxFuture, Shared}};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use tokio::task::JoinHandle;
 
 pub use handle::Handle;
@@ -331,7 +334,8 @@ impl<S: Names + Blobs + Attachments> View<S> {
                 })
             }
             Form::Manifest(name) => {
-                let known = locked(&self.catalogue).manifest(&name).map(|(m, old)| (m.clone(), old));
+                let known =
+                    locked(&self.catalogue).manifest(&name).map(|(m, old)| (m.clone(), old));
                 match known {
                     Some((manifest, is_old)) if !is_old || self.source.is_none() => {
                         Ok(Found::Entry(self.manifest(path, &name, &manifest)))
@@ -358,7 +362,8 @@ impl<S: Names + Blobs + Attachments> View<S> {
         match self.look(&question.path)? {
             // The time for which it holds is over before it could be told.
             Found::Ask(question) => {
-                let known = locked(&self.catalogue).manifest(&question.name).map(|(m, _)| m.clone());
+                let known =
+                    locked(&self.catalogue).manifest(&question.name).map(|(m, _)| m.clone());
                 Ok(match known {
                     Some(manifest) => {
                         Found::Entry(self.manifest(&question.path, &question.name, &manifest))
@@ -384,7 +389,9 @@ impl<S: Names + Blobs + Attachments> View<S> {
         let file = self.local_path(path);
         let meta = match fs::metadata(&file) {
             Ok(meta) => meta,
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
                 return Ok(None);
             }
             Err(e) => return Err(Error::io(&file, "looking up", e).into()),
@@ -436,8 +443,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
 
     fn blob(&self, path: &str, digest: Digest, size: u64) -> Entry {
         let ino = self.tell(path, &[], Kind::Blob(digest));
-        let attributes =
-            Attributes { ino, is_directory: false, size, mtime: published_time(None) };
+        let attributes = Attributes { ino, is_directory: false, size, mtime: published_time(None) };
         Entry { attributes, ttl: FOR_GOOD }
     }
 
@@ -471,8 +477,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
             Kind::Unknown => of_file(0, published_time(None)),
             Kind::Local => {
                 let file = self.local_path(&node.path);
-                let meta =
-                    fs::metadata(&file).map_err(|e| Error::io(&file, "looking up", e))?;
+                let meta = fs::metadata(&file).map_err(|e| Error::io(&file, "looking up", e))?;
                 of_file(meta.len(), mtime_of(&meta))
             }
             Kind::Blob(digest) => {
@@ -545,7 +550,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
     // --- files ---
 
     /// Opens the file `ino`, if that takes no time. `None` if a blob has to be hashed first.
-    pub fn open_now(&self, ino: u64) -> Result<Option<Handle<S>>, ViewError> {
+    pub fn open_now(&self, ino: u64) -> Result<Option<Handle>, ViewError> {
         let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
         match node.kind {
             Kind::Directory => Err(ViewError::Wrong(io::ErrorKind::IsADirectory)),
@@ -564,7 +569,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
     }
 
     /// Opens the file `ino`, however long that takes.
-    pub async fn open(&self, ino: u64) -> Result<Handle<S>, ViewError> {
+    pub async fn open(&self, ino: u64) -> Result<Handle, ViewError> {
         if let Some(handle) = self.open_now(ino)? {
             return Ok(handle);
         }
@@ -584,7 +589,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
         }
     }
 
-    fn open_remote(&self, digest: Digest) -> Result<Handle<S>, ViewError> {
+    fn open_remote(&self, digest: Digest) -> Result<Handle, ViewError> {
         let known = locked(&self.catalogue).blob(&digest).cloned().ok_or(ViewError::Stale)?;
         let (Some(source), Some(cache)) = (&self.source, &self.cache) else {
             return Err(ViewError::Offline(format!("blob {digest}")));

@@ -76,7 +76,8 @@ impl Ready {
         notify_supervisor().map_err(failed)?;
         if let Self::Parent = self {
             io::stdout().write_all(READY).and_then(|()| io::stdout().flush()).map_err(failed)?;
-            let nothing = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
+            let nothing =
+                File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
             let gone = |e: rustix::io::Errno| failed(e.into());
             rustix::stdio::dup2_stdout(&nothing).map_err(gone)?;
             rustix::stdio::dup2_stdin(&nothing).map_err(gone)?;
@@ -131,5 +132,11 @@ impl Log {
 impl imgfs::fuse::Log for Log {
     fn failure(&self, line: &str) {
         self.line(line);
+    }
+}
+
+impl imgfs::cache::Observer for Log {
+    fn warning(&self, error: &imgfs::tree::Error) {
+        self.line(&error.to_string());
     }
 }

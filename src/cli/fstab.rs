@@ -93,7 +93,8 @@ mod tests {
             "rw,nofail,_netdev,x-systemd.automount,cache_size=20G,plain_http",
         ];
         let given: Vec<OsString> = given.iter().map(OsString::from).collect();
-        let expected = "mount --cache-size=20G --plain-http --images-dir /var/lib/images /mnt/images";
+        let expected =
+            "mount --cache-size=20G --plain-http --images-dir /var/lib/images /mnt/images";
         let expected: Vec<OsString> = expected.split(' ').map(OsString::from).collect();
         assert_eq!(arguments(&given), expected);
     }

@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::future::join_all;
 use imgfs::{
+    cache::{self, Cache, CacheConfig},
     fuse::{self, MountOptions, Unmounter},
     image::Reference,
     tree::{
@@ -52,9 +53,10 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     let settings = Settings { options: options(&args.selection)?, tag_ttl: args.tag_ttl };
     let log = log(args)?;
     let (runtime, source) = (runtime()?, Arc::new(Registry::new(config)));
+    let entered = runtime.enter();
     let (source, cache) = match args.offline {
         true => (None, None),
-        false => (Some(source), Some(cache(args, &root)?)),
+        false => (Some(source), Some(cache(args, &dir, &log)?)),
     };
     let view = View::new(dir, source, cache, settings);
     for image in &images {
@@ -68,7 +70,6 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         source: format!("{}{}", mounts::SOURCE, root.display()),
         other: args.options.clone(),
     };
-    let _entered = runtime.enter();
     if !args.offline {
         runtime.block_on(look_up(&view, &images, deadline, &log));
     }
@@ -81,6 +82,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     }
     ready.tell(args.log_file.is_some())?;
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
+    drop(entered);
     runtime.shutdown_timeout(GRACE);
     Ok(Outcome::Done)
 }
@@ -119,11 +121,10 @@ fn check_mountpoint(args: &MountArgs, output: &Output) -> Result<PathBuf, Failur
         return Err(Failure::new(format!("{shown}: imgfs is mounted there already"))
             .hint(format!("imgfs umount {shown}")));
     }
-    if !view::is_empty_directory(&mountpoint)
-        .map_err(|e| Failure::new(format!("{shown}: {e}")))?
-    {
-        return Err(Failure::new(format!("{shown} is not empty"))
-            .hint("mount it at an empty directory"));
+    if !view::is_empty_directory(&mountpoint).map_err(|e| Failure::new(format!("{shown}: {e}")))? {
+        return Err(
+            Failure::new(format!("{shown} is not empty")).hint("mount it at an empty directory")
+        );
     }
     let root = absolute(&args.tree.images_dir)?;
     let (root, at) = (root.canonicalize().unwrap_or(root), mountpoint.canonicalize());
@@ -167,9 +168,13 @@ fn declared(args: &MountArgs) -> Result<Vec<Reference>, Failure> {
     Ok(images)
 }
 
-fn cache(args: &MountArgs, root: &Path) -> Result<imgfs::cache::Cache, Failure> {
-    let _ = (args.cache_size, &args.cache_dir, root);
-    Ok(imgfs::cache::Cache)
+fn cache(args: &MountArgs, dir: &ImagesDir, log: &Arc<Log>) -> Result<Cache, Failure> {
+    let place = match &args.cache_dir {
+        Some(path) => absolute(path)?,
+        None => dir.cache_dir(),
+    };
+    let observer: Arc<dyn cache::Observer> = log.clone();
+    Ok(Cache::open(CacheConfig { observer, ..CacheConfig::new(place, args.cache_size) })?)
 }
 
 fn log(args: &MountArgs) -> Result<Arc<Log>, Failure> {

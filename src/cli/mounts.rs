@@ -1,8 +1,7 @@
 //! `imgfs umount` and `imgfs mounts`, and what the system says of mounts.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Path, PathBuf},
     process::Command,

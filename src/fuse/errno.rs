@@ -29,6 +29,7 @@ fn of_tree(error: &Error) -> Errno {
         Kind::Unfit(_) => Errno::ENOENT,
         Kind::Status { .. }
         | Kind::Incomplete(_)
+        | Kind::Damaged(_)
         | Kind::Connect(_)
         | Kind::Tls(_)
         | Kind::Interrupted(_)

@@ -10,14 +10,11 @@ use std::{
 
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
 
-use crate::{
-    tree::Blobs,
-    view::{Handle, Listing},
-};
+use crate::view::{Handle, Listing};
 
 /// An open file.
-struct OpenFile<S: Blobs> {
-    handle: Arc<Handle<S>>,
+struct OpenFile {
+    handle: Arc<Handle>,
     /// Kept as long as the kernel reads the file by itself.
     _backing: Option<Arc<BackingId>>,
 }
@@ -30,24 +27,13 @@ struct Mode {
 }
 
 /// What is open.
-pub(super) struct Files<S: Blobs> {
-    files: Mutex<HashMap<u64, OpenFile<S>>>,
+#[derive(Default)]
+pub(super) struct Files {
+    files: Mutex<HashMap<u64, OpenFile>>,
     directories: Mutex<HashMap<u64, Arc<Listing>>>,
     modes: Mutex<HashMap<u64, Mode>>,
     next: AtomicU64,
     passthrough: AtomicBool,
-}
-
-impl<S: Blobs> Default for Files<S> {
-    fn default() -> Self {
-        Self {
-            files: Mutex::default(),
-            directories: Mutex::default(),
-            modes: Mutex::default(),
-            next: AtomicU64::new(1),
-            passthrough: AtomicBool::new(false),
-        }
-    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,18 +41,18 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<S: Blobs> Files<S> {
+impl Files {
     /// Whether the kernel can read files by itself.
     pub(super) fn set_passthrough(&self, can: bool) {
         self.passthrough.store(can, Ordering::Relaxed);
     }
 
     fn next(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
+        self.next.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Opens a file, and tells the kernel.
-    pub(super) fn open(&self, ino: u64, handle: Handle<S>, passthrough: bool, reply: ReplyOpen) {
+    pub(super) fn open(&self, ino: u64, handle: Handle, passthrough: bool, reply: ReplyOpen) {
         let fh = self.next();
         // Held until the kernel has been told, so that two opens agree on the way.
         let mut modes = locked(&self.modes);
@@ -100,7 +86,7 @@ impl<S: Blobs> Files<S> {
         }
     }
 
-    pub(super) fn get(&self, fh: u64) -> Option<Arc<Handle<S>>> {
+    pub(super) fn get(&self, fh: u64) -> Option<Arc<Handle>> {
         locked(&self.files).get(&fh).map(|file| file.handle.clone())
     }
 

@@ -93,9 +93,10 @@ pub(super) async fn find<S: Attachments + Names>(
             }
         }
     };
-    let more = rest.to_vec().into_iter().map(|subject| async move {
-        (subject, source.referrers(repository, subject).await)
-    });
+    let more = rest
+        .to_vec()
+        .into_iter()
+        .map(|subject| async move { (subject, source.referrers(repository, subject).await) });
     let more: Vec<_> = stream::iter(more).buffered(SUBJECTS_AT_ONCE).collect().await;
     for (subject, referrers) in more {
         match referrers {

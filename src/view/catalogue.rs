@@ -59,11 +59,6 @@ impl Catalogue {
         entries.map(|(name, is_directory)| (name.as_str(), *is_directory))
     }
 
-    /// Whether `path` is a directory in which something is listed.
-    pub(super) fn is_directory(&self, path: &str) -> bool {
-        self.listed.contains_key(path)
-    }
-
     pub(super) fn blob(&self, digest: &Digest) -> Option<&KnownBlob> {
         self.blobs.get(digest)
     }
@@ -103,9 +98,9 @@ impl Catalogue {
 
     /// Notes that `name` still leads where it led.
     pub(super) fn confirm(&mut self, name: &Reference, ttl: Duration) {
-        let tag = name.tag().and_then(|tag| {
-            self.repositories.get_mut(name.repository())?.tags.get_mut(tag)
-        });
+        let tag = name
+            .tag()
+            .and_then(|tag| self.repositories.get_mut(name.repository())?.tags.get_mut(tag));
         if let Some(tag) = tag {
             tag.until = Instant::now() + ttl;
         }

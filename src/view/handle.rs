@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use crate::{
     cache::CachedBlob,
-    tree::{Blobs, Error, Result, images_dir::BlobFile},
+    tree::{Error, Result, images_dir::BlobFile},
 };
 
 /// An open file. It stays what it was when it was opened.
-pub enum Handle<S: Blobs> {
+pub enum Handle {
     /// A file in the images_dir whose content nobody vouches for, such as that of a tag.
     File(File),
     /// A blob in the images_dir, verified.
@@ -18,10 +18,10 @@ pub enum Handle<S: Blobs> {
     /// Content that is at hand.
     Content(Bytes),
     /// A blob that is read from a registry, by way of the cache.
-    Remote(CachedBlob<S>),
+    Remote(CachedBlob),
 }
 
-impl<S: Blobs> Handle<S> {
+impl Handle {
     pub(super) fn of_file(path: &Path) -> Result<Self> {
         File::open(path).map(Self::File).map_err(|e| Error::io(path, "opening", e))
     }
