@@ -13,6 +13,8 @@ mod catalogue;
 mod handle;
 mod names;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -157,6 +157,9 @@ fn declared(args: &MountArgs) -> Result<Vec<Reference>, Failure> {
     for text in &args.manifests {
         let path = Path::new(text);
         if !path.is_file() {
+            if text.starts_with(['/', '.']) {
+                return Err(Failure::new(format!("--manifests: there is no file {text}")));
+            }
             images.push(text.parse().map_err(|e| Failure::new(format!("--manifests: {e}")))?);
             continue;
         }

@@ -87,7 +87,7 @@ mod tests {
             ("blobs/.imgfs", Form::Own),
             ("blobs/.imgfs/cache", Form::Own),
             (".imgfs", Form::Own),
-            (".imgfsx", Form::Way),
+            (".imgfsx", Form::Other),
             ("blobs/x", Form::Other),
             (&format!("blobs/{digest}"), Form::Blob(digest)),
             ("docker.io", Form::Way),
