@@ -584,7 +584,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
             Err(e) => return Err(Error::io(&self.local_path(&path), "opening", e).into()),
         };
         match self.dir.verified_file(digest, size).await {
-            Ok(file) => Ok(Handle::Blob(file)),
+            Ok(file) => Ok(Handle::Blob(file.into())),
             // What is broken here, a registry has.
             Err(_) if known.is_some() => self.open_remote(digest),
             Err(error) => Err(error.into()),

@@ -94,8 +94,8 @@ pub(super) async fn find<S: Attachments + Names>(
         }
     };
     let more = rest
-        .to_vec()
-        .into_iter()
+        .iter()
+        .copied()
         .map(|subject| async move { (subject, source.referrers(repository, subject).await) });
     let more: Vec<_> = stream::iter(more).buffered(SUBJECTS_AT_ONCE).collect().await;
     for (subject, referrers) in more {

@@ -14,7 +14,7 @@ pub enum Handle {
     /// A file in the images_dir whose content nobody vouches for, such as that of a tag.
     File(File),
     /// A blob in the images_dir, verified.
-    Blob(BlobFile),
+    Blob(Box<BlobFile>),
     /// Content that is at hand.
     Content(Bytes),
     /// A blob that is read from a registry, by way of the cache.
