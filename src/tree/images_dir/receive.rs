@@ -25,7 +25,7 @@ use crate::{
 /// Size of the buffer for reading what is there already.
 const READ_BUFFER: usize = 256 << 10;
 
-/// A blob on its way into an images_dir. Dropped without [`Receiver::commit`], it stays for later.
+/// A blob on its way into an images_dir. Dropped before it is whole, it stays for later.
 pub struct PartialBlob {
     inner: Arc<Inner>,
     blob: Descriptor,
