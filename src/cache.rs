@@ -25,8 +25,8 @@
 //!
 //! # How it works
 //!
-//! All that is known is in one [`state::State`] under one lock, which nobody holds while reading
-//! or writing. A read takes what is here, leaves a [`state::Waiter`] for each block that is not,
+//! All that is known is in one `State` under one lock, which nobody holds while reading
+//! or writing. A read takes what is here, leaves a waiter for each block that is not,
 //! and starts requests (`read.rs`, `plan.rs`). A request hands each block that has come to its
 //! waiters, to the digest and to the disk (`fetch.rs`, `hash.rs`, `disk.rs`). A block stays in
 //! memory until it is on the disk, and the last ones for a while longer (`memory.rs`).
@@ -181,7 +181,7 @@ struct Core {
     state: Mutex<State>,
     saved: Mutex<Instant>,
     /// Held as long as this is in use.
-    _lock: File,
+    lock_file: File,
     #[cfg(test)]
     fails_to_write: std::sync::atomic::AtomicBool,
 }
@@ -217,7 +217,7 @@ impl Cache {
             state: Mutex::new(State::new(config.memory_bytes)),
             saved: Mutex::new(Instant::now()),
             dir: config.dir,
-            _lock: lock,
+            lock_file: lock,
             #[cfg(test)]
             fails_to_write: std::sync::atomic::AtomicBool::new(false),
         });
@@ -311,5 +311,7 @@ impl Core {
 impl Drop for Core {
     fn drop(&mut self) {
         self.save_recent();
+        // A process that is being started by another thread has it, too, for a moment.
+        let _ = self.lock_file.unlock();
     }
 }

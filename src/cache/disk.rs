@@ -362,7 +362,10 @@ impl Core {
             // It has no name any more, or cannot get one: what is known of it is worth nothing.
             self.reset(&mut state, key, Place::New);
             drop(state);
-            self.refused(&whole, "publishing", error);
+            // A pull that has found it to be wrong removes it.
+            if error.kind() != io::ErrorKind::NotFound {
+                self.refused(&whole, "publishing", error);
+            }
             return;
         }
         let file = File::open(&whole).ok().map(Arc::new);

@@ -137,8 +137,13 @@ impl Core {
     /// Gives the hasher back as it was; whether that is still of interest.
     fn give_back(&self, key: &Key, id: u64, run: u64, hasher: Hasher) -> bool {
         let mut state = self.lock();
-        let blob = state.blob(key, id).filter(|blob| blob.prefix.run == run);
-        blob.map(|blob| blob.prefix.hasher = Some(hasher)).is_some()
+        let Some(blob) = state.blob(key, id).filter(|blob| blob.prefix.run == run) else {
+            return false;
+        };
+        blob.prefix.hasher = Some(hasher);
+        // What came meanwhile is what follows the block that was not there.
+        blob.prefix.feed.clear();
+        true
     }
 
     /// All has been hashed.

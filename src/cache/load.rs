@@ -62,14 +62,12 @@ pub(super) fn lock(dir: &Path) -> Result<File> {
                 text.trim()
             )));
         }
-        // What a power cut or a full disk has left of it; nothing in here is trusted unseen.
-        Ok(_) => {
-            fs::write(&version, cached::VERSION).map_err(|e| failed("writing", &version, e))?
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("reading", &version, e)),
+        // None, or what a power cut has left of it; nothing in here is trusted unseen.
+        _ => {
+            let written = fs::write(&version, cached::VERSION);
+            written.map_err(|e| failed("writing", &version, e))?;
         }
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            fs::write(&version, cached::VERSION).map_err(|e| failed("writing", &version, e))?;
-        }
-        Err(e) => return Err(failed("reading", &version, e)),
     }
     for name in [PART, WHOLE_DIR, GONE] {
         let path = dir.join(name);

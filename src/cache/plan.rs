@@ -99,8 +99,8 @@ impl Core {
             // Blobs are small enough for that.
             let next = window.next.div_ceil(BLOCK_BYTES) as u32;
             window.ahead = window.ahead.max(next);
-            let mut requests = blob.jobs.iter().filter(|r| r.job.window == window.id).count();
-            requests += plans.len();
+            let is_ours = |r: &&Running| r.job.window == window.id && r.next < r.end;
+            let mut requests = blob.jobs.iter().filter(is_ours).count() + plans.len();
             while requests < REQUESTS_AHEAD {
                 let horizon = next.saturating_add(window.blocks).min(blob.blocks);
                 let Some(start) = blob.first_missing(window.ahead..horizon, memory) else {
@@ -142,7 +142,8 @@ impl Core {
             }
         }
         if blob.is_last_awaited() {
-            let mut requests = blob.jobs.iter().filter(|r| r.job.for_last).count();
+            let mut requests =
+                blob.jobs.iter().filter(|r| r.job.for_last && r.next < r.end).count();
             let mut at = blob.prefix.to;
             let horizon = at.saturating_add(max.saturating_mul(REQUESTS_AHEAD as u32));
             while requests < REQUESTS_AHEAD
@@ -169,7 +170,8 @@ impl Core {
                 let streams = || blob.jobs.iter().position(|running| running.is_stream);
                 if let Some(at) = streams() {
                     let running = &blob.jobs[at];
-                    let is_needed = blob.waiters.range(running.next..).next().is_some();
+                    let mut awaited = blob.waiters.range(running.next..).map(|(block, _)| *block);
+                    let is_needed = awaited.any(|block| !blob.is_held_back(block));
                     if running.next <= range.start || is_needed || !plan.urgent {
                         // It comes, or is asked for again when this stream has ended.
                         continue;
@@ -220,7 +222,10 @@ impl Core {
         let hashed = blob.prefix.to;
         let is_followed = |lag: u32| {
             let near = hashed.saturating_add(lag)..hashed.saturating_add(lag.saturating_mul(3));
-            blob.prefix.running && near.contains(&running.next)
+            // Only what the digest is about to come to, and not what is read beyond a gap.
+            blob.prefix.running
+                && near.contains(&running.next)
+                && blob.first_missing(hashed..running.next, &state.memory).is_none()
         };
         if lag.is_some_and(is_followed) {
             return Pace::Wait;

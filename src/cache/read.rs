@@ -420,10 +420,9 @@ impl Pins {
         let first = Blob::blocks_of(range).start;
         let is_disk = |piece: &Piece| matches!(piece, Piece::Disk);
         if self.unchecked.is_empty() && pieces.iter().all(is_disk) {
-            match read_file(&self.files.data, range) {
-                Ok(bytes) => return Some(vec![bytes]),
-                // Find out which block it is.
-                Err(_) => {}
+            // If that fails, it is found out at which block.
+            if let Ok(bytes) = read_file(&self.files.data, range) {
+                return Some(vec![bytes]);
             }
         }
         let mut read = Vec::new();

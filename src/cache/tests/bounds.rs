@@ -181,7 +181,7 @@ async fn random_steps(limit: u64, steps: Vec<(usize, Step)>) {
                         None => match blob.read(at, length).await {
                             Ok(bytes) => assert!(bytes == fake.part(at, length)),
                             Err(error) => {
-                                assert!(error.to_string().contains("scripted"), "{error}")
+                                assert!(error.to_string().contains("scripted"), "{error}");
                             }
                         },
                     }
@@ -195,7 +195,7 @@ async fn random_steps(limit: u64, steps: Vec<(usize, Step)>) {
                         match blob.read(at, 150_000).await {
                             Ok(bytes) => assert!(bytes == fake.part(at, 150_000)),
                             Err(error) => {
-                                assert!(error.to_string().contains("scripted"), "{error}")
+                                assert!(error.to_string().contains("scripted"), "{error}");
                             }
                         }
                         at += 150_000;

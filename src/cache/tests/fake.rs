@@ -2,9 +2,9 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs,
+    fs::{self, File},
     ops::{Deref, Range},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     sync::{
         Arc, Mutex,
@@ -47,6 +47,8 @@ pub(super) struct Faults {
     pub too_many: usize,
     /// Before each answer.
     pub delay: Option<Duration>,
+    /// Bytes in a second that all streams share.
+    pub rate: Option<f64>,
 }
 
 pub(super) struct Inner {
@@ -61,6 +63,8 @@ pub(super) struct Inner {
     /// Whether anything is sent.
     gate: watch::Sender<bool>,
     piece: u64,
+    /// When the link is free.
+    link: Mutex<Option<Instant>>,
 }
 
 pub(super) struct Fake(Arc<Inner>);
@@ -117,6 +121,7 @@ impl Fake {
             most_open: AtomicUsize::new(0),
             gate: watch::Sender::new(true),
             piece,
+            link: Mutex::default(),
         })))
     }
 
@@ -264,6 +269,17 @@ impl ByteStream for FakeStream {
             wrong[(lie_at - at) as usize] ^= 1;
             piece = wrong.into();
         }
+        let rate = self.fake.faults.lock().unwrap().rate;
+        if let Some(rate) = rate {
+            let come = {
+                let mut link = self.fake.link.lock().unwrap();
+                // So much comes into the socket's buffer while nobody looks.
+                let buffered = Instant::now() - Duration::from_millis(5);
+                let free = link.unwrap_or(buffered).max(buffered);
+                *link.insert(free + Duration::from_secs_f64(length as f64 / rate))
+            };
+            tokio::time::sleep_until(come.into()).await;
+        }
         self.sent += length;
         self.fake.sent.fetch_add(length, Ordering::SeqCst);
         Ok(Some(piece))
@@ -327,26 +343,31 @@ fn find_files(dir: &Path, files: &mut BTreeMap<u64, u64>) {
     }
 }
 
-/// Copies a directory as it is at this moment, more or less: files one after the other, as sparse
-/// as they are.
+/// Copies a directory as it is at this moment, more or less: files one after the other. What is
+/// only zeros becomes a hole.
 pub(super) fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
-    let mut entries: Vec<_> = fs::read_dir(from).unwrap().flatten().collect();
-    // What may be newer than the other: maps first would say what is not there yet.
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in entries {
+    for entry in fs::read_dir(from).unwrap().flatten() {
         let target = to.join(entry.file_name());
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => copy_dir(&entry.path(), &target),
-            _ => {
-                let status = std::process::Command::new("cp")
-                    .args(["--sparse=always", "-p"])
-                    .args([entry.path(), target])
-                    .stderr(std::process::Stdio::null())
-                    .status();
-                // It may have gone.
-                status.unwrap();
-            }
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &target);
+            continue;
         }
+        // It may have gone.
+        let Ok(source) = File::open(entry.path()) else { continue };
+        let copy = File::create(target).unwrap();
+        let meta = source.metadata().unwrap();
+        copy.set_len(meta.len()).unwrap();
+        let mut buffer = vec![0; 4096];
+        let mut at = 0;
+        while let Ok(length @ 1..) = source.read_at(&mut buffer, at) {
+            if buffer[..length].iter().any(|byte| *byte != 0) {
+                copy.write_all_at(&buffer[..length], at).unwrap();
+            }
+            at += length as u64;
+        }
+        let modified = source.metadata().unwrap().modified().unwrap();
+        copy.set_permissions(source.metadata().unwrap().permissions()).unwrap();
+        copy.set_modified(modified).unwrap();
     }
 }

@@ -7,8 +7,8 @@ use super::{
     fake::*,
 };
 use crate::tree::{
-    Kind, Opened, Receiver, Sink,
-    images_dir::{ImagesDir, Linking, cached},
+    Blobs, Content, Kind, Opened, Receiver, Result, Sink,
+    images_dir::{BlobFile, ImagesDir, Linking, cached},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -184,4 +184,57 @@ async fn a_pull_takes_what_is_here() {
     let pruned = images.prune(false).unwrap();
     assert!(pruned.removed.iter().all(|removed| !removed.path.contains("cache")), "{pruned:?}");
     assert!(blob.try_read(0, 10).is_some());
+}
+
+/// What is read from a source by a pull.
+struct Pulled(std::sync::Arc<Fake>);
+
+impl Content for Pulled {
+    type Stream = FakeStream;
+
+    async fn read(&self, offset: u64) -> Result<FakeStream> {
+        self.0.read(&repository("a"), self.0.blob(), offset..self.0.size()).await
+    }
+
+    async fn file(&self) -> Result<Option<BlobFile>> {
+        Ok(None)
+    }
+
+    fn side(&self) -> String {
+        "a source".to_owned()
+    }
+
+    fn moved(&self, _: u64) {}
+
+    fn moved_in_vain(&self, _: u64) {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_is_misled_by_a_wrong_part_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = ImagesDir::create(dir.path(), None, Linking::Auto).unwrap();
+    let fake = Fake::new(5 * MIB, 1);
+    let cache = Cache::open(CacheConfig::new(images.cache_dir(), 64 * MIB)).unwrap();
+    fake.faults(|f| f.lie_at = Some(100));
+    let blob = fake.open_in(&cache);
+    blob.read(0, 2 << 20).await.unwrap();
+    fake.faults(|f| f.lie_at = None);
+    let open = || async {
+        match images.open(&repository("a"), fake.blob(), &[]).await.unwrap() {
+            Opened::Receive(partial) => partial,
+            _ => panic!("it is not there"),
+        }
+    };
+    let partial = open().await;
+    assert!(partial.offset() >= 2 * MIB);
+    let content = std::sync::Arc::new(Pulled(fake.clone()));
+    let error = partial.receive(content.clone()).await.unwrap_err();
+    assert!(matches!(error.kind(), Kind::Digest { .. }), "{error}");
+    let partial = open().await;
+    assert_eq!(partial.offset(), 0);
+    partial.receive(content).await.unwrap();
+    assert!(images.has(&repository("a"), fake.blob()).await.unwrap());
+    // The mount finds out by itself.
+    assert!(read_all(&fake, &blob, 100_000).await.is_err());
+    read_all(&fake, &blob, 100_000).await.unwrap();
 }
