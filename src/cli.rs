@@ -2,8 +2,12 @@
 
 mod args;
 mod copy;
+mod daemon;
+mod fstab;
 mod inspect;
 mod manual;
+mod mount;
+mod mounts;
 mod output;
 mod progress;
 mod pull;
@@ -14,7 +18,7 @@ mod run;
 mod transfer;
 mod vars;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{ffi::OsString, path::Path, process::ExitCode, sync::Arc};
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 
@@ -59,7 +63,7 @@ impl From<tree::Error> for Failure {
 
 /// Runs the command that the process was started with.
 pub(crate) fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match Args::try_parse_from(std::iter::once("imgfs".into()).chain(arguments())) {
         Ok(args) => args,
         Err(error) => {
             // Also `--help` and `--version` come this way. If even that cannot be printed, the
@@ -77,6 +81,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Push(args) => copy::push(&args, &output),
         Command::Copy(args) => copy::copy(&args, &output),
         Command::Run(args) => run::run(&args, &output),
+        Command::Mount(args) => mount::run(&args, &output),
+        Command::Umount(args) => mounts::umount(&args, &output),
+        Command::Mounts(args) => mounts::list(&args, &output),
         Command::Ls(args) => inspect::ls(&args, &output),
         Command::Verify(args) => inspect::verify(&args, &output),
         Command::Prune(args) => inspect::prune(&args, &output),
@@ -99,18 +106,34 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
+/// The arguments of the process, those of `mount.imgfs` brought into the form of `imgfs mount`.
+pub(crate) fn arguments() -> Vec<OsString> {
+    let mut all = std::env::args_os();
+    let program = all.next().unwrap_or_default();
+    let all: Vec<OsString> = all.collect();
+    match Path::new(&program).file_name() {
+        Some(name) if name == "mount.imgfs" => fstab::arguments(&all),
+        _ => all,
+    }
+}
+
 /// Runs async work to its end.
 pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(work);
+    // What is left are idle threads; the process ends anyway.
+    runtime.shutdown_background();
+    Ok(result)
+}
+
+/// What runs async work.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    tokio::runtime::Builder::new_multi_thread()
         // More than a few only fight over the same sockets.
         .worker_threads(processors.clamp(1, 8))
         .max_blocking_threads(128)
         .enable_all()
         .build()
-        .map_err(|e| Failure::new(format!("cannot start: {e}")))?;
-    let result = runtime.block_on(work);
-    // What is left are idle threads; the process ends anyway.
-    runtime.shutdown_background();
-    Ok(result)
+        .map_err(|e| Failure::new(format!("cannot start: {e}")))
 }

@@ -8,12 +8,16 @@
 //! | `cli` (in the binary) | arguments, output, exit statuses |
 //! | [`task`] | KubeKey's tasks: what to transfer, under which names, in which order |
 //! | [`transfer`] | what to copy from one tree to another, in which order, and how it went |
+//! | [`cache`] | parts of blobs that are read through a mount |
 //! | [`tree`] | where images are: registries, KubeKey's `images_dir` |
 //! | [`template`] | texts with values in them: Go's templates and Tera's |
 //! | [`image`] | what images are: references, digests, platforms, manifests |
 
+pub mod cache;
+pub mod fuse;
 pub mod image;
 pub mod task;
 pub mod template;
 pub mod transfer;
 pub mod tree;
+pub mod view;

@@ -36,6 +36,9 @@ pub(crate) enum Command {
     Push(PushArgs),
     Copy(CopyArgs),
     Run(RunArgs),
+    Mount(Box<MountArgs>),
+    Umount(UmountArgs),
+    Mounts(MountsArgs),
     Ls(LsArgs),
     Verify(VerifyArgs),
     Prune(PruneArgs),
@@ -61,6 +64,8 @@ impl Command {
             Self::Push(args) => args.output,
             Self::Copy(args) => args.output,
             Self::Run(args) => args.output,
+            Self::Mount(_) | Self::Umount(_) => OutputArgs::default(),
+            Self::Mounts(args) => OutputArgs { json: args.json, quiet: false },
             Self::Ls(args) => OutputArgs { json: args.json, quiet: false },
             Self::Verify(args) => args.output,
             Self::Prune(args) => args.output,
@@ -362,6 +367,103 @@ pub(crate) struct RunArgs {
     pub(crate) vars: VarsArgs,
     #[command(flatten)]
     pub(crate) registries: RegistryArgs,
+}
+
+/// Show the image tree as a file system, lazily
+///
+/// What is in the directory is there, and so is every image that a registry has, as soon as it is
+/// looked up by its name: MOUNTPOINT/quay.io/x/y/manifests/v1. Bytes come when they are read. A copy
+/// of the mount is a directory of images as a pull would have made it. Goes into the background
+/// when the mount is ready.
+#[derive(ClapArgs)]
+#[command(after_help = EXIT_STATUS)]
+pub(crate) struct MountArgs {
+    /// An empty directory
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) mountpoint: PathBuf,
+    #[command(flatten)]
+    pub(crate) tree: TreeArgs,
+    /// List this image, or those in a file with one a line; may be repeated
+    #[arg(long, value_name = "FILE|IMAGE")]
+    pub(crate) manifests: Vec<String>,
+    #[command(flatten)]
+    pub(crate) selection: SelectionArgs,
+    /// Show what is local, and ask no registry
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Directory of the cache; by default in the directory of images
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Bytes that the cache may take, as in 10G or 500M
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size)]
+    pub(crate) cache_size: u64,
+    /// After this time a tag is looked up again
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration)]
+    pub(crate) tag_ttl: Duration,
+    /// Show all files as this user's, by number; by default yours
+    #[arg(long, value_name = "UID")]
+    pub(crate) uid: Option<u32>,
+    /// Show all files as this group's, by number; by default yours
+    #[arg(long, value_name = "GID")]
+    pub(crate) gid: Option<u32>,
+    /// Let other users look at it
+    #[arg(long)]
+    pub(crate) allow_other: bool,
+    /// Read local files in this process, and do not let the kernel do that by itself
+    #[arg(long)]
+    pub(crate) no_passthrough: bool,
+    /// Stay in the foreground
+    #[arg(long, short)]
+    pub(crate) foreground: bool,
+    /// Write failures to this file instead of standard error
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) log_file: Option<PathBuf>,
+    /// Options of mount(8), as in fstab
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    pub(crate) options: Vec<String>,
+    /// Set by the process that goes into the background
+    #[arg(long, hide = true)]
+    pub(crate) detached: bool,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+}
+
+/// `10G`, `500M`, `64KiB` or a plain number of bytes; K, M, G and T are powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit = unit.trim().to_ascii_uppercase();
+    let shift = match unit.trim_end_matches('B').trim_end_matches('I') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err("write it as in 10G, 500M or 1048576".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write it as in 10G or 500M".to_owned())?;
+    number.checked_mul(1 << shift).filter(|size| *size > 0).ok_or("it is out of range".into())
+}
+
+/// End a mount
+#[derive(ClapArgs)]
+#[command(after_help = EXIT_STATUS)]
+pub(crate) struct UmountArgs {
+    /// Where it is mounted
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) mountpoint: PathBuf,
+    /// Also while somebody uses it, who keeps what is open
+    #[arg(long, short)]
+    pub(crate) lazy: bool,
+}
+
+/// List what is mounted where, with the use of the cache
+#[derive(ClapArgs)]
+#[command(after_help = EXIT_STATUS)]
+pub(crate) struct MountsArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// How names at the target are made.

@@ -47,6 +47,7 @@ pub(crate) fn config(
             config.credential_files.insert(0, path.clone());
         }
         config.entries.extend(auths.entries);
+        config.auths_file = Some(path.clone());
         config.defaults.skip_tls_verify |= auths.skip_tls_verify.unwrap_or(false);
     }
     config.check()?;

@@ -95,7 +95,8 @@ pub(super) async fn find<S: Attachments + Names>(
     };
     let more = rest
         .iter()
-        .map(|&subject| async move { (subject, source.referrers(repository, subject).await) });
+        .copied()
+        .map(|subject| async move { (subject, source.referrers(repository, subject).await) });
     let more: Vec<_> = stream::iter(more).buffered(SUBJECTS_AT_ONCE).collect().await;
     for (subject, referrers) in more {
         match referrers {

@@ -11,12 +11,14 @@
 //!     partial/<algorithm>:<hex>[.link]                    blobs on their way
 //!     scratch/                                            manifests on their way
 //!     locks/                                              empty files to lock
+//!     cache/                                              what a mount has fetched ([`cached`])
 //! ```
 //!
 //! All generations that KubeKey has written are read, mixed in one tree if need be; see
 //! [`Layout`]. Several processes may fill a tree at once: each blob and each repository has its
 //! lock, and nothing appears under its name before it is whole and verified.
 
+pub mod cached;
 mod inventory;
 mod layout;
 mod manifests;
@@ -42,6 +44,7 @@ pub use inventory::is_attachment_tag;
 pub use inventory::{ImageEntry, Inventory, Missing, Need};
 pub use layout::Layout;
 pub use prune::{Pruned, Removed};
+pub use publish::published_time;
 pub use receive::PartialBlob;
 pub use source::{BlobFile, FileStream};
 pub use verify::{Problem, ProblemKind, Subject, Verified};
@@ -70,6 +73,7 @@ const STATE: &str = ".imgfs";
 const PARTIAL: &str = "partial";
 const SCRATCH: &str = "scratch";
 const LOCKS: &str = "locks";
+const CACHE: &str = "cache";
 
 /// How blobs come from another images_dir.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -226,6 +230,23 @@ impl ImagesDir {
         Some(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
+    /// The size of the file system that the tree is on, in bytes, where it tells.
+    pub fn space(&self) -> Option<u64> {
+        let stat = rustix::fs::statvfs(&self.inner.root).ok()?;
+        Some(stat.f_blocks.saturating_mul(stat.f_frsize))
+    }
+
+    /// The file of `blob`, which has `size` bytes; verified, now if need be.
+    pub async fn verified_file(&self, blob: Digest, size: u64) -> Result<BlobFile> {
+        self.blocking(move |inner| inner.blob_file(&inventory::plain_descriptor(blob, size))).await
+    }
+
+    /// Where a mount of this tree keeps what it has fetched, unless it is told otherwise. A pull
+    /// looks there; see [`cached`].
+    pub fn cache_dir(&self) -> PathBuf {
+        self.inner.cache_dir()
+    }
+
     /// Forgets that `blob` has been verified: its content has been found to be damaged since.
     pub fn distrust(&self, blob: Digest) -> Result<()> {
         self.inner.records.distrust(blob).map_err(|e| self.inner.records_error(e))
@@ -369,6 +390,10 @@ impl Inner {
         self.root.join(BLOBS).join(STATE)
     }
 
+    fn cache_dir(&self) -> PathBuf {
+        self.state_dir().join(CACHE)
+    }
+
     fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.root.join(BLOBS).join(digest.to_string())
     }
@@ -467,6 +492,13 @@ fn hash_file(
 /// Entry points of the fuzz targets to parsers that nobody else may call.
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing {
+    /// Reads the map of a blob that a cache has in parts, and what is written of it.
+    pub fn block_map(map: &[u8]) {
+        if let Some(parsed) = super::cached::BlockMap::parse(map) {
+            assert_eq!(parsed.to_bytes(), map);
+        }
+    }
+
     /// Reads a map of tags, and what is written of it.
     pub fn layout_map(text: &[u8]) {
         if let Some(map) = super::layout::parse_layout_map(text) {

@@ -132,7 +132,7 @@ impl ImagesDir {
     }
 }
 
-fn plain_descriptor(digest: Digest, size: u64) -> Descriptor {
+pub(super) fn plain_descriptor(digest: Digest, size: u64) -> Descriptor {
     Descriptor {
         media_type: String::new(),
         digest,

@@ -32,6 +32,12 @@ pub(super) fn tag_mtime(digest: &Digest) -> i64 {
     i64::from(u32::from_be_bytes(head) >> 2) + 2
 }
 
+/// The mtime of a file that is published here, in seconds and nanoseconds: of one that is named by
+/// its digest, or of a tag's that points at `target`.
+pub fn published_time(target: Option<&Digest>) -> (i64, u32) {
+    (target.map_or(IMMUTABLE, tag_mtime), 0)
+}
+
 /// The time a file gets.
 #[derive(Clone, Copy)]
 pub(super) enum Time {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    BlobFile, Inner, Linking, publish,
+    BlobFile, Inner, Linking, cached, hash_file, publish,
     store::{self, Target},
 };
 use crate::{
@@ -35,6 +35,8 @@ pub struct PartialBlob {
     /// Of what an earlier process has left.
     hasher: Hasher,
     received: u64,
+    /// Some of it is from the cache of a mount.
+    from_cache: bool,
 }
 
 /// Finds out whether `blob` is there, being received, or to be received.
@@ -57,7 +59,12 @@ pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened<Parti
         path,
         file,
         received: 0,
+        from_cache: false,
     };
+    if partial.take_whole()? {
+        return Ok(Opened::Present);
+    }
+    partial.take_parts();
     partial.resume()?;
     Ok(Opened::Receive(partial))
 }
@@ -83,6 +90,48 @@ fn lock(path: &PathBuf) -> io::Result<Option<File>> {
 }
 
 impl PartialBlob {
+    /// Takes the blob from the cache of a mount, if that has all of it: its file becomes ours, once
+    /// it has been hashed. Whether it is there now.
+    fn take_whole(&self) -> Result<bool> {
+        let path = cached::whole_path(&self.inner.cache_dir(), &self.blob.digest);
+        if !fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() == self.blob.size) {
+            return Ok(false);
+        }
+        // What cannot be had from there is fetched, and what is wrong there is the mount's affair.
+        let Ok(found) = hash_file(&path, self.blob.digest.algorithm(), &mut |_| {}) else {
+            return Ok(false);
+        };
+        let target = self.inner.blob_path(&self.blob.digest);
+        if found.digest != self.blob.digest
+            || !publish::is_sealed(&found.meta)
+            || fs::rename(&path, &target).is_err()
+        {
+            return Ok(false);
+        }
+        let meta = fs::metadata(&target).map_err(|e| Error::io(&target, "opening", e))?;
+        let content = |m: &fs::Metadata| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec());
+        if content(&meta) != content(&found.meta) {
+            // Somebody has put another file in its place since it was hashed.
+            fs::remove_file(&target).map_err(|e| Error::io(&target, "removing", e))?;
+            return Ok(false);
+        }
+        fs::remove_file(&self.path).map_err(|e| self.error(e))?;
+        self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))?;
+        Ok(true)
+    }
+
+    /// Adds what the cache of a mount has of the bytes that come next. Nothing, if there is no
+    /// reading or writing it: then it is fetched.
+    fn take_parts(&mut self) {
+        let dir = self.inner.cache_dir();
+        let (digest, size) = (&self.blob.digest, self.blob.size);
+        let Ok(have) = self.file.seek(io::SeekFrom::End(0)) else { return };
+        let taken = cached::append_prefix(&dir, digest, size, &self.file, have);
+        self.from_cache = taken.is_ok_and(|taken| taken > 0);
+        // Read on from the start whatever has come of it.
+        let _ = self.file.rewind();
+    }
+
     /// Hashes what an earlier process has left.
     fn resume(&mut self) -> Result<()> {
         let failed = |e| Error::io(&self.path, "reading", e);
@@ -127,6 +176,10 @@ impl PartialBlob {
         let expected = self.blob.digest;
         if found != expected {
             fs::remove_file(&self.path).map_err(|e| self.error(e))?;
+            if self.from_cache {
+                // Or else the next attempt would take the same.
+                cached::discard_parts(&self.inner.cache_dir(), &expected);
+            }
             return Err(self.error(Kind::Digest { expected, found }));
         }
         self.publish()

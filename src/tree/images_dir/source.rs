@@ -182,7 +182,7 @@ impl Inner {
     }
 
     /// Opens a blob that has been verified, or verifies it now.
-    fn blob_file(self: &Arc<Self>, blob: &Descriptor) -> Result<BlobFile> {
+    pub(super) fn blob_file(self: &Arc<Self>, blob: &Descriptor) -> Result<BlobFile> {
         self.there(blob)?;
         let path = self.blob_path(&blob.digest);
         let failed = |e| Error::io(&path, "reading", e);

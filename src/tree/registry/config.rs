@@ -13,6 +13,8 @@ pub struct RegistryConfig {
     pub defaults: Access,
     /// Settings and credentials for parts of the name space.
     pub entries: Vec<Entry>,
+    /// The file from which entries have come, to be read again when credentials are refused.
+    pub auths_file: Option<PathBuf>,
     /// Docker's and podman's credential files, first match wins. See
     /// [`super::credentials::default_files`].
     pub credential_files: Vec<PathBuf>,
@@ -38,6 +40,7 @@ impl Default for RegistryConfig {
         Self {
             defaults: Access::default(),
             entries: Vec::new(),
+            auths_file: None,
             credential_files: Vec::new(),
             concurrency: 8,
             connect_timeout: Duration::from_secs(10),

@@ -113,8 +113,8 @@ pub(super) struct Session {
     /// The one of [`Session::sender`], made when it is needed.
     sender: std::sync::OnceLock<Client>,
     pub(super) config: Arc<RegistryConfig>,
-    /// The credentials, or why they could not be had.
-    credentials: tokio::sync::OnceCell<(Option<Credentials>, Option<String>)>,
+    /// The credentials, as far as they have been looked up.
+    credentials: tokio::sync::Mutex<Option<Arc<KnownCredentials>>>,
     registry: String,
     entry: Option<usize>,
     /// The part of the registry for which a credential file has an entry of its own.
@@ -135,6 +135,9 @@ pub(super) struct Session {
     /// Held by the request that finds that out.
     pub(super) referrers_probe: tokio::sync::Mutex<()>,
 }
+
+/// The credentials, and why they could not be had.
+pub(super) type KnownCredentials = (Option<Credentials>, Option<String>);
 
 /// Which of the registry's limits a request counts against.
 #[derive(Clone, Copy)]
@@ -307,7 +310,7 @@ impl Session {
             registry: registry.to_owned(),
             entry,
             stored_under,
-            credentials: tokio::sync::OnceCell::new(),
+            credentials: tokio::sync::Mutex::default(),
             scheme: Mutex::new(None),
             probe: tokio::sync::Mutex::new(()),
             probe_failed: AtomicBool::new(false),

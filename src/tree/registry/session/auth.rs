@@ -1,16 +1,17 @@
 //! How a session proves who it is: basic authentication, and tokens from token servers.
 
-use std::sync::{PoisonError, atomic::Ordering};
+use std::sync::{Arc, PoisonError, atomic::Ordering};
 
 use reqwest::{
     Response, Url,
     header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE},
 };
 
-use super::{Ask, Session, failure, read_limited};
+use super::{Ask, KnownCredentials, Session, failure, read_limited};
 use crate::tree::{
     Kind, Result,
     registry::{
+        auths::Auths,
         challenge::{self, Scheme},
         config::Credentials,
         credentials,
@@ -19,6 +20,13 @@ use crate::tree::{
 
 /// How much of a token server's answer is read. Tokens with many scopes reach tens of kilobytes.
 const MAX_TOKEN_BODY: usize = 1 << 20;
+
+/// Whether credentials are looked up for the first time, or because they have been refused.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lookup {
+    First,
+    Again,
+}
 
 impl Session {
     fn scheme(&self) -> Option<Scheme> {
@@ -48,28 +56,49 @@ impl Session {
         self.scheme().is_none().then_some(guard)
     }
 
-    pub(in crate::tree::registry) async fn credentials(
-        &self,
-    ) -> &(Option<Credentials>, Option<String>) {
-        self.credentials
-            .get_or_init(|| async {
-                let entry = self.entry.and_then(|index| self.config.entries.get(index));
-                if let Some(found) = entry.and_then(|entry| entry.credentials.clone()) {
-                    return (Some(found), None);
-                }
-                let config = self.config.clone();
-                let (registry, part) = (self.registry.clone(), self.stored_under.clone());
-                // Credential helpers are programs that may ask the user for a key.
-                let looked_up = tokio::task::spawn_blocking(move || {
-                    credentials::lookup(&config.credential_files, &registry, part.as_deref())
-                });
-                match looked_up.await {
-                    Ok(Ok(found)) => (found, None),
-                    Ok(Err(reason)) => (None, Some(reason)),
-                    Err(panic) => (None, Some(panic.to_string())),
-                }
-            })
-            .await
+    pub(in crate::tree::registry) async fn credentials(&self) -> Arc<KnownCredentials> {
+        let mut known = self.credentials.lock().await;
+        match &*known {
+            Some(known) => known.clone(),
+            None => known.insert(Arc::new(self.look_up_credentials(Lookup::First).await)).clone(),
+        }
+    }
+
+    /// Looks the credentials up again, since these have been refused. Tells whether there are
+    /// others now, as there are after a password has been changed.
+    async fn refresh_credentials(&self) -> bool {
+        let fresh = self.look_up_credentials(Lookup::Again).await;
+        let mut known = self.credentials.lock().await;
+        let is_other = fresh.0.is_some() && known.as_ref().is_none_or(|known| known.0 != fresh.0);
+        if is_other {
+            *known = Some(Arc::new(fresh));
+        }
+        is_other
+    }
+
+    async fn look_up_credentials(&self, lookup: Lookup) -> KnownCredentials {
+        let entry = self.entry.and_then(|index| self.config.entries.get(index));
+        if let Some(found) = entry.and_then(|entry| entry.credentials.clone()) {
+            let file = self.config.auths_file.as_ref().filter(|_| lookup == Lookup::Again);
+            let again = file.and_then(|file| Auths::load(file).ok());
+            let prefix = entry.map(|entry| entry.prefix.as_str()).unwrap_or_default();
+            let again = again.and_then(|auths| {
+                let same = auths.entries.into_iter().find(|entry| entry.prefix == prefix);
+                same.and_then(|entry| entry.credentials)
+            });
+            return (again.or(Some(found)), None);
+        }
+        let config = self.config.clone();
+        let (registry, part) = (self.registry.clone(), self.stored_under.clone());
+        // Credential helpers are programs that may ask the user for a key.
+        let looked_up = tokio::task::spawn_blocking(move || {
+            credentials::lookup(&config.credential_files, &registry, part.as_deref())
+        });
+        match looked_up.await {
+            Ok(Ok(found)) => (found, None),
+            Ok(Err(reason)) => (None, Some(reason)),
+            Err(panic) => (None, Some(panic.to_string())),
+        }
     }
 
     /// What to send in `Authorization`, fetching a token first if one is needed.
@@ -87,10 +116,18 @@ impl Session {
                     return Ok(Some(token.header.clone()));
                 }
                 let mut retry = self.retry();
+                let mut refreshed = false;
                 let token = loop {
                     let fetched = self.fetch_token(&realm, service.as_deref(), &scopes, ask.doing);
                     match fetched.await {
                         Ok(token) => break token,
+                        Err(error)
+                            if matches!(error.kind(), Kind::Unauthorized(_))
+                                && !refreshed
+                                && self.refresh_credentials().await =>
+                        {
+                            refreshed = true;
+                        }
                         Err(error) => {
                             let delay = retry.after(error)?;
                             self.pause(delay).await;
@@ -111,7 +148,8 @@ impl Session {
         scopes: &[String],
         doing: &str,
     ) -> Result<challenge::Token> {
-        let (credentials, _) = self.credentials().await;
+        let known = self.credentials().await;
+        let credentials = &known.0;
         if credentials.is_some() && self.base.scheme() == "https" && realm.scheme() != "https" {
             return Err(self.error(
                 doing,
@@ -164,7 +202,7 @@ impl Session {
                 doing,
                 Kind::Unauthorized({
                     let said = failure::error_message(&body);
-                    let trouble = self.credentials().await.1.as_deref().unwrap_or_default();
+                    let trouble = known.1.as_deref().unwrap_or_default();
                     let all = [said.as_str(), trouble];
                     let all: Vec<&str> = all.into_iter().filter(|t| !t.is_empty()).collect();
                     match all.is_empty() {
@@ -198,9 +236,11 @@ impl Session {
             }
             return Err(refused("it asks for an authentication that imgfs does not know".into()));
         };
-        let (credentials, trouble) = self.credentials().await;
+        let known = self.credentials().await;
+        let (credentials, trouble) = &*known;
         if scheme == Scheme::Basic {
             match (credentials, sent) {
+                (_, Some(_)) if self.refresh_credentials().await => {}
                 (_, Some(_)) => return Err(refused("the user name or password is wrong".into())),
                 (Some(Credentials::Basic { .. }), None) => {}
                 (Some(Credentials::IdentityToken(_)), None) => {

@@ -1,0 +1,317 @@
+//! The cache of a mount: parts of blobs, fetched when they are read, and what follows them.
+//!
+//! [`Cache::blob`] makes a handle through which a blob is read; where it comes from are any
+//! [`Blobs`]. All handles of a digest share what is here and what is under way, so nothing is
+//! fetched twice at a time. How it is stored is described in [`crate::tree::images_dir::cached`],
+//! which a pull knows, too.
+//!
+//! # What it promises
+//!
+//! - **Nobody gets wrong bytes to the end.** A digest is computed over all blocks, one after the
+//!   other, as they come. The last one is held back until it has been found to be right; if it is
+//!   wrong, everything of the blob goes, and those who wait get [`Kind::Digest`]. What has been
+//!   hashed and evicted has to be the same when it is fetched again. What is whole and right is
+//!   sealed and moved to `whole/`.
+//! - **Its files take no more of the disk than they may**, at any moment. What was used longest ago
+//!   goes first; see `evict.rs`. Room is made before something is written. Where none can be made,
+//!   or the disk refuses, blocks stay in memory for those who wait for them.
+//! - **It may be killed at any time.** Data is written before the checksum that says it is there;
+//!   after a power cut, what does not fit its checksum is not there.
+//! - **It fetches what is read.** One read of a few bytes gets 256 KiB; who reads on gets more at a
+//!   time, up to 16 MiB, and one such window ahead; see `plan.rs`. A source that sends all of the
+//!   content, whatever it is asked for, is read once from the front.
+//! - **An error is that of those who wait for the blocks** which the request should have brought.
+//!   The next read tries again.
+//!
+//! # How it works
+//!
+//! All that is known is in one `State` under one lock, which nobody holds while reading
+//! or writing. A read takes what is here, leaves a waiter for each block that is not,
+//! and starts requests (`read.rs`, `plan.rs`). A request hands each block that has come to its
+//! waiters, to the digest and to the disk (`fetch.rs`, `hash.rs`, `disk.rs`). A block stays in
+//! memory until it is on the disk, and the last ones for a while longer (`memory.rs`).
+
+mod disk;
+mod evict;
+mod fetch;
+mod hash;
+mod load;
+mod memory;
+mod plan;
+mod read;
+mod slots;
+mod state;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs::File,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::runtime::Handle;
+
+use crate::{
+    image::{Descriptor, Repository},
+    tree::{Blobs, Error, Kind, Result, images_dir::cached::BLOCK_BYTES},
+};
+
+pub use read::CachedBlob;
+
+use fetch::Source;
+use slots::Slots;
+use state::{Blob, Key, Place, State};
+
+const SIDE: &str = "cache";
+
+/// Where files are moved to be removed.
+const GONE: &str = "gone";
+
+/// Blocks that may wait to be hashed, for each blob that is being fetched.
+const FEED_BLOCKS: u32 = 4;
+
+/// What is evicted at once, in blocks, as long as the cache is large enough.
+const EXTENT_BLOCKS: u64 = 32;
+
+/// The order in which blobs were read is written down this often.
+const SAVE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Is told what nobody who reads would be told.
+pub trait Observer: Send + Sync + 'static {
+    /// The cache cannot keep anything, and goes on without. Told once.
+    fn warning(&self, error: &Error);
+}
+
+impl Observer for () {
+    fn warning(&self, _: &Error) {}
+}
+
+/// How a cache is to be.
+#[derive(Clone)]
+pub struct CacheConfig {
+    /// Its directory, which is created if need be.
+    pub dir: PathBuf,
+    /// The bytes of the disk that it may use.
+    pub limit_bytes: u64,
+    /// What is fetched for a first read, in bytes.
+    pub first_window_bytes: u64,
+    /// The most that is fetched at once for somebody who reads on, in bytes. Twice that is the
+    /// most that is fetched in vain.
+    pub max_window_bytes: u64,
+    /// Requests that run at once.
+    pub max_requests: usize,
+    /// Bytes of memory for blocks that have come lately, besides those under way.
+    pub memory_bytes: usize,
+    /// Who is told of what goes wrong.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl CacheConfig {
+    /// A cache in `dir` that takes `limit_bytes` of the disk.
+    pub fn new(dir: PathBuf, limit_bytes: u64) -> Self {
+        Self {
+            dir,
+            limit_bytes,
+            first_window_bytes: 256 << 10,
+            max_window_bytes: 16 << 20,
+            max_requests: 16,
+            memory_bytes: 8 << 20,
+            observer: Arc::new(()),
+        }
+    }
+}
+
+/// What a cache holds, and what it has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Bytes of the disk in use.
+    pub held_bytes: u64,
+    /// Bytes of the disk that may be used.
+    pub limit_bytes: u64,
+    /// Blobs of which something is here.
+    pub blobs: usize,
+    /// Blobs of which everything is here, verified.
+    pub complete: usize,
+    /// Bytes that sources have sent.
+    pub fetched_bytes: u64,
+    /// Requests to sources.
+    pub requests: u64,
+    /// Reads that have been answered.
+    pub reads: u64,
+    /// Of them, those for which nothing had to be fetched.
+    pub hits: u64,
+    /// Bytes that have been evicted.
+    pub evicted_bytes: u64,
+    /// Requests that failed, blobs that were not what they should be, and refusals of the disk.
+    pub errors: u64,
+}
+
+/// A cache. Clones are the same.
+#[derive(Clone)]
+pub struct Cache {
+    core: Arc<Core>,
+}
+
+struct Core {
+    me: Weak<Core>,
+    dir: PathBuf,
+    limit_bytes: u64,
+    /// What of that blocks and maps may take. The rest is for directories and for what the file
+    /// system needs to find the blocks.
+    room_bytes: u64,
+    first_window_bytes: u64,
+    max_window_bytes: u64,
+    extent_blocks: u32,
+    feed_blocks: u32,
+    observer: Arc<dyn Observer>,
+    runtime: Handle,
+    slots: Arc<Slots>,
+    /// Requests that are under way.
+    fetching: AtomicUsize,
+    /// Names for what is to be removed, and numbers of handles.
+    gone: AtomicU64,
+    origins: AtomicUsize,
+    state: Mutex<State>,
+    saved: Mutex<Instant>,
+    /// Held as long as this is in use.
+    lock_file: File,
+    #[cfg(test)]
+    fails_to_write: std::sync::atomic::AtomicBool,
+}
+
+impl Cache {
+    /// Opens the cache in `config.dir`, or creates it. What it does, it does in the runtime that
+    /// this is called in.
+    ///
+    /// [`Kind::Config`] if another process has it open, if it is of a newer version, or if this is
+    /// not called in a runtime.
+    pub fn open(config: CacheConfig) -> Result<Self> {
+        let opening = format!("opening {}", config.dir.display());
+        let runtime = Handle::try_current()
+            .map_err(|e| Error::new(SIDE, &opening, Kind::Config(e.to_string())))?;
+        let lock = load::lock(&config.dir)?;
+        let extents = (config.limit_bytes / 16 / BLOCK_BYTES).clamp(1, EXTENT_BLOCKS);
+        let margin = config.limit_bytes / 128 + (16 << 10);
+        let core = Arc::new_cyclic(|me| Core {
+            me: me.clone(),
+            limit_bytes: config.limit_bytes,
+            room_bytes: config.limit_bytes.saturating_sub(margin),
+            first_window_bytes: config.first_window_bytes,
+            max_window_bytes: config.max_window_bytes,
+            // At most `EXTENT_BLOCKS`.
+            extent_blocks: extents as u32,
+            feed_blocks: FEED_BLOCKS,
+            observer: config.observer,
+            runtime,
+            slots: Slots::new(config.max_requests),
+            fetching: AtomicUsize::new(0),
+            gone: AtomicU64::new(0),
+            origins: AtomicUsize::new(1),
+            state: Mutex::new(State::new(config.memory_bytes)),
+            saved: Mutex::new(Instant::now()),
+            dir: config.dir,
+            lock_file: lock,
+            #[cfg(test)]
+            fails_to_write: std::sync::atomic::AtomicBool::new(false),
+        });
+        core.load().map_err(|e| Error::new(SIDE, &opening, e))?;
+        core.shrink();
+        Ok(Self { core })
+    }
+
+    /// A handle for reading `blob`, which is fetched from the first of `repositories` that has it
+    /// at `source`.
+    pub fn blob<B: Blobs>(
+        &self,
+        source: &Arc<B>,
+        repositories: Vec<Repository>,
+        blob: &Descriptor,
+    ) -> CachedBlob {
+        let core = &self.core;
+        let key = Key { digest: blob.digest, size: blob.size };
+        core.enter(&key);
+        let origin = Source {
+            id: core.origins.fetch_add(1, Ordering::Relaxed),
+            source: source.clone(),
+            repositories,
+            blob: blob.clone(),
+        };
+        CachedBlob::new(core.clone(), key, Arc::new(origin))
+    }
+
+    /// What it holds and has done.
+    pub fn stats(&self) -> CacheStats {
+        let state = self.core.lock();
+        let is_whole = |blob: &&Blob| matches!(blob.place, Place::Whole(_));
+        let counts = state.counts;
+        CacheStats {
+            held_bytes: state.used,
+            limit_bytes: self.core.limit_bytes,
+            blobs: state.blobs.values().filter(|blob| is_whole(blob) || blob.stored > 0).count(),
+            complete: state.blobs.values().filter(is_whole).count(),
+            fetched_bytes: counts.fetched_bytes,
+            requests: counts.requests,
+            reads: counts.reads,
+            hits: counts.hits,
+            evicted_bytes: counts.evicted_bytes,
+            errors: counts.errors,
+        }
+    }
+}
+
+impl Core {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What a dead thread has left may be out of date, but never says that a block is there
+        // which is not.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one more handle of a blob, which may be new.
+    fn enter(&self, key: &Key) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        if !state.blobs.contains_key(key) {
+            let place = self.place_for(state, key);
+            let id = state.number();
+            let blocks = Key { size: key.size.min(read::MAX_SIZE), ..*key };
+            state.blobs.insert(*key, Blob::new(id, &blocks, self.extent_blocks, place));
+        }
+        if let Some(blob) = state.blobs.get_mut(key) {
+            blob.handles += 1;
+        }
+    }
+
+    /// Whether a new blob may have files: of several sizes of a digest one can be right.
+    fn place_for(&self, state: &mut State, key: &Key) -> Place {
+        if let Some(size) = state.owners.get(&key.digest).copied() {
+            let owner = Key { size, ..*key };
+            match state.blobs.get(&owner) {
+                Some(blob) if matches!(blob.place, Place::Whole(_)) => {
+                    return Place::OtherSize(size);
+                }
+                Some(blob) if !blob.is_idle() || blob.sealing => return Place::Nowhere,
+                _ => self.reset(state, &owner, Place::Nowhere),
+            }
+            if state.blobs.contains_key(&owner) {
+                return Place::Nowhere;
+            }
+        }
+        state.owners.insert(key.digest, key.size);
+        Place::New
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.save_recent();
+        // A process that is being started by another thread has it, too, for a moment.
+        let _ = self.lock_file.unlock();
+    }
+}

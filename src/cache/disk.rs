@@ -1,0 +1,443 @@
+//! Writing blocks, sealing whole blobs, and dropping what is wrong.
+//!
+//! Whoever writes has room first: [`Core::reserve`] counts what is about to be written, and evicts
+//! until it fits. A block is written, then its checksum. What the disk refuses stays in memory
+//! for those who wait for it, and for a while nothing is written.
+
+use std::{
+    fs::{self, File},
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use rustix::fs::FallocateFlags;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Core, SIDE,
+    state::{Blob, Files, Key, Place, State, WHOLE, disk_bytes},
+};
+use crate::tree::{
+    Error,
+    images_dir::cached::{self, BLOCK_BYTES},
+};
+
+/// After the disk has refused, nothing is written for so long.
+const REFUSAL: Duration = Duration::from_secs(30);
+
+/// What has been renamed to be removed once the lock is released.
+#[must_use]
+#[derive(Default)]
+pub(super) struct Gone {
+    pub paths: Vec<PathBuf>,
+    /// Bytes of the disk that are free then.
+    pub charge: u64,
+}
+
+impl Core {
+    /// Writes a block that has come, and lets those who wait for that know.
+    pub(super) fn store(self: &Arc<Self>, key: &Key, id: u64, block: u32, bytes: &[u8]) {
+        let stored = self.write(key, id, block, bytes);
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(blob) = state.blobs.get_mut(key).filter(|blob| blob.id == id) else {
+            // What was written is in a file without a name.
+            state.used -= stored.map_or(0, |(_, charge)| charge);
+            return;
+        };
+        blob.writing.remove(&block);
+        match stored {
+            Some((sum, charge)) => {
+                blob.put_sum(block, sum, true);
+                blob.charge += charge;
+                let extent = blob.extent_of(block).0;
+                state.touch(key, extent);
+            }
+            None if block < blob.prefix.to => {
+                blob.prefix.known.entry(block).or_insert_with(|| Sha256::digest(bytes).into());
+            }
+            None => {}
+        }
+        state.memory.release(id, block);
+        self.seal_if_whole(state, key);
+        self.settle(state, key);
+    }
+
+    /// Writes those of `blocks` that the disk had refused, if they are still in memory.
+    pub(super) fn store_late(self: &Arc<Self>, state: &mut State, key: &Key, blocks: Range<u32>) {
+        let is_refused = state.is_refused();
+        let State { blobs, memory, .. } = state;
+        let Some(blob) = blobs.get_mut(key).filter(|_| !is_refused) else { return };
+        for block in blocks {
+            let may_be = !blob.is_kept(block) && !blob.is_leaving(block);
+            if let Some(bytes) = memory.get(blob.id, block).filter(|_| may_be).cloned() {
+                blob.writing.insert(block);
+                memory.hold(blob.id, block, bytes.clone());
+                let (core, key, id) = (self.clone(), *key, blob.id);
+                self.runtime.spawn_blocking(move || core.store(&key, id, block, &bytes));
+            }
+        }
+    }
+
+    /// Writes a block and its checksum; what that is, and how many bytes of the disk it took.
+    fn write(&self, key: &Key, id: u64, block: u32, bytes: &[u8]) -> Option<(u32, u64)> {
+        let files = self.create_parts(key, id)?;
+        let is_charged = self.lock().blob(key, id)?.is_charged(block);
+        let charge = if is_charged { 0 } else { disk_bytes(bytes.len() as u64) };
+        if !self.reserve(charge) {
+            return None;
+        }
+        let sum = cached::checksum(bytes);
+        let start = u64::from(block) * BLOCK_BYTES;
+        let written = self.may_write().and_then(|()| {
+            files.data.write_all_at(bytes, start)?;
+            files.map.write_all_at(&sum.to_le_bytes(), cached::sum_offset(block.into()))
+        });
+        match written {
+            Ok(()) => Some((sum, charge)),
+            Err(error) => {
+                let path = cached::part_path(&self.dir, &key.digest);
+                self.refused(&path, "writing", error);
+                if charge > 0 {
+                    // The part that was written; if not now, it goes when the cache is opened.
+                    let _ = punch(&files.data, start, BLOCK_BYTES);
+                }
+                self.lock().used -= charge;
+                None
+            }
+        }
+    }
+
+    /// Makes room for so many bytes; `false` if there can be none.
+    fn reserve(&self, bytes: u64) -> bool {
+        loop {
+            let victim = {
+                let mut state = self.lock();
+                if state.used + bytes <= self.room_bytes {
+                    state.used += bytes;
+                    return true;
+                }
+                self.choose_victim(&mut state)
+            };
+            match victim {
+                Some(victim) => self.evict(victim),
+                None => return false,
+            }
+        }
+    }
+
+    /// The files of a blob in parts, created if need be. `None` if it is not to be on the disk.
+    fn create_parts(&self, key: &Key, id: u64) -> Option<Arc<Files>> {
+        {
+            let mut state = self.lock();
+            let blob = state.blob(key, id)?;
+            match blob.place {
+                Place::New => {}
+                Place::Parts(_) => return self.open_parts(&mut state, key),
+                Place::Nowhere | Place::Whole(_) | Place::OtherSize(_) => return None,
+            }
+        }
+        // A map that takes a good part of the cache is that of a lie.
+        let charge = disk_bytes(cached::map_bytes(key.size));
+        if charge > self.room_bytes / 4 || !self.reserve(charge) {
+            return None;
+        }
+        let mut state = self.lock();
+        let created = match state.blob(key, id).map(|blob| &blob.place) {
+            Some(Place::New) => self.may_write().and_then(|()| create(&self.dir, key)),
+            // Another block was faster.
+            Some(_) => {
+                state.used -= charge;
+                return self.open_parts(&mut state, key);
+            }
+            None => {
+                state.used -= charge;
+                return None;
+            }
+        };
+        match created {
+            Ok(files) => {
+                let files = Arc::new(files);
+                if let Some(blob) = state.blob(key, id) {
+                    blob.place = Place::Parts(Some(files.clone()));
+                    blob.charge += charge;
+                }
+                Some(files)
+            }
+            Err(error) => {
+                state.used -= charge;
+                drop(state);
+                for path in paths(&self.dir, key) {
+                    // Nothing of it is used, whether it is there or not.
+                    let _ = fs::remove_file(path);
+                }
+                let path = cached::part_path(&self.dir, &key.digest);
+                self.refused(&path, "creating", error);
+                None
+            }
+        }
+    }
+
+    /// The open files of a blob in parts. If they have gone, it is forgotten that they were there.
+    pub(super) fn open_parts(&self, state: &mut State, key: &Key) -> Option<Arc<Files>> {
+        let blob = state.blobs.get_mut(key)?;
+        let Place::Parts(files) = &mut blob.place else { return None };
+        if let Some(files) = files {
+            return Some(files.clone());
+        }
+        let open = |path: PathBuf| File::options().read(true).write(true).open(path);
+        let data = open(cached::part_path(&self.dir, &key.digest));
+        let data = data.and_then(|data| match data.metadata()?.len() == key.size {
+            true => Ok(data),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        });
+        let opened = data.and_then(|data| {
+            Ok(Files { data, map: open(cached::map_path(&self.dir, &key.digest))? })
+        });
+        match opened {
+            Ok(opened) => {
+                let opened = Arc::new(opened);
+                *files = Some(opened.clone());
+                Some(opened)
+            }
+            Err(_) => {
+                self.reset(state, key, Place::New);
+                None
+            }
+        }
+    }
+
+    /// The open file of a whole blob.
+    pub(super) fn open_whole(&self, state: &mut State, key: &Key) -> Option<Arc<File>> {
+        let blob = state.blobs.get_mut(key)?;
+        let Place::Whole(file) = &mut blob.place else { return None };
+        if let Some(file) = file {
+            return Some(file.clone());
+        }
+        let opened = File::open(cached::whole_path(&self.dir, &key.digest));
+        let opened = opened.ok().filter(|f| f.metadata().is_ok_and(|m| m.len() == key.size));
+        match opened {
+            Some(opened) => {
+                let opened = Arc::new(opened);
+                *file = Some(opened.clone());
+                Some(opened)
+            }
+            None => {
+                // A pull has taken it away.
+                self.reset(state, key, Place::New);
+                None
+            }
+        }
+    }
+
+    /// Forgets a whole blob that cannot be read.
+    pub(super) fn drop_whole(&self, key: &Key) {
+        let mut state = self.lock();
+        if state.blobs.get(key).is_some_and(|blob| matches!(blob.place, Place::Whole(_))) {
+            self.reset(&mut state, key, Place::New);
+        }
+    }
+
+    /// Drops all that is known of a blob and all that is here of it.
+    pub(super) fn reset(&self, state: &mut State, key: &Key, place: Place) {
+        let gone = self.forget(state, key, place);
+        self.remove_later(gone);
+        self.settle(state, key);
+    }
+
+    /// The same, but what is to be removed then is the caller's affair.
+    pub(super) fn forget(&self, state: &mut State, key: &Key, place: Place) -> Gone {
+        let id = state.number();
+        let Some(blob) = state.blobs.get_mut(key) else { return Gone::default() };
+        let mut new = Blob::new(id, key, self.extent_blocks, place);
+        new.handles = blob.handles;
+        new.lent = blob.lent;
+        new.origin = blob.origin.take();
+        new.ignores_ranges = blob.ignores_ranges;
+        new.windows = std::mem::take(&mut blob.windows);
+        // Readers look again.
+        blob.stop_jobs();
+        let old = std::mem::replace(blob, new);
+        for extent in old.extents.values() {
+            state.lru.remove(extent.age);
+        }
+        state.lru.remove(old.age);
+        state.memory.forget(old.id);
+        self.rename_away(key, &old)
+    }
+
+    /// Takes the names of a blob's files away.
+    fn rename_away(&self, key: &Key, blob: &Blob) -> Gone {
+        let named = match blob.place {
+            Place::Parts(_) => paths(&self.dir, key).to_vec(),
+            Place::Whole(_) => vec![cached::whole_path(&self.dir, &key.digest)],
+            Place::New | Place::Nowhere | Place::OtherSize(_) => Vec::new(),
+        };
+        let rename = |from: PathBuf| {
+            let number = self.gone.fetch_add(1, Ordering::Relaxed);
+            let to = self.dir.join(super::GONE).join(number.to_string());
+            // If it has gone already, so much the better.
+            fs::rename(&from, &to).is_ok().then_some(to)
+        };
+        Gone { paths: named.into_iter().filter_map(rename).collect(), charge: blob.charge }
+    }
+
+    /// Removes files on a thread that may wait.
+    fn remove_later(&self, gone: Gone) {
+        let Some(core) = self.me.upgrade().filter(|_| gone.charge > 0) else { return };
+        self.runtime.spawn_blocking(move || core.remove_gone(&gone));
+    }
+
+    pub(super) fn remove_gone(&self, gone: &Gone) {
+        for path in &gone.paths {
+            // What stays goes when the cache is opened again.
+            let _ = fs::remove_file(path);
+        }
+        let mut state = self.lock();
+        state.used = state.used.saturating_sub(gone.charge);
+    }
+
+    /// Closes and forgets what nobody uses.
+    pub(super) fn settle(&self, state: &mut State, key: &Key) {
+        let Some(blob) = state.blobs.get_mut(key).filter(|b| b.is_idle() && !b.sealing) else {
+            return;
+        };
+        if blob.extents.values().any(|extent| extent.leaving || extent.pins > 0) {
+            return;
+        }
+        blob.restart_prefix(key);
+        blob.windows = super::window::Windows::default();
+        blob.origin = None;
+        match &mut blob.place {
+            Place::Parts(files) if blob.stored > 0 => *files = None,
+            Place::Whole(file) => *file = None,
+            _ => {
+                let Some(old) = state.blobs.remove(key) else { return };
+                if state.owners.get(&key.digest) == Some(&key.size) {
+                    state.owners.remove(&key.digest);
+                }
+                for extent in old.extents.values() {
+                    state.lru.remove(extent.age);
+                }
+                state.memory.forget(old.id);
+                let gone = self.rename_away(key, &old);
+                self.remove_later(gone);
+            }
+        }
+    }
+
+    /// Gives a blob of which everything is on the disk and verified its place among the whole
+    /// ones.
+    pub(super) fn seal_if_whole(self: &Arc<Self>, state: &mut State, key: &Key) {
+        let Some(blob) = state.blobs.get_mut(key) else { return };
+        let is_whole = blob.verified && blob.stored == blob.blocks && blob.writing.is_empty();
+        let Place::Parts(Some(files)) = &blob.place else { return };
+        if !is_whole || blob.sealing {
+            return;
+        }
+        blob.sealing = true;
+        let (core, key, id, files) = (self.clone(), *key, blob.id, files.clone());
+        self.runtime.spawn_blocking(move || core.seal(&key, id, &files));
+    }
+
+    fn seal(&self, key: &Key, id: u64, files: &Arc<Files>) {
+        let sealed = cached::seal(&files.data);
+        let whole = cached::whole_path(&self.dir, &key.digest);
+        let mut state = self.lock();
+        let Some(blob) = state.blob(key, id) else { return };
+        // Under the lock, so that it is that of this blob and no later one.
+        let sealed = sealed.and_then(|()| {
+            let [data, map] = paths(&self.dir, key);
+            fs::rename(data, &whole)?;
+            // It says nothing any more, and goes when the cache is opened if not now.
+            let _ = fs::remove_file(map);
+            Ok(())
+        });
+        blob.sealing = false;
+        if let Err(error) = sealed {
+            // It has no name any more, or cannot get one: what is known of it is worth nothing.
+            self.reset(&mut state, key, Place::New);
+            drop(state);
+            // A pull that has found it to be wrong removes it.
+            if error.kind() != io::ErrorKind::NotFound {
+                self.refused(&whole, "publishing", error);
+            }
+            return;
+        }
+        let file = File::open(&whole).ok().map(Arc::new);
+        blob.place = Place::Whole(file);
+        let charge = disk_bytes(key.size);
+        let freed = blob.charge.saturating_sub(charge);
+        blob.charge = charge;
+        let extents = std::mem::take(&mut blob.extents);
+        state.used -= freed;
+        for extent in extents.values() {
+            state.lru.remove(extent.age);
+        }
+        state.touch(key, WHOLE);
+        self.settle(&mut state, key);
+        drop(state);
+        // A power cut before it is on the disk costs the blob, and nothing else.
+        let _ = whole.parent().map(cached::sync_dir);
+    }
+
+    /// The disk has refused: for a while nothing is written. The first time somebody is told.
+    pub(super) fn refused(&self, path: &Path, doing: &str, error: io::Error) {
+        let error = Error::new(SIDE, format_args!("{doing} {}", path.display()), error);
+        let is_first = {
+            let mut state = self.lock();
+            state.counts.errors += 1;
+            state.refused_until = Some(Instant::now() + REFUSAL);
+            !std::mem::replace(&mut state.warned, true)
+        };
+        if is_first {
+            self.observer.warning(&error);
+        }
+    }
+
+    /// Where tests let writing fail.
+    #[cfg(test)]
+    fn may_write(&self) -> io::Result<()> {
+        match self.fails_to_write.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self, clippy::unnecessary_wraps)]
+    fn may_write(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The files of a blob in parts: data and map.
+fn paths(dir: &Path, key: &Key) -> [PathBuf; 2] {
+    [cached::part_path(dir, &key.digest), cached::map_path(dir, &key.digest)]
+}
+
+/// Creates the files of a blob of which nothing is here.
+fn create(dir: &Path, key: &Key) -> io::Result<Files> {
+    let [data, map] = paths(dir, key);
+    let create = |path: &Path, size: u64| {
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        file.set_len(size)?;
+        io::Result::Ok(file)
+    };
+    // An old map must not be taken for that of the new data.
+    let map = create(&map, 0)?;
+    map.set_len(cached::map_bytes(key.size))?;
+    let data = create(&data, key.size)?;
+    map.write_all_at(&cached::map_header(key.size), 0)?;
+    Ok(Files { data, map })
+}
+
+/// Gives a part of a file back to the disk.
+pub(super) fn punch(file: &File, start: u64, length: u64) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, flags, start, length).map_err(io::Error::from)
+}

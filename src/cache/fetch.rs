@@ -1,0 +1,360 @@
+//! Fetching: one request to a source, block by block into the cache.
+
+use std::{
+    future::Future,
+    ops::Range,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use sha2::{Digest as _, Sha256};
+use tokio::task::JoinHandle;
+
+use super::{
+    Core, SIDE,
+    plan::Pace,
+    state::{Failed, Job, Key},
+};
+use crate::{
+    image::{Descriptor, Digest, Repository},
+    tree::{
+        Blobs, ByteStream, Error, Kind, Result,
+        images_dir::cached::{BLOCK_BYTES, block_length},
+    },
+};
+
+/// After a failed read-ahead there is none for so long.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// A source that sends everything waits so long for its readers before it is cut off.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Where a blob can be fetched from.
+pub(super) trait Origin: Send + Sync {
+    /// Fetches what `job` says, and tells the cache how that has ended.
+    fn fetch(
+        self: Arc<Self>,
+        core: Arc<Core>,
+        key: Key,
+        job: Arc<Job>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// Tells origins apart.
+    fn id(&self) -> usize;
+}
+
+/// A blob at a source, in some repositories.
+pub(super) struct Source<B> {
+    pub id: usize,
+    pub source: Arc<B>,
+    pub repositories: Vec<Repository>,
+    pub blob: Descriptor,
+}
+
+impl<B: Blobs> Origin for Source<B> {
+    fn fetch(
+        self: Arc<Self>,
+        core: Arc<Core>,
+        key: Key,
+        job: Arc<Job>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            let mut ending = Ending { core: &core, key, job: &job, origin: self.id, result: None };
+            let result = self.run(&core, &key, &job).await;
+            ending.result = Some(result);
+        })
+    }
+
+    fn id(&self) -> usize {
+        self.id
+    }
+}
+
+/// Tells the cache that a job has ended, also if its task dies.
+struct Ending<'a> {
+    core: &'a Arc<Core>,
+    key: Key,
+    job: &'a Job,
+    origin: usize,
+    result: Option<Result<()>>,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let result = self.result.take().unwrap_or_else(|| {
+            let kind = Kind::Interrupted("the request was given up".into());
+            Err(Error::new(SIDE, format_args!("fetching blob {}", self.key.digest), kind))
+        });
+        let result = result.map_err(|error| Failed { error, origin: self.origin });
+        self.core.ended(&self.key, self.job, result);
+    }
+}
+
+/// What is to be done with a block that has come.
+pub(super) enum Arrival {
+    /// Nobody wants more.
+    Stop,
+    /// Nothing.
+    Pass,
+    /// It is to be written to the disk.
+    Store(Bytes),
+}
+
+/// Whether another repository may have what this one does not give.
+pub(super) fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), Kind::NotFound(_) | Kind::Denied(_) | Kind::Unauthorized(_))
+}
+
+impl<B: Blobs> Source<B> {
+    /// Ends well also when it is stopped.
+    async fn run(&self, core: &Arc<Core>, key: &Key, job: &Job) -> Result<()> {
+        let mut slot = tokio::select! {
+            biased;
+            () = job.stop.notified() => return Ok(()),
+            slot = core.slots.acquire(job.id, job.urgent) => Some(slot),
+        };
+        let mut block = job.range.start;
+        let Some(mut stream) = self.open(core, key, job, &mut block).await? else {
+            return Ok(());
+        };
+        let end = core.end_of(key, job).unwrap_or(job.range.end);
+        let mut arriving = BytesMut::new();
+        let mut writing: Option<JoinHandle<()>> = None;
+        while block < end {
+            loop {
+                match core.pace(key, job) {
+                    Pace::GoOn => break,
+                    Pace::Stop => return Ok(()),
+                    Pace::Wait => slot = None,
+                }
+                tokio::select! {
+                    () = job.stop.notified() => return Ok(()),
+                    () = job.moved.notified() => {}
+                    () = tokio::time::sleep(PAUSE) => return Ok(()),
+                }
+            }
+            if slot.is_none() {
+                slot = Some(core.slots.acquire(job.id, true).await);
+            }
+            let piece = tokio::select! {
+                biased;
+                () = job.stop.notified() => return Ok(()),
+                piece = stream.next() => piece?,
+            };
+            let Some(mut piece) = piece else {
+                let reason = format!("it ended at block {block} of {end}");
+                return Err(self.error(key, Kind::Interrupted(reason)));
+            };
+            core.lock().counts.fetched_bytes += piece.len() as u64;
+            while !piece.is_empty() {
+                if block >= end {
+                    let found = u64::from(end) * BLOCK_BYTES + piece.len() as u64;
+                    return Err(self.error(key, Kind::Size { expected: key.size, found }));
+                }
+                let length = block_length(key.size, u64::from(block));
+                let Some(bytes) = collect(&mut arriving, &mut piece, length) else { break };
+                match core.arrived(key, job, block, bytes)? {
+                    Arrival::Stop => return Ok(()),
+                    Arrival::Pass => {}
+                    Arrival::Store(bytes) => {
+                        if let Some(writing) = writing.take() {
+                            // It has said itself what it had to say.
+                            let _ = writing.await;
+                        }
+                        let (core, key, id) = (core.clone(), *key, job.blob);
+                        let store = move || core.store(&key, id, block, &bytes);
+                        writing = Some(tokio::task::spawn_blocking(store));
+                    }
+                }
+                block += 1;
+            }
+        }
+        drop(stream);
+        drop(slot);
+        Ok(())
+    }
+
+    /// Makes the request, at the first repository that has the blob. `None` if it has been
+    /// stopped.
+    async fn open(
+        &self,
+        core: &Arc<Core>,
+        key: &Key,
+        job: &Job,
+        block: &mut u32,
+    ) -> Result<Option<B::Stream>> {
+        let bytes = |blocks: &Range<u32>| {
+            let end = u64::from(blocks.end) * BLOCK_BYTES;
+            u64::from(blocks.start) * BLOCK_BYTES..end.min(key.size)
+        };
+        let all = 0..key.size;
+        let mut refusal = None;
+        for repository in &self.repositories {
+            let range = bytes(&job.range);
+            let is_part = range != all;
+            core.lock().counts.requests += 1;
+            let opened = tokio::select! {
+                biased;
+                () = job.stop.notified() => return Ok(None),
+                opened = self.source.read(repository, &self.blob, range) => opened,
+            };
+            match opened {
+                Ok(stream) if is_part && stream.ignores_ranges() => {
+                    drop(stream);
+                    if !core.begin_stream(key, job) {
+                        return Ok(None);
+                    }
+                    *block = 0;
+                    core.lock().counts.requests += 1;
+                    return tokio::select! {
+                        biased;
+                        () = job.stop.notified() => Ok(None),
+                        opened = self.source.read(repository, &self.blob, all) => opened.map(Some),
+                    };
+                }
+                Ok(stream) => return Ok(Some(stream)),
+                Err(error) if is_refusal(&error) => refusal = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        let nowhere =
+            || self.error(key, Kind::NotFound("no repository is known to have it".into()));
+        Err(refusal.unwrap_or_else(nowhere))
+    }
+
+    fn error(&self, key: &Key, kind: Kind) -> Error {
+        Error::new(SIDE, format_args!("fetching blob {}", key.digest), kind)
+    }
+}
+
+/// Takes from `piece` what is missing of a block of `length` bytes; the block, once it is whole.
+fn collect(arriving: &mut BytesMut, piece: &mut Bytes, length: usize) -> Option<Bytes> {
+    if arriving.is_empty() && piece.len() == length {
+        return Some(piece.split_to(length));
+    }
+    if arriving.capacity() < length {
+        arriving.reserve(length - arriving.len());
+    }
+    let taken = piece.split_to(piece.len().min(length - arriving.len()));
+    arriving.extend_from_slice(&taken);
+    (arriving.len() == length).then(|| arriving.split().freeze())
+}
+
+impl Core {
+    /// Where a job ends, which is where the blob ends if its source sends everything.
+    fn end_of(&self, key: &Key, job: &Job) -> Option<u32> {
+        let state = self.lock();
+        let running = &state.blobs.get(key)?.jobs;
+        running.iter().find(|running| running.job.id == job.id).map(|running| running.end)
+    }
+
+    /// The source of `job` sends everything: from now on that is kept. Not so if another job
+    /// already does so.
+    fn begin_stream(&self, key: &Key, job: &Job) -> bool {
+        let mut state = self.lock();
+        let Some(blob) = state.blob(key, job.blob) else { return false };
+        blob.ignores_ranges = true;
+        if blob.jobs.iter().any(|running| running.is_stream) {
+            return false;
+        }
+        let blocks = blob.blocks;
+        match blob.jobs.iter_mut().find(|running| running.job.id == job.id) {
+            Some(running) => {
+                (running.next, running.end, running.is_stream) = (0, blocks, true);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes a block that has come: gives it to those who wait for it, and to the digest.
+    fn arrived(
+        self: &Arc<Self>,
+        key: &Key,
+        job: &Job,
+        block: u32,
+        bytes: Bytes,
+    ) -> Result<Arrival> {
+        let known =
+            self.lock().blob(key, job.blob).and_then(|b| b.prefix.known.get(&block).copied());
+        if let Some(expected) = known {
+            let found: [u8; 32] = Sha256::digest(&bytes).into();
+            if found != expected {
+                let (expected, found) = (Digest::Sha256(expected), Digest::Sha256(found));
+                let doing = format!("fetching block {block} of blob {} once more", key.digest);
+                return Err(Error::new(SIDE, doing, Kind::Digest { expected, found }));
+            }
+        }
+        let mut state = self.lock();
+        let state = &mut *state;
+        let is_refused = state.is_refused();
+        let Some(blob) = state.blobs.get_mut(key).filter(|blob| blob.id == job.blob) else {
+            return Ok(Arrival::Stop);
+        };
+        let Some(running) = blob.jobs.iter_mut().find(|running| running.job.id == job.id) else {
+            return Ok(Arrival::Stop);
+        };
+        running.next = block + 1;
+        if blob.has(block, &state.memory) {
+            return Ok(Arrival::Pass);
+        }
+        if block < blob.prefix.to && !blob.prefix.known.contains_key(&block) {
+            // What was hashed is gone, and nothing says that this is the same.
+            blob.restart_prefix(key);
+        }
+        let prefix = &mut blob.prefix;
+        // With what is being hashed itself.
+        let fed = prefix.feed.len() as u32 + u32::from(prefix.hasher.is_none());
+        if block == prefix.to + fed && fed < self.feed_blocks {
+            prefix.feed.push_back(bytes.clone());
+        }
+        blob.give(block, &bytes);
+        state.memory.hold(blob.id, block, bytes.clone());
+        let is_stored = !is_refused && !blob.is_leaving(block) && blob.writing.insert(block);
+        if !is_stored {
+            state.memory.release(blob.id, block);
+        }
+        self.kick_hash(state, key);
+        Ok(if is_stored { Arrival::Store(bytes) } else { Arrival::Pass })
+    }
+
+    /// A job has ended. Tells those who wait for what it has not brought, and goes on with what
+    /// else is wanted.
+    fn ended(self: &Arc<Self>, key: &Key, job: &Job, result: std::result::Result<(), Failed>) {
+        self.fetching.fetch_sub(1, Ordering::Relaxed);
+        let mut state = self.lock();
+        if result.is_err() {
+            state.counts.errors += 1;
+        }
+        let Some(blob) = state.blob(key, job.blob) else { return };
+        let at = blob.jobs.iter().position(|running| running.job.id == job.id);
+        let ended = at.map(|at| blob.jobs.remove(at));
+        if let Some(running) = ended.as_ref().filter(|running| running.next < running.end) {
+            blob.windows.set_back(job.window, running.next);
+        }
+        if let Some(running) = ended
+            && let Err(failed) = result
+        {
+            let mut told = 0;
+            for block in running.next..running.end {
+                if !blob.is_coming(block) {
+                    told += blob.fail(block..block + 1, &failed);
+                }
+            }
+            if job.for_last
+                && let Some(last) = blob.blocks.checked_sub(1)
+            {
+                told += blob.fail(last..last + 1, &failed);
+            }
+            if told == 0 {
+                blob.quiet_until = Some(Instant::now() + QUIET);
+            }
+        }
+        self.pump(&mut state, key);
+        self.settle(&mut state, key);
+        drop(state);
+        self.save_recent_sometimes();
+    }
+}

@@ -1,0 +1,264 @@
+//! Opening a cache: whose it is, what is in it, and what was used last.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, TryLockError},
+    io::{self, ErrorKind, Read, Seek, Write},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::PoisonError,
+    time::Instant,
+};
+
+use super::{
+    Core, GONE, SAVE_INTERVAL, SIDE,
+    disk::punch,
+    read::MAX_SIZE,
+    state::{Blob, Key, Place, WHOLE, disk_bytes},
+};
+use crate::{
+    image::Digest,
+    tree::{
+        Error, Kind, Result,
+        images_dir::cached::{self, BLOCK_BYTES, BlockMap, MAP_SUFFIX, PART, WHOLE as WHOLE_DIR},
+    },
+};
+
+/// The file that says in which order blobs were used.
+const RECENT: &str = "recent";
+
+/// Creates what is missing of the cache at `dir`, and takes its lock.
+pub(super) fn lock(dir: &Path) -> Result<File> {
+    let failed = |doing: &str, path: &Path, error: io::Error| {
+        Error::new(SIDE, format_args!("{doing} {}", path.display()), error)
+    };
+    let refuse = |reason: String| {
+        Error::new(SIDE, format_args!("opening {}", dir.display()), Kind::Config(reason))
+    };
+    cached::create_dirs(dir).map_err(|e| failed("creating", dir, e))?;
+    let path = dir.join("lock");
+    let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut lock = open.map_err(|e| failed("opening", &path, e))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            // Without its number it is another process all the same.
+            let _ = (&lock).take(20).read_to_string(&mut owner);
+            let owner = owner.trim();
+            return Err(refuse(format!(
+                "process {} is using this cache; give each mount its own (--cache-dir)",
+                if owner.is_empty() { "?" } else { owner }
+            )));
+        }
+        Err(TryLockError::Error(e)) => return Err(failed("locking", &path, e)),
+    }
+    let version = dir.join("version");
+    match fs::read_to_string(&version) {
+        Ok(text) if text == cached::VERSION => {}
+        Ok(text) if text.starts_with(cached::VERSION_NAME) => {
+            return Err(refuse(format!(
+                "it is in the form `{}`, of a newer imgfs; give another directory (--cache-dir)",
+                text.trim()
+            )));
+        }
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("reading", &version, e)),
+        // None, or what a power cut has left of it; nothing in here is trusted unseen.
+        _ => {
+            let written = fs::write(&version, cached::VERSION);
+            written.map_err(|e| failed("writing", &version, e))?;
+        }
+    }
+    for name in [PART, WHOLE_DIR, GONE] {
+        let path = dir.join(name);
+        cached::create_dirs(&path).map_err(|e| failed("creating", &path, e))?;
+    }
+    let written = lock
+        .set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| writeln!(lock, "{}", std::process::id()));
+    // A full disk must not keep anybody from reading what is here; it is for a message only.
+    drop(written);
+    Ok(lock)
+}
+
+impl Core {
+    /// Finds what is here, and removes what makes no sense.
+    pub(super) fn load(&self) -> io::Result<()> {
+        for (_, path) in entries(&self.dir.join(GONE))? {
+            fs::remove_file(path)?;
+        }
+        let mut found = Vec::new();
+        for (digest, path) in digests(&self.dir.join(WHOLE_DIR))? {
+            let meta = fs::metadata(&path)?;
+            if !meta.is_file() || !cached::is_sealed(&meta) {
+                fs::remove_file(&path)?;
+                continue;
+            }
+            let key = Key { digest, size: meta.len() };
+            let mut blob = Blob::new(0, &key, self.extent_blocks, Place::Whole(None));
+            blob.charge = disk_bytes(key.size);
+            found.push((key, blob));
+        }
+        let part = self.dir.join(PART);
+        for (name, path) in entries(&part)? {
+            // A map without data is worth nothing.
+            let of = name.strip_suffix(MAP_SUFFIX).filter(|of| of.parse::<Digest>().is_ok());
+            if of.is_some_and(|of| !part.join(of).exists()) {
+                fs::remove_file(path)?;
+            }
+        }
+        for (digest, path) in digests(&part)? {
+            let is_whole = found.iter().any(|(key, _)| key.digest == digest);
+            let loaded = if is_whole { None } else { self.load_parts(digest, &path)? };
+            match loaded {
+                Some(loaded) => found.push(loaded),
+                None => {
+                    remove_if_there(&cached::map_path(&self.dir, &digest))?;
+                    remove_if_there(&path)?;
+                }
+            }
+        }
+        let recent = fs::read_to_string(self.dir.join(RECENT)).unwrap_or_default();
+        let ranks: HashMap<&str, usize> = recent.lines().zip(1..).collect();
+        found.sort_by_key(|(key, _)| ranks.get(key.digest.to_string().as_str()).copied());
+        let mut state = self.lock();
+        for (key, mut blob) in found {
+            blob.id = state.number();
+            state.used += blob.charge;
+            state.owners.insert(key.digest, key.size);
+            let units = match blob.place {
+                Place::Whole(_) => vec![WHOLE],
+                _ => blob.extents.keys().copied().collect(),
+            };
+            state.blobs.insert(key, blob);
+            for unit in units {
+                state.touch(&key, unit);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is here of a blob in parts; `None` if that makes no sense.
+    fn load_parts(&self, digest: Digest, path: &Path) -> io::Result<Option<(Key, Blob)>> {
+        let meta = fs::metadata(path)?;
+        let map_path = cached::map_path(&self.dir, &digest);
+        let is_sane = fs::metadata(&map_path)
+            .is_ok_and(|map| map.len() == cached::map_bytes(meta.len().min(MAX_SIZE)));
+        let map = if is_sane { BlockMap::read(&map_path)? } else { None };
+        let Some(map) = map.filter(|map| meta.is_file() && map.size == meta.len()) else {
+            return Ok(None);
+        };
+        let key = Key { digest, size: map.size };
+        let mut blob = Blob::new(0, &key, self.extent_blocks, Place::Parts(None));
+        blob.charge = disk_bytes(cached::map_bytes(map.size));
+        for (block, sum) in (0..).zip(&map.sums).filter(|(_, sum)| **sum != 0) {
+            blob.put_sum(block, *sum, false);
+            blob.charge += disk_bytes(blob.length(block) as u64);
+        }
+        if blob.stored == 0 {
+            return Ok(None);
+        }
+        // A process that was killed between clearing a checksum and removing its block, or between
+        // a block and its checksum, has left one that nobody knows.
+        if meta.blocks() * 512 > blob.charge {
+            let file = File::options().write(true).open(path)?;
+            let mut at = 0;
+            let is_absent = |block: u64| map.sums.get(block as usize) == Some(&0);
+            while at < cached::block_count(map.size) {
+                let start = at;
+                while is_absent(at) {
+                    at += 1;
+                }
+                if at > start
+                    && punch(&file, start * BLOCK_BYTES, (at - start) * BLOCK_BYTES).is_err()
+                {
+                    return Ok(None);
+                }
+                at += 1;
+            }
+        }
+        Ok(Some((key, blob)))
+    }
+
+    /// Evicts until everything fits: the limit may be lower than it was.
+    pub(super) fn shrink(&self) {
+        loop {
+            let victim = {
+                let mut state = self.lock();
+                if state.used <= self.room_bytes {
+                    return;
+                }
+                self.choose_victim(&mut state)
+            };
+            match victim {
+                Some(victim) => self.evict(victim),
+                None => return,
+            }
+        }
+    }
+
+    /// Writes down in which order blobs were used, if that was not done lately.
+    pub(super) fn save_recent_sometimes(&self) {
+        {
+            let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+            if saved.elapsed() < SAVE_INTERVAL {
+                return;
+            }
+            *saved = Instant::now();
+        }
+        if let Some(core) = self.me.upgrade() {
+            self.runtime.spawn_blocking(move || core.save_recent());
+        }
+    }
+
+    /// Writes down in which order blobs were used. Without it the next process takes another
+    /// order, which is why failing to is no error.
+    pub(super) fn save_recent(&self) {
+        let mut last: HashMap<Digest, usize> = HashMap::new();
+        let mut order: Vec<Digest> = Vec::new();
+        {
+            let state = self.lock();
+            for (key, _) in state.lru.iter() {
+                last.insert(key.digest, order.len());
+                order.push(key.digest);
+            }
+        }
+        let mut text = String::new();
+        for (_, digest) in order.iter().enumerate().filter(|(at, d)| last.get(d) == Some(at)) {
+            text.push_str(&format!("{digest}\n"));
+        }
+        let temporary = self.dir.join(GONE).join(RECENT);
+        let written = fs::write(&temporary, text)
+            .and_then(|()| fs::rename(&temporary, self.dir.join(RECENT)));
+        if written.is_err() {
+            // Its remains are removed when the cache is opened.
+            let _ = fs::remove_file(temporary);
+        }
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn entries(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        // Other names are not ours.
+        if let Ok(name) = entry.file_name().into_string() {
+            found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+/// The entries that are named by a digest.
+fn digests(dir: &Path) -> io::Result<Vec<(Digest, PathBuf)>> {
+    let parse = |(name, path): (String, PathBuf)| Some((name.parse().ok()?, path));
+    Ok(entries(dir)?.into_iter().filter_map(parse).collect())
+}

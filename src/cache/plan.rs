@@ -1,0 +1,265 @@
+//! What is to be fetched next.
+//!
+//! A read that finds blocks missing has them fetched, and what follows them up to the size of its
+//! [`super::window::Window`]. A reader that goes on gets one window ahead: as soon as it enters
+//! the last one that was asked for, the next is, four times as large. So at most two requests are
+//! under way for it, and as long as it does not read nothing more is fetched for it.
+
+use std::{
+    mem,
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use tokio::sync::Notify;
+
+use super::{
+    Core,
+    state::{Blob, Job, Key, Running, State},
+};
+use crate::tree::images_dir::cached::BLOCK_BYTES;
+
+/// Requests that are under way for a sequential reader.
+const REQUESTS_AHEAD: usize = 2;
+
+/// Blocks that are fetched ahead if nothing can be written to the disk.
+const UNCACHED_BLOCKS: u32 = 4;
+
+/// Blocks by which the digest may be behind what comes then.
+const UNCACHED_LAG: u32 = 16;
+
+/// At most this part of the cache is fetched ahead at a time.
+const AHEAD_PART: u64 = 8;
+
+/// A request that is to be made.
+struct Plan {
+    range: Range<u32>,
+    window: u64,
+    urgent: bool,
+    for_last: bool,
+}
+
+impl Core {
+    /// The most blocks that are asked for at once.
+    fn max_blocks(&self, state: &State) -> u32 {
+        if state.is_refused() {
+            return UNCACHED_BLOCKS;
+        }
+        let readers = self.fetching.load(Ordering::Relaxed).div_ceil(REQUESTS_AHEAD).max(1);
+        let share = self.limit_bytes / AHEAD_PART / readers as u64;
+        let blocks = self.max_window_bytes.min(share) / BLOCK_BYTES;
+        u32::try_from(blocks).unwrap_or(u32::MAX).max(self.first_blocks())
+    }
+
+    fn first_blocks(&self) -> u32 {
+        u32::try_from(self.first_window_bytes / BLOCK_BYTES).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// The most blocks that a source which sends everything may be ahead of its readers.
+    fn stream_ahead(&self, state: &State, blob: &Blob) -> Option<u32> {
+        if state.is_refused() {
+            return Some(UNCACHED_BLOCKS);
+        }
+        let ahead = (2 * self.max_window_bytes).min(self.limit_bytes / AHEAD_PART) / BLOCK_BYTES;
+        let ahead = u32::try_from(ahead).unwrap_or(u32::MAX).max(1);
+        (blob.size > self.limit_bytes / 2).then_some(ahead)
+    }
+
+    /// Has fetched what a read of the bytes `range` needs, and will need.
+    pub(super) fn plan_read(self: &Arc<Self>, state: &mut State, key: &Key, range: &Range<u64>) {
+        let max = self.max_blocks(state);
+        let State { blobs, memory, .. } = state;
+        let Some(blob) = blobs.get_mut(key) else { return };
+        let blocks = Blob::blocks_of(range);
+        let mut windows = mem::take(&mut blob.windows);
+        let first = self.first_blocks().min(max);
+        let window = windows.note(range.start, range.end, blocks.start, first);
+        let mut plans = Vec::new();
+        let mut at = blocks.start;
+        while let Some(start) = blob.first_missing(at..blocks.end, memory) {
+            if window.sequential {
+                window.grow(max);
+            }
+            let limit = start.saturating_add(window.blocks).max(blocks.end);
+            let end = blob.missing_run(start, limit, memory);
+            window.ahead = window.ahead.max(end);
+            plans.push(Plan {
+                range: start..end,
+                window: window.id,
+                urgent: true,
+                for_last: false,
+            });
+            at = end;
+        }
+        if blob.quiet_until.is_some_and(|until| Instant::now() >= until) {
+            blob.quiet_until = None;
+        }
+        if window.sequential && blob.quiet_until.is_none() {
+            // Blobs are small enough for that.
+            let next = window.next.div_ceil(BLOCK_BYTES) as u32;
+            window.ahead = window.ahead.max(next);
+            let is_ours = |r: &&Running| r.job.window == window.id && r.next < r.end;
+            let mut requests = blob.jobs.iter().filter(is_ours).count() + plans.len();
+            while requests < REQUESTS_AHEAD {
+                let horizon = next.saturating_add(window.blocks).min(blob.blocks);
+                let Some(start) = blob.first_missing(window.ahead..horizon, memory) else {
+                    window.ahead = window.ahead.max(horizon);
+                    break;
+                };
+                window.grow(max);
+                let end = blob.missing_run(start, start.saturating_add(window.blocks), memory);
+                window.ahead = end;
+                let range = start..end;
+                plans.push(Plan { range, window: window.id, urgent: false, for_last: false });
+                requests += 1;
+            }
+        }
+        blob.windows = windows;
+        blob.wake_jobs();
+        self.launch(state, key, plans);
+    }
+
+    /// Sees to it that everything somebody waits for is on its way. Called whenever something has
+    /// changed but for a read.
+    pub(super) fn pump(self: &Arc<Self>, state: &mut State, key: &Key) {
+        let max = self.max_blocks(state);
+        let State { blobs, memory, .. } = state;
+        let Some(blob) = blobs.get_mut(key) else { return };
+        blob.prune_waiters();
+        let mut plans: Vec<Plan> = Vec::new();
+        let awaited: Vec<u32> = blob.waiters.keys().copied().collect();
+        for block in awaited {
+            if blob.is_held_back(block) {
+                // It comes when all others have.
+            } else if blob.has(block, memory) {
+                // They look again when nobody answers.
+                blob.waiters.remove(&block);
+            } else if !blob.is_coming(block) && !plans.iter().any(|p| p.range.contains(&block)) {
+                let limit = block.saturating_add(self.first_blocks());
+                let end = blob.missing_run(block, limit, memory);
+                plans.push(Plan { range: block..end, window: 0, urgent: true, for_last: false });
+            }
+        }
+        if blob.is_last_awaited() {
+            let mut requests =
+                blob.jobs.iter().filter(|r| r.job.for_last && r.next < r.end).count();
+            let mut at = blob.prefix.to;
+            let horizon = at.saturating_add(max.saturating_mul(REQUESTS_AHEAD as u32));
+            while requests < REQUESTS_AHEAD
+                && let Some(start) = blob.first_missing(at..horizon, memory)
+            {
+                at = blob.missing_run(start, start.saturating_add(max), memory);
+                plans.push(Plan { range: start..at, window: 0, urgent: true, for_last: true });
+                requests += 1;
+            }
+            blob.wake_jobs();
+        }
+        self.launch(state, key, plans);
+        self.kick_hash(state, key);
+    }
+
+    /// Starts requests.
+    fn launch(self: &Arc<Self>, state: &mut State, key: &Key, plans: Vec<Plan>) {
+        for plan in plans {
+            let id = state.number();
+            let Some(blob) = state.blobs.get_mut(key) else { return };
+            let Some(origin) = blob.origin.clone() else { return };
+            let mut range = plan.range;
+            if blob.ignores_ranges {
+                let streams = || blob.jobs.iter().position(|running| running.is_stream);
+                if let Some(at) = streams() {
+                    let running = &blob.jobs[at];
+                    let mut awaited = blob.waiters.range(running.next..).map(|(block, _)| *block);
+                    let is_needed = awaited.any(|block| !blob.is_held_back(block));
+                    if running.next <= range.start || is_needed || !plan.urgent {
+                        // It comes, or is asked for again when this stream has ended.
+                        continue;
+                    }
+                    blob.jobs.remove(at).job.stop.notify_one();
+                }
+                range = 0..blob.blocks;
+            }
+            let job = Arc::new(Job {
+                id,
+                window: plan.window,
+                blob: blob.id,
+                range: range.clone(),
+                urgent: plan.urgent,
+                for_last: plan.for_last,
+                stop: Notify::new(),
+                moved: Notify::new(),
+            });
+            blob.jobs.push(Running {
+                job: job.clone(),
+                next: range.start,
+                end: range.end,
+                is_stream: blob.ignores_ranges,
+            });
+            self.fetching.fetch_add(1, Ordering::Relaxed);
+            self.runtime.spawn(origin.fetch(self.clone(), *key, job));
+        }
+    }
+
+    /// Whether a request had better not go on: it is so far ahead of its readers that what it
+    /// brings would be gone before they come.
+    pub(super) fn pace(&self, key: &Key, job: &Job) -> Pace {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let is_refused = state.is_refused();
+        let Some(blob) = state.blobs.get(key).filter(|blob| blob.id == job.blob) else {
+            return Pace::Stop;
+        };
+        let Some(running) = blob.jobs.iter().find(|running| running.job.id == job.id) else {
+            return Pace::Stop;
+        };
+        // What goes before it has been hashed has to be fetched once more.
+        let lag = match is_refused {
+            true => Some(UNCACHED_LAG),
+            false => (blob.size > self.limit_bytes / 2)
+                .then_some((self.limit_bytes / 4 / BLOCK_BYTES).max(UNCACHED_BLOCKS.into()) as u32),
+        };
+        let hashed = blob.prefix.to;
+        let is_followed = |lag: u32| {
+            let near = hashed.saturating_add(lag)..hashed.saturating_add(lag.saturating_mul(3));
+            // Only what the digest is about to come to, and not what is read beyond a gap.
+            blob.prefix.running
+                && near.contains(&running.next)
+                && blob.first_missing(hashed..running.next, &state.memory).is_none()
+        };
+        if lag.is_some_and(is_followed) {
+            return Pace::Wait;
+        }
+        let ahead = match running.is_stream {
+            true => self.stream_ahead(state, blob),
+            false => is_refused.then_some(UNCACHED_BLOCKS * 2),
+        };
+        let Some(ahead) = ahead else { return Pace::GoOn };
+        let last = blob.blocks.saturating_sub(1);
+        let mut awaited = blob.waiters.range(running.next..running.end).map(|(block, _)| *block);
+        if awaited.any(|block| block != last || blob.verified) {
+            return Pace::GoOn;
+        }
+        let reader = match (blob.is_last_awaited(), running.is_stream) {
+            // Blobs are small enough for that.
+            (true, _) => blob.prefix.to,
+            (false, true) => (blob.windows.furthest() / BLOCK_BYTES) as u32,
+            (false, false) => {
+                let reader = blob.windows.position(job.window).unwrap_or(0);
+                (reader / BLOCK_BYTES) as u32
+            }
+        };
+        match (running.next > reader.saturating_add(ahead), running.is_stream) {
+            (false, _) => Pace::GoOn,
+            (true, true) => Pace::Wait,
+            (true, false) => Pace::Stop,
+        }
+    }
+}
+
+/// How a request is to go on.
+pub(super) enum Pace {
+    GoOn,
+    Wait,
+    Stop,
+}

@@ -1,0 +1,452 @@
+//! Reading a blob through the cache.
+
+use std::{
+    fs::File,
+    ops::Range,
+    os::unix::fs::FileExt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
+
+use super::{
+    Core, SIDE,
+    fetch::{Origin, is_refusal},
+    state::{Blob, Failed, Files, Key, Place, State, WHOLE},
+};
+use crate::{
+    image::Digest,
+    tree::{
+        Error, Kind, Result,
+        images_dir::cached::{self, BLOCK_BYTES},
+    },
+};
+
+/// The largest blob that is read, in bytes: far above what any registry takes.
+pub(super) const MAX_SIZE: u64 = 1 << 46;
+
+/// A blob that is read through the cache. Clones are the same handle; as long as one is there, the
+/// blob counts as open.
+#[derive(Clone)]
+pub struct CachedBlob {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    core: Arc<Core>,
+    key: Key,
+    origin: Arc<dyn Origin>,
+    /// The file has been given to somebody.
+    lent: AtomicBool,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut state = self.core.lock();
+        let Some(blob) = state.blobs.get_mut(&self.key) else { return };
+        blob.handles = blob.handles.saturating_sub(1);
+        blob.lent = blob.lent.saturating_sub(u32::from(self.lent.load(Ordering::Relaxed)));
+        if blob.handles == 0 {
+            blob.stop_jobs();
+        }
+        self.core.settle(&mut state, &self.key);
+    }
+}
+
+/// One block of a read.
+enum Piece {
+    Memory(Bytes),
+    Disk,
+    Awaited(oneshot::Receiver<std::result::Result<Bytes, Failed>>),
+}
+
+/// What a read found.
+enum Found {
+    Whole(Arc<File>),
+    Blocks(Vec<Piece>, Option<Pins>),
+}
+
+/// How an attempt to read has gone wrong.
+enum Trouble {
+    /// Something has changed: look again.
+    Again,
+    Failed(Failed),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self::Failed(Failed { error, origin: 0 })
+    }
+}
+
+impl CachedBlob {
+    pub(super) fn new(core: Arc<Core>, key: Key, origin: Arc<dyn Origin>) -> Self {
+        Self { handle: Arc::new(Handle { core, key, origin, lent: AtomicBool::new(false) }) }
+    }
+
+    /// The size of the blob in bytes, as its descriptor states it.
+    pub fn size(&self) -> u64 {
+        self.handle.key.size
+    }
+
+    /// The bytes from `offset` on, `length` of them or as many as there are before the end.
+    ///
+    /// Waits for what is missing, as long as the source does not give up. The last block comes
+    /// when the digest of all of them has been found to be right; if it is not, that is
+    /// [`Kind::Digest`] for all who wait, and nothing of the blob is kept. Any number of reads
+    /// may be under way at once; after an error the next one tries again.
+    pub async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
+        let Some(range) = self.range(offset, length)? else { return Ok(Bytes::new()) };
+        let mut has_asked_itself = false;
+        let mut has_waited = false;
+        loop {
+            match self.attempt(&range, &mut has_waited).await {
+                Ok(bytes) => {
+                    let counts = &mut self.handle.core.lock().counts;
+                    counts.reads += 1;
+                    counts.hits += u64::from(!has_waited);
+                    return Ok(bytes);
+                }
+                Err(Trouble::Again) => tokio::task::yield_now().await,
+                // Another handle's repositories do not give it; perhaps ours do.
+                Err(Trouble::Failed(failed))
+                    if is_refusal(&failed.error)
+                        && failed.origin != self.handle.origin.id()
+                        && !has_asked_itself =>
+                {
+                    has_asked_itself = true;
+                }
+                Err(Trouble::Failed(failed)) => return Err(failed.error),
+            }
+        }
+    }
+
+    /// The same without waiting for anything but the disk: `None` if not all of the bytes are
+    /// here, or not all may be given out.
+    pub fn try_read(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
+        let range = match self.range(offset, length) {
+            Ok(Some(range)) => range,
+            Ok(None) => return Some(Ok(Bytes::new())),
+            Err(error) => return Some(Err(error)),
+        };
+        let found = self.handle.look(&range, false)?;
+        let bytes = match found {
+            Ok(Found::Whole(file)) => read_file(&file, &range).ok()?,
+            Ok(Found::Blocks(pieces, pins)) => {
+                let disk = match &pins {
+                    Some(pins) => pins.read(&range, &pieces)?,
+                    None => Vec::new(),
+                };
+                let memory = pieces.into_iter().map(|piece| match piece {
+                    Piece::Memory(bytes) => Some(bytes),
+                    Piece::Disk | Piece::Awaited(_) => None,
+                });
+                join(&range, memory.collect(), disk)?
+            }
+            Err(error) => return Some(Err(error)),
+        };
+        let counts = &mut self.handle.core.lock().counts;
+        counts.reads += 1;
+        counts.hits += 1;
+        Some(Ok(bytes))
+    }
+
+    /// The file that holds the blob, if it is whole and verified: for those who can read it
+    /// without help. It stays in the cache as long as this handle.
+    pub fn whole_file(&self) -> Option<File> {
+        let Handle { core, key, lent, .. } = &*self.handle;
+        let mut state = core.lock();
+        let blob = state.blobs.get_mut(key)?;
+        if !matches!(blob.place, Place::Whole(_)) {
+            return None;
+        }
+        let file = File::open(cached::whole_path(&core.dir, &key.digest)).ok()?;
+        if !lent.swap(true, Ordering::Relaxed) {
+            blob.lent += 1;
+        }
+        state.touch(key, WHOLE);
+        Some(file)
+    }
+
+    /// Which bytes a read wants; `None` if there are none.
+    fn range(&self, offset: u64, length: usize) -> Result<Option<Range<u64>>> {
+        let size = self.handle.key.size;
+        if size > MAX_SIZE {
+            let reason = format!("no blob has {size} bytes");
+            return Err(self.handle.error(Kind::Unfit(reason)));
+        }
+        let nothing = Digest::of(self.handle.key.digest.algorithm(), b"");
+        if size == 0 && self.handle.key.digest != nothing {
+            let kind = Kind::Digest { expected: self.handle.key.digest, found: nothing };
+            return Err(self.handle.error(kind));
+        }
+        let end = offset.saturating_add(length as u64).min(size);
+        Ok((offset < end).then_some(offset..end))
+    }
+
+    async fn attempt(
+        &self,
+        range: &Range<u64>,
+        has_waited: &mut bool,
+    ) -> std::result::Result<Bytes, Trouble> {
+        let found = self.handle.look(range, true).ok_or(Trouble::Again)??;
+        let (pieces, pins) = match found {
+            Found::Whole(file) => {
+                let (wanted, range) = (file, range.clone());
+                let read = blocking(move || read_file(&wanted, &range)).await;
+                return match read {
+                    Some(Ok(bytes)) => Ok(bytes),
+                    // Somebody has damaged it.
+                    _ => {
+                        self.handle.core.drop_whole(&self.handle.key);
+                        Err(Trouble::Again)
+                    }
+                };
+            }
+            Found::Blocks(pieces, pins) => (pieces, pins),
+        };
+        let (pieces, disk) = match pins {
+            None => (pieces, Vec::new()),
+            Some(pins) => {
+                let range = range.clone();
+                let read = blocking(move || {
+                    let disk = pins.read(&range, &pieces);
+                    (pieces, disk)
+                });
+                let (pieces, disk) = read.await.ok_or(Trouble::Again)?;
+                (pieces, disk.ok_or(Trouble::Again)?)
+            }
+        };
+        let mut blocks = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            blocks.push(match piece {
+                Piece::Memory(bytes) => Some(bytes),
+                Piece::Disk => None,
+                Piece::Awaited(comes) => {
+                    *has_waited = true;
+                    let came = comes.await.map_err(|_| Trouble::Again)?;
+                    Some(came.map_err(Trouble::Failed)?)
+                }
+            });
+        }
+        join(range, blocks, disk).ok_or(Trouble::Again)
+    }
+}
+
+impl Handle {
+    fn error(&self, kind: Kind) -> Error {
+        Error::new(SIDE, format_args!("reading blob {}", self.key.digest), kind)
+    }
+
+    /// Finds the blocks of a read, and has fetched what is missing. `None` if it is not all here
+    /// and the caller does not wait, or if what is known has just changed.
+    fn look(&self, range: &Range<u64>, waits: bool) -> Option<Result<Found>> {
+        let (core, key) = (&self.core, &self.key);
+        let mut state = core.lock();
+        let state = &mut *state;
+        if let Some(whole) = core.open_whole(state, key) {
+            state.touch(key, WHOLE);
+            return Some(Ok(Found::Whole(whole)));
+        }
+        let blob = state.blobs.get_mut(key)?;
+        if let Place::OtherSize(found) = blob.place {
+            return Some(Err(self.error(Kind::Size { expected: key.size, found })));
+        }
+        let blocks = Blob::blocks_of(range);
+        let is_here =
+            |blob: &Blob, block| !blob.is_held_back(block) && blob.has(block, &state.memory);
+        if !waits && !blocks.clone().all(|block| is_here(blob, block)) {
+            return None;
+        }
+        blob.origin = Some(self.origin.clone());
+        let mut pieces = Vec::with_capacity(blocks.len());
+        let mut is_on_disk = false;
+        for block in blocks.clone() {
+            let is_held_back = blob.is_held_back(block);
+            pieces.push(match state.memory.get(blob.id, block) {
+                Some(bytes) if !is_held_back => Piece::Memory(bytes.clone()),
+                _ if !is_held_back && blob.sum(block).is_some() => {
+                    is_on_disk = true;
+                    Piece::Disk
+                }
+                _ => {
+                    let (gets, comes) = oneshot::channel();
+                    blob.waiters.entry(block).or_default().push(gets);
+                    Piece::Awaited(comes)
+                }
+            });
+        }
+        let urgent = blob.jobs.iter().filter(|running| {
+            !running.job.urgent && blob.waiters.range(running.next..running.end).next().is_some()
+        });
+        for running in urgent {
+            core.slots.promote(running.job.id);
+        }
+        if state.warned {
+            core.store_late(state, key, blocks.clone());
+        }
+        let blob = state.blobs.get_mut(key)?;
+        let is_last_awaited = blob.is_last_awaited();
+        let pins = match is_on_disk {
+            true => Some(core.pin(state, key, blocks)?),
+            false => None,
+        };
+        core.plan_read(state, key, range);
+        if is_last_awaited {
+            core.pump(state, key);
+        }
+        Some(Ok(Found::Blocks(pieces, pins)))
+    }
+}
+
+/// Runs on a thread that may wait for the disk.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+fn read_file(file: &File, range: &Range<u64>) -> std::io::Result<Bytes> {
+    // As long as what was asked for.
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    file.read_exact_at(&mut bytes, range.start)?;
+    Ok(bytes.into())
+}
+
+/// Puts a read together: blocks that are whole, and for those that are not there the next of what
+/// was read from the disk.
+fn join(range: &Range<u64>, blocks: Vec<Option<Bytes>>, disk: Vec<Bytes>) -> Option<Bytes> {
+    let mut disk = disk.into_iter();
+    let mut at = range.start;
+    let mut parts = Vec::with_capacity(blocks.len());
+    for block in blocks {
+        if at == range.end {
+            // What came from the disk came in one piece.
+            break;
+        }
+        let part = match block {
+            Some(bytes) => {
+                // Both are less than a block.
+                let start = (at % BLOCK_BYTES) as usize;
+                let length = (range.end - at).min(bytes.len().checked_sub(start)? as u64) as usize;
+                bytes.slice(start..start + length)
+            }
+            None => disk.next()?,
+        };
+        at += part.len() as u64;
+        parts.push(part);
+    }
+    if at != range.end {
+        return None;
+    }
+    match parts.len() {
+        1 => parts.pop(),
+        _ => {
+            let mut joined = BytesMut::with_capacity((range.end - range.start) as usize);
+            parts.iter().for_each(|part| joined.extend_from_slice(part));
+            Some(joined.freeze())
+        }
+    }
+}
+
+/// Keeps the blocks of a read from being evicted.
+pub(super) struct Pins {
+    core: Arc<Core>,
+    key: Key,
+    id: u64,
+    files: Arc<Files>,
+    extents: Range<u32>,
+    /// The checksums that the blocks have to have, if that has not been looked at.
+    unchecked: Vec<(u32, u32)>,
+}
+
+impl Core {
+    /// Pins those of `blocks` that are on the disk. `None` if the files have gone.
+    pub(super) fn pin(
+        self: &Arc<Self>,
+        state: &mut State,
+        key: &Key,
+        blocks: Range<u32>,
+    ) -> Option<Pins> {
+        let files = self.open_parts(state, key)?;
+        let blob = state.blobs.get_mut(key)?;
+        let sums = blocks.clone().filter_map(|block| blob.sum(block).map(|sum| (block, sum)));
+        let unchecked =
+            sums.filter(|(_, (_, checked))| !checked).map(|(block, (sum, _))| (block, sum));
+        let unchecked = unchecked.collect();
+        let extents = blob.extent_of(blocks.start).0..blob.extent_of(blocks.end - 1).0 + 1;
+        for (_, extent) in blob.extents.range_mut(extents.clone()) {
+            extent.pins += 1;
+        }
+        let id = blob.id;
+        for extent in extents.clone() {
+            state.touch(key, extent);
+        }
+        Some(Pins { core: self.clone(), key: *key, id, files, extents, unchecked })
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let mut state = self.core.lock();
+        let Some(blob) = state.blob(&self.key, self.id) else { return };
+        for (_, extent) in blob.extents.range_mut(self.extents.clone()) {
+            extent.pins = extent.pins.saturating_sub(1);
+        }
+    }
+}
+
+impl Pins {
+    /// A whole block, if it is what was written.
+    pub(super) fn read_block(&self, block: u32) -> Option<Bytes> {
+        let start = u64::from(block) * BLOCK_BYTES;
+        let length = cached::block_length(self.key.size, u64::from(block)) as u64;
+        let bytes = read_file(&self.files.data, &(start..start + length));
+        let expected = self.unchecked.iter().find(|(number, _)| *number == block);
+        let is_right = |bytes: &Bytes| {
+            expected.is_none_or(|(_, expected)| cached::checksum(bytes) == *expected)
+        };
+        let bytes = bytes.ok().filter(is_right);
+        if expected.is_some() || bytes.is_none() {
+            self.checked(block, bytes.is_some());
+        }
+        bytes
+    }
+
+    /// What a read wants of the blocks that are on the disk, in order: neighbours in one piece.
+    fn read(&self, range: &Range<u64>, pieces: &[Piece]) -> Option<Vec<Bytes>> {
+        let first = Blob::blocks_of(range).start;
+        let is_disk = |piece: &Piece| matches!(piece, Piece::Disk);
+        if self.unchecked.is_empty() && pieces.iter().all(is_disk) {
+            // If that fails, it is found out at which block.
+            if let Ok(bytes) = read_file(&self.files.data, range) {
+                return Some(vec![bytes]);
+            }
+        }
+        let mut read = Vec::new();
+        for (block, _) in (first..).zip(pieces).filter(|(_, piece)| is_disk(piece)) {
+            let start = u64::from(block) * BLOCK_BYTES;
+            let bytes = self.read_block(block)?;
+            let from = range.start.saturating_sub(start).min(bytes.len() as u64) as usize;
+            let to = (range.end - start).min(bytes.len() as u64) as usize;
+            read.push(bytes.slice(from..to));
+        }
+        Some(read)
+    }
+
+    /// Notes that a block is what was written, or drops it.
+    fn checked(&self, block: u32, is_right: bool) {
+        let mut state = self.core.lock();
+        let Some(blob) = state.blob(&self.key, self.id) else { return };
+        if is_right {
+            if let Some((sum, false)) = blob.sum(block) {
+                blob.put_sum(block, sum, true);
+            }
+            return;
+        }
+        // Its place stays in use, as does its checksum in the file, which it does not fit.
+        blob.drop_sum(block);
+    }
+}

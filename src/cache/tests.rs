@@ -1,0 +1,5 @@
+mod bounds;
+mod fake;
+mod faults;
+mod reading;
+mod restart;

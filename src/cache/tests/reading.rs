@@ -1,0 +1,348 @@
+//! What is fetched, when, and how often.
+
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+
+use super::fake::*;
+use crate::{
+    image::Digest,
+    tree::{Blobs, ByteStream, images_dir::cached},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_small_read_in_the_middle_costs_one_request_and_256_kib() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 64 * MIB);
+    let fake = Fake::endless(1 << 30);
+    let blob = fake.open_in(&cache);
+    let at = (1 << 29) + 12_345;
+    assert!(blob.try_read(at, 4096).is_none());
+    assert_eq!(blob.read(at, 4096).await.unwrap(), fake.part(at, 4096));
+    until("the request ends", || fake.most_open.load(SeqCst) == 1).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!((fake.requests(), fake.sent()), (1, 256 << 10));
+    assert_eq!(blob.try_read(at, 4096).unwrap().unwrap(), fake.part(at, 4096));
+    let stats = cache.stats();
+    assert_eq!((stats.reads, stats.hits, stats.requests), (2, 1, 1));
+    assert_eq!(stats.fetched_bytes, 256 << 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sequential_reading_takes_few_requests_and_fetches_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 1024 * MIB);
+    let fake = Fake::new(100 * MIB + 77, 1);
+    let blob = fake.open_in(&cache);
+    read_all(&fake, &blob, 128 << 10).await.unwrap();
+    assert_eq!(fake.sent(), fake.size());
+    // 256 KiB, 1 MiB, 4 MiB, and 16 MiB each from there on.
+    assert!(fake.requests() <= 10, "{:?}", fake.ranges());
+    let mut next = 0;
+    let mut ranges = fake.ranges();
+    ranges.sort_by_key(|range| range.start);
+    for range in ranges {
+        assert_eq!(range.start, next, "{:?}", fake.ranges());
+        next = range.end;
+    }
+    // Two, and one that has brought its last byte.
+    assert!(fake.most_open.load(SeqCst) <= 3);
+    until("it is sealed", || cache.stats().complete == 1).await;
+    let digest = fake.blob().digest;
+    let whole = cached::whole_path(&dir.path().join("cache"), &digest);
+    assert!(cached::is_sealed(&std::fs::metadata(&whole).unwrap()));
+    assert_eq!(std::fs::read(&whole).unwrap(), fake.part(0, usize::MAX));
+    let file = blob.whole_file().unwrap();
+    assert_eq!(file.metadata().unwrap().len(), fake.size());
+    assert_eq!(blob.try_read(5, 10).unwrap().unwrap(), fake.part(5, 10));
+    assert_eq!(blob.read(fake.size() - 5, 10).await.unwrap().len(), 5);
+    assert!(blob.read(fake.size(), 10).await.unwrap().is_empty());
+    assert!(blob.read(u64::MAX, usize::MAX).await.unwrap().is_empty());
+    assert_eq!(fake.sent(), fake.size());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stops_has_at_most_two_windows_fetched_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 1024 * MIB);
+    let fake = Fake::endless(1 << 30);
+    let blob = fake.open_in(&cache);
+    let mut at = 0;
+    while at < 50 * MIB {
+        at += blob.read(at, 128 << 10).await.unwrap().len() as u64;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let sent = fake.sent();
+    assert!((50 * MIB..=50 * MIB + 32 * MIB).contains(&sent), "{sent}");
+    // After a seek it is small again.
+    let before = fake.requests();
+    blob.read(800 * MIB, 4096).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(fake.ranges().split_off(before), vec![800 * MIB..800 * MIB + (256 << 10)]);
+    // And the first reader goes on where it was.
+    let requests = fake.requests();
+    blob.read(at, 128 << 10).await.unwrap();
+    assert_eq!(fake.requests(), requests);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_are_served_while_the_rest_is_coming() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 64 * MIB);
+    let fake = Fake::endless(64 * MIB);
+    fake.faults(|f| f.break_after = Some(BLOCK + 5));
+    let blob = fake.open_in(&cache);
+    // Of two blocks that were asked for, the first came.
+    assert_eq!(blob.read(0, 100).await.unwrap(), fake.part(0, 100));
+    until("the request ends", || cache.core.fetching.load(SeqCst) == 0).await;
+    assert_eq!(blob.read(BLOCK, 100).await.unwrap(), fake.part(BLOCK, 100));
+    assert_eq!(fake.requests(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_readers_of_the_same_share_the_requests() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 64 * MIB);
+    let fake = Fake::new(8 * MIB, 2);
+    fake.stall();
+    let mut tasks = Vec::new();
+    for i in 0..64 {
+        let (fake, blob) = (fake.clone(), fake.open_in(&cache));
+        tasks.push(tokio::spawn(async move {
+            let at = i % 2 * BLOCK + i;
+            assert_eq!(blob.read(at, 4096).await.unwrap(), fake.part(at, 4096));
+            read_all(&fake, &blob, 50_000).await.unwrap();
+        }));
+    }
+    until("it is asked for", || fake.requests() > 0).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // What they want, and what they will want next.
+    assert!(fake.requests() <= 3, "{:?}", fake.ranges());
+    fake.go_on();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(fake.sent(), fake.size(), "{:?}", fake.ranges());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_at_different_places_have_windows_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 1024 * MIB);
+    let fake = Fake::endless(1 << 30);
+    let blob = fake.open_in(&cache);
+    for step in 0..40 {
+        for reader in 0..4 {
+            let at = reader * 200 * MIB + step * BLOCK;
+            assert_eq!(blob.read(at, BLOCK as usize).await.unwrap(), fake.part(at, BLOCK as usize));
+        }
+    }
+    // 256 KiB, 1, 4 and 16 MiB for each.
+    assert!(fake.requests() <= 16, "{:?}", fake.ranges());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_requests_at_once_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 64 * MIB);
+    let fake = Fake::endless(1 << 30);
+    fake.faults(|f| f.delay = Some(Duration::from_millis(5)));
+    let reads = (0..50).map(|i| {
+        let blob = fake.open_in(&cache);
+        tokio::spawn(async move { blob.read(i * 20 * MIB, 1).await.unwrap() })
+    });
+    for read in reads.collect::<Vec<_>>() {
+        read.await.unwrap();
+    }
+    assert_eq!(fake.requests(), 50);
+    assert!(fake.most_open.load(SeqCst) <= 16, "{:?}", fake.most_open);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_reads_any_more_is_not_fetched() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 64 * MIB);
+    let fake = Fake::endless(1 << 30);
+    let blob = fake.open_in(&cache);
+    blob.read(0, 1 << 20).await.unwrap();
+    fake.stall();
+    blob.read((1 << 20) - 4096, 4096).await.unwrap();
+    let abandoned = tokio::spawn({
+        let blob = blob.clone();
+        async move { blob.read(500 * MIB, 5).await }
+    });
+    until("it is asked for", || fake.requests() > 1).await;
+    abandoned.abort();
+    drop(abandoned.await);
+    drop(blob);
+    close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_block_comes_when_everything_has_been_verified() {
+    for size in [1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * MIB + 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path(), 64 * MIB);
+        let fake = Fake::new(size, size);
+        let blob = fake.open_in(&cache);
+        // Of a blob of which nothing has been read.
+        assert_eq!(blob.read(size - 1, 10).await.unwrap(), fake.part(size - 1, 10));
+        assert_eq!(fake.sent(), size);
+        until("it is sealed", || cache.stats().complete == 1).await;
+        assert!(blob.whole_file().is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_blob_is_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 64 * MIB);
+    let fake = Fake::new(0, 0);
+    assert!(fake.open_in(&cache).read(0, 10).await.unwrap().is_empty());
+    let lie = Fake::with(noise(1, 1), 0, crate::image::Digest::sha256(b"x"), 1);
+    assert!(lie.open_in(&cache).read(0, 10).await.is_err());
+    assert_eq!(fake.requests() + lie.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_ignores_ranges_is_streamed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 256 * MIB);
+    let fake = Fake::new(30 * MIB + 1, 9);
+    fake.faults(|f| f.ignores_ranges = true);
+    let blob = fake.open_in(&cache);
+    let at = 20 * MIB;
+    let (a, b) = tokio::join!(blob.read(at, 100), blob.read(3 * MIB, 100));
+    assert_eq!(a.unwrap(), fake.part(at, 100));
+    assert_eq!(b.unwrap(), fake.part(3 * MIB, 100));
+    read_all(&fake, &blob, 100_000).await.unwrap();
+    let all = 0..fake.size();
+    assert_eq!(fake.ranges().iter().filter(|range| **range == all).count(), 1);
+    assert_eq!(fake.sent(), fake.size());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_blob_that_is_streamed_waits_for_its_readers() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 16 * MIB);
+    let fake = Fake::new(48 * MIB, 10);
+    fake.faults(|f| f.ignores_ranges = true);
+    let blob = fake.open_in(&cache);
+    blob.read(0, 100).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(fake.sent() < 6 * MIB, "{}", fake.sent());
+    read_all(&fake, &blob, 100_000).await.unwrap();
+    // From the front once more, as it has been evicted.
+    assert_eq!(blob.read(0, 100).await.unwrap(), fake.part(0, 100));
+    read_all(&fake, &blob, 100_000).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_repository_is_asked_when_one_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 64 * MIB);
+    let fake = Fake::endless(64 * MIB);
+    fake.faults(|f| f.denied.extend(["a".to_owned()]));
+    let both = vec![repository("a"), repository("b")];
+    let blob = cache.blob(&fake, both, fake.blob());
+    assert_eq!(blob.read(0, 5).await.unwrap(), fake.part(0, 5));
+    let only = fake.open_in(&cache);
+    assert!(only.read(30 * MIB, 5).await.is_err());
+    // Whoever waits for another's request, which is refused, asks himself.
+    fake.faults(|f| f.delay = Some(Duration::from_millis(50)));
+    let first = tokio::spawn(async move { only.read(40 * MIB, 5).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(blob.read(40 * MIB, 5).await.unwrap(), fake.part(40 * MIB, 5));
+    let _ = first.await.unwrap();
+    let nowhere = cache.blob(&fake, Vec::new(), fake.blob());
+    assert!(nowhere.read(50 * MIB, 5).await.unwrap_err().is_not_found());
+}
+
+/// `cargo test --release --lib cache::tests::reading::throughput -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn throughput() {
+    let size = 1 << 30;
+    let base = noise(4 * MIB, 1);
+    let mut hasher = crate::image::Hasher::new(crate::image::Algorithm::Sha256);
+    let start = std::time::Instant::now();
+    (0..256).for_each(|_| hasher.update(&base));
+    let digest = hasher.finish();
+    let rate = |start: std::time::Instant| (size >> 20) as f64 / start.elapsed().as_secs_f64();
+    println!("sha256 alone: {:.0} MiB/s", rate(start));
+    for round in 0..3 {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path(), 4 << 30);
+        let fake = Fake::with(base.clone(), size, digest, 64 << 10);
+        let blob = fake.open_in(&cache);
+        let start = std::time::Instant::now();
+        let mut at = 0;
+        while at < size {
+            at += blob.read(at, 128 << 10).await.unwrap().len() as u64;
+        }
+        println!("cold {round}: {:.0} MiB/s, {} requests", rate(start), fake.requests());
+        until("it is sealed", || cache.stats().complete == 1).await;
+        let start = std::time::Instant::now();
+        let mut at = 0;
+        while at < size {
+            at += blob.try_read(at, 128 << 10).unwrap().unwrap().len() as u64;
+        }
+        println!("warm {round}: {:.0} MiB/s", rate(start));
+        drop(blob);
+        close(cache).await;
+        let start = std::time::Instant::now();
+        std::fs::write(dir.path().join("x"), vec![1; 64 << 20]).unwrap();
+        println!("(writing a file: {:.0} MiB/s)", 64.0 / start.elapsed().as_secs_f64());
+    }
+}
+
+/// One reader, a round trip of 20 ms, and 1 Gbit/s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn a_long_link_is_filled() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 4 << 30);
+    let fake = Fake::with(noise(4 * MIB, 1), 1 << 30, Digest::sha256(b"unread"), 64 << 10);
+    fake.faults(|f| (f.delay, f.rate) = (Some(Duration::from_millis(20)), Some(125e6)));
+    let part_of_link =
+        |at: u64, start: std::time::Instant| at as f64 / start.elapsed().as_secs_f64() / 125e6;
+    let start = std::time::Instant::now();
+    let mut stream = fake.read(&repository("a"), fake.blob(), 0..500 * MIB).await.unwrap();
+    while stream.next().await.unwrap().is_some() {}
+    let bare = part_of_link(500 * MIB, start);
+    let blob = fake.open_in(&cache);
+    let start = std::time::Instant::now();
+    let mut at = 0;
+    while at < 500 * MIB {
+        at += blob.read(at, 128 << 10).await.unwrap().len() as u64;
+    }
+    let rate = part_of_link(at, start);
+    println!("{rate:.3} of the link in {} requests, one for all {bare:.3}", fake.requests() - 1);
+    assert!(rate > 0.85 * bare);
+}
+
+/// 64 readers of as many blobs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn memory_is_bounded() {
+    let status = || std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = || status().lines().find(|l| l.starts_with("VmHWM")).unwrap().to_owned();
+    println!("before: {}", peak());
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 512 * MIB);
+    let readers = (0..64).map(|i| {
+        let cache = cache.clone();
+        tokio::spawn(async move {
+            // Of 1 GiB and some.
+            let fake =
+                Fake::with(noise(64 << 10, i), (1 << 30) + i, Digest::sha256(&[i as u8]), 16 << 10);
+            let blob = fake.open_in(&cache);
+            let mut at = 0;
+            while at < 40 * MIB {
+                at += blob.read(at, 128 << 10).await.unwrap().len() as u64;
+            }
+        })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.unwrap();
+    }
+    println!("after: {}", peak());
+}

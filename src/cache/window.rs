@@ -1,0 +1,153 @@
+//! How far ahead of its readers a blob is fetched. Everything here counts in blocks, except where
+//! readers are.
+
+/// Bytes by which a read may miss the place where the one before it ended and still be taken for
+/// its continuation: the kernel sends several reads at once, in any order.
+const SLACK: u64 = 256 << 10;
+
+/// The same for readers that have come some way, of which more reads are under way.
+const WIDE_SLACK: u64 = 1 << 20;
+
+/// Positions that are remembered of each blob.
+const MAX_WINDOWS: usize = 64;
+
+/// A window grows by this factor with sequential reading.
+const GROWTH: u32 = 4;
+
+/// Where somebody reads, and what has been asked for ahead of that.
+#[derive(Debug)]
+pub(super) struct Window {
+    pub id: u64,
+    /// The byte after the furthest that has been read.
+    pub next: u64,
+    /// The block after the last one that has been asked for.
+    pub ahead: u32,
+    /// How many blocks are asked for at a time.
+    pub blocks: u32,
+    /// Whether there has been more than one read, one after the other.
+    pub sequential: bool,
+    used: u64,
+}
+
+impl Window {
+    /// Makes the window larger, as long as it is below `max` blocks.
+    pub(super) fn grow(&mut self, max: u32) {
+        self.blocks = self.blocks.saturating_mul(GROWTH).min(max).max(1);
+    }
+
+    /// By how many bytes a read at `offset` misses the place where it would go on, if not by too
+    /// many.
+    fn missed_by(&self, offset: u64) -> Option<u64> {
+        let slack = if self.sequential { WIDE_SLACK } else { SLACK };
+        Some(self.next.abs_diff(offset)).filter(|missed| *missed <= slack)
+    }
+}
+
+/// The places at which a blob is read.
+#[derive(Debug, Default)]
+pub(super) struct Windows {
+    list: Vec<Window>,
+    clock: u64,
+}
+
+impl Windows {
+    /// Finds the reader that reads on at `offset`, up to `end`, or takes it for a new one, which
+    /// begins with `first` blocks.
+    pub(super) fn note(&mut self, offset: u64, end: u64, block: u32, first: u32) -> &mut Window {
+        self.clock += 1;
+        let clock = self.clock;
+        let near = self.list.iter().enumerate();
+        let near = near.filter_map(|(at, w)| w.missed_by(offset).map(|missed| (missed, at)));
+        let at = match near.min().map(|(_, at)| at) {
+            Some(at) => {
+                let window = &mut self.list[at];
+                window.sequential |= end > window.next;
+                window.next = window.next.max(end);
+                at
+            }
+            None => {
+                if self.list.len() >= MAX_WINDOWS {
+                    let oldest = self.list.iter().enumerate().min_by_key(|(_, w)| w.used);
+                    let oldest = oldest.map_or(0, |(at, _)| at);
+                    self.list.swap_remove(oldest);
+                }
+                self.list.push(Window {
+                    id: clock,
+                    next: end,
+                    ahead: block,
+                    blocks: first.max(1),
+                    sequential: false,
+                    used: clock,
+                });
+                self.list.len() - 1
+            }
+        };
+        let window = &mut self.list[at];
+        window.used = clock;
+        window
+    }
+
+    /// Where the reader is that a request was made for.
+    pub(super) fn position(&self, id: u64) -> Option<u64> {
+        self.list.iter().find(|window| window.id == id).map(|window| window.next)
+    }
+
+    /// What had been asked for from `block` on does not come.
+    pub(super) fn set_back(&mut self, id: u64, block: u32) {
+        if let Some(window) = self.list.iter_mut().find(|window| window.id == id) {
+            window.ahead = window.ahead.min(block);
+        }
+    }
+
+    /// The end of what has been read furthest.
+    pub(super) fn furthest(&self) -> u64 {
+        self.list.iter().map(|window| window.next).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_are_told_apart() {
+        let mut windows = Windows::default();
+        let a = windows.note(0, 4096, 0, 2).id;
+        let b = windows.note(1 << 30, (1 << 30) + 4096, 8192, 2).id;
+        assert_ne!(a, b);
+        for i in 1..100u64 {
+            assert_eq!(windows.note(i * 4096, (i + 1) * 4096, 0, 2).id, a);
+            let far = (1 << 30) + i * 4096;
+            assert_eq!(windows.note(far, far + 4096, 0, 2).id, b);
+        }
+        assert_eq!(windows.furthest(), (1 << 30) + 100 * 4096);
+        let c = windows.note(100 << 20, (100 << 20) + 1, 800, 2);
+        assert!(!c.sequential && c.blocks == 2 && c.ahead == 800);
+        c.grow(128);
+        c.grow(128);
+        assert_eq!(c.blocks, 32);
+        c.grow(128);
+        c.grow(128);
+        assert_eq!(c.blocks, 128);
+    }
+
+    #[test]
+    fn reads_in_another_order_are_one_reader() {
+        let mut windows = Windows::default();
+        let id = windows.note(0, 128 << 10, 0, 2).id;
+        for kib in [256, 128, 512, 384, 640] {
+            let window = windows.note(kib << 10, (kib + 128) << 10, 0, 2);
+            assert_eq!(window.id, id);
+        }
+    }
+
+    #[test]
+    fn few_places_are_remembered() {
+        let mut windows = Windows::default();
+        for i in 0..1000u64 {
+            windows.note(i << 30, (i << 30) + 1, 0, 2);
+        }
+        assert_eq!(windows.list.len(), MAX_WINDOWS);
+        assert_eq!(windows.note((999 << 30) + 1, (999 << 30) + 2, 0, 2).id, 1000);
+    }
+}

@@ -1,0 +1,142 @@
+//! Going into the background, and what a process there has to say.
+//!
+//! The process starts itself once more, detached, with a pipe as its standard output. What comes
+//! through the pipe says that it is ready; that it closes without a word says that it has failed,
+//! with the reason on standard error.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read, Write},
+    process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{Failure, Outcome, mount::notify_supervisor};
+
+/// What is said when all is well.
+const READY: &[u8] = b"ready\n";
+
+/// Says to a process that it is the one in the background. Hidden from users.
+pub(super) const DETACHED: &str = "--detached";
+
+/// The same failure is not told again within this time.
+const REPEATED: Duration = Duration::from_secs(10);
+
+/// Failures that are remembered.
+const REMEMBERED: usize = 256;
+
+/// Starts the process once more, in the background, and waits until it is ready.
+pub(super) fn detach() -> Result<Outcome, Failure> {
+    let failed = |e: io::Error| Failure::new(format!("cannot go into the background: {e}"));
+    let program = std::env::current_exe().map_err(failed)?;
+    let mut child = Command::new(program)
+        .args(super::arguments())
+        .arg(DETACHED)
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let mut said = Vec::new();
+    if let Some(pipe) = child.stdout.take() {
+        pipe.take(READY.len() as u64).read_to_end(&mut said).map_err(failed)?;
+    }
+    if said == READY {
+        return Ok(Outcome::Done);
+    }
+    let status = child.wait().map_err(failed)?;
+    // It has said itself why.
+    std::process::exit(status.code().unwrap_or(1));
+}
+
+/// Whoever waits for a mount to be ready.
+pub(super) enum Ready {
+    /// The process that has started this one.
+    Parent,
+    /// Nobody, or a supervisor.
+    Foreground,
+}
+
+/// Leaves the session of the process that has started this one.
+pub(super) fn enter() -> Result<Ready, Failure> {
+    // It fails for a process that leads a session already, which is as well.
+    let _ = rustix::process::setsid();
+    Ok(Ready::Parent)
+}
+
+impl Ready {
+    pub(super) fn foreground() -> Self {
+        Self::Foreground
+    }
+
+    /// Tells that the mount is ready. In the background nobody reads what comes after that.
+    pub(super) fn tell(self, logs_elsewhere: bool) -> Result<(), Failure> {
+        let failed = |e: io::Error| Failure::new(format!("cannot tell that it is ready: {e}"));
+        notify_supervisor().map_err(failed)?;
+        if let Self::Parent = self {
+            io::stdout().write_all(READY).and_then(|()| io::stdout().flush()).map_err(failed)?;
+            let nothing =
+                File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
+            let gone = |e: rustix::io::Errno| failed(e.into());
+            rustix::stdio::dup2_stdout(&nothing).map_err(gone)?;
+            rustix::stdio::dup2_stdin(&nothing).map_err(gone)?;
+            if logs_elsewhere {
+                rustix::stdio::dup2_stderr(&nothing).map_err(gone)?;
+            }
+            // No file system is kept busy by its mere presence.
+            std::env::set_current_dir("/").map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where failures are told.
+pub(super) struct Log {
+    file: Option<Mutex<File>>,
+    told: Mutex<HashMap<String, Instant>>,
+}
+
+impl Log {
+    pub(super) fn to_stderr() -> Self {
+        Self { file: None, told: Mutex::default() }
+    }
+
+    pub(super) fn to_file(file: File) -> Self {
+        Self { file: Some(Mutex::new(file)), told: Mutex::default() }
+    }
+
+    /// Tells `text`, unless it has just been told.
+    pub(super) fn line(&self, text: &str) {
+        {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.retain(|_, at| at.elapsed() < REPEATED);
+            if told.contains_key(text) || told.len() >= REMEMBERED {
+                return;
+            }
+            told.insert(text.to_owned(), Instant::now());
+        }
+        let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+        let clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        // There is nowhere left to tell that it cannot be told.
+        let _ = match &self.file {
+            Some(file) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                writeln!(file, "{now} imgfs: {clean}")
+            }
+            None => writeln!(io::stderr().lock(), "imgfs: {clean}"),
+        };
+    }
+}
+
+impl imgfs::fuse::Log for Log {
+    fn failure(&self, line: &str) {
+        self.line(line);
+    }
+}
+
+impl imgfs::cache::Observer for Log {
+    fn warning(&self, error: &imgfs::tree::Error) {
+        self.line(&error.to_string());
+    }
+}

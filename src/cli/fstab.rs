@@ -1,0 +1,101 @@
+//! `mount.imgfs`, the name under which mount(8) calls for a line of fstab:
+//!
+//! ```text
+//! /var/lib/images  /mnt/images  imgfs  ro,nofail,_netdev,cache_size=20G,platform=amd64  0  0
+//! ```
+//!
+//! The source is the directory of images. Options of `imgfs mount` stand there without their dashes,
+//! with `_` for `-`; those that are for mount(8) or systemd are passed over.
+
+use std::ffi::OsString;
+
+/// Options of `imgfs mount` that may stand in fstab.
+const OPTIONS: [&str; 24] = [
+    "allow-other",
+    "auths",
+    "ca-file",
+    "cache-dir",
+    "cache-size",
+    "concurrency",
+    "connect-timeout",
+    "gid",
+    "index",
+    "insecure",
+    "log-file",
+    "manifests",
+    "max-wait",
+    "no-passthrough",
+    "offline",
+    "plain-http",
+    "platform",
+    "policy",
+    "referrers",
+    "resolve",
+    "stall-timeout",
+    "tag-ttl",
+    "uid",
+    "username",
+];
+
+/// The arguments of `mount.imgfs SOURCE MOUNTPOINT [-sfnv] [-o OPTIONS]` as those of `imgfs mount`.
+/// What is none of ours is left for the kernel to judge.
+pub(super) fn arguments(given: &[OsString]) -> Vec<OsString> {
+    let mut places = Vec::new();
+    let mut all: Vec<OsString> = vec!["mount".into()];
+    let mut given = given.iter();
+    while let Some(argument) = given.next() {
+        match argument.to_str() {
+            Some("-o") => {
+                let list = given.next().and_then(|list| list.to_str()).unwrap_or_default();
+                all.extend(list.split(',').filter_map(option).map(OsString::from));
+            }
+            // Sloppy, fake, no mtab, verbose; and what imgfs adds when it goes into the background.
+            Some("-s" | "-f" | "-n" | "-v") => {}
+            Some(flag) if flag.starts_with('-') => all.push(flag.into()),
+            _ => places.push(argument.clone()),
+        }
+    }
+    let mut places = places.into_iter();
+    if let Some(source) = places.next() {
+        all.push("--images-dir".into());
+        all.push(source);
+    }
+    all.extend(places);
+    all
+}
+
+/// One option of fstab as an argument, if it is for us.
+fn option(option: &str) -> Option<String> {
+    let (name, value) = match option.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (option, None),
+    };
+    let name = name.replace('_', "-");
+    let known = OPTIONS.contains(&name.as_str());
+    match value {
+        Some(value) if known => Some(format!("--{name}={value}")),
+        None if known => Some(format!("--{name}")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_fstab() {
+        let given = [
+            "/var/lib/images",
+            "/mnt/images",
+            "-n",
+            "-o",
+            "rw,nofail,_netdev,x-systemd.automount,cache_size=20G,plain_http",
+        ];
+        let given: Vec<OsString> = given.iter().map(OsString::from).collect();
+        let expected =
+            "mount --cache-size=20G --plain-http --images-dir /var/lib/images /mnt/images";
+        let expected: Vec<OsString> = expected.split(' ').map(OsString::from).collect();
+        assert_eq!(arguments(&given), expected);
+    }
+}

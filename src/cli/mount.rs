@@ -1,0 +1,249 @@
+//! `imgfs mount`
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use imgfs::{
+    cache::{self, Cache, CacheConfig},
+    fuse::{self, MountOptions, Unmounter},
+    image::Reference,
+    tree::{
+        images_dir::{ImagesDir, Linking},
+        registry::Registry,
+    },
+    view::{self, Settings, View},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    Failure, Outcome,
+    args::MountArgs,
+    daemon::{self, Log, Ready},
+    mounts,
+    output::Output,
+    pull::options,
+    registries, runtime,
+};
+
+/// How long a mount that is in use may take to end before it is taken away from its users.
+const GRACE: Duration = Duration::from_secs(2);
+
+pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
+    let mountpoint = check_mountpoint(args, output)?;
+    if !args.foreground && !args.detached {
+        return daemon::detach();
+    }
+    let ready = if args.detached { daemon::enter()? } else { Ready::foreground() };
+    let images = declared(args)?;
+    let names: Vec<String> =
+        images.iter().map(|image| image.repository().registry().to_owned()).collect();
+    let config = registries::config(&args.registries, &names, output)?;
+    let deadline = config.stall_timeout * 2 + config.connect_timeout;
+    let root = absolute(&args.tree.images_dir)?;
+    if !root.exists() {
+        ImagesDir::create(&root, None, Linking::Auto)?;
+    }
+    let dir = ImagesDir::open(&root)?;
+    let settings = Settings { options: options(&args.selection)?, tag_ttl: args.tag_ttl };
+    let log = log(args)?;
+    let (runtime, source) = (runtime()?, Arc::new(Registry::new(config)));
+    let entered = runtime.enter();
+    let (source, cache) = match args.offline {
+        true => (None, None),
+        false => (Some(source), Some(cache(args, &dir, &log)?)),
+    };
+    let view = View::new(dir, source, cache, settings);
+    for image in &images {
+        view.declare(image);
+    }
+    let options = MountOptions {
+        owner: owner(args),
+        allow_other: args.allow_other,
+        deadline,
+        passthrough: !args.no_passthrough,
+        source: format!("{}{}", mounts::SOURCE, root.display()),
+        other: args.options.clone(),
+    };
+    if !args.offline {
+        runtime.block_on(look_up(&view, &images, deadline, &log));
+    }
+    let mut mount = fuse::mount(view, &mountpoint, options, runtime.handle().clone(), log.clone())
+        .map_err(|e| cannot_mount(&mountpoint, &e))?;
+    runtime.spawn(end_on_signal(mount.unmounter(), mountpoint.clone()));
+    mounts::raise_read_ahead(&mountpoint);
+    if args.foreground {
+        output.line(&format!("{} is mounted at {}", root.display(), mountpoint.display()));
+    }
+    ready.tell(args.log_file.is_some())?;
+    mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
+    drop(entered);
+    runtime.shutdown_timeout(GRACE);
+    Ok(Outcome::Done)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))
+}
+
+fn owner(args: &MountArgs) -> (u32, u32) {
+    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+    (args.uid.unwrap_or_else(|| uid.as_raw()), args.gid.unwrap_or_else(|| gid.as_raw()))
+}
+
+/// Finds out what is wrong with the mount point before anything is started. One that a killed
+/// process has left is freed.
+fn check_mountpoint(args: &MountArgs, output: &Output) -> Result<PathBuf, Failure> {
+    let mountpoint = absolute(&args.mountpoint)?;
+    let shown = mountpoint.display();
+    let stale = |e: &io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
+    match fs::metadata(&mountpoint) {
+        Err(e) if stale(&e) && !args.detached => {
+            output.warning(&format!("{shown}: a killed imgfs has left its mount; it is removed"));
+            mounts::unmount(&mountpoint, true)?;
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(Failure::new(format!("{shown} does not exist"))
+                .hint(format!("create it: mkdir -p {shown}")));
+        }
+        Err(e) => return Err(Failure::new(format!("{shown}: {e}"))),
+        Ok(meta) if !meta.is_dir() => {
+            return Err(Failure::new(format!("{shown} is not a directory")));
+        }
+        Ok(_) => {}
+    }
+    if mounts::all()?.iter().any(|mount| mount.mountpoint == mountpoint) {
+        return Err(Failure::new(format!("{shown}: imgfs is mounted there already"))
+            .hint(format!("imgfs umount {shown}")));
+    }
+    if !view::is_empty_directory(&mountpoint).map_err(|e| Failure::new(format!("{shown}: {e}")))? {
+        return Err(
+            Failure::new(format!("{shown} is not empty")).hint("mount it at an empty directory")
+        );
+    }
+    let root = absolute(&args.tree.images_dir)?;
+    let (root, at) = (root.canonicalize().unwrap_or(root), mountpoint.canonicalize());
+    if at.is_ok_and(|at| at.starts_with(&root)) {
+        let message = format!("{shown} is in {}, which is what is shown there", root.display());
+        return Err(Failure::new(message));
+    }
+    Ok(mountpoint)
+}
+
+fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Failure {
+    let message = format!("{}: cannot mount: {error}", mountpoint.display());
+    let is_root = rustix::process::geteuid().is_root();
+    if !Path::new("/dev/fuse").exists() {
+        Failure::new(format!("{message}: there is no /dev/fuse"))
+            .hint("load the kernel's module: modprobe fuse")
+    } else if error.kind() == io::ErrorKind::PermissionDenied && !is_root {
+        Failure::new(message)
+            .hint("/dev/fuse must be readable and writable for you, and fusermount3 be installed")
+    } else if error.kind() == io::ErrorKind::NotFound && !is_root {
+        Failure::new(message).hint("install fusermount3 (Debian's package fuse3)")
+    } else {
+        Failure::new(message)
+    }
+}
+
+/// The images of `--manifests`: each an image, or a file with one on each line.
+fn declared(args: &MountArgs) -> Result<Vec<Reference>, Failure> {
+    let mut images = Vec::new();
+    for text in &args.manifests {
+        let path = Path::new(text);
+        if !path.is_file() {
+            if text.starts_with(['/', '.']) {
+                return Err(Failure::new(format!("--manifests: there is no file {text}")));
+            }
+            images.push(text.parse().map_err(|e| Failure::new(format!("--manifests: {e}")))?);
+            continue;
+        }
+        let listed = super::pull::image_list(&[], Some(path), true)?;
+        for image in listed {
+            images.push(image.parse()?);
+        }
+    }
+    Ok(images)
+}
+
+fn cache(args: &MountArgs, dir: &ImagesDir, log: &Arc<Log>) -> Result<Cache, Failure> {
+    let place = match &args.cache_dir {
+        Some(path) => absolute(path)?,
+        None => dir.cache_dir(),
+    };
+    let observer: Arc<dyn cache::Observer> = log.clone();
+    Ok(Cache::open(CacheConfig { observer, ..CacheConfig::new(place, args.cache_size) })?)
+}
+
+fn log(args: &MountArgs) -> Result<Arc<Log>, Failure> {
+    let Some(path) = &args.log_file else { return Ok(Arc::new(Log::to_stderr())) };
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let file = file.map_err(|e| Failure::new(format!("--log-file {}: {e}", path.display())))?;
+    Ok(Arc::new(Log::to_file(file)))
+}
+
+/// Looks up the declared images, so that what belongs to them is listed from the start. What cannot
+/// be looked up now is when somebody asks for it.
+async fn look_up(
+    view: &Arc<View<Registry>>,
+    images: &[Reference],
+    deadline: Duration,
+    log: &Arc<Log>,
+) {
+    join_all(images.iter().map(|image| async move {
+        match tokio::time::timeout(deadline, view.resolve(image)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log.line(&format!("{image}: {error}")),
+            Err(_) => log.line(&format!("{image}: no answer within {} s", deadline.as_secs())),
+        }
+    }))
+    .await;
+}
+
+/// Ends the mount when the process is told to end. Whoever still uses it keeps what is open, and
+/// nobody else sees it any more; the second time, the process ends at once.
+async fn end_on_signal(mut unmounter: Unmounter, mountpoint: PathBuf) {
+    let (Ok(mut term), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    let mut told = 0;
+    loop {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told += 1;
+        if told > 1 {
+            std::process::exit(1);
+        }
+        if unmounter.unmount().is_err() {
+            // It is in use, or not ours to unmount any more.
+            let _ = mounts::unmount(&mountpoint, true);
+        }
+    }
+}
+
+/// Tells a supervisor that the mount is ready, if there is one (`sd_notify`).
+pub(super) fn notify_supervisor() -> io::Result<()> {
+    use std::os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    };
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(Path::new(&name))?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)?;
+    io::stdout().flush()
+}

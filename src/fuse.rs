@@ -1,0 +1,451 @@
+//! The adapter between the kernel and a [`View`]: requests in, replies out, and nothing else. All
+//! of `fuser` stays in here.
+//!
+//! What can be answered without waiting is answered on the thread that got the request, since
+//! passing it on costs more than most answers. What has to wait for a registry, or for a file to be
+//! hashed, becomes a task that has the reply; so one slow blob delays nobody else. Every such wait
+//! has a deadline: the kernel lets nobody interrupt it.
+
+mod errno;
+mod files;
+
+use std::{
+    ffi::OsStr,
+    io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use fuser::{
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
+    Request, Session, SessionACL, SessionUnmounter,
+};
+use tokio::{runtime, time::timeout};
+
+use errno::errno;
+use files::Files;
+
+use crate::{
+    tree::{Attachments, Blobs, Names},
+    view::{Attributes, Entry, Found, Handle, Listing, Question, View, ViewError},
+};
+
+/// Requests of the kernel that may be under way in the background: reading ahead, mostly.
+const BACKGROUND: u16 = 64;
+
+/// Block size of `statfs`, in bytes.
+const BLOCK: u64 = 4096;
+
+/// How a view is mounted.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// Who is shown as the owner of everything: user and group.
+    pub owner: (u32, u32),
+    /// Whether other users may look at it.
+    pub allow_other: bool,
+    /// After this time a request that waits for a registry fails.
+    pub deadline: Duration,
+    /// Let the kernel read local files itself, where it can do that.
+    pub passthrough: bool,
+    /// What stands as the source of the mount in the list of mounts.
+    pub source: String,
+    /// Further options, as in `mount -o`.
+    pub other: Vec<String>,
+}
+
+/// Is told about every failure, in one line.
+pub trait Log: Send + Sync + 'static {
+    /// Something has failed.
+    fn failure(&self, line: &str);
+}
+
+/// A mount that serves nobody yet.
+pub struct Mount<S: Blobs + Names + Attachments> {
+    session: Session<Adapter<S>>,
+}
+
+/// Ends a mount.
+pub struct Unmounter(SessionUnmounter);
+
+impl Unmounter {
+    /// Unmounts. `EBUSY` while somebody uses it.
+    pub fn unmount(&mut self) -> io::Result<()> {
+        self.0.unmount()
+    }
+}
+
+/// Mounts `view` at the directory `mountpoint`. Waits of requests happen on `runtime`.
+pub fn mount<S: Names + Blobs + Attachments>(
+    view: Arc<View<S>>,
+    mountpoint: &Path,
+    options: MountOptions,
+    runtime: runtime::Handle,
+    log: Arc<dyn Log>,
+) -> io::Result<Mount<S>> {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::RO,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        MountOption::NoAtime,
+        MountOption::DefaultPermissions,
+        MountOption::FSName(options.source.clone()),
+        MountOption::Subtype("imgfs".to_owned()),
+    ];
+    let other = options.other.iter().cloned();
+    config.mount_options.extend(other.map(MountOption::CUSTOM));
+    if options.allow_other {
+        config.acl = SessionACL::All;
+    }
+    let shared = Arc::new(Shared { view, files: Files::default(), options, log });
+    let adapter = Adapter { shared, runtime };
+    Ok(Mount { session: Session::new(adapter, mountpoint, &config)? })
+}
+
+impl<S: Names + Blobs + Attachments> Mount<S> {
+    /// What ends the mount while [`Mount::serve`] runs.
+    pub fn unmounter(&mut self) -> Unmounter {
+        Unmounter(self.session.unmount_callable())
+    }
+
+    /// Serves the kernel until the mount ends.
+    pub fn serve(self) -> io::Result<()> {
+        self.session.run()
+    }
+}
+
+/// What replies need, also those that come from tasks.
+struct Shared<S: Blobs> {
+    view: Arc<View<S>>,
+    files: Files,
+    options: MountOptions,
+    log: Arc<dyn Log>,
+}
+
+struct Adapter<S: Blobs> {
+    shared: Arc<Shared<S>>,
+    runtime: runtime::Handle,
+}
+
+impl<S: Names + Blobs + Attachments> Shared<S> {
+    /// What the kernel is told of a failure; and a line for those who look after it.
+    fn failed(&self, error: &ViewError) -> Errno {
+        let errno = errno(error);
+        // What is not there is no trouble.
+        if errno.code() != Errno::ENOENT.code() {
+            self.log.failure(&error.to_string());
+        }
+        errno
+    }
+
+    /// Waits for something, but not for ever.
+    async fn in_time<T>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T, ViewError>>,
+    ) -> Result<T, Errno> {
+        match timeout(self.options.deadline, work).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => Err(self.failed(&error)),
+            Err(_) => {
+                let seconds = self.options.deadline.as_secs();
+                self.log.failure(&format!("{what}: no answer within {seconds} s"));
+                Err(Errno::ETIMEDOUT)
+            }
+        }
+    }
+
+    fn attr(&self, attributes: &Attributes) -> FileAttr {
+        let (seconds, nanoseconds) = attributes.mtime;
+        let nanoseconds = Duration::from_nanos(nanoseconds.into());
+        let mtime = match u64::try_from(seconds) {
+            Ok(seconds) => UNIX_EPOCH + Duration::from_secs(seconds) + nanoseconds,
+            Err(_) => UNIX_EPOCH - Duration::from_secs(seconds.unsigned_abs()) + nanoseconds,
+        };
+        let (kind, perm, nlink) = match attributes.is_directory {
+            true => (FileType::Directory, 0o755, 2),
+            false => (FileType::RegularFile, 0o644, 1),
+        };
+        FileAttr {
+            ino: INodeNo(attributes.ino),
+            size: attributes.size,
+            blocks: attributes.size.div_ceil(512),
+            atime: mtime,
+            mtime,
+            ctime: mtime,
+            crtime: SystemTime::UNIX_EPOCH,
+            kind,
+            perm,
+            nlink,
+            uid: self.options.owner.0,
+            gid: self.options.owner.1,
+            rdev: 0,
+            blksize: BLOCK as u32,
+            flags: 0,
+        }
+    }
+
+    fn entry(&self, reply: ReplyEntry, entry: &Entry) {
+        reply.entry(&entry.ttl, &self.attr(&entry.attributes), Generation(0));
+    }
+
+    /// That a name is not there, and that the kernel may remember it.
+    fn absent(&self, reply: ReplyEntry, ttl: Duration) {
+        let nothing = Attributes { ino: 0, is_directory: false, size: 0, mtime: (0, 0) };
+        reply.entry(&ttl, &self.attr(&nothing), Generation(0));
+    }
+
+    fn found(&self, reply: ReplyEntry, found: &Found) {
+        match found {
+            Found::Entry(entry) => self.entry(reply, entry),
+            Found::Absent(ttl) => self.absent(reply, *ttl),
+            // `find_out` has found out.
+            Found::Ask(_) => reply.error(Errno::EIO),
+        }
+    }
+
+    async fn find_out(&self, question: Question, reply: ReplyEntry) {
+        let what = format!("looking up {}", question.name());
+        match self.in_time(&what, self.view.find_out(&question)).await {
+            Ok(found) => self.found(reply, &found),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn opened(&self, ino: u64, handle: Handle, reply: ReplyOpen) {
+        self.files.open(ino, handle, self.options.passthrough, reply);
+    }
+
+    /// Lists entries from `offset` on, as long as `add` takes them.
+    fn listed(
+        &self,
+        listing: &Listing,
+        offset: u64,
+        mut add: impl FnMut(u64, &str, bool) -> Result<bool, ViewError>,
+    ) -> Result<(), ViewError> {
+        let dots = [(".", true), ("..", true)];
+        let entries =
+            listing.entries.iter().map(|(name, is_directory)| (name.as_str(), *is_directory));
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (at, (name, is_directory)) in dots.into_iter().chain(entries).enumerate().skip(skip) {
+            if add(at as u64 + 1, name, is_directory)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // What the kernel does not have, it does not need to have.
+        let _ = config
+            .add_capabilities(InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS);
+        let _ = config.set_max_background(BACKGROUND);
+        let _ = config.set_congestion_threshold(BACKGROUND * 3 / 4);
+        if self.shared.options.passthrough {
+            let passes = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+                && config.set_max_stack_depth(1).is_ok();
+            self.shared.files.set_passthrough(passes);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.shared.view.lookup(parent.0, name) {
+            Ok(Found::Ask(question)) => {
+                let shared = self.shared.clone();
+                self.runtime.spawn(async move { shared.find_out(question, reply).await });
+            }
+            Ok(found) => self.shared.found(reply, &found),
+            Err(error) => reply.error(self.shared.failed(&error)),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, times: u64) {
+        self.shared.view.forget(ino.0, times);
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.shared.view.attributes(ino.0) {
+            Ok(entry) => reply.attr(&entry.ttl, &self.shared.attr(&entry.attributes)),
+            Err(error) => reply.error(self.shared.failed(&error)),
+        }
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.shared.view.open_now(ino.0) {
+            Ok(Some(handle)) => self.shared.opened(ino.0, handle, reply),
+            Ok(None) => {
+                let shared = self.shared.clone();
+                self.runtime.spawn(async move {
+                    match shared.in_time("opening", shared.view.open(ino.0)).await {
+                        Ok(handle) => shared.opened(ino.0, handle, reply),
+                        Err(errno) => reply.error(errno),
+                    }
+                });
+            }
+            Err(error) => reply.error(self.shared.failed(&error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let Some(handle) = self.shared.files.get(fh.0) else { return reply.error(Errno::EBADF) };
+        // 32 bits always fit.
+        let length = size as usize;
+        match handle.read_now(offset, length) {
+            Some(Ok(content)) => reply.data(&content),
+            Some(Err(error)) => reply.error(self.shared.failed(&error.into())),
+            None => {
+                let shared = self.shared.clone();
+                self.runtime.spawn(async move {
+                    let read = async { Ok(handle.read(offset, length).await?) };
+                    match shared.in_time("reading", read).await {
+                        Ok(content) => reply.data(&content),
+                        Err(errno) => reply.error(errno),
+                    }
+                });
+            }
+        }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.files.close(ino.0, fh.0);
+        reply.ok();
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // Asked once, and never again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.shared.view.list(ino.0) {
+            Ok(listing) => {
+                let mut flags = FopenFlags::FOPEN_CACHE_DIR;
+                if listing.unchanged {
+                    flags |= FopenFlags::FOPEN_KEEP_CACHE;
+                }
+                reply.opened(FileHandle(self.shared.files.open_directory(listing)), flags);
+            }
+            Err(error) => reply.error(self.shared.failed(&error)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let shared = &self.shared;
+        let Some(listing) = shared.files.directory(fh.0) else {
+            return reply.error(Errno::EBADF);
+        };
+        let listed = shared.listed(&listing, offset, |next, name, is_directory| {
+            let ino = match name {
+                "." => listing.ino,
+                ".." => listing.parent,
+                _ => shared.view.number_of(&listing, name, is_directory),
+            };
+            let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
+            Ok(reply.add(INodeNo(ino), next, kind, name))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(shared.failed(&error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let shared = &self.shared;
+        let Some(listing) = shared.files.directory(fh.0) else {
+            return reply.error(Errno::EBADF);
+        };
+        let listed = shared.listed(&listing, offset, |next, name, is_directory| {
+            let is_dot = matches!(name, "." | "..");
+            let entry = if is_dot {
+                let ino = if name == "." { listing.ino } else { listing.parent };
+                let attributes = Attributes { ino, is_directory: true, size: 0, mtime: (0, 0) };
+                Entry { attributes, ttl: Duration::ZERO }
+            } else {
+                match shared.view.listed(&listing, name, is_directory)? {
+                    Some(entry) => entry,
+                    // It has gone since the directory was opened.
+                    None => return Ok(false),
+                }
+            };
+            let (ino, attr) = (entry.attributes.ino, shared.attr(&entry.attributes));
+            let full = reply.add(INodeNo(ino), next, name, &entry.ttl, &attr, Generation(0));
+            if full && !is_dot {
+                shared.view.forget(ino, 1);
+            }
+            Ok(full)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(shared.failed(&error)),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.shared.files.close_directory(fh.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let space = self.shared.view.space();
+        let blocks = |bytes: u64| bytes / BLOCK;
+        // Nothing can be written, so nothing is free.
+        reply.statfs(
+            blocks(space.total_bytes),
+            0,
+            0,
+            space.files,
+            0,
+            BLOCK as u32,
+            255,
+            BLOCK as u32,
+        );
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        // There are none, so the kernel need not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+}

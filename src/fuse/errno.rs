@@ -1,0 +1,75 @@
+//! What a failure is to programs: the one place where that is decided.
+
+use std::io;
+
+use fuser::Errno;
+
+use crate::{
+    tree::{Error, Kind},
+    view::ViewError,
+};
+
+/// The number that a program gets for `error`.
+pub(super) fn errno(error: &ViewError) -> Errno {
+    match error {
+        ViewError::Stale => Errno::ESTALE,
+        ViewError::Offline(_) => Errno::EHOSTUNREACH,
+        ViewError::Wrong(kind) => of_io(&io::Error::from(*kind)),
+        ViewError::Tree(error) => of_tree(error),
+    }
+}
+
+fn of_tree(error: &Error) -> Errno {
+    match error.kind() {
+        Kind::NotFound(_) => Errno::ENOENT,
+        Kind::Unauthorized(_) | Kind::Denied(_) => Errno::EACCES,
+        Kind::Stalled(_) | Kind::WaitTooLong(_) => Errno::ETIMEDOUT,
+        Kind::Io(error) => of_io(error),
+        // A platform that an image does not have is not there.
+        Kind::Unfit(_) => Errno::ENOENT,
+        Kind::Status { .. }
+        | Kind::Incomplete(_)
+        | Kind::Damaged(_)
+        | Kind::Connect(_)
+        | Kind::Tls(_)
+        | Kind::Interrupted(_)
+        | Kind::Protocol(_)
+        | Kind::Digest { .. }
+        | Kind::Size { .. }
+        | Kind::Manifest(_)
+        | Kind::Config(_) => Errno::EIO,
+    }
+}
+
+fn of_io(error: &io::Error) -> Errno {
+    match error.kind() {
+        io::ErrorKind::NotFound => Errno::ENOENT,
+        io::ErrorKind::PermissionDenied => Errno::EACCES,
+        io::ErrorKind::IsADirectory => Errno::EISDIR,
+        io::ErrorKind::NotADirectory => Errno::ENOTDIR,
+        _ => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_told_what_happened() {
+        let of = |kind: Kind| errno(&ViewError::Tree(Error::new("registry r", "reading", kind)));
+        for (kind, expected) in [
+            (Kind::NotFound(String::new()), Errno::ENOENT),
+            (Kind::Unauthorized(String::new()), Errno::EACCES),
+            (Kind::Denied(String::new()), Errno::EACCES),
+            (Kind::Connect(String::new()), Errno::EIO),
+            (Kind::Stalled(std::time::Duration::from_secs(1)), Errno::ETIMEDOUT),
+            (Kind::Io(io::ErrorKind::PermissionDenied.into()), Errno::EACCES),
+            (Kind::Io(io::ErrorKind::StorageFull.into()), Errno::EIO),
+        ] {
+            let shown = format!("{kind:?}");
+            assert_eq!(of(kind).code(), expected.code(), "{shown}");
+        }
+        assert_eq!(errno(&ViewError::Offline("x".into())).code(), Errno::EHOSTUNREACH.code());
+    }
+}

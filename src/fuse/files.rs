@@ -1,0 +1,119 @@
+//! What is open: files and directories by their handles, and how the kernel reads each inode.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
+
+use crate::view::{Handle, Listing};
+
+/// An open file.
+struct OpenFile {
+    handle: Arc<Handle>,
+    /// Kept as long as the kernel reads the file by itself.
+    _backing: Option<Arc<BackingId>>,
+}
+
+/// How an inode is read as long as it is open anywhere: the kernel takes only one way at a time.
+struct Mode {
+    opens: usize,
+    /// Of an inode that the kernel reads by itself.
+    backing: Option<Weak<BackingId>>,
+}
+
+/// What is open.
+#[derive(Default)]
+pub(super) struct Files {
+    files: Mutex<HashMap<u64, OpenFile>>,
+    directories: Mutex<HashMap<u64, Arc<Listing>>>,
+    modes: Mutex<HashMap<u64, Mode>>,
+    next: AtomicU64,
+    passthrough: AtomicBool,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is complete in itself.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Files {
+    /// Whether the kernel can read files by itself.
+    pub(super) fn set_passthrough(&self, can: bool) {
+        self.passthrough.store(can, Ordering::Relaxed);
+    }
+
+    fn next(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Opens a file, and tells the kernel.
+    pub(super) fn open(&self, ino: u64, handle: Handle, passthrough: bool, reply: ReplyOpen) {
+        let fh = self.next();
+        // Held until the kernel has been told, so that two opens agree on the way.
+        let mut modes = locked(&self.modes);
+        let mode = modes.entry(ino).or_insert(Mode { opens: 0, backing: None });
+        let may_pass = passthrough && (mode.opens == 0 || mode.backing.is_some());
+        let known = mode.backing.as_ref().and_then(Weak::upgrade);
+        let backing = match handle.local_file().filter(|_| may_pass) {
+            _ if known.is_some() => known,
+            Some(file) if self.passthrough.load(Ordering::Relaxed) => {
+                match reply.open_backing(file) {
+                    Ok(backing) => Some(Arc::new(backing)),
+                    Err(_) => {
+                        // Whoever lacks the privilege lacks it for all files.
+                        self.passthrough.store(false, Ordering::Relaxed);
+                        None
+                    }
+                }
+            }
+            _ => None,
+        };
+        mode.opens += 1;
+        mode.backing = backing.as_ref().map(Arc::downgrade);
+        let file = OpenFile { handle: Arc::new(handle), _backing: backing.clone() };
+        locked(&self.files).insert(fh, file);
+        match backing {
+            Some(backing) => {
+                reply.opened_passthrough(FileHandle(fh), FopenFlags::empty(), &backing);
+            }
+            // An inode never changes its content: that would be another inode.
+            None => reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE),
+        }
+    }
+
+    pub(super) fn get(&self, fh: u64) -> Option<Arc<Handle>> {
+        locked(&self.files).get(&fh).map(|file| file.handle.clone())
+    }
+
+    pub(super) fn close(&self, ino: u64, fh: u64) {
+        let mut modes = locked(&self.modes);
+        if let Some(mode) = modes.get_mut(&ino) {
+            mode.opens = mode.opens.saturating_sub(1);
+            if mode.opens == 0 {
+                modes.remove(&ino);
+            }
+        }
+        drop(modes);
+        let closed = locked(&self.files).remove(&fh);
+        drop(closed);
+    }
+
+    pub(super) fn open_directory(&self, listing: Listing) -> u64 {
+        let fh = self.next();
+        locked(&self.directories).insert(fh, Arc::new(listing));
+        fh
+    }
+
+    pub(super) fn directory(&self, fh: u64) -> Option<Arc<Listing>> {
+        locked(&self.directories).get(&fh).cloned()
+    }
+
+    pub(super) fn close_directory(&self, fh: u64) {
+        locked(&self.directories).remove(&fh);
+    }
+}

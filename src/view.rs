@@ -1,0 +1,633 @@
+//! The mounted namespace: an images_dir, together with all that a pull would write into it.
+//!
+//! What is in the images_dir is shown as it is. Above it lies the [`catalogue`]: manifests, tags and
+//! blobs of images that have been declared or looked up, and that are not in the directory. What a
+//! path can be is known by its form ([`names`]), so that only names that a registry may have are
+//! asked for, and nothing that is merely listed touches the network.
+//!
+//! Plain values in and out: no kernel is needed. Questions that may have to wait are answered in two
+//! steps. [`View::lookup`] answers at once, or says what has to be found out; [`View::find_out`] does
+//! that, and may take its time. The same for [`View::open`] and for reading.
+
+mod catalogue;
+mod handle;
+mod names;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsStr,
+    fs::{self, Metadata},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use tokio::task::JoinHandle;
+
+pub use handle::Handle;
+pub use table::ROOT;
+
+use catalogue::Catalogue;
+use names::{Form, form};
+use table::{Kind, Table};
+
+use crate::{
+    cache::Cache,
+    image::{Digest, Manifest, Reference},
+    transfer::{self, Options, Route, Status},
+    tree::{
+        self, Attachments, Blobs, Error, ManifestName, Names,
+        images_dir::{ImagesDir, published_time},
+    },
+};
+
+/// How long the kernel may keep what cannot change: what is named by its digest.
+const FOR_GOOD: Duration = Duration::from_secs(24 * 3600);
+
+/// How long it may keep what somebody may change in the images_dir.
+const FOR_NOW: Duration = Duration::from_secs(1);
+
+/// How long it may keep that something is not there.
+const ABSENT: Duration = Duration::from_secs(2);
+
+/// How a view behaves.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which platforms of an image are shown, and so on, as for a pull.
+    pub options: Options,
+    /// After this time a tag is looked up again.
+    pub tag_ttl: Duration,
+}
+
+/// What an inode looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Its number.
+    pub ino: u64,
+    /// Whether it is a directory.
+    pub is_directory: bool,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was changed, in seconds and nanoseconds since 1970.
+    pub mtime: (i64, u32),
+}
+
+/// What a name leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is.
+    pub attributes: Attributes,
+    /// How long that holds.
+    pub ttl: Duration,
+}
+
+/// The answer to a lookup.
+#[derive(Debug)]
+pub enum Found {
+    /// It is there. The kernel is told of it once more.
+    Entry(Entry),
+    /// It is not there, which holds so long.
+    Absent(Duration),
+    /// A registry has to be asked: by [`View::find_out`].
+    Ask(Question),
+}
+
+/// A name whose meaning only a registry can tell.
+#[derive(Clone, Debug)]
+pub struct Question {
+    path: String,
+    name: Reference,
+}
+
+impl Question {
+    /// The name that is to be looked up.
+    pub fn name(&self) -> &Reference {
+        &self.name
+    }
+}
+
+/// What is in a directory, by name, at one moment.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The names with what they are, in order.
+    pub entries: Vec<(String, bool)>,
+    /// The directory itself.
+    pub ino: u64,
+    /// The one above it.
+    pub parent: u64,
+    /// Whether it is what it was the last time that it was listed.
+    pub unchanged: bool,
+}
+
+/// A failure of the view that is none of a tree.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// The kernel speaks of an inode that it should have forgotten.
+    #[error("no such inode")]
+    Stale,
+    /// A tree has failed.
+    #[error("{0}")]
+    Tree(#[from] Error),
+    /// It is not local, and the network is not to be used.
+    #[error("{0} is not local, and imgfs is offline")]
+    Offline(String),
+    /// It is a directory, or it is none.
+    #[error("{0}")]
+    Wrong(io::ErrorKind),
+}
+
+/// A name being looked up, for all who want to know.
+type Resolution = Shared<BoxFuture<'static, tree::Result<()>>>;
+
+/// The namespace of a mount. `S` is where images come from.
+pub struct View<S: Blobs> {
+    dir: ImagesDir,
+    /// `None` if it is offline.
+    source: Option<Arc<S>>,
+    cache: Option<Cache>,
+    settings: Settings,
+    table: Mutex<Table>,
+    catalogue: Mutex<Catalogue>,
+    /// What each directory looked like when it was last listed.
+    listed: Mutex<HashMap<u64, (i128, u64)>>,
+    /// Names that are being looked up.
+    resolving: Mutex<HashMap<Reference, Resolution>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is complete in itself.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<S: Names + Blobs + Attachments> View<S> {
+    /// A view of `dir`, of what `source` can bring, if that is not to be offline, and of what of
+    /// that is in `cache`.
+    pub fn new(
+        dir: ImagesDir,
+        source: Option<Arc<S>>,
+        cache: Option<Cache>,
+        settings: Settings,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            dir,
+            source,
+            cache,
+            settings,
+            table: Mutex::new(Table::new()),
+            catalogue: Mutex::default(),
+            listed: Mutex::default(),
+            resolving: Mutex::default(),
+        })
+    }
+
+    /// The images_dir.
+    pub fn dir(&self) -> &ImagesDir {
+        &self.dir
+    }
+
+    /// How many inodes the kernel knows, the root not counted.
+    pub fn known_inodes(&self) -> usize {
+        locked(&self.table).len()
+    }
+
+    /// Lists `image` although it has not been looked up yet.
+    pub fn declare(&self, image: &Reference) {
+        locked(&self.catalogue).declare(image);
+    }
+
+    /// Looks `image` up, so that what belongs to it is listed.
+    pub async fn resolve(self: &Arc<Self>, image: &Reference) -> Result<(), ViewError> {
+        let Some(source) = &self.source else {
+            return Err(ViewError::Offline(image.to_string()));
+        };
+        let resolution = {
+            let mut resolving = locked(&self.resolving);
+            resolving.entry(image.clone()).or_insert_with(|| self.start(source, image)).clone()
+        };
+        Ok(resolution.await?)
+    }
+
+    /// One task for all who want to know, that goes on when they give up.
+    fn start(self: &Arc<Self>, source: &Arc<S>, image: &Reference) -> Resolution {
+        let (view, source, image) = (self.clone(), source.clone(), image.clone());
+        let task: JoinHandle<tree::Result<()>> = tokio::spawn(async move {
+            let done = view.ask(&source, &image).await;
+            locked(&view.resolving).remove(&image);
+            done
+        });
+        let outcome = async move {
+            match task.await {
+                Ok(done) => done,
+                Err(panic) => Err(Error::new("mount", "looking up", io::Error::other(panic))),
+            }
+        };
+        outcome.boxed().shared()
+    }
+
+    async fn ask(&self, source: &Arc<S>, image: &Reference) -> tree::Result<()> {
+        let ttl = self.settings.tag_ttl;
+        let known = locked(&self.catalogue).manifest(image).map(|(manifest, _)| manifest.digest());
+        if let (Some(known), None) = (known, image.digest())
+            && source.head(image).await? == Some(known)
+        {
+            locked(&self.catalogue).confirm(image, ttl);
+            return Ok(());
+        }
+        let sink = Arc::new(self.dir.clone());
+        let routes = [Route::from(image.clone())];
+        let mut plan = transfer::plan(source, &sink, &routes, &self.settings.options).await;
+        if let Some(planned) = plan.images.first() {
+            if let Status::Failed(error) = &planned.report.status {
+                return Err(error.clone());
+            }
+            if matches!(planned.report.status, Status::Skipped) {
+                let reason = "nothing of it is for the platforms that were asked for";
+                let kind = tree::Kind::NotFound(reason.into());
+                return Err(Error::new("mount", format_args!("looking up {image}"), kind));
+            }
+        }
+        // A tag that leads to a filtered index is shown as that, like in the directory; and what
+        // was asked for by a digest is found by that digest.
+        for planned in plan.images.iter_mut().flat_map(|image| &mut image.manifests) {
+            if image.digest() == Some(planned.manifest.digest()) && planned.names.is_empty() {
+                planned.names.push(ManifestName::Digest);
+            }
+        }
+        locked(&self.catalogue).add(&plan, ttl);
+        Ok(())
+    }
+
+    // --- names ---
+
+    /// What `name` in the directory `parent` leads to.
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Found, ViewError> {
+        let above = self.path_of(parent)?;
+        // What is not UTF-8 is nothing that a registry has; in the images_dir it is nobody's.
+        let Some(name) = name.to_str() else { return Ok(Found::Absent(ABSENT)) };
+        self.look(&below(&above, name))
+    }
+
+    /// What a name is that was found when its directory was listed, without asking anybody. What
+    /// would have to be asked for is told as it was, or as nothing much, and holds for no time.
+    pub fn listed(
+        &self,
+        listing: &Listing,
+        name: &str,
+        is_directory: bool,
+    ) -> Result<Option<Entry>, ViewError> {
+        let path = below(&self.path_of(listing.ino)?, name);
+        let question = match self.look(&path) {
+            Ok(Found::Entry(entry)) => return Ok(Some(entry)),
+            Ok(Found::Absent(_)) if is_directory => return Ok(None),
+            Ok(Found::Absent(_)) | Err(ViewError::Offline(_)) => None,
+            Ok(Found::Ask(question)) => Some(question),
+            Err(error) => return Err(error),
+        };
+        let known = question.and_then(|question| {
+            let catalogue = locked(&self.catalogue);
+            let (manifest, _) = catalogue.manifest(&question.name)?;
+            Some((question, manifest.clone()))
+        });
+        let entry = match known {
+            Some((question, manifest)) => self.manifest(&path, &question.name, &manifest),
+            None => {
+                let ino = self.tell(&path, b"unknown", Kind::Unknown);
+                let mtime = published_time(None);
+                let attributes = Attributes { ino, is_directory: false, size: 0, mtime };
+                Entry { attributes, ttl: Duration::ZERO }
+            }
+        };
+        Ok(Some(Entry { ttl: Duration::ZERO, ..entry }))
+    }
+
+    /// The number of something that was found when its directory was listed, if it is not told more
+    /// of it.
+    pub fn number_of(&self, listing: &Listing, name: &str, is_directory: bool) -> u64 {
+        let Ok(above) = self.path_of(listing.ino) else { return listing.ino };
+        let path = below(&above, name);
+        let _ = is_directory;
+        locked(&self.table).number(&path, &[])
+    }
+
+    fn look(&self, path: &str) -> Result<Found, ViewError> {
+        let form = form(path);
+        if form == Form::Own {
+            return Ok(Found::Absent(ABSENT));
+        }
+        if let Some(entry) = self.local(path, &form)? {
+            return Ok(Found::Entry(entry));
+        }
+        match form {
+            Form::Directory | Form::Way => Ok(Found::Entry(self.directory(path))),
+            Form::Blob(digest) => {
+                let size = locked(&self.catalogue).blob(&digest).map(|b| b.descriptor.size);
+                Ok(match size {
+                    Some(size) => Found::Entry(self.blob(path, digest, size)),
+                    None => Found::Absent(ABSENT),
+                })
+            }
+            Form::Manifest(name) => {
+                let known =
+                    locked(&self.catalogue).manifest(&name).map(|(m, old)| (m.clone(), old));
+                match known {
+                    Some((manifest, is_old)) if !is_old || self.source.is_none() => {
+                        Ok(Found::Entry(self.manifest(path, &name, &manifest)))
+                    }
+                    _ if self.source.is_none() => {
+                        // Nothing of it is local: that is all that is known.
+                        Err(ViewError::Offline(name.to_string()))
+                    }
+                    _ => Ok(Found::Ask(Question { path: path.to_owned(), name })),
+                }
+            }
+            Form::Other | Form::Own => Ok(Found::Absent(ABSENT)),
+        }
+    }
+
+    /// Asks a registry, and answers the lookup again.
+    pub async fn find_out(self: &Arc<Self>, question: &Question) -> Result<Found, ViewError> {
+        match self.resolve(&question.name).await {
+            Err(ViewError::Tree(error)) if error.is_not_found() => {
+                return Ok(Found::Absent(ABSENT));
+            }
+            resolved => resolved?,
+        }
+        match self.look(&question.path)? {
+            // The time for which it holds is over before it could be told.
+            Found::Ask(question) => {
+                let known =
+                    locked(&self.catalogue).manifest(&question.name).map(|(m, _)| m.clone());
+                Ok(match known {
+                    Some(manifest) => {
+                        Found::Entry(self.manifest(&question.path, &question.name, &manifest))
+                    }
+                    None => Found::Absent(ABSENT),
+                })
+            }
+            found => Ok(found),
+        }
+    }
+
+    fn path_of(&self, ino: u64) -> Result<Box<str>, ViewError> {
+        let table = locked(&self.table);
+        table.get(ino).map(|node| node.path.clone()).ok_or(ViewError::Stale)
+    }
+
+    fn local_path(&self, path: &str) -> PathBuf {
+        self.dir.root().join(path)
+    }
+
+    /// What is in the images_dir under `path`.
+    fn local(&self, path: &str, form: &Form) -> Result<Option<Entry>, ViewError> {
+        let file = self.local_path(path);
+        let meta = match fs::metadata(&file) {
+            Ok(meta) => meta,
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                return Ok(None);
+            }
+            Err(e) => return Err(Error::io(&file, "looking up", e).into()),
+        };
+        if meta.is_dir() {
+            let entry = self.directory(path);
+            let attributes = Attributes { mtime: mtime_of(&meta), ..entry.attributes };
+            return Ok(Some(Entry { attributes, ..entry }));
+        }
+        if !meta.is_file() {
+            return Ok(None);
+        }
+        if let Form::Blob(digest) = form {
+            // A blob that a killed KubeKey has cut short is as good as none.
+            let stated = locked(&self.catalogue).blob(digest).map(|b| b.descriptor.size);
+            if stated.is_some_and(|stated| stated != meta.len()) {
+                return Ok(None);
+            }
+        }
+        let (content, ttl) = match form {
+            Form::Blob(_) => (Vec::new(), FOR_GOOD),
+            Form::Manifest(name) if name.digest().is_some() => (Vec::new(), FOR_GOOD),
+            // The file of a tag is replaced when the tag moves.
+            _ => {
+                let (seconds, nanoseconds) = mtime_of(&meta);
+                let stamp = format!("{}.{seconds}.{nanoseconds}", meta.len());
+                (stamp.into_bytes(), FOR_NOW)
+            }
+        };
+        let ino = self.tell(path, &content, Kind::Local);
+        let attributes =
+            Attributes { ino, is_directory: false, size: meta.len(), mtime: mtime_of(&meta) };
+        Ok(Some(Entry { attributes, ttl }))
+    }
+
+    fn tell(&self, path: &str, content: &[u8], kind: Kind) -> u64 {
+        let mut table = locked(&self.table);
+        let ino = table.number(path, content);
+        table.told(ino, path, kind);
+        ino
+    }
+
+    fn directory(&self, path: &str) -> Entry {
+        let ino = self.tell(path, &[], Kind::Directory);
+        let attributes =
+            Attributes { ino, is_directory: true, size: 0, mtime: published_time(None) };
+        Entry { attributes, ttl: FOR_GOOD }
+    }
+
+    fn blob(&self, path: &str, digest: Digest, size: u64) -> Entry {
+        let ino = self.tell(path, &[], Kind::Blob(digest));
+        let attributes = Attributes { ino, is_directory: false, size, mtime: published_time(None) };
+        Entry { attributes, ttl: FOR_GOOD }
+    }
+
+    fn manifest(&self, path: &str, name: &Reference, manifest: &Manifest) -> Entry {
+        let digest = manifest.digest();
+        let is_tag = name.digest().is_none();
+        let content = if is_tag { digest.as_bytes() } else { &[] };
+        let ino = self.tell(path, content, Kind::Manifest(digest));
+        let mtime = published_time(is_tag.then_some(&digest));
+        let size = manifest.bytes().len() as u64;
+        let attributes = Attributes { ino, is_directory: false, size, mtime };
+        let ttl = if is_tag { self.settings.tag_ttl } else { FOR_GOOD };
+        Entry { attributes, ttl }
+    }
+
+    /// The kernel forgets so many times that it was told of `ino`.
+    pub fn forget(&self, ino: u64, times: u64) {
+        locked(&self.table).forgotten(ino, times);
+    }
+
+    /// What an inode looks like that the kernel knows.
+    pub fn attributes(&self, ino: u64) -> Result<Entry, ViewError> {
+        let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
+        let of_file = |size, mtime| Attributes { ino, is_directory: false, size, mtime };
+        let attributes = match node.kind {
+            Kind::Directory => {
+                let local = fs::metadata(self.local_path(&node.path)).ok().filter(Metadata::is_dir);
+                let mtime = local.as_ref().map_or_else(|| published_time(None), mtime_of);
+                Attributes { ino, is_directory: true, size: 0, mtime }
+            }
+            Kind::Unknown => of_file(0, published_time(None)),
+            Kind::Local => {
+                let file = self.local_path(&node.path);
+                let meta = fs::metadata(&file).map_err(|e| Error::io(&file, "looking up", e))?;
+                of_file(meta.len(), mtime_of(&meta))
+            }
+            Kind::Blob(digest) => {
+                let catalogue = locked(&self.catalogue);
+                let known = catalogue.blob(&digest).ok_or(ViewError::Stale)?;
+                of_file(known.descriptor.size, published_time(None))
+            }
+            Kind::Manifest(digest) => {
+                let manifest = self.known_manifest(&node.path, &digest)?;
+                let is_tag = !node.path.ends_with(&digest.to_string());
+                let size = manifest.bytes().len() as u64;
+                of_file(size, published_time(is_tag.then_some(&digest)))
+            }
+        };
+        Ok(Entry { attributes, ttl: FOR_NOW })
+    }
+
+    fn known_manifest(&self, path: &str, digest: &Digest) -> Result<Manifest, ViewError> {
+        let Form::Manifest(name) = form(path) else { return Err(ViewError::Stale) };
+        let catalogue = locked(&self.catalogue);
+        let manifest = catalogue.manifest_by_digest(name.repository(), digest);
+        manifest.cloned().ok_or(ViewError::Stale)
+    }
+
+    // --- directories ---
+
+    /// What is in the directory `ino`.
+    pub fn list(&self, ino: u64) -> Result<Listing, ViewError> {
+        let path = self.path_of(ino)?;
+        let dir = self.local_path(&path);
+        let mut entries: BTreeMap<String, bool> = BTreeMap::new();
+        let stamp = match fs::metadata(&dir) {
+            Ok(meta) if meta.is_dir() => {
+                let failed = |e| Error::io(&dir, "reading", e);
+                for entry in fs::read_dir(&dir).map_err(failed)? {
+                    let entry = entry.map_err(failed)?;
+                    let Ok(name) = entry.file_name().into_string() else { continue };
+                    let kind = entry.file_type().map_err(failed)?;
+                    let is_directory = match kind.is_symlink() {
+                        // Whoever puts a registry on another disk means it.
+                        true => fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir()),
+                        false => kind.is_dir(),
+                    };
+                    if is_directory || kind.is_file() || kind.is_symlink() {
+                        entries.insert(name, is_directory);
+                    }
+                }
+                i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
+            }
+            _ => 0,
+        };
+        let generation = {
+            let catalogue = locked(&self.catalogue);
+            for (name, is_directory) in catalogue.list(&path) {
+                entries.entry(name.to_owned()).or_insert(is_directory);
+            }
+            catalogue.generation()
+        };
+        if path.is_empty() {
+            entries.insert("blobs".to_owned(), true);
+        }
+        entries.retain(|name, _| !names::is_own(&below(&path, name)));
+        let now = (stamp, generation);
+        let unchanged = locked(&self.listed).insert(ino, now) == Some(now);
+        let above = path.rsplit_once('/').map_or("", |(above, _)| above);
+        let parent = locked(&self.table).number(above, &[]);
+        Ok(Listing { entries: entries.into_iter().collect(), ino, parent, unchanged })
+    }
+
+    // --- files ---
+
+    /// Opens the file `ino`, if that takes no time. `None` if a blob has to be hashed first.
+    pub fn open_now(&self, ino: u64) -> Result<Option<Handle>, ViewError> {
+        let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
+        match node.kind {
+            Kind::Directory => Err(ViewError::Wrong(io::ErrorKind::IsADirectory)),
+            // Looking it up, which comes before opening, makes something else of it.
+            Kind::Unknown => Err(ViewError::Stale),
+            Kind::Local => match form(&node.path) {
+                Form::Blob(_) => Ok(None),
+                _ => Ok(Some(Handle::of_file(&self.local_path(&node.path))?)),
+            },
+            Kind::Manifest(digest) => {
+                let manifest = self.known_manifest(&node.path, &digest)?;
+                Ok(Some(Handle::Content(manifest.bytes().clone())))
+            }
+            Kind::Blob(digest) => self.open_remote(digest).map(Some),
+        }
+    }
+
+    /// Opens the file `ino`, however long that takes.
+    pub async fn open(&self, ino: u64) -> Result<Handle, ViewError> {
+        if let Some(handle) = self.open_now(ino)? {
+            return Ok(handle);
+        }
+        let path = self.path_of(ino)?;
+        let Form::Blob(digest) = form(&path) else { return Err(ViewError::Stale) };
+        let known = locked(&self.catalogue).blob(&digest).cloned();
+        let size = match fs::metadata(self.local_path(&path)) {
+            Ok(meta) => meta.len(),
+            Err(_) if known.is_some() => return self.open_remote(digest),
+            Err(e) => return Err(Error::io(&self.local_path(&path), "opening", e).into()),
+        };
+        match self.dir.verified_file(digest, size).await {
+            Ok(file) => Ok(Handle::Blob(file.into())),
+            // What is broken here, a registry has.
+            Err(_) if known.is_some() => self.open_remote(digest),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open_remote(&self, digest: Digest) -> Result<Handle, ViewError> {
+        let known = locked(&self.catalogue).blob(&digest).cloned().ok_or(ViewError::Stale)?;
+        let (Some(source), Some(cache)) = (&self.source, &self.cache) else {
+            return Err(ViewError::Offline(format!("blob {digest}")));
+        };
+        Ok(Handle::Remote(cache.blob(source, known.repositories, &known.descriptor)))
+    }
+
+    /// What `statfs` tells.
+    pub fn space(&self) -> Space {
+        let known: u64 = locked(&self.catalogue).blobs().map(|blob| blob.descriptor.size).sum();
+        let local = self.dir.space().unwrap_or_default();
+        Space { total_bytes: local + known, files: self.known_inodes() as u64 }
+    }
+}
+
+/// What a file system has in it, as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// The size of the file system that the images_dir is on, and of all blobs that are known and
+    /// not there.
+    pub total_bytes: u64,
+    /// Inodes that the kernel knows.
+    pub files: u64,
+}
+
+/// The path of `name` in the directory `above`.
+fn below(above: &str, name: &str) -> String {
+    if above.is_empty() { name.to_owned() } else { format!("{above}/{name}") }
+}
+
+fn mtime_of(meta: &Metadata) -> (i64, u32) {
+    // Nanoseconds are below 10^9.
+    (meta.mtime(), u32::try_from(meta.mtime_nsec()).unwrap_or(0))
+}
+
+/// Whether `path` is where a mount could be: an empty directory.
+pub fn is_empty_directory(path: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(path)?.next().is_none())
+}

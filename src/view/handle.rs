@@ -1,0 +1,75 @@
+//! Open files.
+
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+
+use bytes::Bytes;
+
+use crate::{
+    cache::CachedBlob,
+    tree::{Error, Result, images_dir::BlobFile},
+};
+
+/// An open file. It stays what it was when it was opened.
+pub enum Handle {
+    /// A file in the images_dir whose content nobody vouches for, such as that of a tag.
+    File(File),
+    /// A blob in the images_dir, verified.
+    Blob(Box<BlobFile>),
+    /// Content that is at hand.
+    Content(Bytes),
+    /// A blob that is read from a registry, by way of the cache.
+    Remote(CachedBlob),
+}
+
+impl Handle {
+    pub(super) fn of_file(path: &Path) -> Result<Self> {
+        File::open(path).map(Self::File).map_err(|e| Error::io(path, "opening", e))
+    }
+
+    /// The file that the kernel could as well read itself.
+    pub fn local_file(&self) -> Option<&File> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Blob(blob) => Some(blob.file()),
+            Self::Content(_) | Self::Remote(_) => None,
+        }
+    }
+
+    /// Reads without waiting for a registry, if that can be. At most `length` bytes; fewer only at
+    /// the end.
+    pub fn read_now(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
+        match self {
+            Self::File(file) => Some(pread(file, offset, length)),
+            Self::Blob(blob) => Some(pread(blob.file(), offset, length)),
+            Self::Content(content) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+                let to = from.saturating_add(length).min(content.len());
+                Some(Ok(content.slice(from..to)))
+            }
+            Self::Remote(blob) => blob.try_read(offset, length),
+        }
+    }
+
+    /// Reads, however long that takes.
+    pub async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
+        match self {
+            Self::Remote(blob) => blob.read(offset, length).await,
+            _ => self.read_now(offset, length).unwrap_or_else(|| Ok(Bytes::new())),
+        }
+    }
+}
+
+fn pread(file: &File, offset: u64, length: usize) -> Result<Bytes> {
+    let mut content = vec![0; length];
+    let mut read = 0;
+    while read < length {
+        match file.read_at(&mut content[read..], offset + read as u64) {
+            Ok(0) => break,
+            Ok(n) => read += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::new("images_dir", "reading", e)),
+        }
+    }
+    content.truncate(read);
+    Ok(content.into())
+}

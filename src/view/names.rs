@@ -1,0 +1,113 @@
+//! What a path below the root of a mount can be, by its form alone. Nothing here asks anybody: most
+//! of what a shell or a desktop looks for (`.git`, `autorun.inf`) is known not to exist by this.
+
+use crate::image::{Digest, Reference, Repository, is_tag};
+
+/// The directory of all blobs.
+pub(super) const BLOBS: &str = "blobs";
+
+/// The directory of the manifests of a repository.
+const MANIFESTS: &str = "manifests";
+
+/// Names that imgfs keeps to itself: its state in an images_dir, and its part of a mount.
+const OWN: &str = ".imgfs";
+
+/// What a path can be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// A directory that exists in any mount.
+    Directory,
+    /// A directory on the way to repositories that may exist.
+    Way,
+    /// A blob.
+    Blob(Digest),
+    /// The manifest that this reference names.
+    Manifest(Reference),
+    /// What is in a directory, but is nothing that a registry can have.
+    Other,
+    /// Hidden, whatever is there.
+    Own,
+}
+
+/// Whether `path` (without a leading slash, empty for the root) is kept to ourselves.
+pub(super) fn is_own(path: &str) -> bool {
+    let rest = path.strip_prefix("blobs/").unwrap_or(path);
+    rest == OWN || rest.strip_prefix(OWN).is_some_and(|below| below.starts_with('/'))
+}
+
+/// What `path` (without a leading slash, empty for the root) can be.
+pub(super) fn form(path: &str) -> Form {
+    if path.is_empty() || path == BLOBS {
+        return Form::Directory;
+    }
+    if is_own(path) {
+        return Form::Own;
+    }
+    if let Some(name) = path.strip_prefix("blobs/") {
+        return name.parse().map_or(Form::Other, Form::Blob);
+    }
+    let components: Vec<&str> = path.split('/').collect();
+    let registry = components[0];
+    // Just as in references: anything else at the root is no registry.
+    if !registry.contains(['.', ':']) && registry != "localhost" {
+        return Form::Other;
+    }
+    let repository = |parts: &[&str]| Repository::new(registry, &parts.join("/")).ok();
+    if let [_, above @ .., MANIFESTS, name] = &components[..]
+        && let Some(repository) = Some(above).filter(|a| !a.is_empty()).and_then(repository)
+    {
+        if let Ok(digest) = name.parse::<Digest>() {
+            return Form::Manifest(repository.pinned(digest));
+        }
+        if is_tag(name) {
+            return Form::Manifest(repository.tagged(name));
+        }
+        return Form::Other;
+    }
+    let parts = if components.len() > 1 { &components[1..] } else { &["x"][..] };
+    if repository(parts).is_some() { Form::Way } else { Form::Other }
+}
+
+/// The path of a repository's manifests.
+pub(super) fn manifests_of(repository: &Repository) -> String {
+    format!("{repository}/{MANIFESTS}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_of_paths() {
+        let digest = Digest::sha256(b"x");
+        let reference = |text: &str| Form::Manifest(text.parse().unwrap());
+        for (path, expected) in [
+            ("", Form::Directory),
+            ("blobs", Form::Directory),
+            ("blobs/.imgfs", Form::Own),
+            ("blobs/.imgfs/cache", Form::Own),
+            (".imgfs", Form::Own),
+            (".imgfsx", Form::Other),
+            ("blobs/x", Form::Other),
+            (&format!("blobs/{digest}"), Form::Blob(digest)),
+            ("docker.io", Form::Way),
+            ("localhost", Form::Way),
+            ("host:5000/x", Form::Way),
+            ("quay.io/a/b/manifests", Form::Way),
+            ("quay.io/a/b/manifests/v1", reference("quay.io/a/b:v1")),
+            (&format!("quay.io/a/manifests/{digest}"), reference(&format!("quay.io/a@{digest}"))),
+            ("docker.io/nginx/manifests/1", reference("nginx:1")),
+            ("quay.io/manifests/v1", Form::Way),
+            ("quay.io/a/manifests/.swp", Form::Other),
+            ("quay.io/a/manifests/v1/x", Form::Way),
+            (".git", Form::Other),
+            ("autorun.inf", Form::Way),
+            ("Trash", Form::Other),
+            ("quay.io/.git", Form::Other),
+            ("quay.io/UPPER", Form::Other),
+            ("images", Form::Other),
+        ] {
+            assert_eq!(form(path), expected, "{path}");
+        }
+    }
+}

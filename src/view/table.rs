@@ -1,0 +1,124 @@
+//! Inodes: their numbers, and those that the kernel knows at the moment.
+
+use std::collections::HashMap;
+
+use sha2::{Digest as _, Sha256};
+
+/// The number of the root.
+pub const ROOT: u64 = 1;
+
+/// What an inode is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Directory,
+    /// A file in the images_dir.
+    Local,
+    /// A manifest that is not in the images_dir, by its digest.
+    Manifest(crate::image::Digest),
+    /// A blob that is not in the images_dir.
+    Blob(crate::image::Digest),
+    /// A name of which nothing is known yet.
+    Unknown,
+}
+
+/// An inode that the kernel knows.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    /// Below the root, without a leading slash.
+    pub path: Box<str>,
+    pub kind: Kind,
+    /// How often it has been told to the kernel, and not been forgotten.
+    lookups: u64,
+}
+
+/// The inodes that the kernel knows.
+pub(super) struct Table(HashMap<u64, Node>);
+
+impl Table {
+    pub(super) fn new() -> Self {
+        let root = Node { path: "".into(), kind: Kind::Directory, lookups: 1 };
+        Self([(ROOT, root)].into())
+    }
+
+    pub(super) fn get(&self, ino: u64) -> Option<&Node> {
+        self.0.get(&ino)
+    }
+
+    /// The number of a file or directory. It is made of its name and, where one name can stand for
+    /// different content in the course of time, of the content; so it is the same after a remount.
+    pub(super) fn number(&self, path: &str, content: &[u8]) -> u64 {
+        if path.is_empty() {
+            return ROOT;
+        }
+        let mut hash = Sha256::new();
+        hash.update(path.as_bytes());
+        hash.update([0]);
+        hash.update(content);
+        let hash = hash.finalize();
+        let mut head = [0; 8];
+        head.copy_from_slice(&hash[..8]);
+        // Some programs take the highest bit for a sign.
+        let mut number = (u64::from_be_bytes(head) >> 1).max(ROOT + 1);
+        while self.0.get(&number).is_some_and(|node| *node.path != *path) {
+            number += 1;
+        }
+        number
+    }
+
+    /// Notes that the kernel is told of an inode once more.
+    pub(super) fn told(&mut self, ino: u64, path: &str, kind: Kind) {
+        let node = self.0.entry(ino).or_insert_with(|| Node {
+            path: path.into(),
+            kind: kind.clone(),
+            lookups: 0,
+        });
+        node.kind = kind;
+        node.lookups += 1;
+    }
+
+    /// Notes that the kernel forgets so many times that it was told of an inode.
+    pub(super) fn forgotten(&mut self, ino: u64, times: u64) {
+        if ino == ROOT {
+            return;
+        }
+        if let Some(node) = self.0.get_mut(&ino) {
+            node.lookups = node.lookups.saturating_sub(times);
+            if node.lookups == 0 {
+                self.0.remove(&ino);
+            }
+        }
+    }
+
+    /// How many inodes the kernel knows, the root not counted.
+    pub(super) fn len(&self) -> usize {
+        self.0.len() - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_stable_and_differ() {
+        let table = Table::new();
+        assert_eq!(table.number("", b""), ROOT);
+        let numbers = [table.number("a", b""), table.number("a", b"1"), table.number("b", b"")];
+        assert_eq!(numbers[0], Table::new().number("a", b""));
+        assert!(numbers[0] != numbers[1] && numbers[0] != numbers[2] && numbers[1] != numbers[2]);
+    }
+
+    #[test]
+    fn what_the_kernel_forgets_is_gone() {
+        let mut table = Table::new();
+        let ino = table.number("a", b"");
+        table.told(ino, "a", Kind::Directory);
+        table.told(ino, "a", Kind::Directory);
+        table.forgotten(ino, 1);
+        assert!(table.get(ino).is_some());
+        table.forgotten(ino, 1);
+        assert_eq!((table.get(ino).is_none(), table.len()), (true, 0));
+        table.forgotten(ROOT, 5);
+        assert!(table.get(ROOT).is_some());
+    }
+}
