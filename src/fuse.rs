@@ -313,7 +313,7 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
                 let shared = self.shared.clone();
                 self.runtime.spawn(async move {
                     let read = async { Ok(handle.read(offset, length).await?) };
-                    match shared.in_time("reading", read).await {
+                    match shared.in_time(&handle.reading(), read).await {
                         Ok(content) => reply.data(&content),
                         Err(errno) => reply.error(errno),
                     }

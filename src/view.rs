@@ -33,7 +33,7 @@ use futures_util::{
 };
 use tokio::task::JoinHandle;
 
-pub use handle::Handle;
+pub use handle::{Handle, RemoteBlob};
 pub use table::ROOT;
 
 use catalogue::Catalogue;
@@ -596,7 +596,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
         let (Some(source), Some(cache)) = (&self.source, &self.cache) else {
             return Err(ViewError::Offline(format!("blob {digest}")));
         };
-        Ok(Handle::Remote(cache.blob(source, known.repositories, &known.descriptor)))
+        Ok(Handle::of_remote(cache.blob(source, known.repositories, &known.descriptor)))
     }
 
     /// What `statfs` tells.

@@ -255,6 +255,7 @@ impl Core {
         let Some(blob) = state.blobs.get_mut(key) else { return Gone::default() };
         let mut new = Blob::new(id, key, self.extent_blocks, place);
         new.handles = blob.handles;
+        new.mismatches = blob.mismatches;
         new.lent = blob.lent;
         new.origin = blob.origin.take();
         new.ignores_ranges = blob.ignores_ranges;

@@ -164,6 +164,7 @@ impl Core {
         let error = Error::new(SIDE, doing, Kind::Digest { expected: key.digest, found });
         let failed = Failed { error, origin: 0 };
         blob.fail(0..u32::MAX, &failed);
+        blob.mismatches = blob.mismatches.wrapping_add(1);
         state.counts.errors += 1;
         self.reset(&mut state, key, Place::New);
     }

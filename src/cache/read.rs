@@ -93,6 +93,25 @@ impl CachedBlob {
         self.handle.key.size
     }
 
+    /// Its digest, as its descriptor states it.
+    pub fn digest(&self) -> Digest {
+        self.handle.key.digest
+    }
+
+    /// How often the content has turned out to be wrong. Whoever has read something before it
+    /// changes has perhaps read wrong bytes.
+    pub fn mismatches(&self) -> u32 {
+        let state = self.handle.core.lock();
+        state.blobs.get(&self.handle.key).map_or(0, |blob| blob.mismatches)
+    }
+
+    /// Whether all of it is here and has been verified.
+    pub fn is_whole(&self) -> bool {
+        let state = self.handle.core.lock();
+        let blob = state.blobs.get(&self.handle.key);
+        blob.is_some_and(|blob| matches!(blob.place, Place::Whole(_)))
+    }
+
     /// The bytes from `offset` on, `length` of them or as many as there are before the end.
     ///
     /// Waits for what is missing, as long as the source does not give up. The last block comes

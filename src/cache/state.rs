@@ -206,6 +206,8 @@ pub(super) struct Blob {
     /// No read-ahead until then: the source has failed.
     pub quiet_until: Option<Instant>,
     pub origin: Option<Arc<dyn Origin>>,
+    /// How often its content has turned out to be wrong since it was opened first.
+    pub mismatches: u32,
     pub handles: u32,
     /// Handles that have given the file away.
     pub lent: u32,
@@ -277,6 +279,7 @@ impl Blob {
             ignores_ranges: false,
             quiet_until: None,
             origin: None,
+            mismatches: 0,
             handles: 0,
             lent: 0,
         }

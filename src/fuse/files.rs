@@ -1,7 +1,7 @@
 //! What is open: files and directories by their handles, and how the kernel reads each inode.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -32,6 +32,8 @@ pub(super) struct Files {
     files: Mutex<HashMap<u64, OpenFile>>,
     directories: Mutex<HashMap<u64, Arc<Listing>>>,
     modes: Mutex<HashMap<u64, Mode>>,
+    /// Inodes of which the kernel may have kept what has not been verified.
+    doubtful: Mutex<HashSet<u64>>,
     next: AtomicU64,
     passthrough: AtomicBool,
 }
@@ -73,6 +75,7 @@ impl Files {
             }
             _ => None,
         };
+        let keep = self.may_keep(ino, handle.is_certain(), mode.opens > 0);
         mode.opens += 1;
         mode.backing = backing.as_ref().map(Arc::downgrade);
         let file = OpenFile { handle: Arc::new(handle), _backing: backing.clone() };
@@ -82,8 +85,21 @@ impl Files {
                 reply.opened_passthrough(FileHandle(fh), FopenFlags::empty(), &backing);
             }
             // An inode never changes its content: that would be another inode.
-            None => reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE),
+            None if keep => reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE),
+            None => reply.opened(FileHandle(fh), FopenFlags::empty()),
         }
+    }
+
+    /// Whether what the kernel has of an inode is right. What came before the digest was known
+    /// need not be, and is asked for once more: that costs no request.
+    fn may_keep(&self, ino: u64, is_certain: bool, is_open: bool) -> bool {
+        let mut doubtful = locked(&self.doubtful);
+        if !is_certain {
+            doubtful.insert(ino);
+            return false;
+        }
+        // As long as it is open elsewhere, doubtful bytes may still come.
+        if is_open { !doubtful.contains(&ino) } else { !doubtful.remove(&ino) }
     }
 
     pub(super) fn get(&self, fh: u64) -> Option<Arc<Handle>> {

@@ -18,10 +18,35 @@ pub enum Handle {
     /// Content that is at hand.
     Content(Bytes),
     /// A blob that is read from a registry, by way of the cache.
-    Remote(CachedBlob),
+    Remote(RemoteBlob),
+}
+
+/// An open blob of a registry.
+pub struct RemoteBlob {
+    blob: CachedBlob,
+    /// How often its content had been wrong when it was opened.
+    mismatches: u32,
+}
+
+impl RemoteBlob {
+    /// Whoever has begun to read what was wrong does not read on when it is fetched anew: the
+    /// beginning would be wrong, and the end right.
+    fn check(&self) -> Result<()> {
+        if self.blob.mismatches() == self.mismatches {
+            return Ok(());
+        }
+        let reason = io::Error::other("its content was wrong; it has to be opened again");
+        let doing = format_args!("reading blob {}", self.blob.digest());
+        Err(Error::new("mount", doing, reason))
+    }
 }
 
 impl Handle {
+    pub(super) fn of_remote(blob: CachedBlob) -> Self {
+        let mismatches = blob.mismatches();
+        Self::Remote(RemoteBlob { blob, mismatches })
+    }
+
     pub(super) fn of_file(path: &Path) -> Result<Self> {
         File::open(path).map(Self::File).map_err(|e| Error::io(path, "opening", e))
     }
@@ -32,6 +57,22 @@ impl Handle {
             Self::File(file) => Some(file),
             Self::Blob(blob) => Some(blob.file()),
             Self::Content(_) | Self::Remote(_) => None,
+        }
+    }
+
+    /// Whether what is read is known to be right, and not only once the end has been read.
+    pub fn is_certain(&self) -> bool {
+        match self {
+            Self::File(_) | Self::Blob(_) | Self::Content(_) => true,
+            Self::Remote(remote) => remote.blob.is_whole(),
+        }
+    }
+
+    /// What reading it is called.
+    pub fn reading(&self) -> String {
+        match self {
+            Self::Remote(remote) => format!("reading blob {}", remote.blob.digest()),
+            Self::File(_) | Self::Blob(_) | Self::Content(_) => "reading a local file".to_owned(),
         }
     }
 
@@ -46,14 +87,20 @@ impl Handle {
                 let to = from.saturating_add(length).min(content.len());
                 Some(Ok(content.slice(from..to)))
             }
-            Self::Remote(blob) => blob.try_read(offset, length),
+            Self::Remote(remote) => match remote.check() {
+                Ok(()) => remote.blob.try_read(offset, length),
+                Err(error) => Some(Err(error)),
+            },
         }
     }
 
     /// Reads, however long that takes.
     pub async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
         match self {
-            Self::Remote(blob) => blob.read(offset, length).await,
+            Self::Remote(remote) => {
+                remote.check()?;
+                remote.blob.read(offset, length).await
+            }
             _ => self.read_now(offset, length).unwrap_or_else(|| Ok(Bytes::new())),
         }
     }

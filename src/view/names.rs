@@ -12,6 +12,13 @@ const MANIFESTS: &str = "manifests";
 /// Names that imgfs keeps to itself: its state in an images_dir, and its part of a mount.
 const OWN: &str = ".imgfs";
 
+/// Endings of files that desktops and tools look for at the root of everything that is mounted. None
+/// is a top-level domain; a registry that is called so all the same is found with its port.
+const FILE_ENDINGS: [&str; 17] = [
+    "bak", "conf", "db", "exe", "inf", "ini", "json", "lnk", "lock", "log", "swp", "tmp", "toml",
+    "txt", "xml", "yaml", "yml",
+];
+
 /// What a path can be.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Form {
@@ -35,6 +42,12 @@ pub(super) fn is_own(path: &str) -> bool {
     rest == OWN || rest.strip_prefix(OWN).is_some_and(|below| below.starts_with('/'))
 }
 
+/// Whether a name at the root is that of a file rather than of a registry.
+fn is_file_name(name: &str) -> bool {
+    let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
+    FILE_ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known))
+}
+
 /// What `path` (without a leading slash, empty for the root) can be.
 pub(super) fn form(path: &str) -> Form {
     if path.is_empty() || path == BLOBS {
@@ -49,7 +62,7 @@ pub(super) fn form(path: &str) -> Form {
     let components: Vec<&str> = path.split('/').collect();
     let registry = components[0];
     // Just as in references: anything else at the root is no registry.
-    if !registry.contains(['.', ':']) && registry != "localhost" {
+    if !registry.contains(['.', ':']) && registry != "localhost" || is_file_name(registry) {
         return Form::Other;
     }
     let repository = |parts: &[&str]| Repository::new(registry, &parts.join("/")).ok();
@@ -101,7 +114,10 @@ mod tests {
             ("quay.io/a/manifests/.swp", Form::Other),
             ("quay.io/a/manifests/v1/x", Form::Way),
             (".git", Form::Other),
-            ("autorun.inf", Form::Way),
+            ("autorun.inf", Form::Other),
+            ("Thumbs.DB", Form::Other),
+            ("thumbs.db:5000", Form::Way),
+            ("info", Form::Other),
             ("Trash", Form::Other),
             ("quay.io/.git", Form::Other),
             ("quay.io/UPPER", Form::Other),

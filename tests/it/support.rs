@@ -10,6 +10,7 @@
 //! image     builders of images, indexes, artifacts, and whatever can receive them
 //! content   deterministic bytes that can be produced from any offset
 //! http      the small HTTP/1.1 server under `hostile` and under the token server
+//! mount     a mount, and programs that look at it
 //! tls       certificates
 //! skopeo    the independent reader and writer
 //! process   child processes that do not outlive the tests
@@ -26,6 +27,7 @@ pub(crate) mod harbor;
 pub(crate) mod hostile;
 pub(crate) mod http;
 pub(crate) mod image;
+pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod registry;
 pub(crate) mod skopeo;
