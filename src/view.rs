@@ -1,8 +1,8 @@
 //! The mounted namespace: an images_dir, together with all that a pull would write into it.
 //!
-//! What is in the images_dir is shown as it is. Above it lies the [`catalogue`]: manifests, tags and
+//! What is in the images_dir is shown as it is. Above it lies the catalogue: manifests, tags and
 //! blobs of images that have been declared or looked up, and that are not in the directory. What a
-//! path can be is known by its form ([`names`]), so that only names that a registry may have are
+//! path can be is known by its form (`names.rs`), so that only names that a registry may have are
 //! asked for, and nothing that is merely listed touches the network.
 //!
 //! Plain values in and out: no kernel is needed. Questions that may have to wait are answered in two

@@ -249,10 +249,16 @@ impl Core {
                 (reader / BLOCK_BYTES) as u32
             }
         };
-        match (running.next > reader.saturating_add(ahead), running.is_stream) {
-            (false, _) => Pace::GoOn,
-            (true, true) => Pace::Wait,
-            (true, false) => Pace::Stop,
+        if running.next <= reader.saturating_add(ahead) {
+            return Pace::GoOn;
+        }
+        // Somebody waits for what has already passed.
+        let mut awaited = blob.waiters.keys().filter(|block| !blob.is_held_back(**block));
+        let is_in_the_way = awaited.any(|block| !blob.is_coming(*block))
+            || blob.is_last_awaited() && !blob.is_settled(blob.prefix.to, &state.memory);
+        match running.is_stream && !is_in_the_way {
+            true => Pace::Wait,
+            false => Pace::Stop,
         }
     }
 }

@@ -304,6 +304,12 @@ pub(super) async fn until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
+/// Waits until nothing is fetched or written.
+pub(super) async fn rest(cache: &Cache) {
+    let writes = || cache.core.lock().blobs.values().any(|blob| !blob.writing.is_empty());
+    until("it rests", || cache.core.fetching.load(Ordering::SeqCst) == 0 && !writes()).await;
+}
+
 /// Waits until nothing is done any more, and drops the cache for good.
 pub(super) async fn close(cache: Cache) {
     until("everything ends", || Arc::strong_count(&cache.core) == 1).await;
