@@ -74,7 +74,8 @@ const SIDE: &str = "cache";
 /// Where files are moved to be removed.
 const GONE: &str = "gone";
 
-/// Blocks that may wait to be hashed, for each blob that is being fetched.
+/// Blocks that may wait in memory to be hashed, for each blob that is being fetched, as long as
+/// these are few.
 const FEED_BLOCKS: u32 = 4;
 
 /// What is evicted at once, in blocks, as long as the cache is large enough.
@@ -169,7 +170,6 @@ struct Core {
     first_window_bytes: u64,
     max_window_bytes: u64,
     extent_blocks: u32,
-    feed_blocks: u32,
     observer: Arc<dyn Observer>,
     runtime: Handle,
     slots: Arc<Slots>,
@@ -207,7 +207,6 @@ impl Cache {
             max_window_bytes: config.max_window_bytes,
             // At most `EXTENT_BLOCKS`.
             extent_blocks: extents as u32,
-            feed_blocks: FEED_BLOCKS,
             observer: config.observer,
             runtime,
             slots: Slots::new(config.max_requests),

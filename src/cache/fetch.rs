@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::task::JoinHandle;
 
 use super::{
-    Core, SIDE,
+    Core, FEED_BLOCKS, SIDE,
     plan::Pace,
     state::{Failed, Job, Key},
 };
@@ -290,6 +290,11 @@ impl Core {
         let mut state = self.lock();
         let state = &mut *state;
         let is_refused = state.is_refused();
+        // One at least, so that the digest comes forward whatever becomes of the block.
+        let feed_blocks = match self.fetching.load(Ordering::Relaxed) {
+            0..=4 => FEED_BLOCKS,
+            _ => 1,
+        };
         let Some(blob) = state.blobs.get_mut(key).filter(|blob| blob.id == job.blob) else {
             return Ok(Arrival::Stop);
         };
@@ -307,7 +312,7 @@ impl Core {
         let prefix = &mut blob.prefix;
         // With what is being hashed itself.
         let fed = prefix.feed.len() as u32 + u32::from(prefix.hasher.is_none());
-        if block == prefix.to + fed && fed < self.feed_blocks {
+        if block == prefix.to + fed && fed < feed_blocks {
             prefix.feed.push_back(bytes.clone());
         }
         blob.give(block, &bytes);
