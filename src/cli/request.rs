@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use imgfs::{
-    image::{Reference, Repository},
+    image::{Reference, Repository, is_attachment_tag},
     task::{Images, Request, RouteError, TreeSpec},
     transfer::Route,
     tree::{
         Kind,
-        images_dir::{ImagesDir, Layout, Linking, is_attachment_tag},
+        images_dir::{ImagesDir, Layout, Linking},
         registry::Registry,
     },
 };

@@ -9,8 +9,8 @@ use std::{
 use futures_util::{StreamExt, future::join, stream};
 
 use crate::{
-    image::{Digest, Reference, Repository},
-    tree::{Attachments, Error, Kind, Names, Result, Tags, images_dir::is_attachment_tag},
+    image::{Digest, Repository, referrers_tag},
+    tree::{Attachments, Error, Kind, Names, Result, Tags},
 };
 
 /// Subjects whose referrers are asked for at the same time.
@@ -137,14 +137,9 @@ pub(super) async fn find<S: Attachments + Names>(
 
 /// `sha256-<hex>` and the names made of it.
 fn tag_names(subject: &Digest) -> impl Iterator<Item = String> + use<> {
-    let base = subject.to_string().replacen(':', "-", 1);
+    let base = referrers_tag(subject);
     let suffixed = SUFFIXES.map(|suffix| format!("{base}{suffix}"));
     std::iter::once(base).chain(suffixed)
-}
-
-/// Whether `name` is that of the list of what refers to a manifest.
-pub(super) fn is_list(name: &Reference) -> bool {
-    name.tag().is_some_and(|tag| !tag.contains('.') && is_attachment_tag(tag))
 }
 
 #[cfg(test)]
@@ -156,6 +151,6 @@ mod tests {
         let names: Vec<String> = tag_names(&Digest::sha256(b"")).collect();
         assert_eq!(names.len(), 4);
         assert!(names[0].starts_with("sha256-e3b0c442") && names[1].ends_with("b855.sig"));
-        assert!(names.iter().all(|name| crate::tree::images_dir::is_attachment_tag(name)));
+        assert!(names.iter().all(|name| crate::image::is_attachment_tag(name)));
     }
 }

@@ -16,7 +16,10 @@ use super::{
     report::{ImageReport, Status},
 };
 use crate::{
-    image::{Descriptor, Digest, FilteredIndex, Manifest, PlatformFilter, Reference, Repository},
+    image::{
+        Descriptor, Digest, FilteredIndex, Manifest, PlatformFilter, Reference, Repository,
+        is_referrers_tag,
+    },
     tree::{Attachments, Blobs, Error, Kind, ManifestName, Names, Result, Sink},
 };
 
@@ -611,7 +614,8 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         let root = self.root(name, &to, &whole).await?;
         let Some(manifest) = root.manifest else { return Ok(None) };
         let is_another = root.seen.is_some_and(|seen| seen != manifest.digest());
-        if is_another && self.sink.is_remote() && attach::is_list(name) {
+        let is_list = name.tag().is_some_and(is_referrers_tag);
+        if is_another && self.sink.is_remote() && is_list {
             // Others may have added something to the list of referrers that is at the target.
             let there = self.sink.manifest(&to).await?;
             let listed =

@@ -40,7 +40,6 @@ use std::{
 
 use bytes::Bytes;
 
-pub use inventory::is_attachment_tag;
 pub use inventory::{ImageEntry, Inventory, Missing, Need};
 pub use layout::Layout;
 pub use prune::{Pruned, Removed};

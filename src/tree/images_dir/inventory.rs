@@ -16,7 +16,7 @@ use super::{
 use crate::{
     image::{
         Algorithm, Descriptor, Digest, FilteredIndex, Manifest, Platform, PlatformFilter,
-        Reference, Repository, View, choose,
+        Reference, Repository, View, choose, is_attachment_tag,
     },
     tree::{Error, Kind, Result},
 };
@@ -444,12 +444,4 @@ impl<'a> Scan<'a> {
             self.inventory.orphans.push(self.dir.manifests.join(digest.to_string()));
         }
     }
-}
-
-/// Whether a tag is one that tools attach to another manifest: cosign's `sha256-<hex>.sig`, and
-/// the fallback `sha256-<hex>` of the referrers API.
-pub fn is_attachment_tag(tag: &str) -> bool {
-    let name = tag.split('.').next().unwrap_or_default();
-    name.split_once('-')
-        .is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
 }

@@ -22,7 +22,7 @@ use super::{
     publish,
 };
 use crate::{
-    image::{Descriptor, Digest, Manifest, Repository, is_tag},
+    image::{Descriptor, Digest, Manifest, Repository, is_tag, referrers_tag},
     tree::{Attachments, Blobs, ByteStream, Error, Kind, Result, Tags},
 };
 
@@ -277,7 +277,7 @@ impl Attachments for ImagesDir {
         let repository = repository.clone();
         self.blocking(move |inner| {
             // The fallback tag says it as the registry said it, and is carried as it is.
-            let fallback = repository.tagged(&subject.to_string().replacen(':', "-", 1));
+            let fallback = repository.tagged(&referrers_tag(&subject));
             if inner.manifest(&fallback).is_ok() {
                 return Ok(None);
             }

@@ -16,7 +16,9 @@ use super::{
     upload::{self, Mounted, Mounting, Upload},
 };
 use crate::{
-    image::{Descriptor, Digest, Manifest, Reference, Repository, View},
+    image::{
+        Descriptor, Digest, Manifest, Reference, Repository, View, is_referrers_tag, referrers_tag,
+    },
     tree::{Kind, ManifestName, Names, Opened, Result, Sink},
 };
 
@@ -146,12 +148,7 @@ impl RegistrySink {
             Err(error) if error.is_not_found() => Vec::new(),
             Err(error) => return Err(error),
         };
-        let known: HashSet<String> = all.iter().filter_map(digest_of).collect();
-        let before = all.len();
-        all.extend(
-            referrers.into_iter().filter(|r| digest_of(r).is_some_and(|d| !known.contains(&d))),
-        );
-        if all.len() == before {
+        if !add_missing(&mut all, referrers) {
             return Ok(());
         }
         let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": all});
@@ -174,8 +171,13 @@ fn children_of(index: &Manifest) -> Vec<Value> {
     }
 }
 
-fn digest_of(descriptor: &Value) -> Option<String> {
-    descriptor["digest"].as_str().map(str::to_owned)
+/// Adds those of `more` to a list of descriptors that are not in it. Tells whether there were any.
+fn add_missing(all: &mut Vec<Value>, more: Vec<Value>) -> bool {
+    let digest_of = |descriptor: &Value| descriptor["digest"].as_str().map(str::to_owned);
+    let before = all.len();
+    let known: HashSet<String> = all.iter().filter_map(digest_of).collect();
+    all.extend(more.into_iter().filter(|d| digest_of(d).is_some_and(|d| !known.contains(&d))));
+    all.len() > before
 }
 
 /// What a list of referrers says of one.
@@ -198,16 +200,6 @@ fn listed(referrer: &Manifest) -> Value {
         descriptor["annotations"] = document["annotations"].clone();
     }
     descriptor
-}
-
-/// The tag that lists what refers to `subject`.
-fn referrers_tag(repository: &Repository, subject: Digest) -> Reference {
-    repository.tagged(&subject.to_string().replacen(':', "-", 1))
-}
-
-/// Whether a tag is such a list.
-fn is_referrers_tag(tag: &str) -> bool {
-    !tag.contains('.') && crate::tree::images_dir::is_attachment_tag(tag)
 }
 
 impl Names for RegistrySink {
@@ -350,14 +342,9 @@ impl Sink for RegistrySink {
         {
             let mut children = children_of(manifest);
             let waiting = locked(&self.unlisted).remove(&reference).unwrap_or_default();
-            let listed: HashSet<String> = children.iter().filter_map(digest_of).collect();
-            let more =
-                waiting.into_iter().filter(|r| digest_of(r).is_some_and(|d| !listed.contains(&d)));
-            let more: Vec<Value> = more.collect();
-            let there = locked(&self.names).contains_key(&reference);
-            if there || !more.is_empty() {
-                // Others may have attached something there as well.
-                children.extend(more);
+            let has_more = add_missing(&mut children, waiting);
+            // Others may have attached something there as well.
+            if has_more || locked(&self.names).contains_key(&reference) {
                 return self.list_referrers(&reference, children).await;
             }
         }
@@ -371,7 +358,7 @@ impl Sink for RegistrySink {
         if let Some(subject) = manifest.subject()
             && header(response.headers(), "oci-subject").is_none()
         {
-            let tag = referrers_tag(repository, subject.digest);
+            let tag = repository.tagged(&referrers_tag(&subject.digest));
             locked(&self.unlisted).entry(tag).or_default().push(listed(manifest));
         }
         Ok(())
