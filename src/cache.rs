@@ -50,7 +50,7 @@ use std::{
     fs::File,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -60,6 +60,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     image::{Descriptor, Repository},
+    lock::locked,
     tree::{Blobs, Error, Kind, Result, images_dir::cached::BLOCK_BYTES},
 };
 
@@ -269,7 +270,7 @@ impl Core {
     fn lock(&self) -> MutexGuard<'_, State> {
         // What a dead thread has left may be out of date, but never says that a block is there
         // which is not.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     /// Counts one more handle of a blob, which may be new.

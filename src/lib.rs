@@ -16,6 +16,7 @@
 pub mod cache;
 pub mod fuse;
 pub mod image;
+mod lock;
 pub mod task;
 pub mod template;
 pub mod transfer;

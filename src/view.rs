@@ -23,7 +23,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -43,6 +43,7 @@ use table::{Kind, Table};
 use crate::{
     cache::Cache,
     image::{Digest, Manifest, Reference},
+    lock::locked,
     transfer::{self, Options, Route, Status},
     tree::{
         self, Attachments, Blobs, Error, ManifestName, Names,
@@ -161,11 +162,6 @@ pub struct View<S: Blobs> {
     listed: Mutex<HashMap<u64, (i128, u64)>>,
     /// Names that are being looked up.
     resolving: Mutex<HashMap<Reference, Resolution>>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change is complete in itself.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<S: Names + Blobs + Attachments> View<S> {

@@ -102,11 +102,6 @@ pub(super) enum Arrival {
     Store(Bytes),
 }
 
-/// Whether another repository may have what this one does not give.
-pub(super) fn is_refusal(error: &Error) -> bool {
-    matches!(error.kind(), Kind::NotFound(_) | Kind::Denied(_) | Kind::Unauthorized(_))
-}
-
 impl<B: Blobs> Source<B> {
     /// Ends well also when it is stopped.
     async fn run(&self, core: &Arc<Core>, key: &Key, job: &Job) -> Result<()> {
@@ -215,7 +210,7 @@ impl<B: Blobs> Source<B> {
                     };
                 }
                 Ok(stream) => return Ok(Some(stream)),
-                Err(error) if is_refusal(&error) => refusal = Some(error),
+                Err(error) if error.is_refusal() => refusal = Some(error),
                 Err(error) => return Err(error),
             }
         }

@@ -6,7 +6,6 @@ use std::{
     io::{self, ErrorKind, Read, Seek, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::PoisonError,
     time::Instant,
 };
 
@@ -18,6 +17,7 @@ use super::{
 };
 use crate::{
     image::Digest,
+    lock::locked,
     tree::{
         Error, Kind, Result,
         images_dir::cached::{self, BLOCK_BYTES, BlockMap, MAP_SUFFIX, PART, WHOLE as WHOLE_DIR},
@@ -201,7 +201,7 @@ impl Core {
     /// Writes down in which order blobs were used, if that was not done lately.
     pub(super) fn save_recent_sometimes(&self) {
         {
-            let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut saved = locked(&self.saved);
             if saved.elapsed() < SAVE_INTERVAL {
                 return;
             }

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Core, SIDE,
-    fetch::{Origin, is_refusal},
+    fetch::Origin,
     state::{Blob, Failed, Files, Key, Place, State, WHOLE},
 };
 use crate::{
@@ -133,7 +133,7 @@ impl CachedBlob {
                 Err(Trouble::Again) => tokio::task::yield_now().await,
                 // Another handle's repositories do not give it; perhaps ours do.
                 Err(Trouble::Failed(failed))
-                    if is_refusal(&failed.error)
+                    if failed.error.is_refusal()
                         && failed.origin != self.handle.origin.id()
                         && !has_asked_itself =>
                 {

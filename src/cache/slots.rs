@@ -2,10 +2,12 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use tokio::sync::oneshot;
+
+use crate::lock::locked;
 
 /// Hands out a bounded number of [`Slot`]s.
 pub(super) struct Slots(Mutex<Queues>);
@@ -32,7 +34,7 @@ impl Slots {
     }
 
     fn queues(&self) -> MutexGuard<'_, Queues> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 
     /// Waits for a slot. `id` is for [`Slots::promote`].

@@ -3,13 +3,14 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
 
+use crate::lock::locked;
 use crate::view::{Handle, Listing};
 
 /// An open file.
@@ -36,11 +37,6 @@ pub(super) struct Files {
     doubtful: Mutex<HashSet<u64>>,
     next: AtomicU64,
     passthrough: AtomicBool,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change is complete in itself.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Files {

@@ -39,6 +39,18 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// One that says no more than it must.
+    pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
+        Self {
+            media_type: media_type.to_owned(),
+            digest,
+            size,
+            platform: None,
+            urls: Vec::new(),
+            annotations: BTreeMap::new(),
+        }
+    }
+
     /// If this child of an index is a BuildKit attestation: the digest of what it attests.
     pub fn attests(&self) -> Option<Digest> {
         let kind = self.annotations.get("vnd.docker.reference.type")?;

@@ -3,14 +3,15 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use futures_util::{StreamExt, future::join, stream};
 
 use crate::{
     image::{Digest, Repository, referrers_tag},
-    tree::{Attachments, Error, Kind, Names, Result, Tags},
+    lock::locked,
+    tree::{Attachments, Error, Names, Result, Tags},
 };
 
 /// Subjects whose referrers are asked for at the same time.
@@ -26,7 +27,7 @@ pub(super) struct TagLists(Mutex<HashMap<Repository, Arc<tokio::sync::OnceCell<T
 impl TagLists {
     async fn get<S: Attachments>(&self, source: &S, repository: &Repository) -> Result<Tags> {
         let cell = {
-            let mut lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lists = locked(&self.0);
             lists.entry(repository.clone()).or_default().clone()
         };
         cell.get_or_try_init(|| source.tags(repository)).await.cloned()
@@ -65,7 +66,7 @@ pub(super) async fn find<S: Attachments + Names>(
     };
     let tags = tags.unwrap_or_else(|error| {
         // Whoever may only pull still finds each tag by its name.
-        if !matches!(error.kind(), Kind::Unauthorized(_) | Kind::Denied(_) | Kind::NotFound(_)) {
+        if !error.is_refusal() {
             trouble(error);
         }
         Tags::default()

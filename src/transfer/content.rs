@@ -1,7 +1,7 @@
 //! A blob of a plan, as the target sees it: read from the first repository that gives it.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -11,6 +11,7 @@ use super::{
     plan::BlobPlan,
     report::{Event, Observer},
 };
+use crate::lock::locked;
 use crate::tree::{Blobs, ByteStream, Content, Error, Kind, Result, images_dir::BlobFile};
 
 /// A blob at its source.
@@ -37,7 +38,7 @@ impl<S: Blobs, O: Observer> SourceBlob<S, O> {
 
     /// Whether it was the source that has failed, so that no other target will do better.
     pub(super) fn has_failed(&self) -> bool {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        locked(&self.failure).is_some()
     }
 
     fn failed(&self, error: Error) -> Error {
@@ -52,10 +53,7 @@ impl<S: Blobs, O: Observer> SourceBlob<S, O> {
             match self.source.read(repository, blob, offset..blob.size).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => {
-                    let elsewhere = matches!(
-                        error.kind(),
-                        Kind::NotFound(_) | Kind::Denied(_) | Kind::Unauthorized(_)
-                    );
+                    let elsewhere = error.is_refusal();
                     let first = failure.get_or_insert(error);
                     if !elsewhere {
                         return Err(first.clone());
@@ -111,7 +109,7 @@ impl<S: Blobs, O: Observer> Content for SourceBlob<S, O> {
 }
 
 fn note(failure: &Mutex<Option<Error>>, error: &Error) {
-    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+    *locked(failure) = Some(error.clone());
 }
 
 /// Content that is at hand, or comes from the source.

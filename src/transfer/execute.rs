@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     image::{Platform, View},
+    lock::locked,
     tree::{Blobs, Error, Kind, Names, Opened, Received, Receiver, Result, Sink},
 };
 
@@ -420,7 +421,7 @@ impl Places {
         let target = target.repository.registry().to_owned();
         let small = blob.descriptor.size <= SMALL_BLOB;
         let number = if small { self.concurrency.div_ceil(2) } else { self.concurrency };
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = locked(&self.places);
         let place = places.entry((source, target, small));
         place.or_insert_with(|| Arc::new(Semaphore::new(number))).clone()
     }
@@ -433,12 +434,12 @@ struct DiskFull(Mutex<Option<Error>>);
 impl DiskFull {
     fn note(&self, error: &Error) {
         if error.is_no_space() {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+            *locked(&self.0) = Some(error.clone());
         }
     }
 
     fn check(&self) -> Result<()> {
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*locked(&self.0) {
             Some(error) => Err(error.clone()),
             None => Ok(()),
         }

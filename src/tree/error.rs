@@ -138,6 +138,11 @@ impl Error {
         matches!(self.kind(), Kind::NotFound(_))
     }
 
+    /// Whether another repository may well have what this one does not give.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.kind(), Kind::NotFound(_) | Kind::Denied(_) | Kind::Unauthorized(_))
+    }
+
     /// Whether the other side has found that it lacks what a manifest names.
     pub fn is_incomplete(&self) -> bool {
         matches!(self.kind(), Kind::Incomplete(_))

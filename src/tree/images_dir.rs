@@ -237,7 +237,7 @@ impl ImagesDir {
 
     /// The file of `blob`, which has `size` bytes; verified, now if need be.
     pub async fn verified_file(&self, blob: Digest, size: u64) -> Result<BlobFile> {
-        self.blocking(move |inner| inner.blob_file(&inventory::plain_descriptor(blob, size))).await
+        self.blocking(move |inner| inner.blob_file(&Descriptor::new("", blob, size))).await
     }
 
     /// Where a mount of this tree keeps what it has fetched, unless it is told otherwise. A pull

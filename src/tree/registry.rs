@@ -19,7 +19,7 @@ mod upload;
 use std::{
     collections::HashMap,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use reqwest::{
@@ -42,6 +42,8 @@ use crate::image::{
     ACCEPT_MANIFESTS, Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, Reference,
     Repository, is_tag,
 };
+
+use crate::lock::locked;
 
 /// Tags asked for in one request. More than that is another kind of repository, in which names
 /// are better looked up one by one.
@@ -88,7 +90,7 @@ impl Registry {
 
     /// Registries that this run has found to lack the referrers API.
     pub fn without_referrers(&self) -> Vec<String> {
-        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let sessions = locked(&self.sessions);
         let lacking = sessions.iter().filter(|(_, s)| s.referrers_api.get() == Some(&false));
         lacking.map(|((registry, ..), _)| registry.clone()).collect()
     }
@@ -123,7 +125,7 @@ impl Registry {
     }
 
     fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
-        let mut repositories = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut repositories = locked(&self.repositories);
         if let Some(session) = repositories.get(repository) {
             return Ok(session.clone());
         }
@@ -143,7 +145,7 @@ impl Registry {
             credentials::stored_part(&self.config.credential_files, repository)
         };
         let key = (repository.registry().to_owned(), entry, part);
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = locked(&self.sessions);
         if let Some(session) = sessions.get(&key) {
             return Ok(session.clone());
         }
@@ -160,7 +162,7 @@ impl Registry {
     }
 
     fn client(&self, access: &Access) -> Result<Client> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = locked(&self.clients);
         if let Some(client) = clients.get(access) {
             return Ok(client.clone());
         }

@@ -103,14 +103,7 @@ impl Fake {
     }
 
     pub(super) fn with(base: Bytes, size: u64, digest: Digest, piece: u64) -> Arc<Self> {
-        let blob = Descriptor {
-            media_type: String::new(),
-            digest,
-            size,
-            platform: None,
-            urls: Vec::new(),
-            annotations: BTreeMap::new(),
-        };
+        let blob = Descriptor::new("", digest, size);
         Arc::new(Self(Arc::new(Inner {
             base,
             blob,

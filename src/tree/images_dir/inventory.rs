@@ -122,24 +122,13 @@ impl ImagesDir {
         for (index, image) in inventory.images.iter().enumerate() {
             for (digest, &size) in &image.blobs {
                 let need = inventory.needed.entry(*digest).or_insert_with(|| Need {
-                    descriptor: plain_descriptor(*digest, size),
+                    descriptor: Descriptor::new("", *digest, size),
                     images: Vec::new(),
                 });
                 need.images.push(index);
             }
         }
         Ok(inventory)
-    }
-}
-
-pub(super) fn plain_descriptor(digest: Digest, size: u64) -> Descriptor {
-    Descriptor {
-        media_type: String::new(),
-        digest,
-        size,
-        platform: None,
-        urls: Vec::new(),
-        annotations: BTreeMap::new(),
     }
 }
 

@@ -23,11 +23,12 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use crate::image::{Digest, Reference};
+use crate::lock::locked;
 
 const HEADER: &str = "imgfs records 1\n";
 
@@ -95,7 +96,7 @@ impl Records {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         // At worst, half of what was read is known, and something is hashed once more.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     /// Reads what other processes have added.

@@ -8,7 +8,7 @@ use std::{
     ops::Range,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
@@ -22,7 +22,8 @@ use super::{
     publish,
 };
 use crate::{
-    image::{Descriptor, Digest, Manifest, Repository, is_tag, referrers_tag},
+    image::{Descriptor, Digest, Repository, is_tag, referrers_tag},
+    lock::locked,
     tree::{Attachments, Blobs, ByteStream, Error, Kind, Result, Tags},
 };
 
@@ -230,7 +231,11 @@ impl Inner {
                     continue;
                 };
                 if let Some(subject) = manifest.subject().filter(|_| manifest.digest() == digest) {
-                    referrers.entry(subject.digest).or_default().push(descriptor_of(&manifest));
+                    referrers.entry(subject.digest).or_default().push(Descriptor::new(
+                        manifest.media_type(),
+                        digest,
+                        manifest.bytes().len() as u64,
+                    ));
                 }
             }
         }
@@ -298,17 +303,6 @@ fn damaged(path: &Path, what: Kind) -> Error {
     Error::new(SIDE, format_args!("reading {}", path.display()), Kind::Damaged(Box::new(what)))
 }
 
-fn descriptor_of(manifest: &Manifest) -> Descriptor {
-    Descriptor {
-        media_type: manifest.media_type().to_owned(),
-        digest: manifest.digest(),
-        size: manifest.bytes().len() as u64,
-        platform: None,
-        urls: Vec::new(),
-        annotations: BTreeMap::new(),
-    }
-}
-
 /// Manifests of a repository by the digest that their `subject` names.
 type Referrers = BTreeMap<Digest, Vec<Descriptor>>;
 
@@ -321,11 +315,11 @@ pub(super) struct ReferrersCache(Mutex<HashMap<Repository, (Stamps, Arc<Referrer
 
 impl ReferrersCache {
     fn get(&self, repository: &Repository) -> Option<(Stamps, Arc<Referrers>)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(repository).cloned()
+        locked(&self.0).get(repository).cloned()
     }
 
     fn put(&self, repository: &Repository, stamps: Stamps, referrers: Arc<Referrers>) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = locked(&self.0);
         known.insert(repository.clone(), (stamps, referrers));
     }
 }

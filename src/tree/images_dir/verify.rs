@@ -14,6 +14,7 @@ use std::{
 use super::{ImagesDir, Inventory, PARTIAL, hash_file};
 use crate::{
     image::{Descriptor, Digest, Reference, Repository},
+    lock::locked,
     tree::{Error, Result},
 };
 
@@ -181,7 +182,7 @@ impl ImagesDir {
                 let failure = match hashed {
                     Ok(hashed) if hashed.digest == digest => {
                         if recording && let Err(e) = inner.records.verified(digest, &hashed.meta) {
-                            *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+                            *locked(&trouble) = Some(e);
                         }
                         continue;
                     }
@@ -195,7 +196,7 @@ impl ImagesDir {
                     }
                     Err(e) => (digest, ProblemKind::Unreadable, e.to_string()),
                 };
-                failures.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
+                locked(&failures).push(failure);
             }
         };
         let threads =

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,8 @@ use reqwest::{Url, header::HeaderValue};
 use serde::Deserialize;
 
 use super::config::Credentials;
+
+use crate::lock::locked;
 
 /// What a registry wants to see in `Authorization`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +125,7 @@ pub(crate) struct Tokens(Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Tok
 
 impl Tokens {
     pub(crate) fn slot(&self, scope: &str) -> Arc<tokio::sync::Mutex<Option<Token>>> {
-        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = locked(&self.0);
         slots.entry(scope.to_owned()).or_default().clone()
     }
 }

@@ -1,11 +1,13 @@
 //! How much is asked of one registry at a time.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::lock::locked;
 
 /// Successes that it takes to raise a lowered limit by one.
 const SUCCESSES_TO_GROW: usize = 16;
@@ -104,7 +106,7 @@ impl Limiter {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         // Every change of the state is complete in itself, so a poisoned lock is still good.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 }
 

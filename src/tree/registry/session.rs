@@ -7,7 +7,7 @@ mod failure;
 use std::{
     fs,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -36,6 +36,7 @@ use super::{
 };
 use crate::{
     image::Repository,
+    lock::locked,
     tree::{Error, Kind, Result},
 };
 
@@ -453,7 +454,7 @@ impl Session {
                 .header(CONTENT_TYPE, media_type)
                 .body(content.clone()),
             Payload::Stream(body) => {
-                let body = body.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let body = locked(body).take();
                 let Some(body) = body else {
                     let reason = "it wants to have the content once more".to_owned();
                     return Err(self.error(ask.doing, Kind::Interrupted(reason)));
@@ -543,6 +544,11 @@ impl Session {
             Kind::Connect(format!("no answer within {:?}", self.config.connect_timeout))
         } else if error.is_timeout() {
             Kind::Stalled(self.config.stall_timeout)
+        } else if connecting && failure::is_lost_connection(&error) {
+            Kind::Interrupted(format!(
+                "it was closed as soon as it was made ({})",
+                root_cause(&error)
+            ))
         } else if connecting {
             Kind::Connect(root_cause(&error))
         } else if error.is_builder() {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use crate::{
     image::{
         Descriptor, Digest, Manifest, Reference, Repository, View, is_referrers_tag, referrers_tag,
     },
+    lock::locked,
     tree::{Kind, ManifestName, Names, Opened, Result, Sink},
 };
 
@@ -68,11 +69,6 @@ impl Holders {
             holders.retain(|holder| holder != repository);
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change is complete in itself.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl RegistrySink {

@@ -1,6 +1,6 @@
 //! How a session proves who it is: basic authentication, and tokens from token servers.
 
-use std::sync::{Arc, PoisonError, atomic::Ordering};
+use std::sync::{Arc, atomic::Ordering};
 
 use reqwest::{
     Response, Url,
@@ -18,6 +18,8 @@ use crate::tree::{
     },
 };
 
+use crate::lock::locked;
+
 /// How much of a token server's answer is read. Tokens with many scopes reach tens of kilobytes.
 const MAX_TOKEN_BODY: usize = 1 << 20;
 
@@ -30,13 +32,13 @@ enum Lookup {
 
 impl Session {
     fn scheme(&self) -> Option<Scheme> {
-        self.scheme.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.scheme).clone()
     }
 
     /// Notes what the registry asks for; `Scheme::None` is only noted where nothing is known, as
     /// some registries let some requests pass without credentials.
     pub(super) fn learn(&self, scheme: Scheme) {
-        let mut known = self.scheme.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = locked(&self.scheme);
         if known.is_none() || scheme != Scheme::None {
             *known = Some(scheme);
         }

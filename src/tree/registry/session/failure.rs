@@ -63,6 +63,27 @@ pub(super) fn root_cause(error: &dyn StdError) -> String {
     cause.to_string()
 }
 
+/// Whether a connection was made and then closed before a request could be sent on it. With TLS 1.3
+/// that is how the refusal of a client without certificate arrives when the registry is quick.
+pub(super) fn is_lost_connection(error: &(dyn StdError + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        return matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+        );
+    }
+    match error.source() {
+        Some(cause) => is_lost_connection(cause),
+        // What the HTTP library's pool says, which counts it among the failures to connect. The
+        // type is private to it.
+        None => ["checked out connection was closed", "request was canceled"]
+            .contains(&error.to_string().as_str()),
+    }
+}
+
 /// If TLS is what failed: why, in the user's words.
 pub(super) fn tls_failure(error: &(dyn StdError + 'static)) -> Option<String> {
     if let Some(tls) = error.downcast_ref::<rustls::Error>() {
