@@ -1,4 +1,4 @@
-//! What a transfer costs: imgfs against the cheapest client there can be, on the same bytes, in the same
+//! What a transfer, or a mount, costs: imgfs against the cheapest client there can be, on the same bytes, in the same
 //! minutes.
 //!
 //! `scripts/bench` makes the images and runs this. It starts Debian's `docker-registry` with them and then
@@ -11,12 +11,14 @@ mod directory;
 mod layout;
 mod link;
 mod measure;
+mod mount;
 mod places;
 mod pull;
 mod push;
 mod registry;
 mod report;
 mod rows;
+mod tally;
 mod targets;
 mod upload;
 
@@ -36,7 +38,7 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 #[derive(Parser)]
 #[command(
     bin_name = "scripts/bench",
-    about = "Measures imgfs pull, push, copy and verify against curl, cp and openssl"
+    about = "Measures imgfs pull, push, copy, verify and mount against curl, cp and openssl"
 )]
 struct Options {
     /// OCI layout with the images (scripts/make-images makes one)
@@ -88,6 +90,8 @@ enum Part {
     Copy,
     /// Copy from directory to directory
     Dir,
+    /// Reads through a mount
+    Mount,
 }
 
 fn main() -> ExitCode {
@@ -137,7 +141,7 @@ impl Bench {
             name.into()
         });
         // From directory to directory there are two of them on one file system.
-        let copies = if wants(&options, Part::Dir) { 2 } else { 1 };
+        let copies = if wants(&options, Part::Dir) || wants(&options, Part::Mount) { 2 } else { 1 };
         let workshop = Workshop::open(options.work.as_deref(), layout.bytes() * copies)?;
         let registry = Registry::start(&seeded, &layout, workshop.path())?;
         Ok(Some(Self { options, imgfs, layout, registry, workshop }))
@@ -153,6 +157,7 @@ impl Bench {
             (Part::Push, Self::push),
             (Part::Copy, Self::copy),
             (Part::Dir, Self::directories),
+            (Part::Mount, Self::mount),
         ] {
             if wants(&self.options, part) {
                 measure(&mut self, &mut report)?;

@@ -118,3 +118,10 @@ fn parse(figures: &str, wall: Duration) -> Option<Usage> {
     let cpu = Duration::try_from_secs_f64(seconds()? + seconds()?).ok()?;
     Some(Usage { wall, cpu, peak_rss_kib: words.next()?.parse().ok()? })
 }
+
+pub(crate) fn median<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
+    let mut values: Vec<T> = values.collect();
+    values.sort_unstable();
+    let middle = values.len() / 2;
+    values.into_iter().nth(middle)
+}

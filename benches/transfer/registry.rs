@@ -142,6 +142,14 @@ impl Registry {
         &self.storage
     }
 
+    /// Stops it, or lets it go on: its connections stay, and nothing comes.
+    pub(crate) fn pause(&self, stop: bool) -> Result<()> {
+        use rustix::process::{Pid, Signal, kill_process};
+        let id = i32::try_from(self.child.id())?;
+        let id = Pid::from_raw(id).ok_or("the registry has no process")?;
+        Ok(kill_process(id, if stop { Signal::STOP } else { Signal::CONT })?)
+    }
+
     /// Counts the lines of the access log, once it has stopped growing.
     pub(crate) fn requests(&self) -> Result<Requests> {
         let length = || std::fs::metadata(&self.access_log).map(|m| m.len());

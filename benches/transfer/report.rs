@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use crate::layout::Layout;
 use crate::link::Link;
-use crate::measure::Usage;
+use crate::measure::{Usage, median};
 use crate::registry::Requests;
 use crate::rows::Row;
+use crate::tally::Tally;
+use crate::targets::Target;
 
 /// What one first run and the run after it took.
 #[derive(Clone)]
@@ -35,6 +37,8 @@ pub(crate) struct Report {
     blobs: u64,
     pub(crate) link: Option<Link>,
     link_cpu: Vec<Duration>,
+    tallies: Vec<Tally>,
+    bounds: Vec<Target>,
 }
 
 impl Report {
@@ -58,6 +62,8 @@ impl Report {
             blobs: layout.blob_count() as u64,
             link: None,
             link_cpu: Vec::new(),
+            tallies: Vec::new(),
+            bounds: Vec::new(),
         }
     }
 
@@ -114,6 +120,15 @@ impl Report {
         self.link_cpu.push(cpu);
     }
 
+    pub(crate) fn tally(&mut self, tally: Tally) {
+        self.tallies.push(tally);
+    }
+
+    /// Something that was counted, and the most that it may be.
+    pub(crate) fn bound(&mut self, what: &str, found: u64, most: u64) {
+        self.bounds.push((found <= most, format!("{what}: {found} (at most {most})")));
+    }
+
     /// Prints everything to standard output; returns how many targets were missed.
     pub(crate) fn print(&self) -> usize {
         println!("{}", self.title);
@@ -163,7 +178,10 @@ impl Report {
             |place| self.wall(place, Row::DirCp),
         );
         self.print_shared();
-        let targets = self.targets();
+        self.tallies.iter().for_each(Tally::print);
+        let mut targets = self.targets();
+        targets.extend(self.tallies.iter().flat_map(Tally::targets));
+        targets.extend(self.bounds.iter().cloned());
         println!("\nTargets:\n");
         for (reached, text) in &targets {
             println!("- {} {text}", if *reached { "OK  " } else { "MISS" });
@@ -333,13 +351,6 @@ impl Report {
             .max()
             .unwrap_or(0)
     }
-}
-
-fn median<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
-    let mut values: Vec<T> = values.collect();
-    values.sort_unstable();
-    let middle = values.len() / 2;
-    values.into_iter().nth(middle)
 }
 
 /// With three digits or so.

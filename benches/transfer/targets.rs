@@ -29,7 +29,7 @@ const REQUESTS_PER_PUSHED_NAME: u64 = 1;
 const DIRECTORY: Duration = Duration::from_millis(100);
 
 /// Whether it was reached, and how.
-type Target = (bool, String);
+pub(crate) type Target = (bool, String);
 
 impl Report {
     /// What was measured against what was wanted.

@@ -71,7 +71,8 @@ impl Files {
             }
             _ => None,
         };
-        let keep = self.may_keep(ino, handle.is_certain(), mode.opens > 0);
+        let is_certain = handle.is_certain();
+        let keep = self.may_keep(ino, is_certain, mode.opens > 0);
         mode.opens += 1;
         mode.backing = backing.as_ref().map(Arc::downgrade);
         let file = OpenFile { handle: Arc::new(handle), _backing: backing.clone() };
@@ -80,6 +81,10 @@ impl Files {
             Some(backing) => {
                 reply.opened_passthrough(FileHandle(fh), FopenFlags::empty(), &backing);
             }
+            // What has not been verified comes from us each time, so that whoever has begun to
+            // read what turns out to be wrong gets no right end from the kernel's memory. It is
+            // one copy less, too.
+            None if !is_certain => reply.opened(FileHandle(fh), FopenFlags::FOPEN_DIRECT_IO),
             // An inode never changes its content: that would be another inode.
             None if keep => reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE),
             None => reply.opened(FileHandle(fh), FopenFlags::empty()),

@@ -1,0 +1,127 @@
+//! What is local: one large file by `fio`, and very many entries by `find`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::measure::Job;
+use crate::report::Report;
+use crate::tally::{Goal, Tally};
+use crate::{Bench, Result};
+
+/// Entries of the tree that `find` walks: tags in repositories.
+const REPOSITORIES: usize = 1000;
+const TAGS: usize = 100;
+
+impl Bench {
+    /// The largest blob, whole in a directory: the file itself, and through the mount.
+    pub(super) fn local_reads(&mut self, report: &mut Report) -> Result<()> {
+        let place = self.workshop.places().swap_remove(0);
+        place.clear()?;
+        self.imgfs_pull(&place.images_dir(), &self.registry.host()).run()?;
+        let digest = &self.layout.blobs[0].digest;
+        let native = place.images_dir().join("blobs").join(digest);
+        for block in ["1M", "128k"] {
+            let mut cold = Tally::new(format!("A local blob, blocks of {block}, from the disk"));
+            let mut hot = Tally::new(format!("A local blob, blocks of {block}, read before"));
+            for round in 0..self.options.rounds {
+                self.progress(round, place.name, &format!("local reads of {block}"));
+                let mut measure = |name: &str, path: &Path, goals: [Option<Goal>; 2]| {
+                    self.workshop.settle()?;
+                    cold.add(name, goals[0], fio(path, block)?);
+                    hot.add(name, goals[1], fio(path, block)?);
+                    Ok::<_, Box<dyn std::error::Error>>(())
+                };
+                measure("the file itself", &native, [None, None])?;
+                let daemon = self.mounted(&place.images_dir(), ["--offline"])?;
+                let goal = Some(Goal::Speed(0.95));
+                measure("**mount**, passthrough", &daemon.blob(digest), [goal, goal])?;
+                drop(daemon);
+                let daemon =
+                    self.mounted(&place.images_dir(), ["--offline", "--no-passthrough"])?;
+                let goals = [Some(Goal::Speed(0.65)), None];
+                measure("**mount**, no passthrough", &daemon.blob(digest), goals)?;
+            }
+            report.tally(cold);
+            report.tally(hot);
+        }
+        place.clear()
+    }
+
+    /// `find` over 100,000 files.
+    pub(super) fn many_entries(&mut self, report: &mut Report) -> Result<()> {
+        let place = self.workshop.places().swap_remove(0);
+        place.clear()?;
+        let tree = place.images_dir();
+        let small = self.layout.images_at(&self.registry.host()).next().ok_or("no image")?;
+        Job::new(&self.imgfs)
+            .args(["pull", "--plain-http", "--quiet", "--images-dir"])
+            .arg(&tree)
+            .arg(&small)
+            .run()?;
+        let tags = tags_of(&tree, &small);
+        let tag = fs::read_dir(&tags)?.next().ok_or("no tag")??.path();
+        for repository in 0..REPOSITORIES {
+            let directory =
+                tree.join(format!("registry.example/project/app-{repository}/manifests"));
+            fs::create_dir_all(&directory)?;
+            for number in 0..TAGS {
+                fs::copy(&tag, directory.join(format!("1.{number}")))?;
+            }
+        }
+        let mut first = Tally::new("`find -type f -printf '%s %p\\n'` over 100,000 files, first");
+        let mut again = Tally::new("the same, again");
+        for round in 0..self.options.rounds {
+            self.progress(round, place.name, "find");
+            self.workshop.settle()?;
+            let daemon = self.mounted(&tree, ["--offline"])?;
+            // Both from a warm disk: what is compared is the way, and the daemon reads the same directories.
+            find(&tree)?;
+            first.add("ext4", None, find(&tree)?);
+            again.add("ext4", None, find(&tree)?);
+            first.add("**mount**", Some(Goal::Time(3.5)), find(&daemon.mountpoint)?);
+            again.add("**mount**", Some(Goal::Time(1.2)), find(&daemon.mountpoint)?);
+        }
+        report.tally(first);
+        report.tally(again);
+        place.clear()
+    }
+}
+
+/// Where the tags of an image are.
+fn tags_of(tree: &Path, image: &str) -> PathBuf {
+    let repository = image.rsplit_once(':').map_or(image, |(repository, _)| repository);
+    tree.join(repository).join("manifests")
+}
+
+fn find(directory: &Path) -> Result<Duration> {
+    let job = Job::new("find").arg(directory).args(["-type", "f", "-printf", "%s %p\\n"]);
+    Ok(job.run()?.wall)
+}
+
+/// Reads a file from beginning to end; the time is what `fio` says that the reads took.
+fn fio(path: &Path, block: &str) -> Result<Duration> {
+    // A colon in a name means two files to fio.
+    let link = std::env::temp_dir().join(format!("imgfs-bench-{}.fio", std::process::id()));
+    let _ = fs::remove_file(&link);
+    std::os::unix::fs::symlink(path, &link)?;
+    let output = Command::new("fio")
+        .args(["--name=read", "--readonly", "--rw=read", "--ioengine=psync", "--invalidate=0"])
+        .args(["--output-format=json", &format!("--bs={block}")])
+        .arg(format!("--filename={}", link.display()))
+        .output()
+        .map_err(|e| format!("fio: {e} (Debian's package is called fio)"))?;
+    fs::remove_file(&link)?;
+    if !output.status.success() {
+        return Err(format!("fio: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    let said = String::from_utf8_lossy(&output.stdout);
+    // Warnings may stand before it.
+    let json = said.get(said.find('{').unwrap_or(0)..).unwrap_or_default();
+    let found: serde_json::Value = serde_json::from_str(json)?;
+    let read = &found["jobs"][0]["read"];
+    let rate = read["bw_bytes"].as_f64().filter(|rate| *rate > 0.0).ok_or("fio gives no rate")?;
+    let bytes = read["io_bytes"].as_f64().ok_or("fio gives no bytes")?;
+    Ok(Duration::from_secs_f64(bytes / rate))
+}
