@@ -134,8 +134,8 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
     /// What the kernel is told of a failure; and a line for those who look after it.
     fn failed(&self, error: &ViewError) -> Errno {
         let errno = errno(error);
-        // What is not there is no trouble.
-        if errno.code() != Errno::ENOENT.code() {
+        // What is not there is no trouble, nor what is not there any more: the kernel looks again.
+        if ![Errno::ENOENT.code(), Errno::ESTALE.code()].contains(&errno.code()) {
             self.log.failure(&error.to_string());
         }
         errno
@@ -224,14 +224,21 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
         &self,
         listing: &Listing,
         offset: u64,
-        mut add: impl FnMut(u64, &str, bool) -> Result<bool, ViewError>,
+        mut add: impl FnMut(u64, &Listed) -> Result<bool, ViewError>,
     ) -> Result<(), ViewError> {
-        let dots = [(".", true), ("..", true)];
-        let entries =
-            listing.entries.iter().map(|(name, is_directory)| (name.as_str(), *is_directory));
+        let dots = [
+            Listed { name: ".", is_directory: true, which: Which::Dot(listing.ino) },
+            Listed { name: "..", is_directory: true, which: Which::Dot(listing.parent) },
+        ];
+        let entries = listing.entries.iter().enumerate();
+        let entries = entries.map(|(at, (name, is_directory))| Listed {
+            name,
+            is_directory: *is_directory,
+            which: Which::Entry(at),
+        });
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (at, (name, is_directory)) in dots.into_iter().chain(entries).enumerate().skip(skip) {
-            if add(at as u64 + 1, name, is_directory)? {
+        for (at, entry) in dots.into_iter().chain(entries).enumerate().skip(skip) {
+            if add(at as u64 + 1, &entry)? {
                 break;
             }
         }
@@ -239,11 +246,27 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
     }
 }
 
+/// One line of a directory.
+struct Listed<'a> {
+    name: &'a str,
+    is_directory: bool,
+    which: Which,
+}
+
+enum Which {
+    /// A directory with this number that has no name of its own here.
+    Dot(u64),
+    /// The entry of the listing.
+    Entry(usize),
+}
+
 impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // What the kernel does not have, it does not need to have.
         let _ = config
             .add_capabilities(InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS);
+        // What has not been verified is read directly, and can be mapped all the same.
+        let _ = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
         let _ = config.set_max_background(BACKGROUND);
         let _ = config.set_congestion_threshold(BACKGROUND * 3 / 4);
         if self.shared.options.passthrough {
@@ -366,14 +389,13 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
         let Some(listing) = shared.files.directory(fh.0) else {
             return reply.error(Errno::EBADF);
         };
-        let listed = shared.listed(&listing, offset, |next, name, is_directory| {
-            let ino = match name {
-                "." => listing.ino,
-                ".." => listing.parent,
-                _ => shared.view.number_of(&listing, name, is_directory),
+        let listed = shared.listed(&listing, offset, |next, entry| {
+            let ino = match entry.which {
+                Which::Dot(ino) => ino,
+                Which::Entry(_) => shared.view.number_of(&listing, entry.name),
             };
-            let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
-            Ok(reply.add(INodeNo(ino), next, kind, name))
+            let kind = if entry.is_directory { FileType::Directory } else { FileType::RegularFile };
+            Ok(reply.add(INodeNo(ino), next, kind, entry.name))
         });
         match listed {
             Ok(()) => reply.ok(),
@@ -393,28 +415,30 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
         let Some(listing) = shared.files.directory(fh.0) else {
             return reply.error(Errno::EBADF);
         };
-        let listed = shared.listed(&listing, offset, |next, name, is_directory| {
-            let is_dot = matches!(name, "." | "..");
-            let entry = if is_dot {
-                let ino = if name == "." { listing.ino } else { listing.parent };
-                let attributes = Attributes { ino, is_directory: true, size: 0, mtime: (0, 0) };
-                Entry { attributes, ttl: Duration::ZERO }
-            } else {
-                match shared.view.listed(&listing, name, is_directory)? {
+        let listed = shared.listed(&listing, offset, |next, line| {
+            let entry = match line.which {
+                Which::Dot(ino) => {
+                    let attributes = Attributes { ino, is_directory: true, size: 0, mtime: (0, 0) };
+                    Entry { attributes, ttl: Duration::ZERO }
+                }
+                Which::Entry(at) => match shared.view.listed(&listing, at)? {
                     Some(entry) => entry,
                     // It has gone since the directory was opened.
                     None => return Ok(false),
-                }
+                },
             };
             let (ino, attr) = (entry.attributes.ino, shared.attr(&entry.attributes));
-            let full = reply.add(INodeNo(ino), next, name, &entry.ttl, &attr, Generation(0));
-            if full && !is_dot {
+            let full = reply.add(INodeNo(ino), next, line.name, &entry.ttl, &attr, Generation(0));
+            if full && matches!(line.which, Which::Entry(_)) {
                 shared.view.forget(ino, 1);
             }
             Ok(full)
         });
         match listed {
-            Ok(()) => reply.ok(),
+            Ok(()) => {
+                reply.ok();
+                listing.look_ahead();
+            }
             Err(error) => reply.error(shared.failed(&error)),
         }
     }

@@ -11,15 +11,16 @@
 
 mod catalogue;
 mod handle;
+mod listing;
 mod names;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     ffi::OsStr,
-    fs::{self, Metadata},
+    fs::{self, File, Metadata},
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -34,6 +35,7 @@ use futures_util::{
 use tokio::task::JoinHandle;
 
 pub use handle::{Handle, RemoteBlob};
+pub use listing::Listing;
 pub use table::ROOT;
 
 use catalogue::Catalogue;
@@ -53,9 +55,6 @@ use crate::{
 
 /// How long the kernel may keep what cannot change: what is named by its digest.
 const FOR_GOOD: Duration = Duration::from_secs(24 * 3600);
-
-/// How long it may keep what somebody may change in the images_dir.
-const FOR_NOW: Duration = Duration::from_secs(1);
 
 /// How long it may keep that something is not there.
 const ABSENT: Duration = Duration::from_secs(2);
@@ -114,19 +113,6 @@ impl Question {
     pub fn name(&self) -> &Reference {
         &self.name
     }
-}
-
-/// What is in a directory, by name, at one moment.
-#[derive(Debug, Default)]
-pub struct Listing {
-    /// The names with what they are, in order.
-    pub entries: Vec<(String, bool)>,
-    /// The directory itself.
-    pub ino: u64,
-    /// The one above it.
-    pub parent: u64,
-    /// Whether it is what it was the last time that it was listed.
-    pub unchanged: bool,
 }
 
 /// A failure of the view that is none of a tree.
@@ -272,46 +258,11 @@ impl<S: Names + Blobs + Attachments> View<S> {
         self.look(&below(&above, name))
     }
 
-    /// What a name is that was found when its directory was listed, without asking anybody. What
-    /// would have to be asked for is told as it was, or as nothing much, and holds for no time.
-    pub fn listed(
-        &self,
-        listing: &Listing,
-        name: &str,
-        is_directory: bool,
-    ) -> Result<Option<Entry>, ViewError> {
-        let path = below(&self.path_of(listing.ino)?, name);
-        let question = match self.look(&path) {
-            Ok(Found::Entry(entry)) => return Ok(Some(entry)),
-            Ok(Found::Absent(_)) if is_directory => return Ok(None),
-            Ok(Found::Absent(_)) | Err(ViewError::Offline(_)) => None,
-            Ok(Found::Ask(question)) => Some(question),
-            Err(error) => return Err(error),
-        };
-        let known = question.and_then(|question| {
-            let catalogue = locked(&self.catalogue);
-            let (manifest, _) = catalogue.manifest(&question.name)?;
-            Some((question, manifest.clone()))
-        });
-        let entry = match known {
-            Some((question, manifest)) => self.manifest(&path, &question.name, &manifest),
-            None => {
-                let ino = self.tell(&path, b"unknown", Kind::Unknown);
-                let mtime = published_time(None);
-                let attributes = Attributes { ino, is_directory: false, size: 0, mtime };
-                Entry { attributes, ttl: Duration::ZERO }
-            }
-        };
-        Ok(Some(Entry { ttl: Duration::ZERO, ..entry }))
-    }
-
-    /// The number of something that was found when its directory was listed, if it is not told more
-    /// of it.
-    pub fn number_of(&self, listing: &Listing, name: &str, is_directory: bool) -> u64 {
-        let Ok(above) = self.path_of(listing.ino) else { return listing.ino };
-        let path = below(&above, name);
-        let _ = is_directory;
-        locked(&self.table).number(&path, &[])
+    /// Whether a blob in the images_dir has been cut short by a KubeKey that was killed: it is as
+    /// good as none.
+    fn has_other_size(&self, blob: Option<&Digest>, size: u64) -> bool {
+        let Some(digest) = blob else { return false };
+        locked(&self.catalogue).blob(digest).is_some_and(|blob| blob.descriptor.size != size)
     }
 
     fn look(&self, path: &str) -> Result<Found, ViewError> {
@@ -402,27 +353,26 @@ impl<S: Names + Blobs + Attachments> View<S> {
         if !meta.is_file() {
             return Ok(None);
         }
-        if let Form::Blob(digest) = form {
-            // A blob that a killed KubeKey has cut short is as good as none.
-            let stated = locked(&self.catalogue).blob(digest).map(|b| b.descriptor.size);
-            if stated.is_some_and(|stated| stated != meta.len()) {
-                return Ok(None);
-            }
+        if let Form::Blob(digest) = form
+            && self.has_other_size(Some(digest), meta.len())
+        {
+            return Ok(None);
         }
-        let (content, ttl) = match form {
-            Form::Blob(_) => (Vec::new(), FOR_GOOD),
-            Form::Manifest(name) if name.digest().is_some() => (Vec::new(), FOR_GOOD),
-            // The file of a tag is replaced when the tag moves.
-            _ => {
-                let (seconds, nanoseconds) = mtime_of(&meta);
-                let stamp = format!("{}.{seconds}.{nanoseconds}", meta.len());
-                (stamp.into_bytes(), FOR_NOW)
-            }
+        let has_digest = match form {
+            Form::Blob(_) => true,
+            Form::Manifest(name) => name.digest().is_some(),
+            _ => false,
         };
-        let ino = self.tell(path, &content, Kind::Local);
-        let attributes =
-            Attributes { ino, is_directory: false, size: meta.len(), mtime: mtime_of(&meta) };
-        Ok(Some(Entry { attributes, ttl }))
+        Ok(Some(self.local_file(path, has_digest, meta.len(), mtime_of(&meta))))
+    }
+
+    /// A file in the images_dir. Unless it is named by its digest, it is replaced when a tag moves.
+    fn local_file(&self, path: &str, has_digest: bool, size: u64, mtime: (i64, u32)) -> Entry {
+        let (ino, ttl) = match has_digest {
+            true => (self.tell(path, &[], Kind::Local), FOR_GOOD),
+            false => (self.tell(path, &stamp(size, mtime), Kind::LocalTag), self.settings.tag_ttl),
+        };
+        Entry { attributes: Attributes { ino, is_directory: false, size, mtime }, ttl }
     }
 
     fn tell(&self, path: &str, content: &[u8], kind: Kind) -> u64 {
@@ -466,16 +416,24 @@ impl<S: Names + Blobs + Attachments> View<S> {
     pub fn attributes(&self, ino: u64) -> Result<Entry, ViewError> {
         let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
         let of_file = |size, mtime| Attributes { ino, is_directory: false, size, mtime };
+        let mut ttl = FOR_GOOD;
         let attributes = match node.kind {
             Kind::Directory => {
                 let local = fs::metadata(self.local_path(&node.path)).ok().filter(Metadata::is_dir);
                 let mtime = local.as_ref().map_or_else(|| published_time(None), mtime_of);
                 Attributes { ino, is_directory: true, size: 0, mtime }
             }
-            Kind::Unknown => of_file(0, published_time(None)),
-            Kind::Local => {
+            Kind::Unknown => {
+                ttl = Duration::ZERO;
+                of_file(0, published_time(None))
+            }
+            Kind::Local | Kind::LocalTag => {
                 let file = self.local_path(&node.path);
                 let meta = fs::metadata(&file).map_err(|e| Error::io(&file, "looking up", e))?;
+                if node.kind == Kind::LocalTag {
+                    self.check_stamp(ino, &node.path, &meta)?;
+                    ttl = self.settings.tag_ttl;
+                }
                 of_file(meta.len(), mtime_of(&meta))
             }
             Kind::Blob(digest) => {
@@ -486,11 +444,21 @@ impl<S: Names + Blobs + Attachments> View<S> {
             Kind::Manifest(digest) => {
                 let manifest = self.known_manifest(&node.path, &digest)?;
                 let is_tag = !node.path.ends_with(&digest.to_string());
+                if is_tag {
+                    ttl = self.settings.tag_ttl;
+                }
                 let size = manifest.bytes().len() as u64;
                 of_file(size, published_time(is_tag.then_some(&digest)))
             }
         };
-        Ok(Entry { attributes, ttl: FOR_NOW })
+        Ok(Entry { attributes, ttl })
+    }
+
+    /// Whether the file of a tag is still the one that the kernel knows. If not, it has to look the
+    /// name up again; it does that by itself.
+    fn check_stamp(&self, ino: u64, path: &str, meta: &Metadata) -> Result<(), ViewError> {
+        let now = locked(&self.table).number(path, &stamp(meta.len(), mtime_of(meta)));
+        if now == ino { Ok(()) } else { Err(ViewError::Stale) }
     }
 
     fn known_manifest(&self, path: &str, digest: &Digest) -> Result<Manifest, ViewError> {
@@ -498,51 +466,6 @@ impl<S: Names + Blobs + Attachments> View<S> {
         let catalogue = locked(&self.catalogue);
         let manifest = catalogue.manifest_by_digest(name.repository(), digest);
         manifest.cloned().ok_or(ViewError::Stale)
-    }
-
-    // --- directories ---
-
-    /// What is in the directory `ino`.
-    pub fn list(&self, ino: u64) -> Result<Listing, ViewError> {
-        let path = self.path_of(ino)?;
-        let dir = self.local_path(&path);
-        let mut entries: BTreeMap<String, bool> = BTreeMap::new();
-        let stamp = match fs::metadata(&dir) {
-            Ok(meta) if meta.is_dir() => {
-                let failed = |e| Error::io(&dir, "reading", e);
-                for entry in fs::read_dir(&dir).map_err(failed)? {
-                    let entry = entry.map_err(failed)?;
-                    let Ok(name) = entry.file_name().into_string() else { continue };
-                    let kind = entry.file_type().map_err(failed)?;
-                    let is_directory = match kind.is_symlink() {
-                        // Whoever puts a registry on another disk means it.
-                        true => fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir()),
-                        false => kind.is_dir(),
-                    };
-                    if is_directory || kind.is_file() || kind.is_symlink() {
-                        entries.insert(name, is_directory);
-                    }
-                }
-                i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
-            }
-            _ => 0,
-        };
-        let generation = {
-            let catalogue = locked(&self.catalogue);
-            for (name, is_directory) in catalogue.list(&path) {
-                entries.entry(name.to_owned()).or_insert(is_directory);
-            }
-            catalogue.generation()
-        };
-        if path.is_empty() {
-            entries.insert("blobs".to_owned(), true);
-        }
-        entries.retain(|name, _| !names::is_own(&below(&path, name)));
-        let now = (stamp, generation);
-        let unchanged = locked(&self.listed).insert(ino, now) == Some(now);
-        let above = path.rsplit_once('/').map_or("", |(above, _)| above);
-        let parent = locked(&self.table).number(above, &[]);
-        Ok(Listing { entries: entries.into_iter().collect(), ino, parent, unchanged })
     }
 
     // --- files ---
@@ -554,10 +477,16 @@ impl<S: Names + Blobs + Attachments> View<S> {
             Kind::Directory => Err(ViewError::Wrong(io::ErrorKind::IsADirectory)),
             // Looking it up, which comes before opening, makes something else of it.
             Kind::Unknown => Err(ViewError::Stale),
-            Kind::Local => match form(&node.path) {
-                Form::Blob(_) => Ok(None),
-                _ => Ok(Some(Handle::of_file(&self.local_path(&node.path))?)),
-            },
+            Kind::Local if matches!(form(&node.path), Form::Blob(_)) => Ok(None),
+            Kind::Local | Kind::LocalTag => {
+                let path = self.local_path(&node.path);
+                let file = File::open(&path).map_err(|e| Error::io(&path, "opening", e))?;
+                if node.kind == Kind::LocalTag {
+                    let meta = file.metadata().map_err(|e| Error::io(&path, "opening", e))?;
+                    self.check_stamp(ino, &node.path, &meta)?;
+                }
+                Ok(Some(Handle::File(file)))
+            }
             Kind::Manifest(digest) => {
                 let manifest = self.known_manifest(&node.path, &digest)?;
                 Ok(Some(Handle::Content(manifest.bytes().clone())))
@@ -615,12 +544,26 @@ pub struct Space {
 
 /// The path of `name` in the directory `above`.
 fn below(above: &str, name: &str) -> String {
-    if above.is_empty() { name.to_owned() } else { format!("{above}/{name}") }
+    if above.is_empty() {
+        return name.to_owned();
+    }
+    let mut path = String::with_capacity(above.len() + 1 + name.len());
+    path.extend([above, "/", name]);
+    path
 }
 
 fn mtime_of(meta: &Metadata) -> (i64, u32) {
     // Nanoseconds are below 10^9.
     (meta.mtime(), u32::try_from(meta.mtime_nsec()).unwrap_or(0))
+}
+
+/// What tells one file of a tag from the next.
+fn stamp(size: u64, (seconds, nanoseconds): (i64, u32)) -> [u8; 20] {
+    let mut stamp = [0; 20];
+    stamp[..8].copy_from_slice(&size.to_le_bytes());
+    stamp[8..16].copy_from_slice(&seconds.to_le_bytes());
+    stamp[16..].copy_from_slice(&nanoseconds.to_le_bytes());
+    stamp
 }
 
 /// Whether `path` is where a mount could be: an empty directory.

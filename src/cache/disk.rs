@@ -256,6 +256,7 @@ impl Core {
         let mut new = Blob::new(id, key, self.extent_blocks, place);
         new.handles = blob.handles;
         new.mismatches = blob.mismatches;
+        new.mismatch = blob.mismatch.take();
         new.lent = blob.lent;
         new.origin = blob.origin.take();
         new.ignores_ranges = blob.ignores_ranges;

@@ -162,9 +162,9 @@ impl Core {
         }
         let doing = format!("reading blob {}", key.digest);
         let error = Error::new(SIDE, doing, Kind::Digest { expected: key.digest, found });
-        let failed = Failed { error, origin: 0 };
-        blob.fail(0..u32::MAX, &failed);
-        blob.mismatches = blob.mismatches.wrapping_add(1);
+        blob.mismatches += 1;
+        blob.mismatch = Some(error.clone());
+        blob.fail(0..u32::MAX, &Failed { error, origin: 0 });
         state.counts.errors += 1;
         self.reset(&mut state, key, Place::New);
     }

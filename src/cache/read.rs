@@ -100,9 +100,16 @@ impl CachedBlob {
 
     /// How often the content has turned out to be wrong. Whoever has read something before it
     /// changes has perhaps read wrong bytes.
-    pub fn mismatches(&self) -> u32 {
+    pub fn mismatches(&self) -> u64 {
         let state = self.handle.core.lock();
         state.blobs.get(&self.handle.key).map_or(0, |blob| blob.mismatches)
+    }
+
+    /// What was wrong, if it has been since [`CachedBlob::mismatches`] was so many.
+    pub fn mismatch_since(&self, mismatches: u64) -> Option<Error> {
+        let state = self.handle.core.lock();
+        let blob = state.blobs.get(&self.handle.key)?;
+        blob.mismatch.clone().filter(|_| blob.mismatches != mismatches)
     }
 
     /// Whether all of it is here and has been verified.

@@ -207,7 +207,9 @@ pub(super) struct Blob {
     pub quiet_until: Option<Instant>,
     pub origin: Option<Arc<dyn Origin>>,
     /// How often its content has turned out to be wrong since it was opened first.
-    pub mismatches: u32,
+    pub mismatches: u64,
+    /// The last of these times.
+    pub mismatch: Option<Error>,
     pub handles: u32,
     /// Handles that have given the file away.
     pub lent: u32,
@@ -280,6 +282,7 @@ impl Blob {
             quiet_until: None,
             origin: None,
             mismatches: 0,
+            mismatch: None,
             handles: 0,
             lent: 0,
         }

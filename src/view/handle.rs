@@ -1,6 +1,6 @@
 //! Open files.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{fs::File, io, os::unix::fs::FileExt};
 
 use bytes::Bytes;
 
@@ -25,19 +25,14 @@ pub enum Handle {
 pub struct RemoteBlob {
     blob: CachedBlob,
     /// How often its content had been wrong when it was opened.
-    mismatches: u32,
+    mismatches: u64,
 }
 
 impl RemoteBlob {
     /// Whoever has begun to read what was wrong does not read on when it is fetched anew: the
-    /// beginning would be wrong, and the end right.
+    /// beginning would be wrong, and the end right. It has to be opened again.
     fn check(&self) -> Result<()> {
-        if self.blob.mismatches() == self.mismatches {
-            return Ok(());
-        }
-        let reason = io::Error::other("its content was wrong; it has to be opened again");
-        let doing = format_args!("reading blob {}", self.blob.digest());
-        Err(Error::new("mount", doing, reason))
+        self.blob.mismatch_since(self.mismatches).map_or(Ok(()), Err)
     }
 }
 
@@ -45,10 +40,6 @@ impl Handle {
     pub(super) fn of_remote(blob: CachedBlob) -> Self {
         let mismatches = blob.mismatches();
         Self::Remote(RemoteBlob { blob, mismatches })
-    }
-
-    pub(super) fn of_file(path: &Path) -> Result<Self> {
-        File::open(path).map(Self::File).map_err(|e| Error::io(path, "opening", e))
     }
 
     /// The file that the kernel could as well read itself.

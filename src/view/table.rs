@@ -1,6 +1,9 @@
 //! Inodes: their numbers, and those that the kernel knows at the moment.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+};
 
 use sha2::{Digest as _, Sha256};
 
@@ -11,8 +14,10 @@ pub const ROOT: u64 = 1;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Directory,
-    /// A file in the images_dir.
+    /// A file in the images_dir that is named by its digest.
     Local,
+    /// Another file there, which may be replaced.
+    LocalTag,
     /// A manifest that is not in the images_dir, by its digest.
     Manifest(crate::image::Digest),
     /// A blob that is not in the images_dir.
@@ -31,13 +36,34 @@ pub(super) struct Node {
     lookups: u64,
 }
 
-/// The inodes that the kernel knows.
-pub(super) struct Table(HashMap<u64, Node>);
+/// The inodes that the kernel knows. Their numbers are hashes already.
+pub(super) struct Table(HashMap<u64, Node, BuildHasherDefault<Number>>);
+
+/// The hash of a number that is one.
+#[derive(Default)]
+pub(super) struct Number(u64);
+
+impl Hasher for Number {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The table takes the highest bits for itself, and of these one is always 0.
+        self.0 = number << 1;
+    }
+}
 
 impl Table {
     pub(super) fn new() -> Self {
         let root = Node { path: "".into(), kind: Kind::Directory, lookups: 1 };
-        Self([(ROOT, root)].into())
+        Self([(ROOT, root)].into_iter().collect())
     }
 
     pub(super) fn get(&self, ino: u64) -> Option<&Node> {

@@ -242,7 +242,7 @@ async fn what_was_declared_is_listed_before_anybody_has_looked() {
     let manifests = scene.walk("r.io/a/manifests").await.unwrap().unwrap().attributes.ino;
     assert_eq!(scene.names(manifests), ["1"]);
     let listing = scene.view.list(manifests).unwrap();
-    let entry = scene.view.listed(&listing, "1", false).unwrap().unwrap();
+    let entry = scene.view.listed(&listing, 0).unwrap().unwrap();
     assert_eq!(entry.ttl, Duration::ZERO, "so that it is looked up when it matters");
     assert_eq!(scene.source.asked(), 0);
     scene.source.put("r.io/a:1", "");

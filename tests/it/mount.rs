@@ -414,6 +414,30 @@ fn a_tag_that_moves_is_noticed() {
 }
 
 #[test]
+fn a_local_tag_that_is_replaced_is_never_read_in_part() {
+    let hostile = Hostile::start();
+    let [short, long] = [1, 3].map(|layers| {
+        let image = Image::new();
+        (0..layers).fold(image, |image, seed| image.layer(seed, 1000)).build()
+    });
+    let backing = Imgfs::scratch();
+    let name = format!("{}/app:1", hostile.host());
+    let path = format!("{}/app/manifests/1", hostile.host());
+    short.push_to(&hostile, "app", "1");
+    backing.pull(&[name.as_str()]).success();
+    // The kernel keeps what it knows of a tag; when it is opened, it has to be what is there.
+    let mount = Mounted::start(backing.images_dir(), &["--tag-ttl", "1h"]);
+    for image in [&short, &long, &short, &long] {
+        image.push_to(&hostile, "app", "1");
+        backing.pull(&[name.as_str()]).success();
+        assert_eq!(mount.cat(&path).success().stdout, image.root().bytes);
+        let size = mount.run("stat", &["-c", "%s", &mount.path(&path)]).success().text();
+        assert_eq!(size.trim(), image.root().bytes.len().to_string());
+    }
+    assert_eq!(mount.log(), Vec::<String>::new());
+}
+
+#[test]
 fn a_pull_and_a_mount_use_what_the_other_has_fetched() {
     let hostile = Hostile::start();
     let (image, layer) = large(&hostile, 7, 3_000_000);

@@ -139,6 +139,8 @@ fn whoever_has_read_a_wrong_beginning_does_not_get_to_the_end() {
     wait_for("the first bytes", Duration::from_secs(10), || std::path::Path::new(&gate).exists());
     pair.mount.cat(&pair.layer()).fails_with("Input/output error");
     pair.hostile.behave();
+    // Another reader has it fetched again, so that the right end is there.
+    pair.recovers();
     std::fs::remove_file(&gate).expect("removing");
     slow.wait().fails_with("Input/output error");
     pair.recovers();

@@ -11,8 +11,8 @@ use crate::tally::{Goal, Tally};
 use crate::{Bench, Result};
 
 /// Entries of the tree that `find` walks: tags in repositories.
-const REPOSITORIES: usize = 1000;
-const TAGS: usize = 100;
+const REPOSITORIES: usize = 100;
+const TAGS: usize = 1000;
 
 impl Bench {
     /// The largest blob, whole in a directory: the file itself, and through the mount.
