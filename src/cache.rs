@@ -124,7 +124,7 @@ impl CacheConfig {
             first_window_bytes: 256 << 10,
             max_window_bytes: 16 << 20,
             max_requests: 16,
-            memory_bytes: 8 << 20,
+            memory_bytes: 4 << 20,
             observer: Arc::new(()),
         }
     }

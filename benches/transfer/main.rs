@@ -90,8 +90,20 @@ enum Part {
     Copy,
     /// Copy from directory to directory
     Dir,
-    /// Reads through a mount
-    Mount,
+    /// Reads of a local blob through a mount
+    MountLocal,
+    /// find over a mount of 100,000 files
+    MountFind,
+    /// Reads of cold blobs through a mount
+    MountCold,
+    /// The same over the slow link
+    MountLink,
+    /// cp -a of a cold mount
+    MountCopy,
+    /// What is local while the registry hangs
+    MountHang,
+    /// Memory with 64 readers
+    MountMemory,
 }
 
 fn main() -> ExitCode {
@@ -141,7 +153,11 @@ impl Bench {
             name.into()
         });
         // From directory to directory there are two of them on one file system.
-        let copies = if wants(&options, Part::Dir) || wants(&options, Part::Mount) { 2 } else { 1 };
+        let copies = if [Part::Dir, Part::MountCopy].iter().any(|part| wants(&options, *part)) {
+            2
+        } else {
+            1
+        };
         let workshop = Workshop::open(options.work.as_deref(), layout.bytes() * copies)?;
         let registry = Registry::start(&seeded, &layout, workshop.path())?;
         Ok(Some(Self { options, imgfs, layout, registry, workshop }))
@@ -157,7 +173,13 @@ impl Bench {
             (Part::Push, Self::push),
             (Part::Copy, Self::copy),
             (Part::Dir, Self::directories),
-            (Part::Mount, Self::mount),
+            (Part::MountLocal, Self::local_reads),
+            (Part::MountFind, Self::many_entries),
+            (Part::MountCold, Self::cold_reads),
+            (Part::MountLink, Self::reads_over_link),
+            (Part::MountCopy, Self::copy_out),
+            (Part::MountHang, Self::hanging_registry),
+            (Part::MountMemory, Self::many_readers),
         ] {
             if wants(&self.options, part) {
                 measure(&mut self, &mut report)?;

@@ -311,6 +311,8 @@ impl Core {
         if blob.extents.values().any(|extent| extent.leaving || extent.pins > 0) {
             return;
         }
+        // What nobody reads takes no memory.
+        state.memory.forget(blob.id);
         blob.restart_prefix(key);
         blob.windows = super::window::Windows::default();
         blob.origin = None;
@@ -325,7 +327,6 @@ impl Core {
                 for extent in old.extents.values() {
                     state.lru.remove(extent.age);
                 }
-                state.memory.forget(old.id);
                 let gone = self.rename_away(key, &old);
                 self.remove_later(gone);
             }

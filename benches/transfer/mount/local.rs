@@ -16,7 +16,7 @@ const TAGS: usize = 1000;
 
 impl Bench {
     /// The largest blob, whole in a directory: the file itself, and through the mount.
-    pub(super) fn local_reads(&mut self, report: &mut Report) -> Result<()> {
+    pub(crate) fn local_reads(&mut self, report: &mut Report) -> Result<()> {
         let place = self.workshop.places().swap_remove(0);
         place.clear()?;
         self.imgfs_pull(&place.images_dir(), &self.registry.host()).run()?;
@@ -50,7 +50,7 @@ impl Bench {
     }
 
     /// `find` over 100,000 files.
-    pub(super) fn many_entries(&mut self, report: &mut Report) -> Result<()> {
+    pub(crate) fn many_entries(&mut self, report: &mut Report) -> Result<()> {
         let place = self.workshop.places().swap_remove(0);
         place.clear()?;
         let tree = place.images_dir();

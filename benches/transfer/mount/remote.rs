@@ -26,33 +26,30 @@ const RSS_IDLE: u64 = 48;
 
 impl Bench {
     /// One large blob, and 16 at once, against curl writing the same into files.
-    pub(super) fn cold_reads(&mut self, report: &mut Report) -> Result<()> {
+    pub(crate) fn cold_reads(&mut self, report: &mut Report) -> Result<()> {
         let large = &self.layout.blobs[..1];
         // The largest one would be all that is measured.
         let several = &self.layout.blobs[1..=PARALLEL.min(self.layout.blobs.len() - 1)];
-        for place in self.workshop.places() {
-            for (blobs, what) in [(large, "one cold blob"), (several, "16 cold blobs at once")] {
-                let megabytes = blobs.iter().map(|blob| blob.size).sum::<u64>() / 1_000_000;
-                let title = format!("{what} ({megabytes} MB), {}", place.name);
-                let mut tally = Tally::new(title);
-                for round in 0..self.options.rounds {
-                    self.progress(round, place.name, what);
-                    let host = self.registry.host();
-                    self.ready(&place, &[self.registry.storage()])?;
-                    tally.add("`curl -Z` to files", None, self.curl_blobs(&place, &host, blobs)?);
-                    self.ready(&place, &[self.registry.storage()])?;
-                    let taken = self.read_blobs(&place, &host, blobs)?;
-                    tally.add("**mount**, `cat`, kept and verified", Some(Goal::Speed(0.8)), taken);
-                }
-                report.tally(tally);
+        let place = self.workshop.places().swap_remove(0);
+        for (blobs, what) in [(large, "One cold blob"), (several, "16 cold blobs at once")] {
+            let megabytes = blobs.iter().map(|blob| blob.size).sum::<u64>() / 1_000_000;
+            let mut tally = Tally::new(format!("{what} ({megabytes} MB), {}", place.name));
+            for round in 0..self.options.rounds {
+                self.progress(round, place.name, what);
+                let host = self.registry.host();
+                self.ready(&place, &[self.registry.storage()])?;
+                tally.add("`curl -Z` to files", None, self.curl_blobs(&place, &host, blobs)?);
+                self.ready(&place, &[self.registry.storage()])?;
+                let taken = self.read_blobs(&place, &host, blobs)?;
+                tally.add("**mount**, `cat`, kept and verified", Some(Goal::Speed(0.8)), taken);
             }
-            place.clear()?;
+            report.tally(tally);
         }
-        Ok(())
+        place.clear()
     }
 
     /// One reader over a link with a round-trip time and a rate; and 4 KiB from the middle.
-    pub(super) fn reads_over_link(&mut self, report: &mut Report) -> Result<()> {
+    pub(crate) fn reads_over_link(&mut self, report: &mut Report) -> Result<()> {
         let rtt = Duration::from_millis(self.options.rtt_ms);
         let link = Link { rtt, bytes_per_second: self.options.mbit * 125_000 };
         let place = self.workshop.quietest();
@@ -82,7 +79,7 @@ impl Bench {
     }
 
     /// `cp -a` of the mount against a pull of the same.
-    pub(super) fn copy_out(&mut self, report: &mut Report) -> Result<()> {
+    pub(crate) fn copy_out(&mut self, report: &mut Report) -> Result<()> {
         let place = self.workshop.places().swap_remove(0);
         let host = self.registry.host();
         let mut tally = Tally::new("All images, cold");
@@ -103,7 +100,7 @@ impl Bench {
     }
 
     /// `stat` and reads of what is local, while readers of something remote hang.
-    pub(super) fn hanging_registry(&mut self, report: &mut Report) -> Result<()> {
+    pub(crate) fn hanging_registry(&mut self, report: &mut Report) -> Result<()> {
         let place = self.workshop.quietest();
         place.clear()?;
         let host = self.registry.host();
@@ -143,7 +140,7 @@ impl Bench {
     }
 
     /// The memory of a mount with 64 readers, and when they are done; and what it does when nobody reads.
-    pub(super) fn many_readers(&mut self, report: &mut Report) -> Result<()> {
+    pub(crate) fn many_readers(&mut self, report: &mut Report) -> Result<()> {
         let place = self.workshop.places().swap_remove(0);
         self.ready(&place, &[])?;
         let daemon = self.mounted_cold(&place.images_dir(), &self.registry.host())?;
