@@ -23,7 +23,7 @@ use std::{
     fs::{self, File, Metadata},
     io,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -564,9 +564,4 @@ fn stamp(size: u64, (seconds, nanoseconds): (i64, u32)) -> [u8; 20] {
     stamp[8..16].copy_from_slice(&seconds.to_le_bytes());
     stamp[16..].copy_from_slice(&nanoseconds.to_le_bytes());
     stamp
-}
-
-/// Whether `path` is where a mount could be: an empty directory.
-pub fn is_empty_directory(path: &Path) -> io::Result<bool> {
-    Ok(fs::read_dir(path)?.next().is_none())
 }

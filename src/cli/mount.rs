@@ -17,7 +17,7 @@ use imgfs::{
         images_dir::{ImagesDir, Linking},
         registry::Registry,
     },
-    view::{self, Settings, View},
+    view::{Settings, View},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -121,7 +121,8 @@ fn check_mountpoint(args: &MountArgs, output: &Output) -> Result<PathBuf, Failur
         return Err(Failure::new(format!("{shown}: imgfs is mounted there already"))
             .hint(format!("imgfs umount {shown}")));
     }
-    if !view::is_empty_directory(&mountpoint).map_err(|e| Failure::new(format!("{shown}: {e}")))? {
+    let mut found = fs::read_dir(&mountpoint).map_err(|e| Failure::new(format!("{shown}: {e}")))?;
+    if found.next().is_some() {
         return Err(
             Failure::new(format!("{shown} is not empty")).hint("mount it at an empty directory")
         );

@@ -30,6 +30,8 @@ pub(super) struct Mounted {
     source: PathBuf,
     /// Who has mounted it.
     uid: Option<u32>,
+    /// The number of the device that it is, as `MAJOR:MINOR`.
+    device: String,
 }
 
 /// All mounts of imgfs, as the kernel lists them.
@@ -49,8 +51,10 @@ fn parse(line: &str) -> Option<Mounted> {
     }
     let source = unescaped(after.next()?.strip_prefix(SOURCE)?);
     let uid = after.next()?.split(',').find_map(|o| o.strip_prefix("user_id=")?.parse().ok());
-    let mountpoint = unescaped(mount.split(' ').nth(4)?);
-    Some(Mounted { mountpoint, source, uid })
+    let mut fields = mount.split(' ').skip(2);
+    let device = fields.next()?.to_owned();
+    let mountpoint = unescaped(fields.nth(1)?);
+    Some(Mounted { mountpoint, source, uid, device })
 }
 
 /// Spaces and the like stand there as `\040`.
@@ -156,13 +160,9 @@ fn allocated(dir: &Path) -> u64 {
 
 /// Lets the kernel read further ahead, if we may. What waits for a registry waits less often then.
 pub(super) fn raise_read_ahead(mountpoint: &Path) {
-    let line = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let device = line.lines().find_map(|line| {
-        let mount = parse(line)?;
-        (mount.mountpoint == mountpoint).then(|| line.split(' ').nth(2).map(str::to_owned))?
-    });
-    if let Some(device) = device {
-        let setting = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    let mounts = all().unwrap_or_default();
+    if let Some(mount) = mounts.iter().find(|mount| mount.mountpoint == mountpoint) {
+        let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
         // Not allowed to all; it only is slower then.
         let _ = fs::write(setting, READ_AHEAD_KIB.to_string());
     }
@@ -178,6 +178,7 @@ mod tests {
         let mount = parse(line).unwrap();
         assert_eq!(mount.mountpoint, Path::new("/mnt/a b"));
         assert_eq!((mount.source.as_path(), mount.uid), (Path::new("/var/lib/images"), Some(0)));
+        assert_eq!(mount.device, "0:53");
         assert!(parse(&line.replace("fuse.imgfs", "fuse")).is_some());
         assert!(parse(&line.replace("fuse.imgfs", "ext4")).is_none());
         assert!(parse(&line.replace("imgfs:", "other:")).is_none());

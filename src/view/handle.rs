@@ -1,8 +1,9 @@
 //! Open files.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, num::NonZeroU64, os::unix::fs::FileExt};
 
 use bytes::Bytes;
+use rustix::fs::{Advice, fadvise};
 
 use crate::{
     cache::CachedBlob,
@@ -71,8 +72,8 @@ impl Handle {
     /// the end.
     pub fn read_now(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
         match self {
-            Self::File(file) => Some(pread(file, offset, length)),
-            Self::Blob(blob) => Some(pread(blob.file(), offset, length)),
+            Self::File(file) => Some(read_file(file, offset, length)),
+            Self::Blob(blob) => Some(read_file(blob.file(), offset, length)),
             Self::Content(content) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
                 let to = from.saturating_add(length).min(content.len());
@@ -95,6 +96,19 @@ impl Handle {
             _ => self.read_now(offset, length).unwrap_or_else(|| Ok(Bytes::new())),
         }
     }
+}
+
+/// After so many bytes the disk is told what comes next.
+const STEP: u64 = 1 << 20;
+
+fn read_file(file: &File, offset: u64, length: usize) -> Result<Bytes> {
+    let content = pread(file, offset, length);
+    let end = offset.saturating_add(length as u64);
+    if offset / STEP != end / STEP {
+        // The next requests come when this one has been answered. Until then the disk would rest.
+        let _ = fadvise(file, end, NonZeroU64::new(2 * STEP), Advice::WillNeed);
+    }
+    content
 }
 
 fn pread(file: &File, offset: u64, length: usize) -> Result<Bytes> {
