@@ -14,6 +14,8 @@ mod floors;
 mod kill;
 mod manual;
 mod mount;
+mod mount_cache;
+mod mount_chaos;
 mod mount_errors;
 mod mount_life;
 mod pull;

@@ -294,6 +294,13 @@ impl Looking {
         has_ended(&mut self.child).is_none()
     }
 
+    /// Waits for the end of one that was meant to run for a while.
+    #[track_caller]
+    pub(crate) fn wait_from_now(mut self) -> Done {
+        self.started = Instant::now();
+        self.wait()
+    }
+
     #[track_caller]
     pub(crate) fn wait(mut self) -> Done {
         let status = loop {
