@@ -3,7 +3,7 @@
 use crate::support::cli::Imgfs;
 use crate::support::content::{Random, digest_of_reader};
 use crate::support::disk::used_below;
-use crate::support::hostile::Hostile;
+use crate::support::hostile::{Fault, Hostile, Kinds, Match};
 use crate::support::image::{Built, Image};
 use crate::support::mount::Mounted;
 use crate::support::readers::{Known, Manner, Readers};
@@ -117,6 +117,92 @@ fn a_mount_that_is_killed_again_and_again_loses_next_to_nothing() {
     }
     assert_eq!(hostile.blob_gets().len(), 0, "{:?}", hostile.blob_gets());
     assert!(used_below(&cache) < image.blob_bytes() + MIB, "{:?}", held(&cache, &image));
+    assert_eq!(mount.stop().code(), Some(0));
+    assert_eq!(mount.log(), Vec::<String>::new());
+}
+
+#[test]
+fn after_many_faults_nothing_is_left_behind() {
+    let hostile = Hostile::start();
+    // More than the cache and the memory beside it hold.
+    let (image, name) = image(&hostile, 40, &[9 * MIB, 7 * MIB, 5_000_000, 700_000, 131_072, 1]);
+    let backing = Imgfs::scratch();
+    let patience = ["--stall-timeout", "1s", "--connect-timeout", "1s"];
+    let args = [&patience[..], &["--manifests", &name, "--cache-size", "3M"]].concat();
+    let mut mount = Mounted::start(backing.images_dir(), &args);
+    let (threads, (files, sockets)) = (mount.threads(), mount.open_files());
+
+    let known = Known::blobs_of(&[&image]);
+    let mut random = Random::new(seed() ^ 3);
+    let (mut injected, mut reads, enough) = (0, 0, scale(100, 500));
+    while injected < enough {
+        hostile.faults_random(random.next(), 400, Kinds::Retryable, 3);
+        // And some that take the whole patience.
+        hostile.on(Match::blobs().every(100)).fault(Fault::HangBefore);
+        hostile.on(Match::blobs().every(110)).fault(Fault::HangAfter(100_000));
+        let seeds = random.below(1 << 30);
+        let manner =
+            Manner { tolerate: &["EIO", "ETIMEDOUT"], wander: &["", "blobs"], ..Manner::default() };
+        let mut readers =
+            Readers::start(&mount, Some(mount.id()), &known, seeds..seeds + 16, &manner);
+        wait_for("faults", Duration::from_secs(40), || {
+            readers.are_running();
+            hostile.injected() >= enough.min(injected + 100)
+        });
+        reads += readers.stop().reads;
+        injected += hostile.injected();
+        hostile.behave();
+    }
+    assert!(reads > 100, "{reads}");
+    for digest in image.blobs.keys() {
+        let read = mount.cat(&format!("blobs/{digest}")).success();
+        assert_eq!(content::digest(&read.stdout), *digest);
+    }
+
+    // Nobody looks at it any more. What is only kept for a while, such as connections, goes with the
+    // registry.
+    drop(hostile);
+    assert!(mount.known_inodes() > 0);
+    wait_for("files to be closed", SOON, || mount.open_files().0 == files);
+    wait_for("connections to be closed", SOON, || mount.open_files().1 <= sockets);
+    mount.forget();
+    wait_for("inodes to be forgotten", SOON, || mount.known_inodes() == 0);
+    wait_for("threads to end", 2 * SOON, || mount.threads() <= threads);
+    assert_eq!(mount.stop().code(), Some(0));
+}
+
+#[test]
+fn many_readers_see_nothing_wrong_while_tags_move_and_the_cache_is_too_small() {
+    let hostile = Hostile::start();
+    let (image, name) = image(&hostile, 60, &[9 * MIB, 6 * MIB, 4 * MIB, 900_000, 131_073, 7]);
+    // Of one size, and of different ones.
+    let tags: Vec<Built> = (0..4)
+        .map(|seed| Image::new().annotation("a", &"x".repeat(seed / 2)).layer(70 + seed as u64, 9))
+        .map(|image| image.build())
+        .collect();
+    tags[0].push_to(&hostile, "moving", "1");
+    let moving = format!("{}/moving", hostile.host());
+    let backing = Imgfs::scratch();
+    let args = ["--manifests", &name, "--cache-size", "4M", "--tag-ttl", "100ms"];
+    let mut mount = Mounted::start(backing.images_dir(), &args);
+    let mut known = Known::blobs_of(&[&image]);
+    let contents: Vec<&[u8]> = tags.iter().map(|tag| tag.root().bytes.as_slice()).collect();
+    known.add_moving(&format!("{moving}/manifests/1"), &contents);
+    mount.cat(&format!("{moving}/manifests/1")).success();
+    let wander = ["", "blobs", &moving, &format!("{moving}/manifests")];
+    let manner = Manner { wander: &wander, ..Manner::default() };
+    let mut readers = Readers::start(&mount, Some(mount.id()), &known, 0..16, &manner);
+    let mut random = Random::new(seed() ^ 4);
+    for _ in 0..scale(100, 1200) {
+        let tag = usize::try_from(random.below(4)).expect("small");
+        tags[tag].push_to(&hostile, "moving", "1");
+        std::thread::sleep(Duration::from_millis(50));
+        readers.are_running();
+    }
+    let seen = readers.stop();
+    assert!(seen.reads > 1000 && seen.listings > 100 && seen.moving > 100, "{seen:?}");
+    mount.forget();
+    wait_for("inodes to be forgotten", SOON, || mount.known_inodes() == 0);
     assert_eq!(mount.stop().code(), Some(0));
     assert_eq!(mount.log(), Vec::<String>::new());
 }

@@ -102,6 +102,36 @@ impl Mounted {
         self.child.as_ref().expect("it runs").id()
     }
 
+    /// How many threads the process has.
+    pub(crate) fn threads(&self) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id()));
+        tasks.expect("listing threads").count()
+    }
+
+    /// What the process has open, sockets apart, and how many of those.
+    pub(crate) fn open_files(&self) -> (Vec<PathBuf>, usize) {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.id()));
+        let files = files.expect("listing what is open").flatten();
+        let targets = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+        let is_socket = |target: &PathBuf| target.to_string_lossy().starts_with("socket:");
+        let (sockets, mut others): (Vec<_>, Vec<_>) = targets.partition(is_socket);
+        others.sort();
+        (others, sockets.len())
+    }
+
+    /// How many inodes the kernel has looked up here and not forgotten, as `statfs` tells.
+    #[track_caller]
+    pub(crate) fn known_inodes(&self) -> u64 {
+        let told = self.run("stat", &["-f", "-c", "%c", &self.path("")]).success().text();
+        told.trim().parse().expect("a number")
+    }
+
+    /// Lets the kernel forget all that nobody uses.
+    #[track_caller]
+    pub(crate) fn forget(&self) {
+        self.run("mount", &["-i", "-o", "remount,ro", &self.path("")]).success();
+    }
+
     fn said(&self, name: &str) -> String {
         std::fs::read_to_string(self.place.path().join(name)).unwrap_or_default()
     }

@@ -2,15 +2,16 @@
 
     reader.py SEED PLAN.json
 
-In the plan: `files`, pairs of a path and a file with the right content; `stop`, a file that ends it when it
-appears; `rounds`, after which it ends too (0: never); `tolerate`, errors after which it tries something else;
-`wander`, directories to be listed, whose entries are looked at.
+In the plan: `files`, pairs of a path and a file with the right content; `moving`, a path and several files, each
+of which may be its content; `stop`, a file that ends it when it appears; `rounds`, after which it ends too (0:
+never); `tolerate`, errors after which it tries something else; `wander`, directories to be listed, whose entries
+are looked at.
 """
 import errno, json, mmap, os, random, sys, time
 
 choose = random.Random(int(sys.argv[1]))
 plan = json.load(open(sys.argv[2]))
-seen = {"reads": 0, "bytes": 0, "listings": 0, "errors": {}}
+seen = {"reads": 0, "bytes": 0, "listings": 0, "moving": 0, "errors": {}}
 rights = {}
 opened = []
 
@@ -63,6 +64,9 @@ def read():
         wrong("%s has %d bytes, not %d" % (path, size, len(right)))
     if not right:
         return
+    if choose.random() < 0.2:
+        # What the kernel has of it is to be asked for again.
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     kind = choose.random()
     at = choose.choice([0, choose.randrange(len(right)), max(0, len(right) - choose.randrange(1, 5000))])
     if kind < 0.7:
@@ -94,11 +98,28 @@ def wander():
     seen["listings"] += 1
 
 
+def read_moving():
+    path, rights = choose.choice(plan["moving"])
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if choose.random() < 0.3:
+            # Whoever has it open stays with what he opened.
+            time.sleep(choose.random() / 20)
+        got = b""
+        while piece := file.read(1000):
+            got += piece
+    if size != len(got) or not any(got == right_of(right)[:] for right in rights):
+        wrong("%s is none of what it may be: %d, %d bytes: %r" % (path, size, len(got), got))
+    seen["moving"] += 1
+
+
 done = 0
 while not os.path.exists(plan["stop"]) and (done < plan["rounds"] or not plan["rounds"]):
     try:
         if plan["wander"] and choose.random() < 0.1:
             wander()
+        elif plan["moving"] and choose.random() < 0.2:
+            read_moving()
         else:
             read()
         if opened and choose.random() < 0.3:

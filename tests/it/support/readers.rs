@@ -11,13 +11,14 @@ const PROGRAM: &str = include_str!("reader.py");
 pub(crate) struct Known {
     files: tempfile::TempDir,
     pairs: Vec<(String, PathBuf)>,
+    moving: Vec<(String, Vec<PathBuf>)>,
 }
 
 impl Known {
     /// The blobs of these images.
     pub(crate) fn blobs_of(images: &[&Built]) -> Self {
         let files = tempfile::tempdir().expect("making a temporary directory");
-        let mut known = Self { files, pairs: Vec::new() };
+        let mut known = Self { files, pairs: Vec::new(), moving: Vec::new() };
         for blob in images.iter().flat_map(|image| image.blobs.values()) {
             known.add(&format!("blobs/{}", blob.digest), &blob.content.to_vec());
         }
@@ -29,6 +30,17 @@ impl Known {
         let right = self.files.path().join(self.pairs.len().to_string());
         std::fs::write(&right, content).expect("writing");
         self.pairs.push((below.to_owned(), right));
+    }
+
+    /// A file that has one of these contents, now this and now that.
+    pub(crate) fn add_moving(&mut self, below: &str, contents: &[&[u8]]) {
+        let write = |(number, content): (usize, &&[u8])| {
+            let right = self.files.path().join(format!("{}.{number}", self.moving.len()));
+            std::fs::write(&right, content).expect("writing");
+            right
+        };
+        let rights = contents.iter().enumerate().map(write).collect();
+        self.moving.push((below.to_owned(), rights));
     }
 }
 
@@ -61,9 +73,11 @@ impl Readers {
         let place = tempfile::tempdir().expect("making a temporary directory");
         let at = |name: &str| place.path().join(name);
         let files = known.pairs.iter().map(|(below, right)| json!([mount.path(below), right]));
+        let moving = known.moving.iter().map(|(below, rights)| json!([mount.path(below), rights]));
         let wander = manner.wander.iter().map(|below| mount.path(below));
         let plan = json!({
             "files": files.collect::<Vec<_>>(),
+            "moving": moving.collect::<Vec<_>>(),
             "stop": at("stop"),
             "rounds": manner.rounds,
             "tolerate": manner.tolerate,
@@ -79,9 +93,13 @@ impl Readers {
         Self { readers: seeds.map(start).collect(), place }
     }
 
-    /// Whether none has ended yet.
-    pub(crate) fn are_running(&mut self) -> bool {
-        self.readers.iter_mut().all(Looking::is_running)
+    /// Panics with what it has said if one has ended before it was told to.
+    #[track_caller]
+    pub(crate) fn are_running(&mut self) {
+        if let Some(at) = self.readers.iter_mut().position(|reader| !reader.is_running()) {
+            self.readers.swap_remove(at).wait().success();
+            panic!("a reader has ended");
+        }
     }
 
     /// Tells them to end.
@@ -102,6 +120,7 @@ impl Readers {
             all.reads += number(&said["reads"]);
             all.bytes += number(&said["bytes"]);
             all.listings += number(&said["listings"]);
+            all.moving += number(&said["moving"]);
             let errors = said["errors"].as_object().expect("an object");
             all.errors += errors.values().map(number).sum::<u64>();
         }
@@ -115,5 +134,6 @@ pub(crate) struct Seen {
     pub(crate) reads: u64,
     pub(crate) bytes: u64,
     pub(crate) listings: u64,
+    pub(crate) moving: u64,
     pub(crate) errors: u64,
 }
