@@ -18,6 +18,7 @@ mod mount_cache;
 mod mount_chaos;
 mod mount_errors;
 mod mount_life;
+mod mount_offline;
 mod pull;
 mod push;
 mod push_faults;

@@ -125,7 +125,8 @@ fn a_mount_that_is_killed_again_and_again_loses_next_to_nothing() {
 fn after_many_faults_nothing_is_left_behind() {
     let hostile = Hostile::start();
     // More than the cache and the memory beside it hold.
-    let (image, name) = image(&hostile, 40, &[9 * MIB, 7 * MIB, 5_000_000, 700_000, 131_072, 1]);
+    let sizes: Vec<u64> = (0..14).map(|n| 100_000 * (n * n + 1)).chain([131_072, 1]).collect();
+    let (image, name) = image(&hostile, 40, &sizes);
     let backing = Imgfs::scratch();
     let patience = ["--stall-timeout", "1s", "--connect-timeout", "1s"];
     let args = [&patience[..], &["--manifests", &name, "--cache-size", "3M"]].concat();
@@ -145,7 +146,7 @@ fn after_many_faults_nothing_is_left_behind() {
             Manner { tolerate: &["EIO", "ETIMEDOUT"], wander: &["", "blobs"], ..Manner::default() };
         let mut readers =
             Readers::start(&mount, Some(mount.id()), &known, seeds..seeds + 16, &manner);
-        wait_for("faults", Duration::from_secs(40), || {
+        wait_for("faults", Duration::from_mins(2), || {
             readers.are_running();
             hostile.injected() >= enough.min(injected + 100)
         });
