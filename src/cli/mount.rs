@@ -67,7 +67,8 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         allow_other: args.allow_other,
         deadline,
         passthrough: !args.no_passthrough,
-        source: format!("{}{}", mounts::SOURCE, root.display()),
+        // As in fstab, so that mount(8) knows what is mounted already.
+        source: root.display().to_string(),
         other: args.options.clone(),
     };
     if !args.offline {
