@@ -14,6 +14,7 @@ mod floors;
 mod kill;
 mod manual;
 mod mount;
+mod mount_access;
 mod mount_cache;
 mod mount_chaos;
 mod mount_errors;
