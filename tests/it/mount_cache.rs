@@ -6,7 +6,8 @@ use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image};
 use crate::support::mount::Mounted;
 use crate::support::readers::{Known, Manner, Readers};
-use crate::support::{scale, wait_for};
+use crate::support::tree::assert_tree_sound;
+use crate::support::{content, scale, wait_for};
 use std::path::Path;
 use std::time::Duration;
 
@@ -116,4 +117,56 @@ fn a_full_disk_is_told_once_and_hinders_nobody() {
         image.layers().iter().all(|digest| cache.join("whole").join(digest).exists())
     });
     assert_eq!(mount.log().len(), 1, "{:?}", mount.log());
+}
+
+/// 8 MB/s a connection: so that two can meet in the middle.
+const PACE: (u64, Duration) = (32 * 1024, Duration::from_millis(4));
+
+#[test]
+fn a_pull_and_a_reader_at_the_same_time_do_not_disturb_each_other() {
+    let hostile = Hostile::start();
+    let (image, name) = image(&hostile, 1, 6 * MIB);
+    let layer = image.layers()[0].clone();
+    let path = format!("blobs/{layer}");
+    for pull_first in [false, true] {
+        let imgfs = Imgfs::scratch();
+        let mut mount = Mounted::start(imgfs.images_dir(), &["--manifests", &name]);
+        hostile.clear_log();
+        hostile.set_pace(PACE.0, PACE.1);
+        let has_begun = || {
+            let gets = hostile.blob_gets_now();
+            gets.iter().any(|get| get.digest() == layer && get.sent > MIB / 2)
+        };
+        let (read, pulled) = if pull_first {
+            let pull = imgfs.spawn_pull(&[&name]);
+            wait_for("the pull", SOON, has_begun);
+            let read = mount.begin("cat", &[mount.path(&path)]);
+            (read.wait(), pull.wait())
+        } else {
+            let read = mount.begin("cat", &[mount.path(&path)]);
+            wait_for("the reader", SOON, has_begun);
+            let pulled = imgfs.pull(&[&name]);
+            (read.wait(), pulled)
+        };
+        hostile.no_pace();
+        pulled.success();
+        assert_eq!(content::digest(&read.success().stdout), layer);
+        // Neither sees what the other is fetching at that moment; but a pull goes on where the reader was when
+        // it began.
+        let sent = hostile.blob_bytes_sent()[&layer];
+        assert!(sent <= 2 * image.blobs[&layer].size(), "{sent}");
+        let gets = hostile.blob_gets();
+        let whole = gets.iter().filter(|get| get.digest() == layer && get.range.is_none());
+        assert_eq!(whole.count(), usize::from(pull_first), "{gets:?}");
+
+        // Whatever they have left, all of it is right and nothing is fetched any more.
+        hostile.clear_log();
+        assert_tree_sound(imgfs.images_dir());
+        imgfs.verify().success();
+        let read = mount.cat(&path).success();
+        assert_eq!(content::digest(&read.stdout), layer);
+        assert_eq!(hostile.blob_gets().len(), 0);
+        assert_eq!(mount.stop().code(), Some(0));
+        assert_eq!(mount.log(), Vec::<String>::new());
+    }
 }

@@ -237,13 +237,13 @@ as_nobody stat -c 'owner %u' "$place/at/$layer"
 as_nobody sha256sum "$place/at/$layer"
 as_nobody "$program" mounts
 as_nobody "$program" umount "$place/at"
-! grep -q " $place/at " /proc/self/mountinfo
+if grep -q " $place/at " /proc/self/mountinfo; then exit 1; fi
 as_nobody "$program" mount --offline --foreground --images-dir "$place/images" "$place/at" &
 while ! grep -q " $place/at " /proc/self/mountinfo; do sleep 0.05; done
 sleep 0.2
 kill -TERM $(as_nobody pgrep -u 65534 -f -- "--foreground --images-dir $place/images")
 wait
-! grep -q " $place/at " /proc/self/mountinfo
+if grep -q " $place/at " /proc/self/mountinfo; then exit 1; fi
 echo ended
 "#;
 
