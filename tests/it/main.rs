@@ -20,6 +20,7 @@ mod mount_chaos;
 mod mount_errors;
 mod mount_life;
 mod mount_offline;
+mod mount_sources;
 mod pull;
 mod push;
 mod push_faults;

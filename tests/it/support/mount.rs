@@ -42,7 +42,8 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts `images_dir` with further arguments of `imgfs mount`, and waits until it is ready.
+    /// Mounts `images_dir` with further arguments of `imgfs mount`, and waits until it is ready. Registries are
+    /// plain, unless there is a `--ca-file`.
     #[track_caller]
     pub(crate) fn start<A: AsRef<OsStr>>(images_dir: &Path, args: &[A]) -> Self {
         require_fuse();
@@ -62,7 +63,9 @@ impl Mounted {
         let (stdout, stderr) = (create("stdout"), create("stderr"));
         let child = spawn_tied(env!("CARGO_BIN_EXE_imgfs"), |command| {
             command
-                .args(["mount", "--foreground", "--plain-http", "--images-dir"])
+                .args(["mount", "--foreground"])
+                .args((!self.args.contains(&"--ca-file".into())).then_some("--plain-http"))
+                .arg("--images-dir")
                 .arg(&self.images)
                 .arg("--log-file")
                 .arg(self.place.path().join("log"))
