@@ -117,7 +117,11 @@ impl<S: Names + Blobs + Attachments> Mount<S> {
 
     /// Serves the kernel until the mount ends.
     pub fn serve(self) -> io::Result<()> {
-        self.session.run()
+        match self.session.run() {
+            // It ended just when we took a request of the kernel, which is no failure either.
+            Err(e) if e.raw_os_error() == Some(Errno::ECONNABORTED.code()) => Ok(()),
+            ended => ended,
+        }
     }
 }
 
