@@ -207,3 +207,56 @@ fn many_readers_see_nothing_wrong_while_tags_move_and_the_cache_is_too_small() {
     assert_eq!(mount.stop().code(), Some(0));
     assert_eq!(mount.log(), Vec::<String>::new());
 }
+
+/// Reads a directory to the end, goes on from random places in it, and compares.
+const SEEKER: &str = r"
+import ctypes, os, random, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.opendir.restype = libc.readdir64.restype = ctypes.c_void_p
+libc.telldir.restype = ctypes.c_long
+def entry(of):
+    at = libc.readdir64(ctypes.c_void_p(of))
+    return ctypes.string_at(at + 19) if at else None
+def place(of): return libc.telldir(ctypes.c_void_p(of))
+def go(of, to): libc.seekdir(ctypes.c_void_p(of), ctypes.c_long(to))
+choose = random.Random(int(sys.argv[2]))
+first = libc.opendir(sys.argv[1].encode())
+places, names = [place(first)], []
+while name := entry(first):
+    names.append(name)
+    places.append(place(first))
+if len(names) != len(set(names)): sys.exit('a name comes twice')
+# Another one, that has not been read to the end, and the same once more.
+for of in [libc.opendir(sys.argv[1].encode()), first]:
+    for _ in range(100):
+        start = choose.randrange(len(places))
+        go(of, places[start])
+        length = choose.choice([1, 3, 200])
+        got = [entry(of) for _ in range(min(length, len(names) - start))]
+        if got != names[start:start + length]: sys.exit('another list from %d on' % start)
+print(len(names))
+";
+
+#[test]
+fn a_directory_is_read_from_anywhere() {
+    let imgfs = Imgfs::scratch();
+    let blobs = imgfs.images_dir().join("blobs");
+    std::fs::create_dir_all(&blobs).expect("making a directory");
+    for number in 0..1500u32 {
+        let content = number.to_le_bytes();
+        std::fs::write(blobs.join(content::digest(&content)), content).expect("writing");
+    }
+    let mut mount = Mounted::start(imgfs.images_dir(), &["--offline"]);
+    let readers: Vec<_> = (0..4)
+        .map(|number: u32| {
+            let seed = number.to_string();
+            mount.begin("python3", &["-c", SEEKER, &mount.path("blobs"), &seed])
+        })
+        .collect();
+    for reader in readers {
+        assert_eq!(reader.wait().success().text(), "1502\n", "with . and ..");
+    }
+    mount.forget();
+    wait_for("inodes to be forgotten", SOON, || mount.known_inodes() == 0);
+    assert_eq!(mount.stop().code(), Some(0));
+}
