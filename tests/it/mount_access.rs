@@ -2,7 +2,7 @@
 
 use crate::support::cli::Imgfs;
 use crate::support::content;
-use crate::support::hostile::{Access, Hostile, PASSWORD, USER};
+use crate::support::hostile::{Access, Bearer, Hostile, PASSWORD, USER};
 use crate::support::image::{Built, Image};
 use crate::support::mount::{Looking, Mounted, require_fuse};
 use serde_json::json;
@@ -154,4 +154,23 @@ fn a_password_may_change_while_it_is_mounted() {
     let later = mount.cat(&format!("{}/later/manifests/1", hostile.host())).success();
     assert_eq!(later.stdout, images[0].root().bytes);
     assert_eq!(mount.log().len(), 1, "{:?}", mount.log());
+}
+
+#[test]
+fn tokens_may_be_revoked_while_it_is_mounted() {
+    let hostile = Hostile::start();
+    let (_, images, names) = scene(&hostile);
+    let imgfs = Imgfs::scratch();
+    hostile.set_access(Access::Bearer(Bearer::new()));
+    let auths = imgfs.home().join("auths.json");
+    let auth = json!({"username": USER, "password": PASSWORD});
+    std::fs::write(&auths, json!({"auths": {hostile.host(): auth}}).to_string()).expect("writing");
+    let args = ["--auths", text(&auths), "--manifests", &names[0], "--manifests", &names[1]];
+    let mount = Mounted::start(imgfs.images_dir(), &args);
+    for image in &images {
+        hostile.revoke_tokens();
+        let read = mount.cat(&layer(image)).success();
+        assert_eq!(content::digest(&read.stdout), image.layers()[0]);
+    }
+    assert_eq!(mount.log(), Vec::<String>::new());
 }

@@ -6,7 +6,7 @@ use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image};
 use crate::support::mount::Mounted;
 use crate::support::readers::{Known, Manner, Readers};
-use crate::support::tree::assert_tree_sound;
+use crate::support::tree::{self, assert_tree_sound};
 use crate::support::{content, scale, wait_for};
 use std::path::Path;
 use std::time::Duration;
@@ -169,4 +169,28 @@ fn a_pull_and_a_reader_at_the_same_time_do_not_disturb_each_other() {
         assert_eq!(mount.stop().code(), Some(0));
         assert_eq!(mount.log(), Vec::<String>::new());
     }
+}
+
+#[test]
+fn a_prune_beside_a_mount_disturbs_nobody() {
+    let hostile = Hostile::start();
+    let (image, name) = image(&hostile, 4, 2 * MIB);
+    let other = Image::new().layer(7, 500_000).build();
+    other.push_to(&hostile, "other", "1");
+    let imgfs = Imgfs::scratch();
+    imgfs.pull(&[format!("{}/other:1", hostile.host())]).success();
+    let mut mount = Mounted::start(imgfs.images_dir(), &["--manifests", &name]);
+    let mut known = Known::blobs_of(&[&image, &other]);
+    known.add(&format!("{}/other/manifests/1", hostile.host()), &other.root().bytes);
+    let readers = Readers::start(&mount, Some(mount.id()), &known, 0..4, &Manner::default());
+    for _ in 0..5 {
+        imgfs.prune().success();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(readers.stop().reads > 0);
+    assert_tree_sound(imgfs.images_dir());
+    assert_eq!(tree::blobs(imgfs.images_dir()).len(), other.blobs.len());
+    all_layers_are_right(&mount, &image);
+    assert_eq!(mount.stop().code(), Some(0));
+    assert_eq!(mount.log(), Vec::<String>::new());
 }

@@ -235,10 +235,10 @@ impl Model {
     }
 
     /// The kernel has been told of something.
-    fn tell(&mut self, path: &str, entry: &Entry, meaning: Meaning) {
+    fn tell(&mut self, path: &str, entry: &Entry, meaning: &Meaning) {
         let attributes = entry.attributes;
         assert_eq!(attributes.is_directory, meaning.is_none(), "{path}");
-        if let Some(content) = &meaning {
+        if let Some(content) = meaning {
             assert_eq!(attributes.size, content.len() as u64, "{path}");
         }
         let number = self.numbers.entry((path.to_owned(), meaning.clone()));
@@ -249,7 +249,7 @@ impl Model {
             content: meaning.clone(),
             count: 0,
         });
-        assert!(told.path == path && told.content == meaning, "{path}: a number of its own");
+        assert!(told.path == path && told.content == *meaning, "{path}: a number of its own");
         told.count += 1;
     }
 
@@ -269,7 +269,7 @@ impl Model {
             let expected = if is_last { self.expected(goal) } else { Ok(Some(None)) };
             match (found, expected) {
                 (Ok(Found::Entry(entry)), Ok(Some(meaning))) => {
-                    self.tell(&below, &entry, meaning);
+                    self.tell(&below, &entry, &meaning);
                     at = (entry.attributes.ino, below);
                 }
                 (Ok(Found::Absent(_)), Ok(None)) | (Err(ViewError::Tree(_)), Err(())) => {
@@ -298,7 +298,7 @@ impl Model {
             let meaning = if *is_directory { None } else { Some(self.content_of(&below)) };
             let is_tag = TAGS.iter().any(|tag| name == tag);
             assert!(is_tag || number == entry.attributes.ino, "{below}");
-            self.tell(&below, &entry, meaning);
+            self.tell(&below, &entry, &meaning);
         }
     }
 
