@@ -217,7 +217,7 @@ impl Mounted {
             std::thread::sleep(Duration::from_millis(5));
         };
         self.child = None;
-        assert!(!self.is_mounted(), "it has ended and is still mounted");
+        assert!(!self.is_mounted(), "it has ended ({status}) and is still mounted");
         status
     }
 
