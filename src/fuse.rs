@@ -39,6 +39,9 @@ const BACKGROUND: u16 = 64;
 /// Block size of `statfs`, in bytes.
 const BLOCK: u64 = 4096;
 
+/// What kind of a FUSE file system it is: the list of mounts has `fuse.imgfs`.
+pub const SUBTYPE: &str = "imgfs";
+
 /// How a view is mounted.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
@@ -93,7 +96,8 @@ pub fn mount<S: Names + Blobs + Attachments>(
         MountOption::NoAtime,
         MountOption::DefaultPermissions,
         MountOption::FSName(options.source.clone()),
-        MountOption::Subtype("imgfs".to_owned()),
+        // `Subtype` would be for helpers only; the kernel knows it, too.
+        MountOption::CUSTOM(format!("subtype={SUBTYPE}")),
     ];
     let other = options.other.iter().cloned();
     config.mount_options.extend(other.map(MountOption::CUSTOM));
@@ -113,7 +117,11 @@ impl<S: Names + Blobs + Attachments> Mount<S> {
 
     /// Serves the kernel until the mount ends.
     pub fn serve(self) -> io::Result<()> {
-        self.session.run()
+        match self.session.run() {
+            // It ended just when we took a request of the kernel, which is no failure either.
+            Err(e) if e.raw_os_error() == Some(Errno::ECONNABORTED.code()) => Ok(()),
+            ended => ended,
+        }
     }
 }
 

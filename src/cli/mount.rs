@@ -19,7 +19,7 @@ use imgfs::{
     },
     view::{Settings, View},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     Failure, Outcome,
@@ -67,15 +67,18 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         allow_other: args.allow_other,
         deadline,
         passthrough: !args.no_passthrough,
-        source: format!("{}{}", mounts::SOURCE, root.display()),
+        // As in fstab, so that mount(8) knows what is mounted already.
+        source: root.display().to_string(),
         other: args.options.clone(),
     };
     if !args.offline {
         runtime.block_on(look_up(&view, &images, deadline, &log));
     }
+    // From here on a signal must not end the process while it leaves the mount.
+    let signals = signals().map_err(|e| Failure::new(format!("cannot watch for signals: {e}")))?;
     let mut mount = fuse::mount(view, &mountpoint, options, runtime.handle().clone(), log.clone())
         .map_err(|e| cannot_mount(&mountpoint, &e))?;
-    runtime.spawn(end_on_signal(mount.unmounter(), mountpoint.clone()));
+    runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
     mounts::raise_read_ahead(&mountpoint);
     if args.foreground {
         output.line(&format!("{} is mounted at {}", root.display(), mountpoint.display()));
@@ -206,14 +209,15 @@ async fn look_up(
     .await;
 }
 
+/// What tells a process to end.
+fn signals() -> io::Result<[Signal; 2]> {
+    Ok([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?])
+}
+
 /// Ends the mount when the process is told to end. Whoever still uses it keeps what is open, and
 /// nobody else sees it any more; the second time, the process ends at once.
-async fn end_on_signal(mut unmounter: Unmounter, mountpoint: PathBuf) {
-    let (Ok(mut term), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return;
-    };
+async fn end_on_signal(signals: [Signal; 2], mut unmounter: Unmounter, mountpoint: PathBuf) {
+    let [mut term, mut interrupt] = signals;
     let mut told = 0;
     loop {
         tokio::select! {

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use imgfs::fuse::SUBTYPE;
 use serde_json::json;
 
 use super::{
@@ -19,9 +20,6 @@ use super::{
 /// Read-ahead of the kernel, in KiB, where we may set it: with the usual 128, a single reader of a
 /// remote blob waits for one small request after another.
 const READ_AHEAD_KIB: u32 = 1024;
-
-/// What stands before the directory of images in the list of mounts.
-pub(super) const SOURCE: &str = "imgfs:";
 
 /// A mount of imgfs.
 pub(super) struct Mounted {
@@ -45,11 +43,10 @@ pub(super) fn all() -> Result<Vec<Mounted>, Failure> {
 fn parse(line: &str) -> Option<Mounted> {
     let (mount, file_system) = line.split_once(" - ")?;
     let mut after = file_system.split(' ');
-    // With the subtype `imgfs` where a helper has mounted it, without where we could ourselves.
-    if !matches!(after.next()?, "fuse" | "fuse.imgfs") {
+    if after.next()?.strip_prefix("fuse.") != Some(SUBTYPE) {
         return None;
     }
-    let source = unescaped(after.next()?.strip_prefix(SOURCE)?);
+    let source = unescaped(after.next()?);
     let uid = after.next()?.split(',').find_map(|o| o.strip_prefix("user_id=")?.parse().ok());
     let mut fields = mount.split(' ').skip(2);
     let device = fields.next()?.to_owned();
@@ -174,14 +171,14 @@ mod tests {
 
     #[test]
     fn mounts_are_read() {
-        let line = r"97 26 0:53 / /mnt/a\040b ro,nosuid,nodev - fuse.imgfs imgfs:/var/lib/images ro,user_id=0,group_id=0";
+        let line = r"97 26 0:53 / /mnt/a\040b ro,nosuid,nodev - fuse.imgfs /var/lib/images ro,user_id=0,group_id=0";
         let mount = parse(line).unwrap();
         assert_eq!(mount.mountpoint, Path::new("/mnt/a b"));
         assert_eq!((mount.source.as_path(), mount.uid), (Path::new("/var/lib/images"), Some(0)));
         assert_eq!(mount.device, "0:53");
-        assert!(parse(&line.replace("fuse.imgfs", "fuse")).is_some());
-        assert!(parse(&line.replace("fuse.imgfs", "ext4")).is_none());
-        assert!(parse(&line.replace("imgfs:", "other:")).is_none());
+        for other in ["fuse", "fuse.sshfs", "ext4", "imgfs"] {
+            assert!(parse(&line.replace("fuse.imgfs", other)).is_none());
+        }
         assert!(parse("").is_none());
         assert_eq!(unescaped(r"a\134b\9"), Path::new(r"a\b\9"));
     }

@@ -1,6 +1,9 @@
 //! The view without a kernel, over a source that counts what it is asked.
 
+mod model;
+
 use std::{
+    collections::HashMap,
     ffi::OsStr,
     ops::Range,
     sync::{
@@ -26,10 +29,11 @@ use crate::{
 const CONFIG: &[u8] = br#"{"os":"linux","architecture":"amd64"}"#;
 const LAYER: &[u8] = b"a layer";
 
-/// A registry in memory that has one tag.
+/// A registry in memory.
 #[derive(Default)]
 struct Source {
     tags: Mutex<Vec<(Reference, Manifest)>>,
+    blobs: Mutex<HashMap<Digest, Bytes>>,
     asked: AtomicUsize,
     broken: Mutex<bool>,
 }
@@ -44,21 +48,30 @@ impl ByteStream for Whole {
 
 impl Source {
     fn put(&self, name: &str, comment: &str) -> Manifest {
-        let descriptor = |kind: &str, content: &[u8]| {
+        self.put_with(name, comment, LAYER)
+    }
+
+    /// An image of its own for each comment, with this layer.
+    fn put_with(&self, name: &str, comment: &str, layer: &'static [u8]) -> Manifest {
+        let descriptor = |kind: &str, content: &'static [u8]| {
             let digest = Digest::sha256(content);
+            self.blobs.lock().unwrap().insert(digest, Bytes::from_static(content));
             format!(r#"{{"mediaType":"{kind}","digest":"{digest}","size":{}}}"#, content.len())
         };
         let text = format!(
             r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","annotations":{{"c":"{comment}"}},"config":{},"layers":[{}]}}"#,
             descriptor("application/vnd.oci.image.config.v1+json", CONFIG),
-            descriptor("application/vnd.oci.image.layer.v1.tar", LAYER),
+            descriptor("application/vnd.oci.image.layer.v1.tar", layer),
         );
         let manifest = Manifest::parse(text.into(), None).unwrap();
-        let mut tags = self.tags.lock().unwrap();
-        let name: Reference = name.parse().unwrap();
-        tags.retain(|(known, _)| *known != name);
-        tags.push((name, manifest.clone()));
+        self.remove(name);
+        self.tags.lock().unwrap().push((name.parse().unwrap(), manifest.clone()));
         manifest
+    }
+
+    fn remove(&self, name: &str) {
+        let name: Reference = name.parse().unwrap();
+        self.tags.lock().unwrap().retain(|(known, _)| *known != name);
     }
 
     fn asked(&self) -> usize {
@@ -96,9 +109,9 @@ impl Blobs for Source {
 
     async fn read(&self, _: &Repository, blob: &Descriptor, range: Range<u64>) -> Result<Whole> {
         self.asked.fetch_add(1, Ordering::Relaxed);
-        let content = if blob.digest == Digest::sha256(LAYER) { LAYER } else { CONFIG };
+        let content = self.blobs.lock().unwrap()[&blob.digest].clone();
         let range = range.start as usize..range.end as usize;
-        Ok(Whole(Some(Bytes::from_static(content).slice(range))))
+        Ok(Whole(Some(content.slice(range))))
     }
 }
 
@@ -120,10 +133,14 @@ struct Scene {
 }
 
 fn scene(tag_ttl: Duration, offline: bool) -> Scene {
+    scene_with_cache(tag_ttl, offline, 1 << 20)
+}
+
+fn scene_with_cache(tag_ttl: Duration, offline: bool, bytes: u64) -> Scene {
     let home = tempfile::tempdir().unwrap();
     let root = home.path().join("images");
     std::fs::create_dir(&root).unwrap();
-    let cache = Cache::open(CacheConfig::new(home.path().join("cache"), 1 << 20)).unwrap();
+    let cache = Cache::open(CacheConfig::new(home.path().join("cache"), bytes)).unwrap();
     let source = Arc::new(Source::default());
     let settings = Settings { options: Options::default(), tag_ttl };
     let given = (!offline).then(|| source.clone());

@@ -1,49 +1,12 @@
 //! The disk is full in the middle of a pull.
 
 use crate::support::cli::Imgfs;
+use crate::support::disk::SmallDisk;
 use crate::support::hostile::Hostile;
 use crate::support::image::Image;
 use crate::support::tree::{self, assert_tree_sound};
-use rustix::mount::{MountFlags, UnmountFlags};
-use std::ffi::CString;
-use std::path::{Path, PathBuf};
-
-/// A small file system in memory; gone when dropped.
-struct SmallDisk {
-    directory: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    /// `None` where mounting is not allowed.
-    fn mount(mib: u32) -> Option<Self> {
-        let directory = tempfile::tempdir().expect("making a temporary directory");
-        let disk = Self { directory };
-        let options = options(mib);
-        let options = Some(options.as_c_str());
-        let flags = MountFlags::empty();
-        rustix::mount::mount("imgfs-test", disk.path(), "tmpfs", flags, options).ok()?;
-        Some(disk)
-    }
-
-    fn grow(&self, mib: u32) {
-        rustix::mount::mount_remount(self.path(), MountFlags::empty(), options(mib).as_c_str())
-            .expect("making the disk larger");
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(self.path(), UnmountFlags::DETACH);
-    }
-}
-
-fn options(mib: u32) -> CString {
-    CString::new(format!("size={mib}m,mode=755")).expect("no NUL in it")
-}
+use rustix::mount::MountFlags;
+use std::path::PathBuf;
 
 fn disk(mib: u32) -> Option<(SmallDisk, PathBuf)> {
     let Some(disk) = SmallDisk::mount(mib) else {

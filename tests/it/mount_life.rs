@@ -222,6 +222,17 @@ fn a_line_of_fstab_and_a_supervisor() {
     assert!(failed.stderr.contains("does not exist"), "{}", failed.stderr);
 }
 
+#[test]
+fn it_may_be_told_to_end_as_soon_as_it_is_there() {
+    let hostile = Hostile::start();
+    let (imgfs, _, _) = filled(&hostile);
+    let mut mount = Mounted::start(imgfs.images_dir(), &["--offline"]);
+    for _ in 0..30 {
+        assert_eq!(mount.stop().code(), Some(0));
+        mount.restart();
+    }
+}
+
 /// What a user does who is not root, in a namespace of mounts where everybody may use `/dev/fuse`.
 const AS_NOBODY: &str = r#"
 set -eu
@@ -237,13 +248,13 @@ as_nobody stat -c 'owner %u' "$place/at/$layer"
 as_nobody sha256sum "$place/at/$layer"
 as_nobody "$program" mounts
 as_nobody "$program" umount "$place/at"
-! grep -q " $place/at " /proc/self/mountinfo
+if grep -q " $place/at " /proc/self/mountinfo; then exit 1; fi
 as_nobody "$program" mount --offline --foreground --images-dir "$place/images" "$place/at" &
 while ! grep -q " $place/at " /proc/self/mountinfo; do sleep 0.05; done
 sleep 0.2
 kill -TERM $(as_nobody pgrep -u 65534 -f -- "--foreground --images-dir $place/images")
 wait
-! grep -q " $place/at " /proc/self/mountinfo
+if grep -q " $place/at " /proc/self/mountinfo; then exit 1; fi
 echo ended
 "#;
 

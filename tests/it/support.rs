@@ -11,6 +11,8 @@
 //! content   deterministic bytes that can be produced from any offset
 //! http      the small HTTP/1.1 server under `hostile` and under the token server
 //! mount     a mount, and programs that look at it
+//! readers   processes that look at a mount at random and know what they have to see
+//! disk      small disks, and how much of a disk is in use
 //! tls       certificates
 //! skopeo    the independent reader and writer
 //! process   child processes that do not outlive the tests
@@ -23,12 +25,14 @@
 pub(crate) mod cli;
 pub(crate) mod client;
 pub(crate) mod content;
+pub(crate) mod disk;
 pub(crate) mod harbor;
 pub(crate) mod hostile;
 pub(crate) mod http;
 pub(crate) mod image;
 pub(crate) mod mount;
 pub(crate) mod process;
+pub(crate) mod readers;
 pub(crate) mod registry;
 pub(crate) mod skopeo;
 pub(crate) mod tls;

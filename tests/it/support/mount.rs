@@ -42,7 +42,8 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts `images_dir` with further arguments of `imgfs mount`, and waits until it is ready.
+    /// Mounts `images_dir` with further arguments of `imgfs mount`, and waits until it is ready. Registries are
+    /// plain, unless there is a `--ca-file`.
     #[track_caller]
     pub(crate) fn start<A: AsRef<OsStr>>(images_dir: &Path, args: &[A]) -> Self {
         require_fuse();
@@ -62,7 +63,9 @@ impl Mounted {
         let (stdout, stderr) = (create("stdout"), create("stderr"));
         let child = spawn_tied(env!("CARGO_BIN_EXE_imgfs"), |command| {
             command
-                .args(["mount", "--foreground", "--plain-http", "--images-dir"])
+                .args(["mount", "--foreground"])
+                .args((!self.args.contains(&"--ca-file".into())).then_some("--plain-http"))
+                .arg("--images-dir")
                 .arg(&self.images)
                 .arg("--log-file")
                 .arg(self.place.path().join("log"))
@@ -100,6 +103,36 @@ impl Mounted {
     /// The process id of the mount.
     pub(crate) fn id(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
+    }
+
+    /// How many threads the process has.
+    pub(crate) fn threads(&self) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id()));
+        tasks.expect("listing threads").count()
+    }
+
+    /// What the process has open, sockets apart, and how many of those.
+    pub(crate) fn open_files(&self) -> (Vec<PathBuf>, usize) {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.id()));
+        let files = files.expect("listing what is open").flatten();
+        let targets = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+        let is_socket = |target: &PathBuf| target.to_string_lossy().starts_with("socket:");
+        let (sockets, mut others): (Vec<_>, Vec<_>) = targets.partition(is_socket);
+        others.sort();
+        (others, sockets.len())
+    }
+
+    /// How many inodes the kernel has looked up here and not forgotten, as `statfs` tells.
+    #[track_caller]
+    pub(crate) fn known_inodes(&self) -> u64 {
+        let told = self.run("stat", &["-f", "-c", "%c", &self.path("")]).success().text();
+        told.trim().parse().expect("a number")
+    }
+
+    /// Lets the kernel forget all that nobody uses.
+    #[track_caller]
+    pub(crate) fn forget(&self) {
+        self.run("mount", &["-i", "-o", "remount,ro", &self.path("")]).success();
     }
 
     fn said(&self, name: &str) -> String {
@@ -184,7 +217,7 @@ impl Mounted {
             std::thread::sleep(Duration::from_millis(5));
         };
         self.child = None;
-        assert!(!self.is_mounted(), "it has ended and is still mounted");
+        assert!(!self.is_mounted(), "it has ended ({status}) and is still mounted");
         status
     }
 
@@ -292,6 +325,13 @@ impl Looking {
 
     pub(crate) fn is_running(&mut self) -> bool {
         has_ended(&mut self.child).is_none()
+    }
+
+    /// Waits for the end of one that was meant to run for a while.
+    #[track_caller]
+    pub(crate) fn wait_from_now(mut self) -> Done {
+        self.started = Instant::now();
+        self.wait()
     }
 
     #[track_caller]

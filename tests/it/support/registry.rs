@@ -195,6 +195,10 @@ impl Registry {
         format!("localhost:{}", self.child.port)
     }
 
+    pub(crate) fn is_tls(&self) -> bool {
+        self.authority.is_some()
+    }
+
     /// Where the authority's certificate lies.
     pub(crate) fn ca_file(&self) -> PathBuf {
         self.authority().write(self.directory.path(), "ca")

@@ -1,0 +1,117 @@
+//! Small disks, and how much of a disk is in use.
+
+use rustix::mount::{MountFlags, UnmountFlags};
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A small file system in memory; gone when dropped.
+pub(crate) struct SmallDisk {
+    directory: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// `None` where mounting is not allowed.
+    pub(crate) fn mount(mib: u32) -> Option<Self> {
+        let directory = tempfile::tempdir().expect("making a temporary directory");
+        let disk = Self { directory };
+        let options = options(mib);
+        let options = Some(options.as_c_str());
+        let flags = MountFlags::empty();
+        rustix::mount::mount("imgfs-test", disk.path(), "tmpfs", flags, options).ok()?;
+        Some(disk)
+    }
+
+    pub(crate) fn grow(&self, mib: u32) {
+        rustix::mount::mount_remount(self.path(), MountFlags::empty(), options(mib).as_c_str())
+            .expect("making the disk larger");
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Bytes in use, those of files without a name included.
+    pub(crate) fn used(&self) -> u64 {
+        used(self.path())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.path(), UnmountFlags::DETACH);
+    }
+}
+
+fn options(mib: u32) -> CString {
+    CString::new(format!("size={mib}m,mode=755")).expect("no NUL in it")
+}
+
+/// Bytes in use of the file system that has this path.
+pub(crate) fn used(path: &Path) -> u64 {
+    let space = rustix::fs::statvfs(path).expect("asking for the space of a disk");
+    (space.f_blocks - space.f_bfree) * space.f_frsize
+}
+
+/// Bytes of the disk that all files below `directory` take. What moves while this looks is not counted twice.
+pub(crate) fn used_below(directory: &Path) -> u64 {
+    fn look(directory: &Path, files: &mut BTreeMap<u64, u64>) {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            files.insert(meta.ino(), meta.blocks() * 512);
+            if meta.is_dir() {
+                look(&entry.path(), files);
+            }
+        }
+    }
+    let mut files = BTreeMap::new();
+    look(directory, &mut files);
+    files.values().sum()
+}
+
+/// Samples a number in a thread of its own, and keeps the largest.
+pub(crate) struct Watch {
+    most: Arc<AtomicU64>,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    pub(crate) fn start(sample: impl Fn() -> u64 + Send + 'static) -> Self {
+        let (most, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let thread = std::thread::spawn({
+            let (most, ended) = (most.clone(), ended.clone());
+            move || {
+                while !ended.load(Ordering::SeqCst) {
+                    most.fetch_max(sample(), Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+            }
+        });
+        Self { most, ended, thread: Some(thread) }
+    }
+
+    /// Ends it; the largest number that was seen.
+    pub(crate) fn most(mut self) -> u64 {
+        self.end();
+        self.most.load(Ordering::SeqCst)
+    }
+
+    fn end(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
