@@ -189,7 +189,11 @@ impl<S: Names + Blobs + Attachments> View<S> {
     /// Looks `image` up, so that what belongs to it is listed.
     pub async fn resolve(self: &Arc<Self>, image: &Reference) -> Result<(), ViewError> {
         let Some(source) = &self.source else {
-            return Err(ViewError::Offline(image.to_string()));
+            return match self.find_local(image).await {
+                true => Ok(()),
+                // Nothing of it is local: that is all that is known.
+                false => Err(ViewError::Offline(image.to_string())),
+            };
         };
         let resolution = {
             let mut resolving = locked(&self.resolving);
@@ -245,7 +249,18 @@ impl<S: Names + Blobs + Attachments> View<S> {
             }
         }
         locked(&self.catalogue).add(&plan, ttl);
+        if locked(&self.catalogue).manifest(image).is_none() {
+            self.find_local(image).await;
+        }
         Ok(())
+    }
+
+    /// Takes up an image that is in the directory under another path than the one that we show:
+    /// those of KubeKey 4.0.5 have layouts of their own. Whether there is one.
+    async fn find_local(&self, image: &Reference) -> bool {
+        let Ok(manifest) = self.dir.manifest(image).await else { return false };
+        locked(&self.catalogue).add_manifest(image, manifest, self.settings.tag_ttl);
+        true
     }
 
     // --- names ---
@@ -288,10 +303,6 @@ impl<S: Names + Blobs + Attachments> View<S> {
                 match known {
                     Some((manifest, is_old)) if !is_old || self.source.is_none() => {
                         Ok(Found::Entry(self.manifest(path, &name, &manifest)))
-                    }
-                    _ if self.source.is_none() => {
-                        // Nothing of it is local: that is all that is known.
-                        Err(ViewError::Offline(name.to_string()))
                     }
                     _ => Ok(Found::Ask(Question { path: path.to_owned(), name })),
                 }

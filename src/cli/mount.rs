@@ -136,7 +136,25 @@ fn check_mountpoint(args: &MountArgs, output: &Output) -> Result<PathBuf, Failur
         let message = format!("{shown} is in {}, which is what is shown there", root.display());
         return Err(Failure::new(message));
     }
+    if let Some(cache) = &args.cache_dir {
+        check_cache_dir(&absolute(cache)?, &root, &mountpoint)?;
+    }
     Ok(mountpoint)
+}
+
+/// A cache that is shown by its own mount would be read by whoever reads everything.
+fn check_cache_dir(cache: &Path, root: &Path, mountpoint: &Path) -> Result<(), Failure> {
+    let own = root.join("blobs/.imgfs");
+    let shown = [root, mountpoint].into_iter().find(|shown| cache.starts_with(shown));
+    match shown.filter(|_| !cache.starts_with(own)) {
+        Some(shown) => Err(Failure::new(format!(
+            "--cache-dir {} is in {}, which is what is shown",
+            cache.display(),
+            shown.display()
+        ))
+        .hint("without --cache-dir, it is kept in the directory, where nobody sees it")),
+        None => Ok(()),
+    }
 }
 
 fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Failure {

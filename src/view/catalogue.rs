@@ -141,6 +141,17 @@ impl Catalogue {
         }
     }
 
+    /// Takes up a single manifest.
+    pub(super) fn add_manifest(&mut self, name: &Reference, manifest: Manifest, ttl: Duration) {
+        let known = self.repositories.entry(name.repository().clone()).or_default();
+        if let (Some(tag), None) = (name.tag(), name.digest()) {
+            let until = Instant::now() + ttl;
+            known.tags.insert(tag.to_owned(), Tag { digest: manifest.digest(), until });
+        }
+        known.manifests.insert(manifest.digest(), manifest);
+        self.declare(name);
+    }
+
     fn list_file(&mut self, directory: &str, name: &str) {
         self.list_entry(directory, name, false);
         // And the directories that lead there.

@@ -141,6 +141,9 @@ fn what_cannot_be_mounted_is_refused_with_the_reason() {
     let args = ["--log-file", text(&log)];
     mount(&imgfs, &place.at(), &args).expect_code(2).stderr_has("--log-file");
     mount(&imgfs, &place.at(), &["--manifests", "UPPER//x"]).stderr_has("UPPER");
+    for shown in [place.at(), imgfs.images_dir().join("blobs")] {
+        mount(&imgfs, &place.at(), &["--cache-dir", text(&shown)]).stderr_has("--cache-dir");
+    }
     mount(&imgfs, &place.at(), &["-o", "nonsense=1"]).expect_code(2).stderr_has("cannot mount");
     assert!(!is_mounted(&place.at()));
 }
