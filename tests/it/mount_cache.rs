@@ -77,7 +77,10 @@ fn its_bound_holds_while_much_more_is_read() {
         readers.stop();
         let most = watch.most();
         let limit = limit * MIB;
-        assert!((limit / 2..=limit).contains(&most), "{most} of {limit}, in memory: {in_memory}");
+        // One file after the other is counted: what goes from one to the next meanwhile counts twice.
+        let slack = if in_memory { 0 } else { limit / 16 };
+        let allowed = limit / 2..=limit + slack;
+        assert!(allowed.contains(&most), "{most} of {limit}, in memory: {in_memory}");
         assert_eq!(mount.stop().code(), Some(0));
         assert_eq!(mount.log(), Vec::<String>::new());
     }
