@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, Read, Write},
+    os::unix::process::CommandExt,
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -27,6 +28,22 @@ const REPEATED: Duration = Duration::from_secs(10);
 /// Failures that are remembered.
 const REMEMBERED: usize = 256;
 
+/// How the C library is told to keep one heap only. By default it has several for each processor,
+/// none of which gives back what a busy minute has taken: with 64 readers that was 58 MiB, and is 40,
+/// at the same speed.
+const HEAPS: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
+
+/// Starts the process over with the heap of a daemon, unless it has that already.
+pub(super) fn keep_one_heap() -> Result<(), Failure> {
+    if std::env::var_os(HEAPS.0).is_some() {
+        return Ok(());
+    }
+    let failed = |e: io::Error| Failure::new(format!("cannot start: {e}"));
+    let program = std::env::current_exe().map_err(failed)?;
+    // It comes back only if it has failed.
+    Err(failed(Command::new(program).args(super::arguments()).env(HEAPS.0, HEAPS.1).exec()))
+}
+
 /// Starts the process once more, in the background, and waits until it is ready.
 pub(super) fn detach() -> Result<Outcome, Failure> {
     let failed = |e: io::Error| Failure::new(format!("cannot go into the background: {e}"));
@@ -34,6 +51,7 @@ pub(super) fn detach() -> Result<Outcome, Failure> {
     let mut child = Command::new(program)
         .args(super::arguments())
         .arg(DETACHED)
+        .env(HEAPS.0, std::env::var_os(HEAPS.0).unwrap_or_else(|| HEAPS.1.into()))
         .stdin(Stdio::inherit())
         .stdout(Stdio::piped())
         .spawn()

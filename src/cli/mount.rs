@@ -39,6 +39,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     if !args.foreground && !args.detached {
         return daemon::detach();
     }
+    daemon::keep_one_heap()?;
     let ready = if args.detached { daemon::enter()? } else { Ready::foreground() };
     let images = declared(args)?;
     let names: Vec<String> =
