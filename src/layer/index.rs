@@ -229,4 +229,9 @@ impl LayerIndex {
         self.windows = None;
         self
     }
+
+    #[cfg(test)]
+    pub(super) fn set_windows_offset(&mut self, offset: u64) {
+        self.windows_offset = offset;
+    }
 }

@@ -108,6 +108,8 @@ pub struct Rootfs {
     shared: Vec<(u32, u32)>,
     inodes: Vec<Inode>,
     broken: Vec<(u32, Broken)>,
+    /// Directories that have replaced something else.
+    anew: Vec<u32>,
 }
 
 /// What the tree knows of each node; the rest is in the layers.
@@ -298,6 +300,11 @@ impl Rootfs {
     /// Whether a node is a directory that no layer has an entry for.
     pub fn is_implied(&self, node: Node) -> bool {
         self.row(node).form == Form::Implied
+    }
+
+    /// Whether a directory has replaced something else, so that it began empty.
+    fn is_anew(&self, node: Node) -> bool {
+        self.anew.binary_search(&node.0).is_ok()
     }
 
     /// Bytes that the tree takes in memory, without its layers.

@@ -104,7 +104,8 @@ impl Inflate {
         let at = match result {
             zlib::Z_STREAM_END => At::End,
             // Z_BUF_ERROR: it could not go on for want of input or room, which is no error here.
-            zlib::Z_OK | zlib::Z_BUF_ERROR if stream.data_type & 128 != 0 => {
+            // 128: between blocks; 64: the block was the last one, so there is no next.
+            zlib::Z_OK | zlib::Z_BUF_ERROR if stream.data_type & 0xc0 == 128 => {
                 At::Boundary { unused_bits: (stream.data_type & 63) as u8 }
             }
             zlib::Z_OK | zlib::Z_BUF_ERROR => At::Middle,

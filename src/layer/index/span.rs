@@ -72,6 +72,9 @@ pub(super) struct Cutter {
     pub(super) windows: Vec<u8>,
     /// Decompressed bytes so far.
     at: u64,
+    /// Where a member or frame began last, and how far it was from the one before.
+    clean_at: u64,
+    clean_step: Option<u64>,
     /// Bytes of the last window that was compressed: an estimate for the next one.
     last_window_bytes: u64,
 }
@@ -83,6 +86,8 @@ impl Cutter {
             spans: Vec::new(),
             windows: Vec::new(),
             at: 0,
+            clean_at: 0,
+            clean_step: None,
             last_window_bytes: 12 << 10,
         }
     }
@@ -128,6 +133,10 @@ impl Cutter {
     /// Considers a place where decompressing could begin; says whether a span ended.
     pub(super) fn boundary(&mut self, at: Boundary<'_>) -> bool {
         let since = self.since();
+        if at.window.is_none() && self.at > self.clean_at {
+            self.clean_step = Some(self.at - self.clean_at);
+            self.clean_at = self.at;
+        }
         match at.window {
             _ if self.spans.is_empty() => {
                 self.begin(at.blob_bits, Start::Clean);
@@ -142,11 +151,16 @@ impl Cutter {
                 }
                 return false;
             }
-            None if since >= MIN_BYTES => self.begin(at.blob_bits, Start::Clean),
+            // Also what ends a group of spans that can only be read together.
+            None if since >= MIN_BYTES || self.spans.last().is_some_and(|s| !s.is_start()) => {
+                self.begin(at.blob_bits, Start::Clean);
+            }
             Some(window) if since >= MIN_BYTES => {
                 let cost = self.windows.len() as u64 + self.last_window_bytes;
                 let is_affordable = cost * WINDOW_SHARE <= at.blob_bits / 8;
-                if !is_affordable && since < PATIENT_BYTES {
+                // Where members are small, the next one begins soon, and costs nothing.
+                let is_patient = self.clean_step.is_some_and(|step| step < MIN_BYTES);
+                if (!is_affordable || is_patient) && since < PATIENT_BYTES {
                     return false;
                 }
                 // If there is no memory for that, the span goes on.

@@ -58,6 +58,8 @@ struct BuildNode {
     path: u32,
     inode: u32,
     is_alive: bool,
+    /// Whether it has replaced something else of its name.
+    is_anew: bool,
     /// Lists of what is in a directory, with what was there and is not alive.
     first_child: u32,
     next: u32,
@@ -97,8 +99,10 @@ struct Layer<'a> {
     names: Vec<u32>,
     /// The node where a path was found last.
     nodes: Vec<u32>,
-    /// Nodes that are to be seen by hard links of this layer only.
-    hidden: Vec<u32>,
+    /// Which paths are not to be seen.
+    is_hidden: Vec<bool>,
+    /// Inodes of such paths, for the hard links of this layer.
+    hidden: HashMap<u32, u32>,
 }
 
 pub(super) fn build(layers: Vec<Arc<LayerIndex>>, markers: Markers) -> Result<Rootfs, MergeError> {
@@ -117,6 +121,7 @@ pub(super) fn build(layers: Vec<Arc<LayerIndex>>, markers: Markers) -> Result<Ro
         path: ROOT,
         inode: 0,
         is_alive: true,
+        is_anew: false,
         first_child: NONE,
         next: NONE,
     });
@@ -130,6 +135,7 @@ pub(super) fn build(layers: Vec<Arc<LayerIndex>>, markers: Markers) -> Result<Ro
         shared: Vec::new(),
         inodes: Vec::new(),
         broken: Vec::new(),
+        anew: Vec::new(),
         layers: Vec::new(),
     };
     builder.finish(&layers, &mut rootfs);
@@ -147,22 +153,44 @@ impl<'a> Builder<'a> {
         let paths = 0..table.path_count();
         let names = paths.clone().map(|path| self.name(table.name(path))).collect();
         let nodes = vec![NONE; paths.len()];
-        let mut layer = Layer { number, table, names, nodes, hidden: Vec::new() };
+        let mut is_hidden = vec![false; paths.len()];
+        if self.markers == Markers::Obeyed {
+            for path in 1..table.path_count() {
+                // What a path is in comes before it.
+                is_hidden[path as usize] =
+                    is_hidden[table.parent(path) as usize] || table.name(path).starts_with(PREFIX);
+            }
+        }
+        let hidden = HashMap::new();
+        let mut layer = Layer { number, table, names, nodes, is_hidden, hidden };
         if self.markers == Markers::Obeyed && number > 0 {
             self.obey(&layer);
         }
         for (number, entry) in (0..).zip(table.entries()) {
-            let meaning = meaning(table.name(entry.path));
-            if self.markers == Markers::Shown || matches!(meaning, Meaning::Name | Meaning::Hidden)
-            {
+            if layer.is_hidden[entry.path as usize] {
+                self.add_hidden(&mut layer, number, &entry);
+            } else {
                 self.add_entry(&mut layer, number, &entry);
             }
         }
-        if self.markers == Markers::Obeyed {
-            for node in layer.hidden {
-                self.kill(node);
-            }
-        }
+    }
+
+    /// Keeps what is not to be seen for links to it.
+    fn add_hidden(&mut self, layer: &mut Layer<'a>, number: u32, entry: &Entry) {
+        let inode = match layer.table.link_path(entry) {
+            Some(target) => self.link_target(layer, entry.path, target).ok(),
+            None if entry.kind == Kind::Dir => None,
+            None => Some(self.add_inode(BuildInode {
+                layer: layer.number,
+                entry: number,
+                links: 0,
+                kind: InodeKind::Leaf,
+            })),
+        };
+        match inode {
+            Some(inode) => layer.hidden.insert(entry.path, inode),
+            None => layer.hidden.remove(&entry.path),
+        };
     }
 
     fn name(&mut self, name: &'a [u8]) -> u32 {
@@ -234,6 +262,9 @@ impl<'a> Builder<'a> {
         if target == path {
             return Err(Broken::ToItself);
         }
+        if layer.is_hidden[target as usize] {
+            return layer.hidden.get(&target).copied().ok_or(Broken::Missing);
+        }
         let node = self.find(layer, target).ok_or(Broken::Missing)?;
         let inode = self.nodes[node as usize].inode;
         match self.inodes[inode as usize].kind {
@@ -257,14 +288,12 @@ impl<'a> Builder<'a> {
             path,
             inode,
             is_alive: true,
+            is_anew: false,
             first_child: NONE,
             next,
         });
         self.children.insert((dir, name), node);
         layer.nodes[path as usize] = node;
-        if layer.table.name(path).starts_with(PREFIX) {
-            layer.hidden.push(node);
-        }
         node
     }
 
@@ -329,6 +358,7 @@ impl<'a> Builder<'a> {
                     node
                 }
                 other => {
+                    let is_anew = other.is_some();
                     if let Some(node) = other {
                         self.kill(node);
                     }
@@ -338,7 +368,9 @@ impl<'a> Builder<'a> {
                         links: 1,
                         kind: InodeKind::Dir,
                     });
-                    self.add_node(layer, dir, path, inode)
+                    let node = self.add_node(layer, dir, path, inode);
+                    self.nodes[node as usize].is_anew = is_anew;
+                    node
                 }
             };
         }
@@ -420,6 +452,9 @@ impl<'a> Builder<'a> {
         let number = rootfs.rows.len() as u32;
         let node = &self.nodes[node as usize];
         let inode = &self.inodes[node.inode as usize];
+        if node.is_anew {
+            rootfs.anew.push(number);
+        }
         let own = || layers.get(usize::from(node.layer))?.table().last_entry(node.path);
         let is_own = || inode.layer == node.layer && own() == Some(inode.entry);
         let form = match inode.kind {

@@ -16,7 +16,8 @@ pub enum Found {
     Missing,
     /// The layer with this number has to be known first.
     Waits(usize),
-    /// Only the merged tree can tell: it is a hard link, or what it is depends on one.
+    /// Only the merged tree can tell: it is a hard link, what it is in is one, or a layer has
+    /// different things of the same name.
     NeedsMerge,
 }
 
@@ -56,7 +57,6 @@ pub fn find_from_top(layers: &[Option<&Rootfs>], path: &[u8]) -> Found {
                 implied = Some(Found::Node { layer: number, node });
             }
             Said::Hidden => return or_implied(implied),
-            Said::NeedsMerge if implied.is_some() => return or_implied(implied),
             Said::NeedsMerge => return Found::NeedsMerge,
             Said::Nothing => {}
         }
@@ -75,7 +75,9 @@ fn ask(layer: &Rootfs, names: &[&[u8]]) -> Said {
             None => return Said::Nothing,
             Some(node) if layer.broken(node).is_some() => return Said::NeedsMerge,
             Some(node) if layer.attributes(node).kind == Kind::Dir => {
-                // A directory stays one when it is hidden and made again; its attributes are its own.
+                if layer.is_anew(node) {
+                    return Said::NeedsMerge;
+                }
                 dir = node;
             }
             Some(node) if at + 1 == names.len() => return Said::Found(node),
@@ -100,7 +102,7 @@ fn has_more_than_markers(layer: &Rootfs, dir: Node) -> bool {
             if name.starts_with(b".wh.") {
                 continue;
             }
-            if !layer.is_implied(node) {
+            if !layer.is_implied(node) || layer.is_anew(node) {
                 return true;
             }
             dirs.push(node);
