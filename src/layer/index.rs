@@ -91,6 +91,8 @@ pub struct LayerIndex {
     /// The digest of the blob, which the pass has checked.
     blob: Digest,
     blob_bytes: u64,
+    /// Bytes of the blob that the stream came from: fewer if it is damaged.
+    used_bytes: u64,
     /// The digest of the stream; `None` if it could not be read to its end.
     diff_id: Option<Digest>,
     stream_bytes: u64,
@@ -205,11 +207,11 @@ impl LayerIndex {
         // Without a start behind them, nobody knows where in the blob they end.
         let rest = &self.spans[spans.end as usize..];
         let end = rest.iter().find(|span| span.is_start());
-        begin..end.map_or(self.blob_bytes, |span| span.blob_bits.div_ceil(8))
+        begin..end.map_or(self.used_bytes, |span| span.blob_bits.div_ceil(8))
     }
 
     /// Where in the stored form the window is that [`SpanDecoder::new`] needs to begin at the group
-    /// of `span`; `None` if it needs none.
+    /// of `span`; `None` if it needs none. For an index that was read from its stored form.
     pub fn window_range(&self, span: u32) -> Option<Range<u64>> {
         let window = self.spans.get(self.group(span).start as usize)?.window()?;
         Some(self.windows_offset + window.start..self.windows_offset + window.end)

@@ -571,7 +571,10 @@ impl Parser {
                 {
                     entry.xattrs.push((name, value));
                 }
-                _ => refused(Refusal::Xattr(String::from_utf8_lossy(&name).into_owned())),
+                _ => {
+                    let name = &name[..name.len().min(MAX_XATTR_NAME_BYTES)];
+                    refused(Refusal::Xattr(String::from_utf8_lossy(name).into_owned()));
+                }
             }
         }
         let draft = Draft { entry, raw_name, number, stored };

@@ -116,6 +116,8 @@ pub struct Indexer {
     decoder: Input,
     pass: Pass,
     blob_bytes: u64,
+    /// Bytes of the blob that what has been decompressed came from, if that is not all of it.
+    used_bytes: Option<u64>,
 }
 
 enum Input {
@@ -148,7 +150,8 @@ impl Indexer {
     pub fn new(options: Options) -> Self {
         let limits = options.limits;
         // Blocks of tar are counted with 32 bits.
-        let limits = Limits { max_stream_bytes: limits.max_stream_bytes.min(1 << 41), ..limits };
+        let max_stream_bytes = limits.max_stream_bytes.min((1 << 41) - 512);
+        let limits = Limits { max_stream_bytes, ..limits };
         Self {
             decoder: Input::Magic(Vec::new()),
             pass: Pass {
@@ -166,6 +169,7 @@ impl Indexer {
                 is_too_large: false,
             },
             blob_bytes: 0,
+            used_bytes: None,
         }
     }
 
@@ -279,6 +283,7 @@ impl Indexer {
         Ok(LayerIndex {
             blob,
             blob_bytes: self.blob_bytes,
+            used_bytes: self.used_bytes.unwrap_or(self.blob_bytes),
             diff_id,
             stream_bytes,
             compression: pass.compression,
@@ -305,6 +310,11 @@ impl Indexer {
     }
 
     fn stopped(&mut self, error: &CodecError) -> Input {
+        self.used_bytes = match error {
+            CodecError::Damaged { at, .. } => Some((at + 1).min(self.blob_bytes)),
+            CodecError::Window { at, .. } | CodecError::Dictionary { at, .. } => Some(*at),
+            CodecError::Truncated { .. } | CodecError::Unsupported(_) => None,
+        };
         self.pass.note_whole(Note::damaged(error));
         Input::Stopped
     }
@@ -315,6 +325,7 @@ impl Indexer {
         match decoder.push(bytes, &mut Shown { pass: &mut self.pass, sink }) {
             Ok(ControlFlow::Continue(())) => {}
             Ok(ControlFlow::Break(())) => {
+                self.used_bytes = Some(self.blob_bytes);
                 if self.pass.is_too_large {
                     let limit = self.pass.stream_limit;
                     self.pass.note_whole(Note::too_large(limit));

@@ -185,6 +185,7 @@ impl LayerIndex {
         let mut index = Self {
             blob,
             blob_bytes: number(144)?,
+            used_bytes: 0,
             diff_id,
             stream_bytes: number(152)?,
             compression,

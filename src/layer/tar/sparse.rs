@@ -152,6 +152,10 @@ pub(super) fn place(
     stored: u64,
     size: u64,
 ) -> Result<Vec<Extent>, &'static str> {
+    // No file system has files that large, and offsets are added up.
+    if size > 1 << 62 {
+        return Err("the file is too large");
+    }
     let mut extents = Vec::with_capacity(parts.len());
     let (mut file_end, mut used) = (0, 0_u64);
     for (file_offset, length) in parts {

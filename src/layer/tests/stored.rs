@@ -53,7 +53,8 @@ fn the_form_stays_as_it_is() {
     assert_eq!(hex::encode(&stored[144..160]), sizes);
     let raw = zstd::bulk::decompress(&stored[216..], 1000).unwrap();
     // Names, paths, owners, the row, targets and lists, the only span.
-    let body = ["03000161", "010100", "010000", "0102a4030001020000", "0000000000", "01000100"];
+    let body =
+        ["03000161", "010100", "010000", "0102a4030001020000", "0000000000", "00", "01000100"];
     assert_eq!(hex::encode(&raw[..raw.len() - 34]), body.concat());
 }
 

@@ -27,6 +27,7 @@ pub(super) fn write(index: &LayerIndex) -> Vec<u8> {
     write_paths(&index.table, &mut out);
     write_rows(&index.table, &mut out);
     write_extras(&index.table, &mut out);
+    out.number(index.blob_bytes - index.used_bytes);
     write_spans(&index.spans, &mut out);
     write_notes(index, &mut out);
     out.0
@@ -40,6 +41,10 @@ pub(in crate::layer) fn parse_body(index: &mut LayerIndex, body: &[u8]) -> Resul
     read_rows(&mut table, &mut from)?;
     read_extras(&mut table, &mut from)?;
     index.table = table;
+    index.used_bytes = match index.blob_bytes.checked_sub(from.number()?) {
+        Some(used) => used,
+        None => return wrong("more of the blob is unused than there is"),
+    };
     read_spans(index, &mut from)?;
     read_notes(index, &mut from)?;
     if from.0.is_empty() { Ok(()) } else { wrong("there is something after the body") }
@@ -368,7 +373,7 @@ fn write_spans(spans: &[Span], out: &mut Writer) {
 fn read_spans(index: &mut LayerIndex, from: &mut Reader<'_>) -> Result<()> {
     let count = from.count()?;
     let (mut at, mut bits, mut window_at) = (0_u64, 0_u64, 0_u64);
-    let blob_bits = index.blob_bytes.saturating_mul(8);
+    let blob_bits = index.used_bytes.saturating_mul(8);
     for number in 0..count {
         let step = from.number()?;
         if (number == 0) != (step == 0) || step > MAX_BYTES {
