@@ -71,3 +71,84 @@ impl Default for Limits {
         }
     }
 }
+
+/// Entry points of the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use std::sync::Arc;
+
+    use super::{Expected, Hashing, Indexer, LayerIndex, Limits, Options, Rootfs};
+    use crate::image::Digest;
+
+    /// Indexes a blob, plain or compressed, in pieces of `piece` bytes, and reads all that its
+    /// index promises.
+    pub fn blob(blob: &[u8], piece: u16) {
+        let limits = Limits {
+            max_entries: 1000,
+            max_table_bytes: 1 << 20,
+            max_stream_bytes: 32 << 20,
+            ..Limits::default()
+        };
+        let options = Options { limits, hashing: Hashing::Inline, ..Options::default() };
+        let mut indexer = Indexer::new(options);
+        let mut stream = Vec::new();
+        for piece in blob.chunks(usize::from(piece).max(1)) {
+            let shown = indexer.push_with(piece, &mut |chunk| {
+                assert_eq!(chunk.stream_offset, stream.len() as u64);
+                stream.extend_from_slice(chunk.bytes);
+            });
+            assert_eq!(shown, Ok(()));
+        }
+        let expected =
+            Expected { blob: Digest::sha256(blob), blob_bytes: blob.len() as u64, diff_id: None };
+        let index = indexer.finish(&expected);
+        assert!(index.is_ok(), "{index:?}");
+        let Ok(index) = index else { return };
+        // The last piece may be too short to have been shown.
+        assert!(index.stream_bytes() >= stream.len() as u64);
+        for span in 0..index.span_count() {
+            let range = index.fetch_range(span..span + 1);
+            let found = index.decode(span, &blob[range.start as usize..range.end as usize]);
+            let known = index.stream_range(span);
+            let (from, to) = (known.start as usize, known.end as usize);
+            if let Some(shown) = stream.get(from..to) {
+                assert_eq!(found.as_deref(), Ok(shown));
+            }
+        }
+        let stored = index.to_bytes();
+        let again = stored.as_deref().map(LayerIndex::from_bytes);
+        assert!(matches!(&again, Ok(Ok(again)) if again.table() == index.table()), "{again:?}");
+        tree(index);
+    }
+
+    /// Reads the body of a stored index whose digest does not matter, of a blob of `blob_bytes`.
+    pub fn body(body: &[u8], blob_bytes: u64, stream_bytes: u64) {
+        if let Ok(index) = LayerIndex::from_body(body, blob_bytes, stream_bytes) {
+            for span in 0..index.span_count() {
+                let _ = index.decode(span, &[0; 64]);
+            }
+            let stored = index.clone().with_windows(&[]).to_bytes();
+            assert!(stored.is_ok());
+            tree(index);
+        }
+        let _ = LayerIndex::from_bytes(body);
+    }
+
+    fn tree(index: LayerIndex) {
+        let index = Arc::new(index);
+        for tree in [Rootfs::raw(Arc::clone(&index)), Rootfs::new(vec![Arc::clone(&index), index])]
+        {
+            let Ok(tree) = tree else { continue };
+            for node in (0..tree.node_count()).filter_map(|number| tree.node(number)) {
+                tree.attributes(node);
+                tree.symlink_target(node);
+                tree.xattrs(node).count();
+                assert_eq!(tree.data(node).is_err(), tree.broken(node).is_some());
+                assert_eq!(
+                    tree.lookup(tree.parent(node), tree.name(node)).is_some(),
+                    node != tree.root()
+                );
+            }
+        }
+    }
+}

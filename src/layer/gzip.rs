@@ -201,11 +201,9 @@ impl Decoder {
                 output.boundary(Boundary { blob_bits, window: Some(window) });
             }
             At::End => self.phase = Phase::Trailer([0; TRAILER_BYTES], 0),
-            _ if step.consumed == 0 && step.produced == 0 && flow.is_continue() => {
-                // It cannot be: there was input and there was room.
-                if step.at == At::Middle {
-                    return Err(self.damaged("inflating does not go on"));
-                }
+            // It cannot be: there was input and there was room.
+            At::Middle if step.consumed == 0 && step.produced == 0 => {
+                return Err(self.damaged("inflating does not go on"));
             }
             _ => {}
         }

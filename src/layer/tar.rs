@@ -340,7 +340,7 @@ impl Parser {
             State::OldSparse(draft, mut map) => {
                 let is_last = map.push_extension(&self.block, self.at - BLOCK_BYTES as u64)?;
                 if is_last {
-                    self.finish_old_sparse(draft, map, sink);
+                    self.finish_old_sparse(*draft, map, sink);
                 } else {
                     self.state = State::OldSparse(draft, map);
                 }
@@ -582,7 +582,7 @@ impl Parser {
             if map.is_extended() {
                 self.state = State::OldSparse(Box::new(draft), map);
             } else {
-                self.finish_old_sparse(Box::new(draft), map, sink);
+                self.finish_old_sparse(draft, map, sink);
             }
             return Ok(());
         }
@@ -624,18 +624,13 @@ impl Parser {
         Ok(())
     }
 
-    fn finish_old_sparse(
-        &mut self,
-        mut draft: Box<Draft>,
-        map: OldMap,
-        sink: &mut dyn FnMut(TarEvent),
-    ) {
+    fn finish_old_sparse(&mut self, mut draft: Draft, map: OldMap, sink: &mut dyn FnMut(TarEvent)) {
         let stored = draft.stored;
         draft.entry.data_offset = self.at;
         draft.entry.size = map.size;
         if !draft.entry.is_nameless() {
             let extents = sparse::place(map.parts, self.at, stored, map.size);
-            self.finish_sparse(*draft, extents, sink);
+            self.finish_sparse(draft, extents, sink);
         }
         self.skip(stored + padding(stored));
     }

@@ -75,7 +75,7 @@ pub enum IndexError {
         /// The digest of the layer that was expected.
         expected: Digest,
         /// The digest of what came.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// What is in it has another digest than the config says.
     #[error("the layer {blob} should have the diff ID {expected}, but decompressed it has {found}")]
@@ -83,9 +83,9 @@ pub enum IndexError {
         /// The digest of the layer.
         blob: Digest,
         /// The diff ID that was expected.
-        expected: Digest,
+        expected: Box<Digest>,
         /// That of what came.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// A digest cannot be compared, because it is of another algorithm than was to be computed.
     #[error("the digest {0} is of another algorithm than was computed")]
@@ -260,7 +260,7 @@ impl Indexer {
             return Err(IndexError::Algorithm(blob));
         }
         if blob != digests.blob {
-            return Err(IndexError::Digest { expected: blob, found: digests.blob });
+            return Err(IndexError::Digest { expected: blob, found: Box::new(digests.blob) });
         }
         // What cannot be decompressed to its end has no diff ID to compare.
         let diff_id = is_whole.then_some(digests.stream);
@@ -269,6 +269,7 @@ impl Indexer {
                 return Err(IndexError::Algorithm(expected));
             }
             if found != expected {
+                let (expected, found) = (Box::new(expected), Box::new(found));
                 return Err(IndexError::DiffId { blob, expected, found });
             }
         }

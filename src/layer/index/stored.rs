@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::{LayerIndex, Table, span::Span};
 use crate::{image::Digest, layer::Compression};
 
-pub(in crate::layer) use body::parse_body;
+use body::parse_body;
 
 const MAGIC: &[u8; 8] = b"imgfslyr";
 const VERSION: u32 = 1;
@@ -202,6 +202,39 @@ impl LayerIndex {
             return Err(StoredError::Content("the windows have another length"));
         }
         Ok(index)
+    }
+}
+
+#[cfg(feature = "fuzzing")]
+impl LayerIndex {
+    /// An index with this body, of a gzip blob.
+    pub(in crate::layer) fn from_body(
+        body: &[u8],
+        blob_bytes: u64,
+        stream_bytes: u64,
+    ) -> Result<Self, StoredError> {
+        let mut index = Self {
+            blob: Digest::sha256(b""),
+            blob_bytes,
+            used_bytes: 0,
+            diff_id: None,
+            stream_bytes,
+            compression: Compression::Gzip,
+            table: Table::default(),
+            spans: Vec::new(),
+            windows: None,
+            windows_offset: 0,
+            notes: Vec::new(),
+            more_notes: 0,
+        };
+        parse_body(&mut index, body)?;
+        Ok(index)
+    }
+
+    /// The index with these windows.
+    pub(in crate::layer) fn with_windows(mut self, windows: &[u8]) -> Self {
+        self.windows = Some(windows.to_vec());
+        self
     }
 }
 

@@ -213,7 +213,7 @@ fn missing_parents() {
     let early = a()
         .entry(Header::new(b"z", b'0').mtime(50), b"")
         .entry(Header::new(b"p/q/x", b'0').mtime(70), b"");
-    let tree = merged(&[early.clone()]);
+    let tree = merged(std::slice::from_ref(&early));
     let attributes = |tree: &Rootfs, path: &[u8]| tree.attributes(tree.find(path).unwrap());
     for path in [&b"p"[..], b"p/q", b""] {
         let a = attributes(&tree, path);

@@ -34,7 +34,7 @@ pub(super) fn write(index: &LayerIndex) -> Vec<u8> {
 }
 
 /// Fills in what the body says of an index whose head is known.
-pub(in crate::layer) fn parse_body(index: &mut LayerIndex, body: &[u8]) -> Result<()> {
+pub(super) fn parse_body(index: &mut LayerIndex, body: &[u8]) -> Result<()> {
     let mut from = Reader(body);
     let mut table = Table::default();
     read_paths(&mut table, &mut from)?;
@@ -163,10 +163,10 @@ fn write_rows(table: &Table, out: &mut Writer) {
         last = row.secs;
     }
     for row in rows {
-        match kind_of(row.kind_and_mode >> 12) {
-            Some(Kind::Link | Kind::Char | Kind::Block) => out.number(u64::from(row.extra)),
-            // Targets stand in the order of their entries.
-            _ => {}
+        // Targets of symbolic links stand in the order of their entries.
+        let kind = kind_of(row.kind_and_mode >> 12);
+        if matches!(kind, Some(Kind::Link | Kind::Char | Kind::Block)) {
+            out.number(u64::from(row.extra));
         }
     }
     out.bytes(&table.targets);
