@@ -146,6 +146,10 @@ impl Cutter {
                 // A later place for the same byte of the stream: after members that are empty, or
                 // after a span that was full just before.
                 if let Some(span) = self.spans.last_mut() {
+                    if let Some(window) = span.window() {
+                        // It is the last one; it was an offset into memory.
+                        self.windows.truncate(window.start as usize);
+                    }
                     span.blob_bits = at.blob_bits;
                     span.start = Start::Clean;
                 }

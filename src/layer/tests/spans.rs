@@ -117,6 +117,10 @@ fn every_compression() {
     assert!((0..9).all(|span| bgzip.window_range(span).is_none()));
     let two = [gzip(&stream[..half], 6), gzip(&stream[half..], 9)].concat();
     check("two members", &two, &stream, Compression::Gzip);
+    // The last block of each member is empty: what comes before it could be a beginning, too.
+    let flushed = members(&stream, 1_300_000, pigz_like);
+    let flushed = check("flushed members", &flushed, &stream, Compression::Gzip);
+    assert!(flushed.span_count() >= 7);
     let empty = gzip(b"", 6);
     let with_empty =
         [&empty[..], &gzip(&stream[..half], 6), &empty, &empty, &gzip(&stream[half..], 6), &empty]
