@@ -171,10 +171,7 @@ impl Decoder {
             self.buffer.copy_within(self.filled - WINDOW_BYTES.., 0);
             self.filled = WINDOW_BYTES;
         }
-        let step = match self.inflate.step(input, &mut self.buffer[self.filled..]) {
-            Ok(step) => step,
-            Err(what) => return Err(self.damaged(what)),
-        };
+        let step = self.inflate.step(input, &mut self.buffer[self.filled..]);
         let produced = self.filled..self.filled + step.produced;
         self.filled = produced.end;
         self.member.bytes += step.produced as u64;
@@ -187,7 +184,13 @@ impl Decoder {
         if !produced.is_empty() {
             flow = output.bytes(produced);
         }
-        match step.at {
+        let at = match step.at {
+            Ok(at) => at,
+            // What was wanted has come before that.
+            Err(_) if flow.is_break() => return Ok(flow),
+            Err(what) => return Err(self.damaged(what)),
+        };
+        match at {
             At::Boundary { unused_bits } if flow.is_continue() => {
                 let length = self.filled.min(WINDOW_BYTES);
                 // A member that began less than 32 KiB ago does not look back beyond that; one

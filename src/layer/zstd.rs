@@ -36,6 +36,8 @@ pub(super) struct Decoder {
     header: Vec<u8>,
     buffer: Box<[u8]>,
     has_frame: bool,
+    /// How many bytes zstd wants next.
+    wanted: usize,
 }
 
 /// What the header of a frame says.
@@ -66,6 +68,7 @@ impl Decoder {
             header: Vec::new(),
             buffer: vec![0; CHUNK_BYTES].into_boxed_slice(),
             has_frame: false,
+            wanted: 1,
         })
     }
 
@@ -173,6 +176,7 @@ impl Decoder {
         let header = std::mem::take(&mut self.header);
         self.at -= header.len() as u64;
         let mut input = &header[..];
+        self.wanted = header.len();
         while !input.is_empty() {
             if self.decode(&mut input, output)?.is_break() {
                 return Ok(ControlFlow::Break(()));
@@ -183,7 +187,9 @@ impl Decoder {
 
     fn decode(&mut self, input: &mut &[u8], output: &mut dyn Output) -> Progress {
         loop {
-            let mut from = InBuffer::around(input);
+            // One block at a time: what comes before a damaged one is written, however the input
+            // is cut into pieces.
+            let mut from = InBuffer::around(&input[..input.len().min(self.wanted)]);
             let mut to = OutBuffer::around(&mut self.buffer[..]);
             let hint = self
                 .raw
@@ -196,6 +202,7 @@ impl Decoder {
             if !bytes.is_empty() && output.bytes(bytes).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
+            self.wanted = hint.max(1);
             if hint == 0 {
                 self.phase = Phase::Header;
                 break;

@@ -31,8 +31,8 @@ pub(super) struct Step {
     pub(super) consumed: usize,
     /// Bytes of the output that are written.
     pub(super) produced: usize,
-    /// Where it stands now.
-    pub(super) at: At,
+    /// Where it stands now, or why it cannot go on.
+    pub(super) at: Result<At, String>,
 }
 
 /// Where in a deflate stream a decompressor stands.
@@ -83,7 +83,8 @@ impl Inflate {
     }
 
     /// Decompresses up to the end of a block, of `input` or of `output`, whichever comes first.
-    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, String> {
+    /// What comes before damage is written, however the input is cut into pieces.
+    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Step {
         // What is beyond 4 GiB comes with the next call.
         let given = u32::try_from(input.len()).unwrap_or(u32::MAX);
         let room = u32::try_from(output.len()).unwrap_or(u32::MAX);
@@ -102,16 +103,16 @@ impl Inflate {
         stream.next_out = std::ptr::null_mut();
         stream.avail_out = 0;
         let at = match result {
-            zlib::Z_STREAM_END => At::End,
+            zlib::Z_STREAM_END => Ok(At::End),
             // Z_BUF_ERROR: it could not go on for want of input or room, which is no error here.
             // 128: between blocks; 64: the block was the last one, so there is no next.
             zlib::Z_OK | zlib::Z_BUF_ERROR if stream.data_type & 0xc0 == 128 => {
-                At::Boundary { unused_bits: (stream.data_type & 63) as u8 }
+                Ok(At::Boundary { unused_bits: (stream.data_type & 63) as u8 })
             }
-            zlib::Z_OK | zlib::Z_BUF_ERROR => At::Middle,
-            _ => return Err(self.message()),
+            zlib::Z_OK | zlib::Z_BUF_ERROR => Ok(At::Middle),
+            _ => Err(self.message()),
         };
-        Ok(Step { consumed, produced, at })
+        Step { consumed, produced, at }
     }
 
     fn message(&self) -> String {

@@ -1,9 +1,11 @@
 //! Layers that are not what they should be.
 
-use super::{archive::Archive, expected, gzip, index, inline, read_stream, sample, zstd};
+use super::{
+    archive::Archive, expected, gzip, index, index_with, inline, read_stream, sample, zstd,
+};
 use crate::{
     image::{Algorithm, Digest},
-    layer::{CodecError, DecodeError, Expected, IndexError, Indexer, Options},
+    layer::{CodecError, Compression, DecodeError, Expected, IndexError, Indexer, Options},
 };
 
 fn stream() -> Vec<u8> {
@@ -105,6 +107,30 @@ fn corrupted_layers_are_readable_up_to_there() {
         assert!(end < bad.len() as u64 || text.contains("CRC"), "{text}");
         let readable = |e: &crate::layer::Entry| e.data_offset + e.size <= index.stream_bytes();
         assert!(index.table().entries().filter(readable).count() >= 4);
+    }
+}
+
+#[test]
+fn regression_damage_is_at_the_same_place_in_pieces_of_any_size() {
+    let stream = stream();
+    for blob in [gzip(&stream, 6), gzip(&stream, 1), zstd(&stream, 3)] {
+        for at in (1..20).map(|n| blob.len() / 20 * n) {
+            let mut bad = blob.clone();
+            bad[at..at + 16].fill(0xff);
+            let whole = index(&bad);
+            // Frames without a checksum may decompress all the same.
+            assert!(whole.damage().is_some() || whole.compression() == Compression::Zstd);
+            read_stream(&whole, &bad);
+            for piece in [1013, 100_003] {
+                let pieces = index_with(&bad, inline(), piece).unwrap();
+                assert_eq!(
+                    pieces.stream_bytes(),
+                    whole.stream_bytes(),
+                    "byte {at}, pieces of {piece}"
+                );
+                read_stream(&pieces, &bad);
+            }
+        }
     }
 }
 
