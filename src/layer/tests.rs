@@ -11,8 +11,20 @@ mod stored;
 
 use std::sync::Arc;
 
-use super::{Expected, Hashing, IndexError, Indexer, LayerIndex, Limits, Options};
+use super::{
+    Expected, Hashing, IndexError, Indexer, LayerIndex, Limits, Options, Rootfs, SpanDecoder,
+};
 use crate::image::Digest;
+
+#[test]
+fn they_go_from_thread_to_thread() {
+    fn send<T: Send>() {}
+    fn sync<T: Send + Sync>() {}
+    send::<Indexer>();
+    send::<SpanDecoder<'_>>();
+    sync::<LayerIndex>();
+    sync::<Rootfs>();
+}
 
 fn expected(blob: &[u8]) -> Expected {
     Expected { blob: Digest::sha256(blob), blob_bytes: blob.len() as u64, diff_id: None }

@@ -22,8 +22,6 @@ pub(super) struct Inflate {
 // which frees from any thread, and `next_in`, `next_out`, which are null but during a call.
 // zlib-rs has no state of threads.
 unsafe impl Send for Inflate {}
-// SAFETY: `&Inflate` gives access to nothing.
-unsafe impl Sync for Inflate {}
 
 /// What one call has done.
 pub(super) struct Step {
