@@ -205,6 +205,12 @@ impl Indexer {
         self.pass.table.table()
     }
 
+    /// The number of the last entry with a path among those that have passed so far; a later one
+    /// may replace it.
+    pub fn find(&self, path: &[u8]) -> Option<u32> {
+        self.pass.table.find(path)
+    }
+
     /// Decompressed bytes that have passed so far: what an entry has before them is readable.
     pub fn stream_bytes(&self) -> u64 {
         self.pass.cutter.at()

@@ -342,6 +342,16 @@ impl TableBuilder {
         self.table
     }
 
+    /// The number of the last entry with a path so far.
+    pub(super) fn find(&self, path: &[u8]) -> Option<u32> {
+        let mut parts = path.split(|b| *b == b'/').filter(|part| !part.is_empty());
+        let path = parts.try_fold(ROOT, |parent, part| {
+            let name = self.names.get(part)?;
+            self.paths.get(&(parent, *name)).copied()
+        })?;
+        self.table.last_entry(path)
+    }
+
     /// Adds an entry.
     pub(super) fn push(&mut self, entry: &TarEntry) -> Result<(), TableError> {
         let number = self.table.len();
