@@ -15,6 +15,10 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
+/// What zstd asks for in advance together with a block: the header of the next one. If that is
+/// damaged, what has been decompressed in the same call is lost.
+const BLOCK_HEADER_BYTES: usize = 3;
+
 /// The longest header of a frame.
 const MAX_HEADER_BYTES: usize = 18;
 
@@ -36,8 +40,11 @@ pub(super) struct Decoder {
     header: Vec<u8>,
     buffer: Box<[u8]>,
     has_frame: bool,
-    /// How many bytes zstd wants next.
+    /// How many bytes zstd wants next. It gets just these: one block at a time, so that what comes
+    /// before a damaged one is written, however the input is cut into pieces.
     wanted: usize,
+    /// What is here of them.
+    pending: Vec<u8>,
 }
 
 /// What the header of a frame says.
@@ -69,6 +76,7 @@ impl Decoder {
             buffer: vec![0; CHUNK_BYTES].into_boxed_slice(),
             has_frame: false,
             wanted: 1,
+            pending: Vec::new(),
         })
     }
 
@@ -99,7 +107,20 @@ impl Decoder {
                     if input.is_empty() {
                         break;
                     }
-                    if self.decode(&mut input, output)?.is_break() {
+                    let missing = self.wanted - self.pending.len();
+                    let (taken, rest) = input.split_at(missing.min(input.len()));
+                    input = rest;
+                    let flow = if self.pending.is_empty() && taken.len() == missing {
+                        self.decode_all(taken, output)?
+                    } else {
+                        self.pending.extend_from_slice(taken);
+                        if taken.len() < missing {
+                            break;
+                        }
+                        let pending = std::mem::take(&mut self.pending);
+                        self.decode_all(&pending, output)?
+                    };
+                    if flow.is_break() {
                         return Ok(ControlFlow::Break(()));
                     }
                 }
@@ -114,7 +135,8 @@ impl Decoder {
 
     /// Checks that the blob may end here.
     pub(super) fn finish(&self) -> Result<Option<u64>, CodecError> {
-        let truncated = |what| Err(CodecError::Truncated { at: self.at, what });
+        let at = self.at + self.pending.len() as u64;
+        let truncated = |what| Err(CodecError::Truncated { at, what });
         match self.phase {
             // What is too short to be a frame is not one, like `Behind`.
             Phase::Header if self.header.is_empty() => Ok(None),
@@ -175,8 +197,10 @@ impl Decoder {
     fn decode_header(&mut self, output: &mut dyn Output) -> Progress {
         let header = std::mem::take(&mut self.header);
         self.at -= header.len() as u64;
-        let mut input = &header[..];
-        self.wanted = header.len();
+        self.decode_all(&header, output)
+    }
+
+    fn decode_all(&mut self, mut input: &[u8], output: &mut dyn Output) -> Progress {
         while !input.is_empty() {
             if self.decode(&mut input, output)?.is_break() {
                 return Ok(ControlFlow::Break(()));
@@ -187,9 +211,7 @@ impl Decoder {
 
     fn decode(&mut self, input: &mut &[u8], output: &mut dyn Output) -> Progress {
         loop {
-            // One block at a time: what comes before a damaged one is written, however the input
-            // is cut into pieces.
-            let mut from = InBuffer::around(&input[..input.len().min(self.wanted)]);
+            let mut from = InBuffer::around(input);
             let mut to = OutBuffer::around(&mut self.buffer[..]);
             let hint = self
                 .raw
@@ -202,7 +224,10 @@ impl Decoder {
             if !bytes.is_empty() && output.bytes(bytes).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            self.wanted = hint.max(1);
+            self.wanted = match hint.checked_sub(BLOCK_HEADER_BYTES) {
+                None | Some(0) => hint.max(1),
+                Some(without_next_header) => without_next_header,
+            };
             if hint == 0 {
                 self.phase = Phase::Header;
                 break;

@@ -135,6 +135,19 @@ fn regression_damage_is_at_the_same_place_in_pieces_of_any_size() {
 }
 
 #[test]
+fn regression_a_damaged_block_header_after_a_raw_block() {
+    // A raw block of two bytes, then one of the reserved type, or one after which the size of the
+    // frame is wrong.
+    let reserved = &b"\x28\xb5\x2f\xfd\x00\x00\x10\0\0ab\x06\0\0rest"[..];
+    let size = &b"\x28\xb5\x2f\xfd\x40\x00\x00\x01\x10\0\0ab\x19\0\0abc"[..];
+    for (blob, piece) in [reserved, size].into_iter().flat_map(|b| [(b, 1), (b, 3), (b, 100)]) {
+        let index = index_with(blob, inline(), piece).unwrap();
+        assert_eq!(read_stream(&index, blob), b"ab", "pieces of {piece}");
+        assert!(index.damage().is_some());
+    }
+}
+
+#[test]
 fn wrong_checksums_of_members() {
     let stream = stream();
     let blob = gzip(&stream, 6);
