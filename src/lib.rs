@@ -9,6 +9,7 @@
 //! | [`task`] | KubeKey's tasks: what to transfer, under which names, in which order |
 //! | [`transfer`] | what to copy from one tree to another, in which order, and how it went |
 //! | [`cache`] | parts of blobs that are read through a mount |
+//! | [`layer`] | what is inside the blobs of layers |
 //! | [`tree`] | where images are: registries, KubeKey's `images_dir` |
 //! | [`template`] | texts with values in them: Go's templates and Tera's |
 //! | [`image`] | what images are: references, digests, platforms, manifests |
@@ -16,6 +17,7 @@
 pub mod cache;
 pub mod fuse;
 pub mod image;
+pub mod layer;
 mod lock;
 pub mod task;
 pub mod template;

@@ -1,0 +1,154 @@
+//! Layers of images: what is inside their blobs, without unpacking them.
+//!
+//! Nothing here does I/O: compressed bytes are pushed in, values come out. A layer is passed once
+//! from its beginning to its end by an [`Indexer`]. That makes a [`LayerIndex`]: the table of the
+//! files in its tar archive, and what it takes to decompress any part of it later from a range of
+//! the blob, with a digest for each part. A [`Rootfs`] is what a container sees of a list of
+//! layers.
+//!
+//! ```text
+//! merge      Rootfs: whiteouts, opaque directories, hard links over layers
+//! index      Indexer -> LayerIndex: table of entries, spans and their digests, stored form
+//! tar        a push parser of archives
+//! gzip zstd  push decoders that say where one can begin again
+//! ```
+//!
+//! Offsets into the decompressed archive are called *stream* offsets, those into the blob *blob*
+//! offsets.
+
+mod codec;
+mod gzip;
+mod index;
+mod merge;
+mod tar;
+#[cfg(test)]
+mod tests;
+mod zstd;
+
+pub use codec::{CodecError, Compression};
+pub use index::{
+    Chunk, DecodeError, Entry, Expected, Hashing, IndexError, Indexer, LayerIndex, Note, NoteKind,
+    Options, Span, SpanDecoder, StoredError, StoredHead, Table, TableError, Xattrs,
+};
+pub use merge::{Attributes, Broken, Data, Found, MergeError, Node, Rootfs, find_from_top};
+pub use tar::{Extent, Kind, Refusal, TarError, Time};
+
+/// What the parsers of a layer accept, so that a hostile one costs bounded memory and time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries of an archive. What comes after them is not shown.
+    pub max_entries: u32,
+    /// Bytes that the table of an archive may take in memory.
+    pub max_table_bytes: u64,
+    /// Decompressed bytes of a layer; at most 2 TiB.
+    pub max_stream_bytes: u64,
+    /// Decompressed bytes for each byte of the blob, once there are more than
+    /// [`Limits::RATIO_FREE_BYTES`].
+    pub max_ratio: u64,
+}
+
+impl Limits {
+    /// Decompressed bytes that come in any ratio: a blob of zeros is no attack as long as it is
+    /// small.
+    pub const RATIO_FREE_BYTES: u64 = 1 << 30;
+
+    /// How many decompressed bytes are allowed after `blob_bytes` of the blob.
+    fn stream_bytes(&self, blob_bytes: u64) -> u64 {
+        let by_ratio = blob_bytes.saturating_mul(self.max_ratio).max(Self::RATIO_FREE_BYTES);
+        by_ratio.min(self.max_stream_bytes)
+    }
+}
+
+impl Default for Limits {
+    /// What no honest image reaches: 4 million entries, 512 MiB of table, 256 GiB of stream. The
+    /// ratio of 2000 is about twice what deflate can do at all; zstd has no such bound of its own.
+    fn default() -> Self {
+        Self {
+            max_entries: 4_000_000,
+            max_table_bytes: 512 << 20,
+            max_stream_bytes: 256 << 30,
+            max_ratio: 2000,
+        }
+    }
+}
+
+/// Entry points of the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use std::sync::Arc;
+
+    use super::{Expected, Hashing, Indexer, LayerIndex, Limits, Options, Rootfs};
+    use crate::image::Digest;
+
+    /// Indexes a blob, plain or compressed, in pieces of `piece` bytes, and reads all that its
+    /// index promises.
+    pub fn blob(blob: &[u8], piece: u16) {
+        let limits = Limits {
+            max_entries: 1000,
+            max_table_bytes: 1 << 20,
+            max_stream_bytes: 32 << 20,
+            ..Limits::default()
+        };
+        let options = Options { limits, hashing: Hashing::Inline, ..Options::default() };
+        let mut indexer = Indexer::new(options);
+        let mut stream = Vec::new();
+        for piece in blob.chunks(usize::from(piece).max(1)) {
+            let shown = indexer.push_with(piece, &mut |chunk| {
+                assert_eq!(chunk.stream_offset, stream.len() as u64);
+                stream.extend_from_slice(chunk.bytes);
+            });
+            assert_eq!(shown, Ok(()));
+        }
+        let expected =
+            Expected { blob: Digest::sha256(blob), blob_bytes: blob.len() as u64, diff_id: None };
+        let index = indexer.finish(&expected);
+        assert!(index.is_ok(), "{index:?}");
+        let Ok(index) = index else { return };
+        // The last piece may be too short to have been shown.
+        assert!(index.stream_bytes() >= stream.len() as u64);
+        for span in 0..index.span_count() {
+            let range = index.fetch_range(span..span + 1);
+            let found = index.decode(span, &blob[range.start as usize..range.end as usize]);
+            let known = index.stream_range(span);
+            let (from, to) = (known.start as usize, known.end as usize);
+            if let Some(shown) = stream.get(from..to) {
+                assert_eq!(found.as_deref(), Ok(shown));
+            }
+        }
+        let stored = index.to_bytes();
+        let again = stored.as_deref().map(LayerIndex::from_bytes);
+        assert!(matches!(&again, Ok(Ok(again)) if again.table() == index.table()), "{again:?}");
+        tree(index);
+    }
+
+    /// Reads the body of a stored index whose digest does not matter, of a blob of `blob_bytes`.
+    pub fn body(body: &[u8], blob_bytes: u64, stream_bytes: u64) {
+        if let Ok(index) = LayerIndex::from_body(body, blob_bytes, stream_bytes) {
+            for span in 0..index.span_count() {
+                let _ = index.decode(span, &[0; 64]);
+            }
+            let stored = index.clone().with_windows(&[]).to_bytes();
+            assert!(stored.is_ok());
+            tree(index);
+        }
+        let _ = LayerIndex::from_bytes(body);
+    }
+
+    fn tree(index: LayerIndex) {
+        let index = Arc::new(index);
+        for tree in [Rootfs::raw(Arc::clone(&index)), Rootfs::new(vec![Arc::clone(&index), index])]
+        {
+            let Ok(tree) = tree else { continue };
+            for node in (0..tree.node_count()).filter_map(|number| tree.node(number)) {
+                tree.attributes(node);
+                tree.symlink_target(node);
+                tree.xattrs(node).count();
+                assert_eq!(tree.data(node).is_err(), tree.broken(node).is_some());
+                assert_eq!(
+                    tree.lookup(tree.parent(node), tree.name(node)).is_some(),
+                    node != tree.root()
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! A push decoder of gzip (RFC 1952) that says where one can begin again.
+//!
+//! A file is one or more members, as pigz and bgzip make them, perhaps with zeros after the last.
+//! At the end of each deflate block the bit at which the next one begins and the last 32 KiB of
+//! output are enough to go on from there; at the beginning of a member it takes nothing at all.
+
+mod header;
+mod zlib;
+
+use std::ops::ControlFlow;
+
+use super::codec::{Boundary, CodecError, Output, Progress};
+use header::HeaderParser;
+use zlib::{At, Inflate};
+
+pub(super) use zlib::WINDOW_BYTES;
+
+/// Output that is made at most before it is handed on.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Bytes of CRC-32 and length after each member.
+const TRAILER_BYTES: usize = 8;
+
+/// Where in the file a decoder stands.
+enum Phase {
+    Header(HeaderParser),
+    Body,
+    Trailer([u8; TRAILER_BYTES], usize),
+    /// After a member: there may be another, zeros, or nothing.
+    Between,
+    /// What follows is neither a member nor zeros. Everybody ignores that.
+    Behind(u64),
+}
+
+/// The decoder.
+pub(super) struct Decoder {
+    phase: Phase,
+    inflate: Inflate,
+    /// Offset in the blob of the next byte to be pushed.
+    at: u64,
+    /// Bits of the next byte that belong to the block before, if it begins in the middle of one.
+    skipped_bits: u8,
+    /// The last output, at least [`WINDOW_BYTES`] of it, and room for more.
+    buffer: Vec<u8>,
+    filled: usize,
+    member: Member,
+}
+
+/// What is known of the member that is being read.
+struct Member {
+    crc: crc32fast::Hasher,
+    bytes: u64,
+    /// Whether all of it is seen, so that its checksum can be compared.
+    is_whole: bool,
+}
+
+impl Decoder {
+    /// One that begins at a member, which is at `blob_offset`.
+    pub(super) fn new(blob_offset: u64) -> Result<Self, CodecError> {
+        let damaged = |what: &str| CodecError::Damaged { at: blob_offset, what: what.to_owned() };
+        Ok(Self {
+            phase: Phase::Header(HeaderParser::new()),
+            inflate: Inflate::new().map_err(damaged)?,
+            at: blob_offset,
+            skipped_bits: 0,
+            buffer: vec![0; WINDOW_BYTES + CHUNK_BYTES],
+            filled: 0,
+            member: Member { crc: crc32fast::Hasher::new(), bytes: 0, is_whole: true },
+        })
+    }
+
+    /// One that begins at a block, whose first bit is `blob_bits` of the blob; `window` is what of
+    /// the output came before. The first byte to be pushed is the one with that bit.
+    pub(super) fn resume(blob_bits: u64, window: &[u8]) -> Result<Self, CodecError> {
+        let mut decoder = Self::new(blob_bits / 8)?;
+        let at = decoder.at;
+        decoder
+            .inflate
+            .set_window(window)
+            .map_err(|what| CodecError::Damaged { at, what: what.to_owned() })?;
+        decoder.phase = Phase::Body;
+        decoder.skipped_bits = (blob_bits % 8) as u8;
+        decoder.member.is_whole = false;
+        Ok(decoder)
+    }
+
+    /// Decompresses what comes next.
+    pub(super) fn push(&mut self, mut input: &[u8], output: &mut dyn Output) -> Progress {
+        while let Some(&first) = input.first() {
+            match &mut self.phase {
+                Phase::Header(parser) => {
+                    if parser.is_new() {
+                        output.boundary(Boundary { blob_bits: self.at * 8, window: None });
+                    }
+                    let is_done = parser
+                        .push(first)
+                        .map_err(|what| CodecError::Damaged { at: self.at, what: what.into() })?;
+                    if is_done {
+                        self.begin_member()?;
+                    }
+                    self.advance(&mut input, 1);
+                }
+                Phase::Body => {
+                    if self.inflate(&mut input, output)?.is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+                Phase::Trailer(bytes, filled) => {
+                    bytes[*filled] = first;
+                    *filled += 1;
+                    if *filled == TRAILER_BYTES {
+                        let bytes = *bytes;
+                        self.check(bytes)?;
+                        self.phase = Phase::Between;
+                    }
+                    self.advance(&mut input, 1);
+                }
+                Phase::Between => match first {
+                    0 => {
+                        let zeros = input.iter().take_while(|b| **b == 0).count();
+                        self.advance(&mut input, zeros);
+                    }
+                    0x1f => self.phase = Phase::Header(HeaderParser::new()),
+                    _ => self.phase = Phase::Behind(self.at),
+                },
+                Phase::Behind(_) => {
+                    self.at += input.len() as u64;
+                    break;
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Checks that the blob may end here.
+    pub(super) fn finish(&self) -> Result<Option<u64>, CodecError> {
+        let truncated = |what| Err(CodecError::Truncated { at: self.at, what });
+        match &self.phase {
+            Phase::Header(_) => truncated("gzip header"),
+            Phase::Body => truncated("gzip member"),
+            Phase::Trailer(..) => truncated("gzip trailer"),
+            Phase::Between => Ok(None),
+            Phase::Behind(at) => Ok(Some(*at)),
+        }
+    }
+
+    fn advance(&mut self, input: &mut &[u8], count: usize) {
+        *input = &input[count..];
+        self.at += count as u64;
+    }
+
+    fn damaged(&self, what: impl Into<String>) -> CodecError {
+        CodecError::Damaged { at: self.at, what: what.into() }
+    }
+
+    fn begin_member(&mut self) -> Result<(), CodecError> {
+        self.inflate = Inflate::new().map_err(|what| self.damaged(what))?;
+        self.member = Member { crc: crc32fast::Hasher::new(), bytes: 0, is_whole: true };
+        self.phase = Phase::Body;
+        Ok(())
+    }
+
+    fn inflate(&mut self, input: &mut &[u8], output: &mut dyn Output) -> Progress {
+        if self.skipped_bits > 0 {
+            let bits = 8 - self.skipped_bits;
+            self.skipped_bits = 0;
+            self.inflate.begin_within(input[0], bits).map_err(|what| self.damaged(what))?;
+            self.advance(input, 1);
+        }
+        if self.filled == self.buffer.len() {
+            self.buffer.copy_within(self.filled - WINDOW_BYTES.., 0);
+            self.filled = WINDOW_BYTES;
+        }
+        let step = self.inflate.step(input, &mut self.buffer[self.filled..]);
+        let produced = self.filled..self.filled + step.produced;
+        self.filled = produced.end;
+        self.member.bytes += step.produced as u64;
+        self.advance(input, step.consumed);
+        let produced = &self.buffer[produced];
+        if self.member.is_whole {
+            self.member.crc.update(produced);
+        }
+        let mut flow = ControlFlow::Continue(());
+        if !produced.is_empty() {
+            flow = output.bytes(produced);
+        }
+        let at = match step.at {
+            Ok(at) => at,
+            // What was wanted has come before that.
+            Err(_) if flow.is_break() => return Ok(flow),
+            Err(what) => return Err(self.damaged(what)),
+        };
+        match at {
+            At::Boundary { unused_bits } if flow.is_continue() => {
+                let length = self.filled.min(WINDOW_BYTES);
+                // A member that began less than 32 KiB ago does not look back beyond that; one
+                // that was resumed may.
+                let length = match usize::try_from(self.member.bytes) {
+                    Ok(bytes) if self.member.is_whole => length.min(bytes),
+                    _ => length,
+                };
+                let window = &self.buffer[self.filled - length..self.filled];
+                let blob_bits = self.at * 8 - u64::from(unused_bits);
+                output.boundary(Boundary { blob_bits, window: Some(window) });
+            }
+            At::End => self.phase = Phase::Trailer([0; TRAILER_BYTES], 0),
+            // It cannot be: there was input and there was room.
+            At::Middle if step.consumed == 0 && step.produced == 0 => {
+                return Err(self.damaged("inflating does not go on"));
+            }
+            _ => {}
+        }
+        Ok(flow)
+    }
+
+    fn check(&mut self, [a, b, c, d, length @ ..]: [u8; TRAILER_BYTES]) -> Result<(), CodecError> {
+        if !self.member.is_whole {
+            return Ok(());
+        }
+        let crc = std::mem::take(&mut self.member.crc).finalize();
+        if crc != u32::from_le_bytes([a, b, c, d]) {
+            return Err(self.damaged("the CRC-32 of a gzip member is wrong"));
+        }
+        // The length is that modulo 4 GiB.
+        if self.member.bytes as u32 != u32::from_le_bytes(length) {
+            return Err(self.damaged("the length of a gzip member is wrong"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,239 @@
+//! The index of a layer, and the pass that makes it.
+//!
+//! The decompressed stream is cut into *spans* of 1 to 8 MiB. At most of them decompressing can
+//! begin: the start of a gzip member or a zstd frame, the end of a deflate block together with the
+//! 32 KiB before it, any byte of a plain archive. Those that follow without such a beginning form a
+//! *group* with the one that has it, and are only reached through it. Each span has a SHA-256 of
+//! its decompressed bytes. That is taken in the pass that checked the whole blob against its
+//! digest, so what is read by a range later is known to be right.
+
+mod hashing;
+mod indexer;
+mod read;
+mod span;
+mod stored;
+mod table;
+
+use std::ops::Range;
+
+use crate::image::Digest;
+
+use super::{CodecError, Compression, TarError, tar::Refusal};
+
+pub use hashing::Hashing;
+pub use indexer::{Chunk, Expected, IndexError, Indexer, Options};
+pub use read::{DecodeError, SpanDecoder};
+pub use span::Span;
+pub use stored::{StoredError, StoredHead};
+pub(super) use table::ROOT;
+pub use table::{Entry, Table, TableError, Xattrs};
+
+/// What cannot be shown of a layer, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// The number of the entry in the archive that it is about, with those that are not shown.
+    pub entry: Option<u64>,
+    /// Its name as it stands there, at most 4096 bytes of it.
+    pub name: Vec<u8>,
+    /// What it says.
+    pub kind: NoteKind,
+}
+
+/// What a [`Note`] says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoteKind {
+    /// An entry or something of it is not shown.
+    #[error("{0}")]
+    Refused(String),
+    /// From here on nothing of the stream can be read.
+    #[error("{0}")]
+    Damaged(String),
+    /// From here on the archive's entries are not known.
+    #[error("{0}")]
+    Unreadable(String),
+    /// There is something after the end of the compressed data, which is ignored.
+    #[error("{0}")]
+    Trailing(String),
+}
+
+impl Note {
+    fn refused(entry: u64, mut name: Vec<u8>, why: &Refusal) -> Self {
+        name.truncate(4096);
+        Self { entry: Some(entry), name, kind: NoteKind::Refused(why.to_string()) }
+    }
+
+    fn damaged(error: &CodecError) -> Self {
+        Self { entry: None, name: Vec::new(), kind: NoteKind::Damaged(error.to_string()) }
+    }
+
+    fn too_large(limit: u64) -> Self {
+        let text = format!("the layer has more than {limit} decompressed bytes; see its limits");
+        Self { entry: None, name: Vec::new(), kind: NoteKind::Damaged(text) }
+    }
+
+    fn unreadable(entry: u64, why: &TarError) -> Self {
+        Self { entry: Some(entry), name: Vec::new(), kind: NoteKind::Unreadable(why.to_string()) }
+    }
+
+    fn full(entry: u64, why: &TableError) -> Self {
+        Self { entry: Some(entry), name: Vec::new(), kind: NoteKind::Unreadable(why.to_string()) }
+    }
+
+    fn trailing(at: u64) -> Self {
+        let text = format!("what begins at byte {at} is not compressed data and is ignored");
+        Self { entry: None, name: Vec::new(), kind: NoteKind::Trailing(text) }
+    }
+}
+
+/// What one pass has found in a layer. Immutable; made by an [`Indexer`] or from its stored form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerIndex {
+    /// The digest of the blob, which the pass has checked.
+    blob: Digest,
+    blob_bytes: u64,
+    /// Bytes of the blob that the stream came from: fewer if it is damaged.
+    used_bytes: u64,
+    /// The digest of the stream; `None` if it could not be read to its end.
+    diff_id: Option<Digest>,
+    stream_bytes: u64,
+    compression: Compression,
+    table: Table,
+    spans: Vec<Span>,
+    /// The compressed windows of all spans, or nothing if they are only in the stored form.
+    windows: Option<Vec<u8>>,
+    /// Where in the stored form the windows begin.
+    windows_offset: u64,
+    notes: Vec<Note>,
+    /// Notes that are not in `notes`.
+    more_notes: u64,
+}
+
+impl LayerIndex {
+    /// The digest of the blob.
+    pub fn blob(&self) -> Digest {
+        self.blob
+    }
+
+    /// Bytes of the blob.
+    pub fn blob_bytes(&self) -> u64 {
+        self.blob_bytes
+    }
+
+    /// The digest of the decompressed stream, which has been compared with the one that was
+    /// expected; `None` if the blob is as it should be, but cannot be decompressed to its end.
+    pub fn diff_id(&self) -> Option<Digest> {
+        self.diff_id
+    }
+
+    /// Decompressed bytes that can be read.
+    pub fn stream_bytes(&self) -> u64 {
+        self.stream_bytes
+    }
+
+    /// How it is compressed.
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// The entries of its archive.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// What cannot be shown, the first 256 of it; what concerns the whole layer is always there.
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+
+    /// How many notes there are beyond [`LayerIndex::notes`].
+    pub fn more_notes(&self) -> u64 {
+        self.more_notes
+    }
+
+    /// Why the layer cannot be read to its end, if that is so. What comes before is readable.
+    pub fn damage(&self) -> Option<&Note> {
+        self.notes
+            .iter()
+            .find(|note| matches!(note.kind, NoteKind::Damaged(_) | NoteKind::Unreadable(_)))
+    }
+
+    /// How many spans the stream is cut into. They are numbered from 0.
+    pub fn span_count(&self) -> u32 {
+        self.spans.len() as u32
+    }
+
+    /// The span that has the byte at `stream_offset`; `None` behind the end.
+    pub fn span_of(&self, stream_offset: u64) -> Option<u32> {
+        if stream_offset >= self.stream_bytes {
+            return None;
+        }
+        let after = self.spans.partition_point(|span| span.stream_offset <= stream_offset);
+        after.checked_sub(1).map(|at| at as u32)
+    }
+
+    /// The part of the stream that a span is; empty if there is no such span.
+    pub fn stream_range(&self, span: u32) -> Range<u64> {
+        let start = |span: u32| self.spans.get(span as usize).map(|s| s.stream_offset);
+        let begin = start(span).unwrap_or(self.stream_bytes);
+        begin..span.checked_add(1).and_then(start).unwrap_or(self.stream_bytes)
+    }
+
+    /// The spans that are decompressed together with `span`: from the one before it at which
+    /// decompressing can begin, up to the next one of that kind.
+    pub fn group(&self, span: u32) -> Range<u32> {
+        let at = (span as usize).min(self.spans.len());
+        let begin = self.spans[..(at + 1).min(self.spans.len())].iter().rposition(Span::is_start);
+        let rest = self.spans.get(at + 1..).unwrap_or_default();
+        let end = rest.iter().position(Span::is_start).map_or(self.spans.len(), |n| at + 1 + n);
+        begin.unwrap_or(0) as u32..end as u32
+    }
+
+    /// Whether `span` is best read by decompressing the layer in order and keeping what passes,
+    /// because more than 16 MiB would have to be decompressed for it alone: zstd layers of one
+    /// frame.
+    pub fn needs_sequential(&self, span: u32) -> bool {
+        let group = self.group(span);
+        let begin = self.stream_range(group.start).start;
+        self.stream_range(group.end.saturating_sub(1)).end - begin > 16 << 20
+    }
+
+    /// The bytes of the blob that it takes to decompress these spans, from the beginning of the
+    /// first one's group on. Empty if there are none.
+    pub fn fetch_range(&self, spans: Range<u32>) -> Range<u64> {
+        if spans.is_empty() || spans.end > self.span_count() {
+            return 0..0;
+        }
+        let begin = self.spans[self.group(spans.start).start as usize].blob_bits / 8;
+        // Without a start behind them, nobody knows where in the blob they end.
+        let rest = &self.spans[spans.end as usize..];
+        let end = rest.iter().find(|span| span.is_start());
+        begin..end.map_or(self.used_bytes, |span| span.blob_bits.div_ceil(8))
+    }
+
+    /// Where in the stored form the window is that [`SpanDecoder::new`] needs to begin at the group
+    /// of `span`; `None` if it needs none. For an index that was read from its stored form.
+    pub fn window_range(&self, span: u32) -> Option<Range<u64>> {
+        let window = self.spans.get(self.group(span).start as usize)?.window()?;
+        Some(self.windows_offset + window.start..self.windows_offset + window.end)
+    }
+
+    /// Bytes that the index takes in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.table.memory_bytes()
+            + (self.spans.capacity() * std::mem::size_of::<Span>()) as u64
+            + self.windows.as_ref().map_or(0, |windows| windows.capacity() as u64)
+    }
+
+    /// Forgets the windows, which take most of the memory. They are then read from the stored form
+    /// when they are needed: [`LayerIndex::window_range`].
+    #[must_use]
+    pub fn without_windows(mut self) -> Self {
+        self.windows = None;
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_windows_offset(&mut self, offset: u64) {
+        self.windows_offset = offset;
+    }
+}

@@ -1,0 +1,697 @@
+//! What archives say: a table of every format and rule.
+
+use proptest::prelude::*;
+
+use super::{
+    archive::{Archive, Header},
+    index, index_with, inline, limited,
+};
+use crate::layer::{
+    Extent, Kind, LayerIndex, Limits, Time,
+    tar::{Parser, TarEvent},
+};
+
+/// One entry in words: path, kind, mode, owner, size, time, target, attributes.
+fn describe(index: &LayerIndex, number: u32) -> String {
+    let table = index.table();
+    let e = table.entry(number).unwrap();
+    let mut text = format!(
+        "{:?} {} {:o} {}:{} {}b {}",
+        e.kind,
+        table.full_path(e.path).escape_ascii(),
+        e.mode,
+        e.uid,
+        e.gid,
+        e.size,
+        e.mtime.secs
+    );
+    if e.mtime.nanos > 0 {
+        text += &format!(".{:09}", e.mtime.nanos);
+    }
+    if let Some(target) = table.link_path(&e) {
+        text += &format!(" => {}", table.full_path(target).escape_ascii());
+    }
+    if let Some(target) = table.symlink_target(&e) {
+        text += &format!(" -> {}", target.escape_ascii());
+    }
+    if matches!(e.kind, Kind::Char | Kind::Block) {
+        text += &format!(" {}:{}", e.device.0, e.device.1);
+    }
+    for (name, value) in table.xattrs(number) {
+        text += &format!(" {}={}", name.escape_ascii(), value.escape_ascii());
+    }
+    text
+}
+
+fn list(archive: &[u8]) -> Vec<String> {
+    let index = index(archive);
+    let mut lines: Vec<_> = (0..index.table().len()).map(|n| describe(&index, n)).collect();
+    lines.extend(index.notes().iter().map(|note| format!("! {}", note.kind)));
+    lines
+}
+
+#[track_caller]
+fn check(archive: Archive, expected: &[&str]) {
+    let bytes = archive.end();
+    assert_eq!(list(&bytes), expected);
+    // Pieces of any size say the same.
+    for piece in [1, 7, 511, 513] {
+        let index_of_pieces = index_with(&bytes, inline(), piece).unwrap();
+        assert_eq!(index_of_pieces, index(&bytes), "in pieces of {piece}");
+    }
+}
+
+#[test]
+fn types_of_entries() {
+    let file = |flag: u8| {
+        let mut header = Header::new(&[b'f', flag.max(b'+')], flag);
+        header.size(3).clone()
+    };
+    check(
+        Archive::new()
+            .entry(&file(b'0'), b"abc")
+            .entry(&file(0), b"abc")
+            .entry(&file(b'7'), b"abc")
+            .link("l", "./f0")
+            .symlink("s", "../x//y/")
+            .entry(Header::new(b"c", b'3').device(1, 3), b"")
+            .entry(Header::new(b"b", b'4').device(0xfff, 0xf_ffff), b"")
+            .dir("d/")
+            .entry(&Header::new(b"p", b'6'), b"")
+            .entry(Header::new(b"odd", b'V').size(3), b"abc")
+            .file("last", b"z"),
+        &[
+            "File f0 644 0:0 3b 0",
+            "File f+ 644 0:0 3b 0",
+            "File f7 644 0:0 3b 0",
+            "Link l 644 0:0 0b 0 => f0",
+            "Symlink s 644 0:0 0b 0 -> ../x//y/",
+            "Char c 644 0:0 0b 0 1:3",
+            "Block b 644 0:0 0b 0 4095:1048575",
+            "Dir d 755 0:0 0b 0",
+            "Fifo p 644 0:0 0b 0",
+            "File last 644 0:0 1b 0",
+            "! its type is 0x56, which is unknown",
+        ],
+    );
+}
+
+#[test]
+fn sizes_of_entries_without_data_are_ignored() {
+    let sized = |name: &[u8], flag| Header::new(name, flag).size(4000).clone();
+    check(
+        Archive::new()
+            .raw(&sized(b"d", b'5').bytes(false))
+            .raw(&sized(b"l", b'1').bytes(false))
+            .raw(&sized(b"s", b'2').bytes(false))
+            .raw(&sized(b"p", b'6').bytes(false))
+            .file("f", b"f"),
+        &[
+            "Dir d 755 0:0 0b 0",
+            "Link l 644 0:0 0b 0 => ",
+            "Symlink s 644 0:0 0b 0 -> ",
+            "Fifo p 644 0:0 0b 0",
+            "File f 644 0:0 1b 0",
+        ],
+    );
+}
+
+#[test]
+fn before_posix_a_name_with_a_slash_is_a_directory() {
+    check(
+        Archive::new()
+            .entry(Header::new(b"old/", 0).v7(), b"")
+            .entry(Header::new(b"new/", b'0').size(1), b"x"),
+        &["Dir old 644 0:0 0b 0", "File new 644 0:0 1b 0"],
+    );
+}
+
+#[test]
+fn names() {
+    let part = "n".repeat(255);
+    let prefix = "p".repeat(155);
+    let name = "q".repeat(100);
+    let long = format!("{part}/{part}");
+    check(
+        Archive::new()
+            .file("./a", b"")
+            .file("/abs//b", b"")
+            .dir("././")
+            .entry(Header::new(name.as_bytes(), b'0').put(345, prefix.as_bytes()), b"")
+            // GNU has other things where ustar has the prefix.
+            .entry(Header::new(b"gnu", b'0').gnu().put(345, b"12345670123 "), b"")
+            .entry(
+                Header::new(b"star", b'0').put(345, b"sp").put(476, b"12345").put(508, b"tar\0"),
+                b"",
+            )
+            .entry(Header::new(b"v7", b'0').v7().put(345, b"junk"), b"")
+            .long(b'L', long.as_bytes())
+            .file("short", b"")
+            .long(b'K', b"t/\xff")
+            .long(b'L', b"n\xfe")
+            .symlink("short", "short")
+            .pax(b'x', &[("path", b"pax\xff"), ("linkpath", b"pt")])
+            .symlink("short", "short")
+            .file("../up", b"x")
+            .file("a/../b", b"")
+            .link("evil", "a/../../etc/passwd")
+            .pax(b'x', &[("path", format!("{part}n").as_bytes())])
+            .file("x", b"")
+            .pax(b'x', &[("path", [&part[..]; 17].join("/").as_bytes())])
+            .file("x", b"")
+            .pax(b'x', &[("path", b"a\0b")])
+            .file("x", b"")
+            .file("/", b"")
+            .file("z", b""),
+        &[
+            "File a 644 0:0 0b 0",
+            "File abs/b 644 0:0 0b 0",
+            "Dir  755 0:0 0b 0",
+            &format!("File {prefix}/{name} 644 0:0 0b 0"),
+            "File gnu 644 0:0 0b 0",
+            "File sp/star 644 0:0 0b 0",
+            "File v7 644 0:0 0b 0",
+            &format!("File {long} 644 0:0 0b 0"),
+            "Symlink n\\xfe 644 0:0 0b 0 -> t/\\xff",
+            "Symlink pax\\xff 644 0:0 0b 0 -> pt",
+            "File z 644 0:0 0b 0",
+            "! its name has `..` in it",
+            "! its name has `..` in it",
+            "! its name has `..` in it",
+            "! a part of its name is longer than 255 bytes",
+            "! its name is longer than 4096 bytes",
+            "! its name has a zero byte in it",
+            "! it has the name of the root but is no directory",
+        ],
+    );
+}
+
+#[test]
+fn what_is_refused_is_told_with_number_and_name() {
+    let index = index(&Archive::new().file("ok", b"").file("../up", b"x").end());
+    let note = &index.notes()[0];
+    assert_eq!((note.entry, &note.name[..]), (Some(1), &b"../up"[..]));
+    assert!(index.damage().is_none());
+}
+
+#[test]
+fn numbers_and_times() {
+    check(
+        Archive::new()
+            .entry(Header::new(b"a", b'0').mode(0o104_755).owner(1000, 0o777_7777).mtime(7), b"")
+            .entry(
+                Header::new(b"b", b'0')
+                    .gnu()
+                    .base256(108, 8, 3_000_000_000)
+                    .base256(116, 8, 5)
+                    .base256(136, 12, -5),
+                b"",
+            )
+            .pax(b'x', &[("mtime", b"-1.25"), ("uid", b"4294967294"), ("gid", b"2147483648")])
+            .file("c", b"")
+            .pax(b'x', &[("mtime", b"1700000000.000000001"), ("atime", b"x"), ("comment", b"x")])
+            .file("d", b"")
+            .pax(b'x', &[("uid", b"4294967295")])
+            .file("e", b"")
+            .entry(Header::new(b"f", b'3').device(0o10000, 0), b""),
+        &[
+            "File a 4755 1000:2097151 0b 7",
+            "File b 644 3000000000:5 0b -5",
+            "File c 644 4294967294:2147483648 0b -2.750000000",
+            "File d 644 0:0 0b 1700000000.000000001",
+            "! its owner or group 4294967295 is too large",
+            "! its device number 4096:0 is too large",
+        ],
+    );
+}
+
+#[test]
+fn global_headers_last_until_they_are_taken_back() {
+    check(
+        Archive::new()
+            .pax(b'g', &[("uid", b"7"), ("mtime", b"9"), ("comment", b"a commit")])
+            .file("a", b"")
+            .pax(b'x', &[("uid", b"8")])
+            .file("b", b"")
+            .file("c", b"")
+            .pax(b'x', &[("uid", b"")])
+            .file("d", b"")
+            .pax(b'g', &[("uid", b"")])
+            .file("e", b""),
+        &[
+            "File a 644 7:0 0b 9",
+            "File b 644 8:0 0b 9",
+            "File c 644 7:0 0b 9",
+            "File d 644 0:0 0b 9",
+            "File e 644 0:0 0b 9",
+        ],
+    );
+}
+
+#[test]
+fn extended_attributes() {
+    let long = vec![b'v'; 65_537];
+    check(
+        Archive::new()
+            .pax(
+                b'x',
+                &[
+                    ("SCHILY.xattr.user.b", b"\0=\n\xff"),
+                    ("SCHILY.xattr.user.a", b""),
+                    ("LIBARCHIVE.xattr.user.c%3d", b"AAEC"),
+                    ("LIBARCHIVE.xattr.user.d", b"AA=="),
+                    ("LIBARCHIVE.xattr.user.b", b"AA"),
+                    ("LIBARCHIVE.xattr.user.bad", b"*"),
+                    ("SCHILY.xattr.user.long", &long),
+                    ("SCHILY.xattr.", b"x"),
+                ],
+            )
+            .file("a", b"")
+            .file("b", b""),
+        &[
+            "File a 644 0:0 0b 0 user.a= user.b=\\x00=\\n\\xff user.c==\\x00\\x01\\x02 user.d=\\x00",
+            "File b 644 0:0 0b 0",
+            "! its extended attribute `` is not valid",
+            "! its extended attribute `user.bad` is not valid",
+            "! its extended attribute `user.long` is not valid",
+        ],
+    );
+}
+
+#[test]
+fn sizes_over_8_gib() {
+    // Only headers: the parser need not see the data to know where it is.
+    let huge = 9_u64 << 30;
+    let gnu = Header::new(b"gnu", b'0').gnu().base256(124, 12, huge as i64).bytes(false);
+    let pax = Archive::new()
+        .pax(b'x', &[("size", huge.to_string().as_bytes())])
+        .raw(&Header::new(b"pax", b'0').bytes(false))
+        .open();
+    for (header, data_offset) in [(&gnu[..], 512), (&pax[..], 1536)] {
+        let mut found = Vec::new();
+        let mut parser = Parser::new(10);
+        parser.push(header, &mut |event| found.push(event)).unwrap();
+        let [TarEvent::Entry(entry)] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((entry.size, entry.data_offset), (huge, data_offset));
+        // The next header is found behind it.
+        let zeros = vec![0; 1 << 20];
+        for _ in 0..9 << 10 {
+            parser.push(&zeros, &mut |_| panic!("in data")).unwrap();
+        }
+        let next = Archive::new().file("next", b"").end();
+        let mut name = Vec::new();
+        parser
+            .push(&next, &mut |event| {
+                if let TarEvent::Entry(entry) = event {
+                    name = entry.name;
+                }
+            })
+            .unwrap();
+        assert_eq!(name, b"next");
+        parser.finish().unwrap();
+    }
+}
+
+#[test]
+fn checksums_of_signed_bytes() {
+    let header = Header::new(b"\xff\xfe", b'0');
+    assert_ne!(header.bytes(true), header.bytes(false));
+    check(Archive::new().raw(&header.bytes(true)), &["File \\xff\\xfe 644 0:0 0b 0"]);
+}
+
+#[test]
+fn ends_of_archives() {
+    let one = || Archive::new().file("a", b"a");
+    let block = [0; 512];
+    let a = "File a 644 0:0 1b 0";
+    let b = "File b 644 0:0 0b 0";
+    let table: [(Vec<u8>, &[&str]); 7] = [
+        (one().open(), &[a]),
+        (one().raw(&block).open(), &[a]),
+        (one().raw(&block).raw(&[0; 100]).open(), &[a]),
+        (one().end(), &[a]),
+        (one().raw(&[0; 1024]).raw(b"anything at all").open(), &[a]),
+        (one().raw(&block).file("b", b"").end(), &[a, b]),
+        (Vec::new(), &[]),
+    ];
+    for (archive, expected) in table {
+        assert_eq!(list(&archive), expected);
+        assert_eq!(index(&archive).stream_bytes(), archive.len() as u64);
+    }
+}
+
+#[test]
+fn damaged_archives_are_readable_up_to_there() {
+    let a = "File a 644 0:0 1b 0";
+    let one = || Archive::new().file("a", b"a");
+    let mut flipped = one().file("b", b"").end();
+    flipped[1024] ^= 1;
+    let number = |field: usize, text: &[u8]| {
+        one().raw(&Header::new(b"b", b'0').put(field, text).bytes(false)).end()
+    };
+    let table: [(Vec<u8>, &str); 14] = [
+        (flipped, "! the tar header at 1024 has a wrong checksum"),
+        (
+            one().raw(b"junk").raw(&[b'x'; 600]).open(),
+            "! the tar header at 1024 has a wrong checksum",
+        ),
+        (number(124, b"nonsense"), "! the tar header at 1024 has an unreadable size"),
+        (number(124, &[0xff; 12]), "! the tar header at 1024 has an unreadable size"),
+        (number(136, b"9"), "! the tar header at 1024 has an unreadable time"),
+        (number(108, b"x"), "! the tar header at 1024 has an unreadable owner"),
+        (
+            one().pax(b'x', &[("size", b"-1")]).file("b", b"").end(),
+            "! the PAX header at 2048 is damaged: size is no number",
+        ),
+        (
+            one().entry(Header::new(b"x", b'x').size(3), b"3 x").end(),
+            "! the PAX header at 1536 is damaged: a record has no end",
+        ),
+        (
+            one().entry(Header::new(b"x", b'x').size((1 << 20) + 1), b"").open(),
+            "! the PAX header at 1024 has 1048577 bytes, which is too much",
+        ),
+        (
+            one().entry(Header::new(b"x", b'L').size(1 << 32), b"").open(),
+            "! the long name at 1024 has 4294967296 bytes, which is too much",
+        ),
+        (
+            one().pax(b'g', &[("SCHILY.xattr.user.x", &[b'x'; 20_000])]).end(),
+            "! the sum of global PAX headers at 1536 has 20019 bytes, which is too much",
+        ),
+        (
+            one().raw(&Header::new(b"b", b'0').size(5).bytes(false)).raw(b"abc").open(),
+            "! the archive ends at 1539, in the middle of an entry",
+        ),
+        (
+            one().raw(&Header::new(b"b", b'0').bytes(false)[..300]).open(),
+            "! the archive ends at 1324, in the middle of an entry",
+        ),
+        (one().long(b'L', b"b").open(), "! the archive ends at 2048, in the middle of an entry"),
+    ];
+    for (archive, expected) in table {
+        let lines = list(&archive);
+        assert_eq!(lines[0], a);
+        assert_eq!(lines.last().unwrap(), expected);
+        assert!(index(&archive).damage().is_some(), "{expected}");
+        assert!(index(&archive).diff_id().is_some(), "its digest is right: {expected}");
+    }
+}
+
+#[test]
+fn limits_of_entries_and_of_the_table() {
+    let mut archive = Archive::new();
+    for n in 0..100 {
+        archive = archive.file(&format!("file{n}"), b"");
+    }
+    let archive = archive.end();
+    let few = index_with(&archive, limited(Limits { max_entries: 10, ..Limits::default() }), 1000);
+    let few = few.unwrap();
+    assert_eq!(few.table().len(), 10);
+    assert_eq!(few.damage().unwrap().kind.to_string(), "the archive has more than 10 entries");
+    let small =
+        index_with(&archive, limited(Limits { max_table_bytes: 2000, ..Limits::default() }), 1000);
+    let small = small.unwrap();
+    assert!((20..60).contains(&small.table().len()), "{}", small.table().len());
+    let text = small.damage().unwrap().kind.to_string();
+    assert_eq!(text, "the table of the archive would take more than 2000 bytes");
+}
+
+#[test]
+fn notes_are_counted_when_there_are_too_many() {
+    let mut archive = Archive::new();
+    for _ in 0..300 {
+        archive = archive.file("..", b"");
+    }
+    let index = index(&archive.raw(b"junk").raw(&[1; 600]).open());
+    assert_eq!((index.notes().len(), index.more_notes()), (257, 44));
+    assert!(index.damage().is_some());
+}
+
+// The same sparse file in every format: "AAA" at 0, "BB" at 1000, 5000 bytes in all.
+const PARTS: [(u64, u64); 3] = [(0, 3), (1000, 2), (5000, 0)];
+
+fn extents(at: u64) -> Vec<Extent> {
+    vec![
+        Extent { file_offset: 0, stream_offset: at, length: 3 },
+        Extent { file_offset: 1000, stream_offset: at + 3, length: 2 },
+    ]
+}
+
+fn sparse(archive: Archive) -> (String, Vec<Extent>) {
+    let index = index(&archive.file("next", b"").end());
+    assert_eq!(index.notes(), []);
+    assert_eq!(describe(&index, 1), "File next 644 0:0 0b 0");
+    (describe(&index, 0), index.table().extents(0))
+}
+
+#[test]
+fn sparse_files_of_every_format() {
+    let data = b"AAABB";
+    let old = Archive::new()
+        .entry(Header::new(b"s", b'S').gnu().size(5).sparse(&PARTS, false, 5000), data);
+    let pax00 = Archive::new()
+        .pax(
+            b'x',
+            &[
+                ("GNU.sparse.size", b"5000"),
+                ("GNU.sparse.numblocks", b"3"),
+                ("GNU.sparse.offset", b"0"),
+                ("GNU.sparse.numbytes", b"3"),
+                ("GNU.sparse.offset", b"1000"),
+                ("GNU.sparse.numbytes", b"2"),
+                ("GNU.sparse.offset", b"5000"),
+                ("GNU.sparse.numbytes", b"0"),
+            ],
+        )
+        .file("s", data);
+    let pax01 = Archive::new()
+        .pax(
+            b'x',
+            &[
+                ("GNU.sparse.size", b"5000"),
+                ("GNU.sparse.numblocks", b"3"),
+                ("GNU.sparse.name", b"s"),
+                ("GNU.sparse.map", b"0,3,1000,2,5000,0"),
+            ],
+        )
+        .file("GNUSparseFile.1/s", data);
+    let mut stored = b"3\n0\n3\n1000\n2\n5000\n0\n".to_vec();
+    stored.resize(512, 0);
+    stored.extend_from_slice(data);
+    let pax10 = Archive::new()
+        .pax(
+            b'x',
+            &[
+                ("GNU.sparse.major", b"1"),
+                ("GNU.sparse.minor", b"0"),
+                ("GNU.sparse.name", b"s"),
+                ("GNU.sparse.realsize", b"5000"),
+            ],
+        )
+        .file("GNUSparseFile.1/s", &stored);
+    let line = "File s 644 0:0 5000b 0".to_owned();
+    for (archive, at) in [(old, 512), (pax10, 2048)] {
+        assert_eq!(sparse(archive), (line.clone(), extents(at)));
+    }
+    for archive in [pax00, pax01] {
+        assert_eq!(sparse(archive), (line.clone(), extents(1536)));
+    }
+}
+
+#[test]
+fn maps_that_go_on_in_more_blocks() {
+    // 4 in the header, 21 in each block: 60 parts need three blocks.
+    let parts: Vec<(u64, u64)> = (0..60).map(|n| (n * 100, 1)).collect();
+    let mut archive = Archive::new()
+        .raw(&Header::new(b"s", b'S').gnu().size(60).sparse(&parts[..4], true, 6000).bytes(false));
+    for chunk in parts[4..].chunks(21) {
+        let mut block = [0; 512];
+        for (at, (offset, length)) in chunk.iter().enumerate() {
+            let text = format!("{offset:011o}\0{length:011o}\0");
+            block[at * 24..at * 24 + 24].copy_from_slice(text.as_bytes());
+        }
+        block[504] = u8::from(chunk.last() != parts.last());
+        archive = archive.raw(&block);
+    }
+    let mut text = format!("{}\n", parts.len());
+    for (offset, length) in &parts {
+        text += &format!("{offset}\n{length}\n");
+    }
+    let mut stored = text.into_bytes();
+    stored.resize(stored.len().next_multiple_of(512), 0);
+    let map_bytes = stored.len() as u64;
+    stored.extend_from_slice(&[b'x'; 60]);
+    let pax = Archive::new()
+        .pax(
+            b'x',
+            &[
+                ("GNU.sparse.major", b"1"),
+                ("GNU.sparse.minor", b"0"),
+                ("GNU.sparse.realsize", b"6000"),
+            ],
+        )
+        .file("s", &stored);
+    let archive = archive.raw(&[b'x'; 512]);
+    for (archive, at) in [(archive, 512 * 4), (pax, 1536 + map_bytes)] {
+        let (line, found) = sparse(archive);
+        assert_eq!(line, "File s 644 0:0 6000b 0");
+        let expected: Vec<Extent> = (0..60)
+            .map(|n| Extent { file_offset: n * 100, stream_offset: at + n, length: 1 })
+            .collect();
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn wrong_maps_are_refused_and_the_next_entry_is_read() {
+    let old = |parts: &[(u64, u64)], size| {
+        Archive::new()
+            .entry(Header::new(b"s", b'S').gnu().size(5).sparse(parts, false, size), b"AAABB")
+    };
+    let pax10 = |map: &str| {
+        let mut stored = map.as_bytes().to_vec();
+        stored.resize(512, 0);
+        stored.extend_from_slice(b"AAABB");
+        Archive::new()
+            .pax(
+                b'x',
+                &[
+                    ("GNU.sparse.major", b"1"),
+                    ("GNU.sparse.minor", b"0"),
+                    ("GNU.sparse.realsize", b"50"),
+                ],
+            )
+            .file("s", &stored)
+    };
+    let table = [
+        (old(&[(10, 3), (5, 2)], 50), "its parts overlap"),
+        (old(&[(0, 3), (49, 2)], 50), "a part is behind the end of the file"),
+        (old(&[(0, 30)], 50), "its parts have more bytes than are stored"),
+        (old(&[(0, 3)], 50), "its parts have fewer bytes than are stored"),
+        (pax10("2\n0\n3\n"), "it is not made of numbers"),
+        (pax10("x"), "it is not made of numbers"),
+        (pax10("99999999999999999999999\n"), "a number is too large"),
+        (pax10("300000\n"), "it has too many parts"),
+        (
+            Archive::new()
+                .pax(b'x', &[("GNU.sparse.map", b"0,3,4"), ("GNU.sparse.size", b"9")])
+                .file("s", b"x"),
+            "it is not complete",
+        ),
+        (
+            Archive::new()
+                .pax(b'x', &[("GNU.sparse.map", b"0,3"), ("GNU.sparse.size", b"x")])
+                .file("s", b"x"),
+            "its size is no number",
+        ),
+    ];
+    for (archive, what) in table {
+        let lines = list(&archive.file("next", b"").end());
+        assert_eq!(
+            lines,
+            ["File next 644 0:0 0b 0", &format!("! its sparse map is wrong: {what}")]
+        );
+    }
+}
+
+#[test]
+fn refused_sparse_files_with_more_blocks() {
+    let extension = [0; 512];
+    let archive = Archive::new()
+        .raw(&Header::new(b"../s", b'S').gnu().size(5).sparse(&[(0, 5)], true, 50).bytes(false))
+        .raw(&extension)
+        .raw(&[b'x'; 512])
+        .file("next", b"");
+    assert_eq!(list(&archive.end()), ["File next 644 0:0 0b 0", "! its name has `..` in it"]);
+}
+
+#[test]
+fn archives_of_gnu_tar() {
+    use std::{fs, os::unix::fs::FileExt, process::Command};
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let deep = format!("{}/{}", "d".repeat(120), "e".repeat(130));
+    fs::create_dir_all(root.join(&deep)).unwrap();
+    fs::write(root.join(&deep).join("file"), b"deep").unwrap();
+    fs::hard_link(root.join(&deep).join("file"), root.join("link")).unwrap();
+    std::os::unix::fs::symlink("x".repeat(150), root.join("symlink")).unwrap();
+    let holes = fs::File::create(root.join("holes")).unwrap();
+    holes.set_len(20 << 20).unwrap();
+    for n in 0..40_u64 {
+        holes.write_all_at(&[n as u8 + 1; 4096], n * 400 * 1024).unwrap();
+    }
+    let formats: [&[&str]; 6] = [
+        &["--format=gnu"],
+        &["--format=posix"],
+        &["--format=gnu", "--sparse"],
+        &["--format=posix", "--sparse", "--sparse-version=0.0"],
+        &["--format=posix", "--sparse", "--sparse-version=0.1"],
+        &["--format=posix", "--sparse", "--sparse-version=1.0"],
+    ];
+    for options in formats {
+        let out = dir.path().join("out.tar");
+        let status = Command::new("tar")
+            .args(options)
+            .args(["--sort=name", "--owner=12", "--group=34", "-C"])
+            .arg(&root)
+            .arg("-cf")
+            .arg(&out)
+            .arg(".")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        let archive = fs::read(&out).unwrap();
+        let index = index(&archive);
+        assert_eq!(index.notes(), [], "{options:?}");
+        let table = index.table();
+        let find = |path: &str| {
+            let is_it = |n: &u32| table.full_path(table.entry(*n).unwrap().path) == path.as_bytes();
+            (0..table.len()).find(is_it).unwrap()
+        };
+        let file = table.entry(find(&format!("{deep}/file"))).unwrap();
+        let link = table.entry(find("link")).unwrap();
+        // Which of the two is the link depends on their order.
+        assert_eq!((file.kind, link.kind), (Kind::File, Kind::Link), "{options:?}");
+        assert_eq!((file.uid, file.gid, file.size), (12, 34, 4));
+        assert_eq!(
+            table.full_path(table.link_path(&link).unwrap()),
+            format!("{deep}/file").as_bytes()
+        );
+        let symlink = table.entry(find("symlink")).unwrap();
+        assert_eq!(table.symlink_target(&symlink).unwrap(), "x".repeat(150).as_bytes());
+        let number = find("holes");
+        assert_eq!(table.entry(number).unwrap().size, 20 << 20);
+        let mut content = vec![0; 20 << 20];
+        for extent in table.extents(number) {
+            let (to, from) = (extent.file_offset as usize, extent.stream_offset as usize);
+            let length = extent.length as usize;
+            content[to..to + length].copy_from_slice(&archive[from..from + length]);
+        }
+        assert!(content == fs::read(root.join("holes")).unwrap(), "{options:?}");
+        let mtime = fs::metadata(root.join("holes")).unwrap().modified().unwrap();
+        let mtime = mtime.duration_since(std::time::UNIX_EPOCH).unwrap();
+        let nanos = if options[0] == "--format=posix" { mtime.subsec_nanos() } else { 0 };
+        let time = Time { secs: mtime.as_secs() as i64, nanos };
+        assert_eq!(table.entry(number).unwrap().mtime, time, "{options:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_without_panic(
+        mut blocks in proptest::collection::vec((any::<u8>(), 0_usize..500, any::<u8>(), 0_u64..2000), 0..20),
+        piece in 1_usize..700,
+    ) {
+        let mut archive = Archive::new();
+        for (flag, at, byte, size) in blocks.drain(..) {
+            let flags = b"0123457xgLKS";
+            let flag = flags.get(usize::from(flag) % 16).copied().unwrap_or(flag);
+            let mut header = Header::new(b"some/name", flag);
+            archive = archive.entry(header.size(size).put(at, &[byte]), &vec![byte; size as usize]);
+        }
+        let bytes = archive.end();
+        let whole = index(&bytes);
+        prop_assert_eq!(index_with(&bytes, inline(), piece).unwrap(), whole);
+    }
+}
