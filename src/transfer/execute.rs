@@ -102,7 +102,7 @@ struct Execution<S, D, O> {
     images: Vec<Arc<ImagePlan>>,
     run: Run,
     report: Report,
-    moving: JoinSet<(Leg, Moved)>,
+    moving: JoinSet<(Leg, std::result::Result<Outcome, Lost>)>,
     publishing: JoinSet<(usize, Result<Published>)>,
 }
 
@@ -165,10 +165,10 @@ impl<S: Blobs, D: Sink, O: Observer> Execution<S, D, O> {
         self.report
     }
 
-    fn moved(&mut self, leg: Leg, moved: Moved) {
+    fn moved(&mut self, leg: Leg, moved: std::result::Result<Outcome, Lost>) {
         let blob = self.mover.blobs[leg.blob].clone();
         let target = &blob.targets[leg.target];
-        match moved.outcome {
+        match moved {
             Ok(outcome) => {
                 self.count(&blob, outcome, leg);
                 for image in self.run.blob_came(&target.images) {
@@ -180,9 +180,9 @@ impl<S: Blobs, D: Sink, O: Observer> Execution<S, D, O> {
                     }
                 }
             }
-            Err(error) => {
+            Err(Lost { error, source_failed }) => {
                 // The others would fare no better with a source that fails.
-                let lost = if leg.leads && moved.source_failed {
+                let lost = if leg.leads && source_failed {
                     blob.images().collect()
                 } else {
                     target.images.clone()
@@ -194,7 +194,7 @@ impl<S: Blobs, D: Sink, O: Observer> Execution<S, D, O> {
                     self.report.images[image].status = Status::Failed(error.clone());
                     self.mover.observer.event(Event::ImageDone(&self.report.images[image]));
                 }
-                if leg.leads && !moved.source_failed {
+                if leg.leads && !source_failed {
                     self.begin(leg.blob, leg.target + 1);
                 }
             }
@@ -242,11 +242,17 @@ impl<S: Blobs, D: Sink, O: Observer> Execution<S, D, O> {
     }
 }
 
-/// What became of a blob at one target.
-struct Moved {
-    outcome: Result<Outcome>,
+/// Why a blob did not come to a target.
+struct Lost {
+    error: Error,
     /// It failed because of the source.
     source_failed: bool,
+}
+
+impl From<Error> for Lost {
+    fn from(error: Error) -> Self {
+        Self { error, source_failed: false }
+    }
 }
 
 /// What the tasks of an execution have in common.
@@ -261,30 +267,23 @@ struct Mover<S, D, O> {
 
 impl<S: Blobs, D: Sink, O: Observer> Mover<S, D, O> {
     /// Brings a blob to one of its targets, and tells about it.
-    async fn bring(&self, leg: Leg) -> Moved {
+    async fn bring(&self, leg: Leg) -> std::result::Result<Outcome, Lost> {
         let blob = &self.blobs[leg.blob];
-        let (outcome, source_failed) = self.receive(blob, &blob.targets[leg.target]).await;
+        let outcome = self.receive(blob, &blob.targets[leg.target]).await;
         let (digest, size) = (blob.descriptor.digest, blob.descriptor.size);
         if matches!(outcome, Ok(Outcome::Reused)) {
             self.observer.event(Event::BlobFound { size });
         }
         self.observer.event(Event::BlobDone { digest, size, ok: outcome.is_ok() });
-        Moved { outcome, source_failed }
+        outcome
     }
 
-    /// Brings one blob to one target; second, whether the source has failed.
-    async fn receive(&self, blob: &Arc<BlobPlan>, target: &BlobTarget) -> (Result<Outcome>, bool) {
-        let mut source_failed = false;
-        let outcome = self.try_receive(blob, target, &mut source_failed).await;
-        (outcome, source_failed)
-    }
-
-    async fn try_receive(
+    /// Brings one blob to one target.
+    async fn receive(
         &self,
         blob: &Arc<BlobPlan>,
         target: &BlobTarget,
-        source_failed: &mut bool,
-    ) -> Result<Outcome> {
+    ) -> std::result::Result<Outcome, Lost> {
         let digest = blob.descriptor.digest;
         let place = self.places.of(blob, target);
         let mut damaged_once = false;
@@ -329,8 +328,7 @@ impl<S: Blobs, D: Sink, O: Observer> Mover<S, D, O> {
                 }
                 Err(error) => {
                     self.full.note(&error);
-                    *source_failed = content.has_failed();
-                    return Err(error);
+                    return Err(Lost { error, source_failed: content.has_failed() });
                 }
             }
         }
@@ -346,7 +344,7 @@ impl<S: Blobs, D: Sink, O: Observer> Mover<S, D, O> {
                 for blob in &self.blobs {
                     let needs = |target: &&BlobTarget| target.images.contains(&index);
                     if let Some(target) = blob.targets.iter().find(needs) {
-                        self.receive(blob, target).await.0?;
+                        self.receive(blob, target).await.map_err(|lost| lost.error)?;
                     }
                 }
                 self.put(image).await
