@@ -207,18 +207,11 @@ async fn fetch_manifest(
 ) -> Result<Manifest> {
     let doing = format!("fetching manifest {reference}");
     let ask = Ask { scope, ..manifest_ask(session, Method::GET, reference, &doing) };
-    let mut retry = session.retry();
-    loop {
-        let error = match session.attempt(&ask).await {
-            Ok(answer) => match read_manifest(session, answer.response, reference, &doing).await {
-                Ok(manifest) => return Ok(manifest),
-                Err(error) => error,
-            },
-            Err(error) => error,
-        };
-        let delay = retry.after(error)?;
-        session.pause(delay).await;
-    }
+    let attempt = || async {
+        let answer = session.attempt(&ask).await?;
+        read_manifest(session, answer.response, reference, &doing).await
+    };
+    session.repeat(attempt).await
 }
 
 fn manifest_ask<'a>(

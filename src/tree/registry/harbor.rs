@@ -31,38 +31,28 @@ impl Registry {
         url.set_path("/api/v2.0/projects");
         let mut named = url.clone();
         named.query_pairs_mut().append_pair("project_name", project);
-        let mut retry = session.retry();
-        loop {
-            let made = async {
-                let there = ask(&session, Method::HEAD, named.clone(), None, &doing).await?;
-                match there.status() {
-                    StatusCode::OK => return Ok(false),
-                    StatusCode::NOT_FOUND => {}
-                    _ => return Err(refused(&session, there, &doing).await),
-                }
-                let body = json!({"project_name": project, "metadata": {"public": "false"}});
-                let answer =
-                    ask(&session, Method::POST, url.clone(), Some(body.to_string()), &doing)
-                        .await?;
-                match answer.status() {
-                    StatusCode::CREATED => Ok(true),
-                    // Somebody else was faster.
-                    StatusCode::CONFLICT => Ok(false),
-                    StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-                        let reason = "it has no API of Harbor; leave out --create-projects";
-                        Err(session.error(&doing, Kind::Config(reason.into())))
-                    }
-                    _ => Err(refused(&session, answer, &doing).await),
-                }
-            };
-            match made.await {
-                Ok(made) => return Ok(made),
-                Err(error) => {
-                    let delay = retry.after(error)?;
-                    session.pause(delay).await;
-                }
+        let make = || async {
+            let there = ask(&session, Method::HEAD, named.clone(), None, &doing).await?;
+            match there.status() {
+                StatusCode::OK => return Ok(false),
+                StatusCode::NOT_FOUND => {}
+                _ => return Err(refused(&session, there, &doing).await),
             }
-        }
+            let body = json!({"project_name": project, "metadata": {"public": "false"}});
+            let answer =
+                ask(&session, Method::POST, url.clone(), Some(body.to_string()), &doing).await?;
+            match answer.status() {
+                StatusCode::CREATED => Ok(true),
+                // Somebody else was faster.
+                StatusCode::CONFLICT => Ok(false),
+                StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                    let reason = "it has no API of Harbor; leave out --create-projects";
+                    Err(session.error(&doing, Kind::Config(reason.into())))
+                }
+                _ => Err(refused(&session, answer, &doing).await),
+            }
+        };
+        session.repeat(make).await
     }
 }
 

@@ -359,10 +359,18 @@ impl Session {
 
     /// Makes a request until it is answered with success, or finally fails.
     pub(super) async fn send(&self, ask: &Ask<'_>) -> Result<Answer> {
+        self.repeat(|| self.attempt(ask)).await
+    }
+
+    /// Does something until it succeeds, or finally fails.
+    pub(super) async fn repeat<T, F>(&self, attempt: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
         let mut retry = self.retry();
         loop {
-            match self.attempt(ask).await {
-                Ok(answer) => return Ok(answer),
+            match attempt().await {
+                Ok(done) => return Ok(done),
                 Err(error) => {
                     let delay = retry.after(error)?;
                     self.pause(delay).await;

@@ -117,25 +117,19 @@ impl Session {
                 if let Some(token) = slot.as_ref().filter(|token| token.is_fresh()) {
                     return Ok(Some(token.header.clone()));
                 }
-                let mut retry = self.retry();
-                let mut refreshed = false;
-                let token = loop {
-                    let fetched = self.fetch_token(&realm, service.as_deref(), &scopes, ask.doing);
-                    match fetched.await {
-                        Ok(token) => break token,
+                let fetch = || self.fetch_token(&realm, service.as_deref(), &scopes, ask.doing);
+                let token = self.repeat(|| async {
+                    match fetch().await {
                         Err(error)
                             if matches!(error.kind(), Kind::Unauthorized(_))
-                                && !refreshed
                                 && self.refresh_credentials().await =>
                         {
-                            refreshed = true;
+                            fetch().await
                         }
-                        Err(error) => {
-                            let delay = retry.after(error)?;
-                            self.pause(delay).await;
-                        }
+                        fetched => fetched,
                     }
-                };
+                });
+                let token = token.await?;
                 let header = token.header.clone();
                 *slot = Some(token);
                 Ok(Some(header))
