@@ -48,7 +48,7 @@ use crate::{
     lock::locked,
     transfer::{self, Options, Route, Status},
     tree::{
-        self, Attachments, Blobs, Error, ManifestName, Names,
+        self, Attachments, Blobs, Error, Names,
         images_dir::{ImagesDir, published_time},
     },
 };
@@ -230,7 +230,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
         }
         let sink = Arc::new(self.dir.clone());
         let routes = [Route::from(image.clone())];
-        let mut plan = transfer::plan(source, &sink, &routes, &self.settings.options).await;
+        let plan = transfer::plan(source, &sink, &routes, &self.settings.options).await;
         if let Some(planned) = plan.images.first() {
             if let Status::Failed(error) = &planned.report.status {
                 return Err(error.clone());
@@ -241,15 +241,9 @@ impl<S: Names + Blobs + Attachments> View<S> {
                 return Err(Error::new("mount", format_args!("looking up {image}"), kind));
             }
         }
-        // A tag that leads to a filtered index is shown as that, like in the directory; and what
-        // was asked for by a digest is found by that digest.
-        for planned in plan.images.iter_mut().flat_map(|image| &mut image.manifests) {
-            if image.digest() == Some(planned.manifest.digest()) && planned.names.is_empty() {
-                planned.names.push(ManifestName::Digest);
-            }
-        }
         locked(&self.catalogue).add(&plan, ttl);
         if locked(&self.catalogue).manifest(image).is_none() {
+            // A pull would have nothing to write.
             self.find_local(image).await;
         }
         Ok(())
