@@ -99,8 +99,7 @@ impl Registry {
     pub async fn all_tags(&self, repository: &Repository) -> Result<Vec<String>> {
         let session = self.session(repository)?;
         let doing = format!("listing the tags of {repository}");
-        let mut url = session.url(repository, "tags/list");
-        url.query_pairs_mut().append_pair("n", &TAGS_PAGE.to_string());
+        let mut url = tags_url(&session, repository);
         let mut tags = Vec::new();
         for _ in 0..MAX_TAGS_PAGES {
             let (page, next) = tags_page(&session, repository, &url, &doing).await?;
@@ -298,14 +297,20 @@ impl Attachments for Registry {
     async fn tags(&self, repository: &Repository) -> Result<Tags> {
         let session = self.session(repository)?;
         let doing = format!("listing the tags of {repository}");
-        let mut url = session.url(repository, "tags/list");
-        url.query_pairs_mut().append_pair("n", &TAGS_PAGE.to_string());
+        let url = tags_url(&session, repository);
         let (names, next) = tags_page(&session, repository, &url, &doing).await?;
         Ok(match names {
             Some(names) => Tags { names, complete: next.is_none() },
             None => Tags::default(),
         })
     }
+}
+
+/// Where a list of tags begins.
+fn tags_url(session: &Session, repository: &Repository) -> reqwest::Url {
+    let mut url = session.url(repository, "tags/list");
+    url.query_pairs_mut().append_pair("n", &TAGS_PAGE.to_string());
+    url
 }
 
 /// One page of a list of tags, if it is one; and where the next is, if there is any.

@@ -222,6 +222,16 @@ impl<'a> Ask<'a> {
             doing,
         }
     }
+
+    /// One of somebody who writes to the repository.
+    pub(super) fn push(
+        method: Method,
+        url: Url,
+        repository: &'a Repository,
+        doing: &'a str,
+    ) -> Self {
+        Self { scope: Scope::Push(None), ..Self::new(method, url, repository, doing) }
+    }
 }
 
 /// An answer with a good status. The request counts as being under way until this is dropped.

@@ -113,9 +113,8 @@ impl RegistrySink {
         let media_type = HeaderValue::from_str(media_type)
             .map_err(|_| session.error(&doing, Kind::Unfit("its media type is no text".into())))?;
         let ask = Ask {
-            scope: Scope::Push(None),
             payload: Payload::Whole(content.clone(), media_type),
-            ..Ask::new(Method::PUT, url, repository, &doing)
+            ..Ask::push(Method::PUT, url, repository, &doing)
         };
         let answer = session.send(&ask).await?;
         let found = content_digest(answer.response.headers());

@@ -168,11 +168,7 @@ impl Upload {
     }
 
     fn ask(&self, method: Method, url: Url) -> Ask<'_> {
-        Ask {
-            scope: Scope::Push(None),
-            lane: Lane::Uploads,
-            ..Ask::new(method, url, &self.repository, &self.doing)
-        }
+        Ask { lane: Lane::Uploads, ..Ask::push(method, url, &self.repository, &self.doing) }
     }
 
     /// Where the upload is completed.
@@ -529,7 +525,7 @@ fn received(range: &str) -> Option<u64> {
 pub(super) async fn start(session: &Session, repository: &Repository) -> Result<Url> {
     let doing = format!("beginning an upload to {repository}");
     let url = session.url(repository, "blobs/uploads/");
-    let ask = Ask { scope: Scope::Push(None), ..Ask::new(Method::POST, url, repository, &doing) };
+    let ask = Ask::push(Method::POST, url, repository, &doing);
     let answer = session.send(&ask).await?;
     begun(session, &answer, &doing)
 }
@@ -546,8 +542,7 @@ fn begun(session: &Session, answer: &Answer, doing: &str) -> Result<Url> {
 /// Ends an upload that is not needed. Registries also do that by themselves after a while.
 pub(super) async fn cancel(session: &Session, repository: &Repository, location: Url) {
     let doing = format!("cancelling an upload to {repository}");
-    let ask =
-        Ask { scope: Scope::Push(None), ..Ask::new(Method::DELETE, location, repository, &doing) };
+    let ask = Ask::push(Method::DELETE, location, repository, &doing);
     let _ = session.attempt(&ask).await;
 }
 
@@ -559,7 +554,7 @@ pub(super) async fn has(
 ) -> Result<bool> {
     let doing = format!("looking for blob {} in {repository}", blob.digest);
     let url = session.url(repository, &format!("blobs/{}", blob.digest));
-    let ask = Ask { scope: Scope::Push(None), ..Ask::new(Method::HEAD, url, repository, &doing) };
+    let ask = Ask::push(Method::HEAD, url, repository, &doing);
     match session.send(&ask).await {
         Ok(answer) => {
             let length = header(answer.response.headers(), CONTENT_LENGTH.as_str());
