@@ -208,6 +208,13 @@ pub(crate) struct SelectionArgs {
     /// What to do where an image lacks a platform: fail, or warn and take the others
     #[arg(long, value_enum, default_value_t = PolicyArg::Strict)]
     pub(crate) policy: PolicyArg,
+    #[command(flatten)]
+    pub(crate) extent: ExtentArgs,
+}
+
+/// How much of what belongs to an image is taken.
+#[derive(ClapArgs)]
+pub(crate) struct ExtentArgs {
     /// What to do with an index of which only some platforms are wanted: write a new one with just
     /// those, or keep it with its digest, which only a directory can hold
     #[arg(long, value_enum, default_value_t = IndexArg::Rewrite)]
@@ -337,21 +344,8 @@ pub(crate) struct RunArgs {
     /// No tasks with one of these tags
     #[arg(long, value_name = "TAG", value_delimiter = ',')]
     pub(crate) skip_tags: Vec<String>,
-    /// What to do with an index of which only some platforms are wanted: write a new one with just
-    /// those, or keep it with its digest
-    #[arg(long, value_enum, default_value_t = IndexArg::Rewrite)]
-    pub(crate) index: IndexArg,
-    /// Copy signatures, attestations and other referrers with the images
-    #[arg(
-        long,
-        action = ArgAction::Set,
-        num_args = 0..=1,
-        require_equals = true,
-        default_value_t = true,
-        default_missing_value = "true",
-        value_name = "BOOL"
-    )]
-    pub(crate) referrers: bool,
+    #[command(flatten)]
+    pub(crate) extent: ExtentArgs,
     /// Layout of a new directory
     #[arg(long, value_enum)]
     pub(crate) layout: Option<LayoutArg>,

@@ -1,11 +1,10 @@
 //! `imgfs push` and `imgfs copy`
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use imgfs::{
     task::{Images, Request, TreeSpec},
     template::Template,
-    transfer::Options,
     tree::images_dir::Linking,
 };
 use regex::Regex;
@@ -25,12 +24,15 @@ pub(crate) fn push(args: &PushArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         images => Images::Listed(images.to_vec()),
     };
     let request = Request {
-        from: TreeSpec::Directory(args.tree.images_dir.clone()),
-        to: TreeSpec::Registry { prefix: String::new() },
-        images,
         pattern: pattern("--src-pattern", args.src_pattern.as_deref())?,
         dest: Some(template(&args.dest, &args.naming)?),
-        ..request(&args.naming, options(&args.selection)?)?
+        options: options(&args.selection)?,
+        vars: args.naming.vars.load()?,
+        ..Request::new(
+            TreeSpec::Directory(args.tree.images_dir.clone()),
+            TreeSpec::Registry { prefix: String::new() },
+            images,
+        )
     };
     let setting = Setting {
         verb: Verb::Push,
@@ -53,13 +55,13 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
             Images::Listed(image_list(&args.images, args.file.as_deref(), stdin_is_taken)?)
         }
     };
+    let (from, to) = (tree("--from", &args.from)?, tree("--to", &args.to)?);
     let request = Request {
-        from: tree("--from", &args.from)?,
-        to: tree("--to", &args.to)?,
-        images,
         pattern: pattern("--pattern", args.pattern.as_deref())?,
         dest: args.dest.as_deref().map(|text| template(text, &args.naming)).transpose()?,
-        ..request(&args.naming, options(&args.selection)?)?
+        options: options(&args.selection)?,
+        vars: args.naming.vars.load()?,
+        ..Request::new(from, to, images)
     };
     if args.create_projects && matches!(request.to, TreeSpec::Directory(_)) {
         return Err(Failure::new("--create-projects is about registries, and --to is a directory"));
@@ -81,22 +83,6 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         output,
     };
     carry_out(&request, &setting)
-}
-
-/// A request that so far only says how.
-fn request(naming: &NamingArgs, options: Options) -> Result<Request, Failure> {
-    Ok(Request {
-        from: TreeSpec::Directory(Path::new("").into()),
-        to: TreeSpec::Directory(Path::new("").into()),
-        images: Images::All,
-        pattern: None,
-        source: None,
-        dest: None,
-        options,
-        vars: naming.vars.load()?,
-        auths: Vec::new(),
-        skip_tls_verify: None,
-    })
 }
 
 fn tree(option: &str, text: &str) -> Result<TreeSpec, Failure> {

@@ -10,14 +10,13 @@ use std::{
 use imgfs::{
     image::{PlatformFilter, Reference},
     task::{Images, Request, TreeSpec},
-    template::Value,
     transfer::{IndexMode, Options, Policy},
     tree::images_dir::{Layout, Linking},
 };
 
 use super::{
     Failure, Outcome,
-    args::{IndexArg, LayoutArg, PolicyArg, PullArgs, SelectionArgs},
+    args::{ExtentArgs, IndexArg, LayoutArg, PolicyArg, PullArgs, SelectionArgs},
     output::Output,
     request::{Setting, carry_out},
     transfer::Verb,
@@ -25,17 +24,14 @@ use super::{
 
 pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
     let stdin_is_taken = args.registries.password_stdin;
+    let images = image_list(&args.images, args.file.as_deref(), stdin_is_taken)?;
     let request = Request {
-        from: TreeSpec::Registry { prefix: String::new() },
-        to: TreeSpec::Directory(args.tree.images_dir.clone()),
-        images: Images::Listed(image_list(&args.images, args.file.as_deref(), stdin_is_taken)?),
-        pattern: None,
-        source: None,
-        dest: None,
         options: options(&args.selection)?,
-        vars: Value::default(),
-        auths: Vec::new(),
-        skip_tls_verify: None,
+        ..Request::new(
+            TreeSpec::Registry { prefix: String::new() },
+            TreeSpec::Directory(args.tree.images_dir.clone()),
+            Images::Listed(images),
+        )
     };
     let setting = Setting {
         verb: Verb::Pull,
@@ -95,12 +91,20 @@ pub(crate) fn options(args: &SelectionArgs) -> Result<Options, Failure> {
             PolicyArg::Strict => Policy::Strict,
             PolicyArg::Warn => Policy::Warn,
         },
+        ..extent(&args.extent)
+    })
+}
+
+/// Options in which everything else is as by default.
+pub(crate) fn extent(args: &ExtentArgs) -> Options {
+    Options {
         index: match args.index {
             IndexArg::Rewrite => IndexMode::Rewrite,
             IndexArg::Keep => IndexMode::Keep,
         },
         attachments: args.referrers,
-    })
+        ..Options::default()
+    }
 }
 
 pub(crate) fn layout(arg: Option<LayoutArg>) -> Option<Layout> {

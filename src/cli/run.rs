@@ -13,16 +13,15 @@ use imgfs::{
         MAX_FILE_BYTES, Playbook, Request, RunEvent, Runner, Selection, Settings, Task, TaskError,
         TaskOutcome, TaskStatus, TreeSpec,
     },
-    transfer::{IndexMode, Options},
     tree::images_dir::Linking,
 };
 use serde_json::json;
 
 use super::{
     Failure, Outcome,
-    args::{IndexArg, RunArgs},
+    args::RunArgs,
     output::{Output, count},
-    pull::layout,
+    pull::{extent, layout},
     request::{self, Setting},
     transfer::Verb,
 };
@@ -44,14 +43,7 @@ pub(crate) fn run(args: &RunArgs, output: &Arc<Output>) -> Result<Outcome, Failu
     let settings = Settings {
         images_dir: args.tree.images_dir.clone(),
         base: args.file.parent().unwrap_or(Path::new("")).to_owned(),
-        options: Options {
-            index: match args.index {
-                IndexArg::Rewrite => IndexMode::Rewrite,
-                IndexArg::Keep => IndexMode::Keep,
-            },
-            attachments: args.referrers,
-            ..Options::default()
-        },
+        options: extent(&args.extent),
         vars: args.vars.load()?,
     };
     let selection = Selection { tags: args.tags.clone(), skip_tags: args.skip_tags.clone() };

@@ -36,6 +36,24 @@ pub struct Request {
     pub skip_tls_verify: Option<bool>,
 }
 
+impl Request {
+    /// One in which everything else is as by default.
+    pub fn new(from: TreeSpec, to: TreeSpec, images: Images) -> Self {
+        Self {
+            from,
+            to,
+            images,
+            pattern: None,
+            source: None,
+            dest: None,
+            options: transfer::Options::default(),
+            vars: template::Value::default(),
+            auths: Vec::new(),
+            skip_tls_verify: None,
+        }
+    }
+}
+
 impl fmt::Debug for Request {
     /// Without the variables, among which may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

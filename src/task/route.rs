@@ -223,21 +223,9 @@ impl TreeSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{template::Value, transfer::Options};
 
     fn request(from: &str, to: &str) -> Request {
-        Request {
-            from: from.parse().unwrap(),
-            to: to.parse().unwrap(),
-            images: Images::All,
-            pattern: None,
-            source: None,
-            dest: None,
-            options: Options::default(),
-            vars: Value::default(),
-            auths: Vec::new(),
-            skip_tls_verify: None,
-        }
+        Request::new(from.parse().unwrap(), to.parse().unwrap(), Images::All)
     }
 
     fn images(names: &[&str]) -> Vec<Reference> {
