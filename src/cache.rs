@@ -250,18 +250,12 @@ impl Cache {
     pub fn stats(&self) -> CacheStats {
         let state = self.core.lock();
         let is_whole = |blob: &&Blob| matches!(blob.place, Place::Whole(_));
-        let counts = state.counts;
         CacheStats {
             held_bytes: state.used,
             limit_bytes: self.core.limit_bytes,
             blobs: state.blobs.values().filter(|blob| is_whole(blob) || blob.stored > 0).count(),
             complete: state.blobs.values().filter(is_whole).count(),
-            fetched_bytes: counts.fetched_bytes,
-            requests: counts.requests,
-            reads: counts.reads,
-            hits: counts.hits,
-            evicted_bytes: counts.evicted_bytes,
-            errors: counts.errors,
+            ..state.counts
         }
     }
 }

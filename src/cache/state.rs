@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
-use super::{fetch::Origin, memory::Memory, window::Windows};
+use super::{CacheStats, fetch::Origin, memory::Memory, window::Windows};
 use crate::{
     image::{Digest, Hasher},
     tree::{Error, images_dir::cached},
@@ -53,18 +53,8 @@ pub(super) struct State {
     /// Nothing is written until then: the disk has refused.
     pub refused_until: Option<Instant>,
     pub warned: bool,
-    pub counts: Counts,
-}
-
-/// What [`super::CacheStats`] counts.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    pub fetched_bytes: u64,
-    pub requests: u64,
-    pub reads: u64,
-    pub hits: u64,
-    pub evicted_bytes: u64,
-    pub errors: u64,
+    /// What is counted as it happens; the rest of it is found when somebody asks.
+    pub counts: CacheStats,
 }
 
 impl State {
@@ -78,7 +68,7 @@ impl State {
             numbers: 0,
             refused_until: None,
             warned: false,
-            counts: Counts::default(),
+            counts: CacheStats::default(),
         }
     }
 
