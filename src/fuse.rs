@@ -232,21 +232,16 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
         &self,
         listing: &Listing,
         offset: u64,
-        mut add: impl FnMut(u64, &Listed) -> Result<bool, ViewError>,
+        mut add: impl FnMut(u64, &str, Line) -> Result<bool, ViewError>,
     ) -> Result<(), ViewError> {
-        let dots = [
-            Listed { name: ".", is_directory: true, which: Which::Dot(listing.ino) },
-            Listed { name: "..", is_directory: true, which: Which::Dot(listing.parent) },
-        ];
+        let dots = [(".", Line::Dot(listing.ino)), ("..", Line::Dot(listing.parent))];
         let entries = listing.entries.iter().enumerate();
-        let entries = entries.map(|(at, (name, is_directory))| Listed {
-            name,
-            is_directory: *is_directory,
-            which: Which::Entry(at),
+        let entries = entries.map(|(at, (name, is_directory))| {
+            (name.as_str(), Line::Entry { at, is_directory: *is_directory })
         });
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (at, entry) in dots.into_iter().chain(entries).enumerate().skip(skip) {
-            if add(at as u64 + 1, &entry)? {
+        for (at, (name, line)) in dots.into_iter().chain(entries).enumerate().skip(skip) {
+            if add(at as u64 + 1, name, line)? {
                 break;
             }
         }
@@ -255,17 +250,11 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
 }
 
 /// One line of a directory.
-struct Listed<'a> {
-    name: &'a str,
-    is_directory: bool,
-    which: Which,
-}
-
-enum Which {
-    /// A directory with this number that has no name of its own here.
+enum Line {
+    /// The directory with this number, which has no name of its own here.
     Dot(u64),
     /// The entry of the listing.
-    Entry(usize),
+    Entry { at: usize, is_directory: bool },
 }
 
 impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
@@ -397,13 +386,15 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
         let Some(listing) = shared.files.directory(fh.0) else {
             return reply.error(Errno::EBADF);
         };
-        let listed = shared.listed(&listing, offset, |next, entry| {
-            let ino = match entry.which {
-                Which::Dot(ino) => ino,
-                Which::Entry(_) => shared.view.number_of(&listing, entry.name),
+        let listed = shared.listed(&listing, offset, |next, name, line| {
+            let (ino, is_directory) = match line {
+                Line::Dot(ino) => (ino, true),
+                Line::Entry { is_directory, .. } => {
+                    (shared.view.number_of(&listing, name), is_directory)
+                }
             };
-            let kind = if entry.is_directory { FileType::Directory } else { FileType::RegularFile };
-            Ok(reply.add(INodeNo(ino), next, kind, entry.name))
+            let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
+            Ok(reply.add(INodeNo(ino), next, kind, name))
         });
         match listed {
             Ok(()) => reply.ok(),
@@ -423,21 +414,21 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
         let Some(listing) = shared.files.directory(fh.0) else {
             return reply.error(Errno::EBADF);
         };
-        let listed = shared.listed(&listing, offset, |next, line| {
-            let entry = match line.which {
-                Which::Dot(ino) => {
+        let listed = shared.listed(&listing, offset, |next, name, line| {
+            let entry = match line {
+                Line::Dot(ino) => {
                     let attributes = Attributes { ino, is_directory: true, size: 0, mtime: (0, 0) };
                     Entry { attributes, ttl: Duration::ZERO }
                 }
-                Which::Entry(at) => match shared.view.listed(&listing, at)? {
+                Line::Entry { at, .. } => match shared.view.listed(&listing, at)? {
                     Some(entry) => entry,
                     // It has gone since the directory was opened.
                     None => return Ok(false),
                 },
             };
             let (ino, attr) = (entry.attributes.ino, shared.attr(&entry.attributes));
-            let full = reply.add(INodeNo(ino), next, line.name, &entry.ttl, &attr, Generation(0));
-            if full && matches!(line.which, Which::Entry(_)) {
+            let full = reply.add(INodeNo(ino), next, name, &entry.ttl, &attr, Generation(0));
+            if full && matches!(line, Line::Entry { .. }) {
                 shared.view.forget(ino, 1);
             }
             Ok(full)
