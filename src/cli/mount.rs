@@ -35,11 +35,14 @@ use super::{
 const GRACE: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
+    let serves = args.foreground || args.detached;
+    if serves {
+        daemon::keep_one_heap()?;
+    }
     let mountpoint = check_mountpoint(args, output)?;
-    if !args.foreground && !args.detached {
+    if !serves {
         return daemon::detach();
     }
-    daemon::keep_one_heap()?;
     let ready = if args.detached { daemon::enter()? } else { Ready::foreground() };
     let images = declared(args)?;
     let names: Vec<String> =
