@@ -367,13 +367,7 @@ fn trees_of_all_generations_are_sources() {
 
 #[test]
 fn damage_in_a_directory_is_not_passed_on() {
-    type Damage = fn(&Path);
-    let damages: [(&str, Damage, &str); 3] = [
-        ("cut short", |path| tree::truncate(path, 100), "size mismatch"),
-        ("wrong bytes", |path| tree::flip_byte_quietly(path, 50), "digest mismatch"),
-        ("missing", |path| std::fs::remove_file(path).expect("removing"), "not found"),
-    ];
-    for (what, damage, said) in damages {
+    for (what, damage, said) in tree::DAMAGES {
         for link in ["auto", "never"] {
             let place = Place::new();
             let (bad, good) = (Image::new().layer(5, 300_000).build(), single(3));

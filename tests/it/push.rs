@@ -418,13 +418,7 @@ fn only_what_matches_is_pushed_and_a_tree_may_be_of_any_age() {
 
 #[test]
 fn a_damaged_blob_holds_up_its_images_only_and_is_never_published() {
-    type Damage = fn(&Path);
-    let damages: [(&str, Damage, &str); 3] = [
-        ("cut short", |path| tree::truncate(path, 100), "size mismatch"),
-        ("wrong bytes", |path| tree::flip_byte_quietly(path, 50), "digest mismatch"),
-        ("missing", |path| std::fs::remove_file(path).expect("removing"), "not found"),
-    ];
-    for (what, damage, said) in damages {
+    for (what, damage, said) in tree::DAMAGES {
         let (bad, good) = (Image::new().layer(5, 300_000).build(), single(3));
         let imgfs = directory(&[("team/bad:1", &bad), ("team/good:1", &good)]);
         let blob = imgfs.images_dir().join("blobs").join(&bad.layers()[0]);
