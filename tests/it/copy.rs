@@ -3,8 +3,8 @@
 use crate::support::cli::{Imgfs, Output};
 use crate::support::hostile::{Hostile, Served};
 use crate::support::image::{
-    Artifact, Blob, Built, Image, Index, cosign_signature, digest_tag,
-    push_referrers_with_fallback_tag,
+    Artifact, Blob, Built, Image, cosign_signature, digest_tag, push_referrers_with_fallback_tag,
+    single, two_platforms,
 };
 use crate::support::tree::{self, assert_sparse_tree_sound, assert_tree_sound};
 use serde_json::{Value, json};
@@ -42,20 +42,10 @@ impl Place {
     }
 }
 
-fn single(seed: u64) -> Built {
-    Image::new().layer(seed, 4000).layer(1, 20_000).build()
-}
-
-fn two_platforms() -> Built {
-    let image = |platform: &str, seed| Image::new().platform(platform).layer(seed, 4000).build();
-    let arm64 = image("linux/arm64", 12);
-    Index::new().child(&image("linux/amd64", 11)).child(&arm64).attest().build()
-}
-
 /// Two images in two repositories.
 fn source() -> (Hostile, Built, Built) {
     let hostile = Hostile::start();
-    let (app, other) = (two_platforms(), single(2));
+    let (app, other) = (two_platforms(11), single(2));
     app.push_to(&hostile, "team/app", "1");
     other.push_to(&hostile, "team/other", "2");
     (hostile, app, other)
@@ -340,7 +330,7 @@ fn directories_share_what_they_can_and_records_stay_good() {
 #[test]
 fn trees_of_all_generations_are_sources() {
     let place = Place::new();
-    let (a, b, c) = (single(2), two_platforms(), single(4));
+    let (a, b, c) = (single(2), two_platforms(11), single(4));
     let old = place.path("old");
     tree::kubekey_g0(&old, "library/g0", "1", &a);
     tree::kubekey_g1(&old, "registry-1.docker.io", "library/g1", "1", &b);
@@ -396,7 +386,7 @@ fn listed(hostile: &Hostile, repository: &str, subject: &Built) -> BTreeSet<Stri
 
 #[test]
 fn signatures_and_referrers_travel_in_all_directions() {
-    let image = two_platforms();
+    let image = two_platforms(11);
     let sbom = Artifact::new("application/spdx+json").subject(&image).blob("text/spdx", b"sbom");
     let sbom = sbom.build();
     let on_sbom = Artifact::new("application/vnd.signature").subject(&sbom).build();

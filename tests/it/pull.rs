@@ -3,8 +3,8 @@
 use crate::support::cli::Imgfs;
 use crate::support::hostile::{Access, Fault, Hostile, Match};
 use crate::support::image::{
-    Artifact, Built, Image, Index, OCI_INDEX, Receiver as _, cosign_signature, digest_tag,
-    push_referrers_with_fallback_tag,
+    Artifact, Built, Image, Index, OCI_INDEX, Receiver as _, application, cosign_signature,
+    digest_tag, push_referrers_with_fallback_tag,
 };
 use crate::support::registry::Registry;
 use crate::support::tree::{self, assert_modes_and_times, assert_tree_sound};
@@ -12,23 +12,6 @@ use crate::support::{content, scale, skopeo};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-
-/// An index of two platforms with attestations, unpackable layers and one layer shared by both.
-fn application() -> Built {
-    let platform = |platform: &str| {
-        Image::new()
-            .platform(platform)
-            .layer_gzip_tar(&[("etc/os-release", b"ID=test\n")])
-            .layer_gzip_tar(&[("app", platform.as_bytes())])
-    };
-    Index::new()
-        .child(&platform("linux/amd64").build())
-        .child(&platform("linux/arm64/v8").build())
-        .child(&platform("linux/arm/v7").empty_layer().build())
-        .attest()
-        .annotation("org.opencontainers.image.title", "application")
-        .build()
-}
 
 fn manifests(imgfs: &Imgfs, image: &str) -> PathBuf {
     imgfs.images_dir().join(image).join("manifests")

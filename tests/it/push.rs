@@ -5,7 +5,7 @@ use crate::support::harbor::{Harbor, Visibility};
 use crate::support::hostile::{Access, Bearer, Fault, Hostile, Match, Served};
 use crate::support::image::{
     Artifact, Built, Image, Index, Receiver, cosign_signature, digest_tag,
-    push_referrers_with_fallback_tag,
+    push_referrers_with_fallback_tag, single, two_platforms,
 };
 use crate::support::registry::{Registry, Tokens};
 use crate::support::skopeo::{self, Skopeo};
@@ -40,16 +40,6 @@ fn push(imgfs: &Imgfs, target: &Hostile, args: &[&str]) -> Output {
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a plain path")
-}
-
-fn single(seed: u64) -> Built {
-    Image::new().layer(seed, 4000).layer(1, 20_000).build()
-}
-
-fn two_platforms() -> Built {
-    let image = |platform: &str, seed| Image::new().platform(platform).layer(seed, 4000).build();
-    let arm64 = image("linux/arm64", 2);
-    Index::new().child(&image("linux/amd64", 1)).child(&arm64).attest().build()
 }
 
 /// Requests that are meant to change something.
@@ -165,7 +155,7 @@ fn tokens_are_asked_for_what_is_needed_and_for_no_more() {
 
 #[test]
 fn a_second_push_asks_once_an_image_and_sends_nothing() {
-    let (a, b) = (single(9), two_platforms());
+    let (a, b) = (single(9), two_platforms(1));
     let imgfs = directory(&[("a:1", &a), ("b:1", &b), ("b:also", &b)]);
     let hostile = Hostile::start();
     let output = push(&imgfs, &hostile, &[]).success();
@@ -190,7 +180,7 @@ fn a_second_push_asks_once_an_image_and_sends_nothing() {
 #[test]
 fn a_tag_moves_with_its_image() {
     let hostile = Hostile::start();
-    for image in [single(2), two_platforms(), single(3), single(2)] {
+    for image in [single(2), two_platforms(1), single(3), single(2)] {
         let imgfs = directory(&[("team/app:1", &image)]);
         let output = push(&imgfs, &hostile, &[]).success();
         assert_eq!(output.image("source.example/team/app:1")["status"], "pushed");
@@ -255,7 +245,7 @@ fn what_a_killed_push_has_sent_is_not_sent_again() {
 
 /// A registry with an image, its SBOM, and a signature in cosign's way; all of it pulled.
 fn signed() -> (Imgfs, Built, Built, Built) {
-    let image = two_platforms();
+    let image = two_platforms(1);
     let sbom = Artifact::new("application/spdx+json").subject(&image).blob("text/spdx", b"sbom");
     let sbom = sbom.annotation("made.by", "a test").build();
     let signature = cosign_signature(&image);
@@ -400,7 +390,7 @@ fn a_dry_run_says_what_would_be_sent_where_and_sends_nothing() {
 #[test]
 fn only_what_matches_is_pushed_and_a_tree_may_be_of_any_age() {
     let imgfs = Imgfs::scratch();
-    let (a, b, c) = (single(2), two_platforms(), single(4));
+    let (a, b, c) = (single(2), two_platforms(1), single(4));
     tree::kubekey_g0(imgfs.images_dir(), "library/old", "1", &a);
     tree::kubekey_g1(imgfs.images_dir(), "registry-1.docker.io", "library/mid", "1", &b);
     tree::kubekey_g2(imgfs.images_dir(), "quay.io", "team/new", "1", &c);
@@ -532,7 +522,7 @@ fn targets_that_cannot_be_reached_are_named() {
 
 #[test]
 fn a_part_of_an_index_is_pushed_as_an_index_of_its_own() {
-    let image = two_platforms();
+    let image = two_platforms(1);
     let source = Hostile::start();
     image.push_to(&source, "team/app", "1");
     let imgfs = Imgfs::scratch();
