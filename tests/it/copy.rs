@@ -6,6 +6,7 @@ use crate::support::image::{
     Artifact, Blob, Built, Image, cosign_signature, digest_tag, push_referrers_with_fallback_tag,
     single, two_platforms,
 };
+use crate::support::text;
 use crate::support::tree::{self, assert_sparse_tree_sound, assert_tree_sound};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,10 +15,6 @@ use std::path::{Path, PathBuf};
 
 fn registry(hostile: &Hostile) -> String {
     format!("registry://{}", hostile.host())
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 /// `imgfs copy --from FROM --to TO ARGS...`

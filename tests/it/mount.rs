@@ -9,8 +9,7 @@ use crate::support::image::{
 use crate::support::mount::Mounted;
 use crate::support::registry::Registry;
 use crate::support::tree::{self, assert_modes_and_times, assert_tree_sound};
-use crate::support::{content, skopeo, wait_for};
-use std::path::Path;
+use crate::support::{content, skopeo, text, wait_for};
 use std::time::Duration;
 
 const SAME: &str =
@@ -55,10 +54,6 @@ fn zoo(hostile: &Hostile) -> Vec<String> {
 /// `--manifests NAME` for each.
 fn declared(names: &[String]) -> Vec<&str> {
     names.iter().flat_map(|name| ["--manifests", name]).collect()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 /// An image with one large layer, and the path of that layer.

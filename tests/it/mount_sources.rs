@@ -7,13 +7,10 @@ use crate::support::image::{Artifact, Built, Image, Index};
 use crate::support::mount::Mounted;
 use crate::support::registry::{Registry, Tokens};
 use crate::support::skopeo;
+use crate::support::text;
 use crate::support::tree::{self, assert_modes_and_times, assert_tree_sound};
 use serde_json::json;
 use std::path::Path;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
 
 fn two_platforms() -> Built {
     let image = |platform: &str, seed| {

@@ -10,10 +10,9 @@ use crate::support::image::{
 use crate::support::registry::{Registry, Tokens};
 use crate::support::skopeo::{self, Skopeo};
 use crate::support::tree;
-use crate::support::wait_for;
+use crate::support::{text, wait_for};
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
 /// Behind the host of a target: what is called so at the source is called so there.
@@ -36,10 +35,6 @@ fn directory(images: &[(&str, &Built)]) -> Imgfs {
 
 fn push(imgfs: &Imgfs, target: &Hostile, args: &[&str]) -> Output {
     imgfs.push(&[&["--dest", &dest(&target.host())], args].concat())
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 /// Requests that are meant to change something.

@@ -40,6 +40,7 @@ pub(crate) mod skopeo;
 pub(crate) mod tls;
 pub(crate) mod tree;
 
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,11 @@ pub(crate) fn seed() -> u64 {
         eprintln!("IMGFS_TEST_SEED={seed}");
         seed
     })
+}
+
+/// A path as an argument or in what is printed.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
 }
 
 /// Polls `condition` until it holds; panics with `what` when it does not within `limit`.
