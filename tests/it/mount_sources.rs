@@ -1,6 +1,6 @@
 //! What a mount shows of real registries, and of directories that others have made.
 
-use crate::support::cli::Imgfs;
+use crate::support::cli::{Imgfs, SAME};
 use crate::support::content;
 use crate::support::hostile::{Hostile, PASSWORD, USER};
 use crate::support::image::{Artifact, Built, Image, Index};
@@ -82,9 +82,7 @@ fn real_registries_are_copied_out_of_a_mount_as_by_a_pull() {
 
         // And it is of use to others.
         let target = Registry::plain();
-        let same =
-            "{{ .module.image.reference.repository }}:{{ .module.image.reference.reference }}";
-        copy.push(&["--dest", &format!("{}/{same}", target.host())]).success();
+        copy.push(&["--dest", &format!("{}/{SAME}", target.host())]).success();
         for (repository, image) in &images {
             skopeo::fetch(&format!("{}/{repository}:1", target.host()));
             let raw = skopeo::raw_manifest(&format!("{}/{repository}:1", target.host()));

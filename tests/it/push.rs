@@ -1,8 +1,8 @@
 //! `imgfs push`: what a directory holds comes to registries unchanged, and nothing is sent that is there.
 
-use crate::support::cli::{Imgfs, Output};
+use crate::support::cli::{Imgfs, Output, SAME};
 use crate::support::harbor::{Harbor, Visibility};
-use crate::support::hostile::{Access, Bearer, Fault, Hostile, Match, Served};
+use crate::support::hostile::{Access, Bearer, Fault, Hostile, Match};
 use crate::support::image::{
     Artifact, Built, Image, Index, Receiver, cosign_signature, digest_tag,
     push_referrers_with_fallback_tag, single, two_platforms,
@@ -14,10 +14,6 @@ use crate::support::{text, wait_for};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
-
-/// Behind the host of a target: what is called so at the source is called so there.
-const SAME: &str =
-    "{{ .module.image.reference.repository }}:{{ .module.image.reference.reference }}";
 
 fn dest(host: &str) -> String {
     format!("{host}/{SAME}")
@@ -35,13 +31,6 @@ fn directory(images: &[(&str, &Built)]) -> Imgfs {
 
 fn push(imgfs: &Imgfs, target: &Hostile, args: &[&str]) -> Output {
     imgfs.push(&[&["--dest", &dest(&target.host())], args].concat())
-}
-
-/// Requests that are meant to change something.
-fn writes(hostile: &Hostile) -> Vec<Served> {
-    let mut log = hostile.log();
-    log.retain(|served| !matches!(served.method.as_str(), "GET" | "HEAD"));
-    log
 }
 
 /// One of every kind that is out there.
@@ -279,7 +268,7 @@ fn signatures_and_referrers_travel_with_their_images() {
         }
         hostile.clear_log();
         let output = push(&imgfs, &hostile, &[]).success();
-        assert!(writes(&hostile).is_empty(), "{:?}", writes(&hostile));
+        assert!(hostile.writes().is_empty(), "{:?}", hostile.writes());
         assert_eq!(output.images()[0]["status"], "unchanged", "{output}");
         // Without them on demand.
         let hostile = Hostile::start();
@@ -355,7 +344,7 @@ fn a_dry_run_says_what_would_be_sent_where_and_sends_nothing() {
     // The layer that both have, and that one repository has already, is mounted and not sent.
     hostile.put_blob("team/a", &a.blobs[&a.layers()[1]]);
     let output = push(&imgfs, &hostile, &["--dry-run"]).success();
-    assert!(writes(&hostile).is_empty(), "{:?}", writes(&hostile));
+    assert!(hostile.writes().is_empty(), "{:?}", hostile.writes());
     assert_eq!(tree::snapshot(imgfs.images_dir()), before);
     let missing = output.number("missing_bytes");
     let shared = a.blobs[&a.layers()[1]].size();
@@ -526,7 +515,7 @@ fn a_part_of_an_index_is_pushed_as_an_index_of_its_own() {
     let hostile = Hostile::start();
     let output = push(&imgfs, &hostile, &[]).expect_code(1);
     let _ = output.stderr_has("linux/amd64").stderr_has("--platform linux/amd64");
-    assert!(writes(&hostile).is_empty(), "{:?}", writes(&hostile));
+    assert!(hostile.writes().is_empty(), "{:?}", hostile.writes());
     let output = push(&imgfs, &hostile, &["--platform", "linux/amd64"]).success();
     hostile.assert_complete();
     assert_eq!(output.image(&name)["original_digest"], image.digest());
@@ -542,5 +531,5 @@ fn a_part_of_an_index_is_pushed_as_an_index_of_its_own() {
     hostile.clear_log();
     let output = push(&imgfs, &hostile, &["--platform", "linux/amd64"]).success();
     assert_eq!(output.image(&name)["status"], "unchanged", "{output}");
-    assert!(writes(&hostile).is_empty(), "{:?}", writes(&hostile));
+    assert!(hostile.writes().is_empty(), "{:?}", hostile.writes());
 }

@@ -1,7 +1,7 @@
 //! A registry that refuses, breaks off, lies and forgets while it is written to: a push ends with everything in
 //! its place or with a clear error and nothing half done, and the run after it finishes.
 
-use crate::support::cli::{Imgfs, Output};
+use crate::support::cli::{Imgfs, Output, SAME};
 use crate::support::content::Random;
 use crate::support::faults::Outcome::{self, Any, Failure, Success};
 use crate::support::faults::{side_by_side, small_images};
@@ -14,9 +14,6 @@ use std::time::{Duration, SystemTime};
 const SIZE: u64 = 3_000_000;
 /// Waits are for real registries; here nobody comes back.
 const IMPATIENT: [&str; 4] = ["--max-wait", "3s", "--stall-timeout", "1s"];
-const SAME: &str =
-    "{{ .module.image.reference.repository }}:{{ .module.image.reference.reference }}";
-
 fn image() -> Built {
     let amd64 = Image::new().layer(1, SIZE).layer(2, 5000).build();
     Index::new().child(&amd64).build()
