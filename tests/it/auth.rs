@@ -4,6 +4,7 @@ use crate::support::cli::{Imgfs, Output};
 use crate::support::hostile::{Access, Bearer, Hostile, Served};
 use crate::support::image::{Built, Image};
 use crate::support::registry::{Registry, Tokens};
+use crate::support::text;
 use crate::support::tree::assert_tree_sound;
 use base64::Engine as _;
 use serde_json::{Value, json};
@@ -48,10 +49,10 @@ fn assert_discreet(output: &Output) {
     }
 }
 
-fn auths_file(imgfs: &Imgfs, text: &str) -> String {
+fn auths_file(imgfs: &Imgfs, content: &str) -> String {
     let path = imgfs.home().join("auths.yaml");
-    std::fs::write(&path, text).expect("writing");
-    path.to_str().expect("a plain path").to_owned()
+    std::fs::write(&path, content).expect("writing");
+    text(&path).to_owned()
 }
 
 #[test]
@@ -75,7 +76,7 @@ fn a_password_comes_from_an_auths_file_in_any_of_its_forms() {
         let (hostile, name) = basic();
         let imgfs = Imgfs::scratch();
         let file = auths_file(&imgfs, &entry.replace("HOST", &hostile.host()));
-        let dir = imgfs.images_dir().to_str().expect("a plain path");
+        let dir = text(imgfs.images_dir());
         let args = ["pull", "--json", "--images-dir", dir, "--auths", &file, &name];
         let output = imgfs.run(&args).success();
         assert_discreet(&output);

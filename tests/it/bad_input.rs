@@ -7,16 +7,13 @@ use crate::support::hostile::Hostile;
 use crate::support::image::{
     Built, Image, Index, OCI_CONFIG, OCI_GZIP, OCI_INDEX, OCI_MANIFEST, Receiver as _,
 };
+use crate::support::text;
 use crate::support::tree::{self, assert_tree_sound};
 use serde_json::{Value, json};
 use std::net::TcpListener;
 
 fn image() -> Built {
     Image::new().layer(1, 100).build()
-}
-
-fn text(path: &std::path::Path) -> String {
-    path.to_str().expect("a plain path").to_owned()
 }
 
 #[test]
@@ -118,7 +115,7 @@ fn a_bad_line_in_a_list_is_named_and_nothing_is_fetched() {
     let list = imgfs.home().join("list.txt");
     let good = format!("{}/app:1", hostile.host());
     std::fs::write(&list, format!("{good}\n\nregistry.invalid/UPPER:1\n")).expect("writing");
-    let output = imgfs.pull(&["--file", &text(&list)]).expect_code(2);
+    let output = imgfs.pull(&["--file", text(&list)]).expect_code(2);
     let output = output.stderr_has("list.txt").stderr_has("registry.invalid/UPPER:1");
     assert!(
         output.stderr.contains(":3") || output.stderr.contains("line 3"),
@@ -126,7 +123,7 @@ fn a_bad_line_in_a_list_is_named_and_nothing_is_fetched() {
     );
     assert!(hostile.log().is_empty());
     std::fs::write(&list, b"\xff\xfe\x00binary").expect("writing");
-    imgfs.pull(&["--file", &text(&list)]).expect_code(2).stderr_has("list.txt");
+    imgfs.pull(&["--file", text(&list)]).expect_code(2).stderr_has("list.txt");
 }
 
 #[test]
@@ -145,7 +142,7 @@ fn an_auths_file_that_cannot_be_read_names_the_place() {
         let imgfs = Imgfs::scratch();
         let file = imgfs.home().join("auths.yaml");
         std::fs::write(&file, content).expect("writing");
-        let output = imgfs.pull(&["--auths", &text(&file), "a.example/app:1"]);
+        let output = imgfs.pull(&["--auths", text(&file), "a.example/app:1"]);
         if output.code() != 2 || !output.stderr.contains(named) {
             wrong.push(format!("{content:?}, {named:?} is to be named\n{output}"));
         }
@@ -160,10 +157,10 @@ fn an_images_dir_that_is_a_file() {
     let imgfs = Imgfs::scratch();
     std::fs::write(imgfs.images_dir(), "a file").expect("writing");
     let name = format!("{}/app:1", hostile.host());
-    imgfs.pull(&[&name]).expect_code(2).stderr_has(&text(imgfs.images_dir()));
+    imgfs.pull(&[&name]).expect_code(2).stderr_has(text(imgfs.images_dir()));
     for command in ["ls", "verify", "prune"] {
         let output = imgfs.on_tree::<&str>(command, &[]).expect_code(2);
-        output.stderr_has(&text(imgfs.images_dir()));
+        output.stderr_has(text(imgfs.images_dir()));
     }
     assert_eq!(std::fs::read(imgfs.images_dir()).expect("reading"), b"a file");
 }

@@ -1,11 +1,12 @@
 //! `imgfs copy`: from any tree to any other, and nothing moves that need not.
 
 use crate::support::cli::{Imgfs, Output};
-use crate::support::hostile::{Hostile, Served};
+use crate::support::hostile::Hostile;
 use crate::support::image::{
-    Artifact, Blob, Built, Image, Index, cosign_signature, digest_tag,
-    push_referrers_with_fallback_tag,
+    Artifact, Blob, Built, Image, cosign_signature, digest_tag, push_referrers_with_fallback_tag,
+    single, two_platforms,
 };
+use crate::support::text;
 use crate::support::tree::{self, assert_sparse_tree_sound, assert_tree_sound};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,10 +15,6 @@ use std::path::{Path, PathBuf};
 
 fn registry(hostile: &Hostile) -> String {
     format!("registry://{}", hostile.host())
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 /// `imgfs copy --from FROM --to TO ARGS...`
@@ -42,32 +39,16 @@ impl Place {
     }
 }
 
-fn single(seed: u64) -> Built {
-    Image::new().layer(seed, 4000).layer(1, 20_000).build()
-}
-
-fn two_platforms() -> Built {
-    let image = |platform: &str, seed| Image::new().platform(platform).layer(seed, 4000).build();
-    let arm64 = image("linux/arm64", 12);
-    Index::new().child(&image("linux/amd64", 11)).child(&arm64).attest().build()
-}
-
 /// Two images in two repositories.
 fn source() -> (Hostile, Built, Built) {
     let hostile = Hostile::start();
-    let (app, other) = (two_platforms(), single(2));
+    let (app, other) = (two_platforms(11), single(2));
     app.push_to(&hostile, "team/app", "1");
     other.push_to(&hostile, "team/other", "2");
     (hostile, app, other)
 }
 
 /// Requests that are meant to change something.
-fn writes(hostile: &Hostile) -> Vec<Served> {
-    let mut log = hostile.log();
-    log.retain(|served| !matches!(served.method.as_str(), "GET" | "HEAD"));
-    log
-}
-
 /// `imgfs verify` finds nothing wrong, and knows it without hashing.
 #[track_caller]
 fn assert_known_to_be_sound(directory: &Path) {
@@ -228,7 +209,7 @@ fn a_platform_is_copied_alone_in_every_direction() {
     let c = Hostile::start();
     let output = copy(&registry(&a), &registry(&c), &lacking).expect_code(1);
     output.stderr_has("linux/s390x").stderr_has("linux/arm64");
-    assert!(writes(&c).is_empty());
+    assert!(c.writes().is_empty());
     let warn = [&lacking[..], &["--policy", "warn"]].concat();
     let output = copy(&registry(&a), &registry(&c), &warn).success().stderr_has("linux/s390x");
     assert!(output.stderr.contains("warning: "), "{output}");
@@ -340,7 +321,7 @@ fn directories_share_what_they_can_and_records_stay_good() {
 #[test]
 fn trees_of_all_generations_are_sources() {
     let place = Place::new();
-    let (a, b, c) = (single(2), two_platforms(), single(4));
+    let (a, b, c) = (single(2), two_platforms(11), single(4));
     let old = place.path("old");
     tree::kubekey_g0(&old, "library/g0", "1", &a);
     tree::kubekey_g1(&old, "registry-1.docker.io", "library/g1", "1", &b);
@@ -367,13 +348,7 @@ fn trees_of_all_generations_are_sources() {
 
 #[test]
 fn damage_in_a_directory_is_not_passed_on() {
-    type Damage = fn(&Path);
-    let damages: [(&str, Damage, &str); 3] = [
-        ("cut short", |path| tree::truncate(path, 100), "size mismatch"),
-        ("wrong bytes", |path| tree::flip_byte_quietly(path, 50), "digest mismatch"),
-        ("missing", |path| std::fs::remove_file(path).expect("removing"), "not found"),
-    ];
-    for (what, damage, said) in damages {
+    for (what, damage, said) in tree::DAMAGES {
         for link in ["auto", "never"] {
             let place = Place::new();
             let (bad, good) = (Image::new().layer(5, 300_000).build(), single(3));
@@ -402,7 +377,7 @@ fn listed(hostile: &Hostile, repository: &str, subject: &Built) -> BTreeSet<Stri
 
 #[test]
 fn signatures_and_referrers_travel_in_all_directions() {
-    let image = two_platforms();
+    let image = two_platforms(11);
     let sbom = Artifact::new("application/spdx+json").subject(&image).blob("text/spdx", b"sbom");
     let sbom = sbom.build();
     let on_sbom = Artifact::new("application/vnd.signature").subject(&sbom).build();
@@ -447,7 +422,7 @@ fn signatures_and_referrers_travel_in_all_directions() {
                 }
                 b.clear_log();
                 let output = copy(&from, &registry(&b), &args).success();
-                assert!(writes(&b).is_empty(), "{from_api} {to_api} {:#?}", writes(&b));
+                assert!(b.writes().is_empty(), "{from_api} {to_api} {:#?}", b.writes());
                 assert_eq!(output.images()[0]["status"], "unchanged", "{output}");
             }
         }
@@ -470,7 +445,7 @@ fn a_list_of_referrers_is_merged_with_that_of_others() {
     assert_eq!(listed(&b, "team/app", &image), both);
     b.clear_log();
     let output = copy(&registry(&a), &registry(&b), &["team/app:1"]).success();
-    assert!(writes(&b).is_empty(), "{:#?}", writes(&b));
+    assert!(b.writes().is_empty(), "{:#?}", b.writes());
     assert_eq!(output.images()[0]["status"], "unchanged", "{output}");
 }
 
@@ -487,11 +462,11 @@ fn a_dry_run_of_a_copy_touches_nothing_and_is_right() {
     assert!(!place.path("one").exists());
     let b = Hostile::start();
     assert_eq!(dry(&registry(&a), &registry(&b)).number("missing_bytes"), bytes);
-    assert!(writes(&b).is_empty());
+    assert!(b.writes().is_empty());
     // Within one registry, everything is mounted.
     let output = dry(&registry(&a), &format!("{}/copies", registry(&a)));
     assert_eq!(output.number("missing_bytes"), 0, "{output}");
-    assert!(writes(&a).is_empty());
+    assert!(a.writes().is_empty());
 
     copy(&registry(&a), &place.at("one"), &names[1..]).success();
     let before = tree::snapshot(&place.path("one"));

@@ -3,6 +3,8 @@
 
 use crate::support::cli::{Imgfs, Output};
 use crate::support::content::Random;
+use crate::support::faults::Outcome::{self, Any, Failure, Success};
+use crate::support::faults::{side_by_side, small_images};
 use crate::support::hostile::{Fault, Hostile, Kinds, Match};
 use crate::support::image::{Built, Image, Index};
 use crate::support::tree::{self, assert_tree_sound};
@@ -12,18 +14,6 @@ use std::time::{Duration, SystemTime};
 const SIZE: u64 = 200_000;
 /// Waits are for real registries; here nobody comes back.
 const IMPATIENT: [&str; 4] = ["--max-wait", "2s", "--stall-timeout", "1s"];
-
-/// What must come of a fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    /// The pull succeeds all the same.
-    Success,
-    /// The pull fails, and says why.
-    Failure,
-    /// Either.
-    Any,
-}
-use Outcome::{Any, Failure, Success};
 
 fn image() -> Built {
     let amd64 = Image::new().layer(1, SIZE).layer(2, 10).build();
@@ -43,16 +33,10 @@ fn check(what: &str, prepare: impl FnOnce(&Hostile), expected: Outcome) -> Hosti
     let name = format!("{}/app:1", hostile.host());
     let imgfs = Imgfs::scratch();
     let output = pull(&imgfs, &name);
-    let code = output.code();
-    assert!(code == 0 || code == 1, "{what}\n{output}");
-    match expected {
-        Success => assert_eq!(code, 0, "{what}\n{output}"),
-        Failure => assert_eq!(code, 1, "{what}\n{output}"),
-        Any => {}
-    }
+    expected.check(what, &output);
     assert_clear(what, &output, &name);
     assert_tree_sound(imgfs.images_dir());
-    if code == 0 {
+    if output.code() == 0 {
         assert_eq!(tree::blobs(imgfs.images_dir()).len(), image.blobs.len(), "{what}");
     }
     hostile.behave();
@@ -148,25 +132,10 @@ fn a_fault_that_does_not_go_away() {
         .into_iter()
         .flat_map(|fault| [("/blobs/", fault.clone()), ("/manifests/", fault)])
         .collect();
-    // Most of the time is waiting.
-    std::thread::scope(|scope| {
-        let handles: Vec<_> = cases
-            .chunks(cases.len().div_ceil(4))
-            .map(|part| {
-                scope.spawn(move || {
-                    for (path, fault) in part {
-                        let what = format!("always, {path}: {fault:?}");
-                        let matches = Match::any().path(path);
-                        check(&what, |hostile| hostile.on(matches).fault(fault.clone()), Failure);
-                    }
-                })
-            })
-            .collect();
-        for handle in handles {
-            if let Err(panic) = handle.join() {
-                std::panic::resume_unwind(panic);
-            }
-        }
+    side_by_side(&cases, |(path, fault)| {
+        let what = format!("always, {path}: {fault:?}");
+        let matches = Match::any().path(path);
+        check(&what, |hostile| hostile.on(matches).fault(fault.clone()), Failure);
     });
 }
 
@@ -243,27 +212,10 @@ fn a_manifest_of_100_megabytes_is_refused_and_not_held() {
     }
 }
 
-/// Small images that share layers, as a mirror's list would have them.
-fn small_images(hostile: &Hostile, random: &mut Random) -> Vec<(String, Built)> {
-    (0..6)
-        .map(|number| {
-            let mut image = Image::new().layer(1, 30_000);
-            for _ in 0..=random.below(3) {
-                let (layer, size) = (2 + random.below(8), 1 + random.below(20_000));
-                // The seed decides about the size, so that equal layers are equal.
-                image = image.layer(layer * 100_000 + size % 3, 1000 * layer + size % 3);
-            }
-            let built = if random.chance(500) {
-                let other = image.clone().platform("linux/arm64").layer(77, 500).build();
-                Index::new().child(&image.build()).child(&other).attest().build()
-            } else {
-                image.build()
-            };
-            let repository = format!("app{number}");
-            built.push_to(hostile, &repository, "1");
-            (format!("{}/{repository}:1", hostile.host()), built)
-        })
-        .collect()
+/// The seed decides about the size, so that equal layers are equal.
+fn layer(random: &mut Random) -> (u64, u64) {
+    let (layer, size) = (2 + random.below(8), 1 + random.below(20_000));
+    (layer * 100_000 + size % 3, 1000 * layer + size % 3)
 }
 
 #[test]
@@ -275,7 +227,11 @@ fn random_faults_over_many_pulls() {
         rounds += 1;
         assert!(rounds < 10 * goal, "faults are not injected");
         let hostile = Hostile::start();
-        let images = small_images(&hostile, &mut random);
+        let mut images = small_images(&mut random, layer);
+        for (name, image) in &mut images {
+            image.push_to(&hostile, name, "1");
+            *name = format!("{}/{name}:1", hostile.host());
+        }
         let names: Vec<&str> = images.iter().map(|(name, _)| name.as_str()).collect();
         let kinds = if random.chance(500) { Kinds::Retryable } else { Kinds::All };
         hostile.faults_random(random.next(), 250, kinds, 2);

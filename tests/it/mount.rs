@@ -1,6 +1,6 @@
 //! A mount when nothing goes wrong: what it shows, what it fetches for that, and what it refuses.
 
-use crate::support::cli::Imgfs;
+use crate::support::cli::{Imgfs, SAME};
 use crate::support::content::Content;
 use crate::support::hostile::Hostile;
 use crate::support::image::{
@@ -9,12 +9,8 @@ use crate::support::image::{
 use crate::support::mount::Mounted;
 use crate::support::registry::Registry;
 use crate::support::tree::{self, assert_modes_and_times, assert_tree_sound};
-use crate::support::{content, skopeo, wait_for};
-use std::path::Path;
+use crate::support::{content, skopeo, text, wait_for};
 use std::time::Duration;
-
-const SAME: &str =
-    "{{ .module.image.reference.repository }}:{{ .module.image.reference.reference }}";
 
 /// One of every kind that registries hold, with signatures and referrers; gives the names to ask for.
 fn zoo(hostile: &Hostile) -> Vec<String> {
@@ -55,10 +51,6 @@ fn zoo(hostile: &Hostile) -> Vec<String> {
 /// `--manifests NAME` for each.
 fn declared(names: &[String]) -> Vec<&str> {
     names.iter().flat_map(|name| ["--manifests", name]).collect()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 /// An image with one large layer, and the path of that layer.

@@ -5,13 +5,9 @@ use crate::support::content;
 use crate::support::hostile::{Access, Bearer, Hostile, PASSWORD, USER};
 use crate::support::image::{Built, Image};
 use crate::support::mount::{Looking, Mounted, require_fuse};
+use crate::support::text;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
 
 /// A directory with an image in it, another image that is only at the registry, and the names of both.
 fn scene(hostile: &Hostile) -> (Imgfs, [Built; 2], [String; 2]) {

@@ -7,8 +7,7 @@ use crate::support::image::{Built, Image};
 use crate::support::mount::Mounted;
 use crate::support::readers::{Known, Manner, Readers};
 use crate::support::tree::{self, assert_tree_sound};
-use crate::support::{content, scale, wait_for};
-use std::path::Path;
+use crate::support::{content, scale, text, wait_for};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -27,10 +26,6 @@ fn image(hostile: &Hostile, layers: u64, size: u64) -> (Built, String) {
 
 fn disk(mib: u32) -> SmallDisk {
     SmallDisk::mount(mib).expect("mounting a tmpfs, which takes root")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 /// Reads all layers from the beginning to the end, some at a time.

@@ -4,7 +4,7 @@ use crate::support::cli::{Imgfs, Output};
 use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image};
 use crate::support::mount::{Looking, Mounted, free, is_mounted, require_fuse};
-use crate::support::{content, wait_for};
+use crate::support::{content, text, wait_for};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,10 +33,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         free(&self.at());
     }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 /// A directory with one image in it, the path of that image's layer, and what is in there.

@@ -5,6 +5,7 @@ use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image};
 use crate::support::mount::{Looking, require_fuse};
 use crate::support::process::require_program;
+use crate::support::text;
 use crate::support::tree;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -65,7 +66,7 @@ fn alone(imgfs: &Imgfs, args: &[&str], further: &[(&str, Value)]) -> Value {
     std::fs::write(&plan, all.to_string()).expect("writing");
     std::fs::write(&program, include_str!("support/offline.py")).expect("writing");
     let flags = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"];
-    let run = [Path::new("python3"), &program, &plan].map(|path| path.to_str().expect("plain"));
+    let run = [Path::new("python3"), &program, &plan].map(text);
     // Whatever happens in there ends with it, the mount included.
     let report = Looking::start("unshare", &[&flags[..], &run].concat(), None).wait().success();
     let report: Value = serde_json::from_str(&report.text()).expect("it prints JSON");
@@ -82,7 +83,7 @@ fn without_a_network_all_that_is_local_works_and_the_rest_says_why_not() {
     let absent =
         ["registry.example/team/app/manifests/1".to_owned(), format!("{host}/team/no/manifests/1")];
     let log = imgfs.home().join("log");
-    let log_to = log.to_str().expect("a plain path");
+    let log_to = text(&log);
     for args in [
         &["--log-file", log_to, "--stall-timeout", "1s", "--connect-timeout", "1s"][..],
         &["--log-file", log_to, "--offline"],

@@ -1,19 +1,16 @@
 //! What a mount shows of real registries, and of directories that others have made.
 
-use crate::support::cli::Imgfs;
+use crate::support::cli::{Imgfs, SAME};
 use crate::support::content;
 use crate::support::hostile::{Hostile, PASSWORD, USER};
 use crate::support::image::{Artifact, Built, Image, Index};
 use crate::support::mount::Mounted;
 use crate::support::registry::{Registry, Tokens};
 use crate::support::skopeo;
+use crate::support::text;
 use crate::support::tree::{self, assert_modes_and_times, assert_tree_sound};
 use serde_json::json;
 use std::path::Path;
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
 
 fn two_platforms() -> Built {
     let image = |platform: &str, seed| {
@@ -85,9 +82,7 @@ fn real_registries_are_copied_out_of_a_mount_as_by_a_pull() {
 
         // And it is of use to others.
         let target = Registry::plain();
-        let same =
-            "{{ .module.image.reference.repository }}:{{ .module.image.reference.reference }}";
-        copy.push(&["--dest", &format!("{}/{same}", target.host())]).success();
+        copy.push(&["--dest", &format!("{}/{SAME}", target.host())]).success();
         for (repository, image) in &images {
             skopeo::fetch(&format!("{}/{repository}:1", target.host()));
             let raw = skopeo::raw_manifest(&format!("{}/{repository}:1", target.host()));

@@ -3,32 +3,15 @@
 use crate::support::cli::Imgfs;
 use crate::support::hostile::{Access, Fault, Hostile, Match};
 use crate::support::image::{
-    Artifact, Built, Image, Index, OCI_INDEX, Receiver as _, cosign_signature, digest_tag,
-    push_referrers_with_fallback_tag,
+    Artifact, Built, Image, Index, OCI_INDEX, Receiver as _, application, cosign_signature,
+    digest_tag, push_referrers_with_fallback_tag,
 };
 use crate::support::registry::Registry;
 use crate::support::tree::{self, assert_modes_and_times, assert_tree_sound};
-use crate::support::{content, scale, skopeo};
+use crate::support::{content, scale, skopeo, text};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-
-/// An index of two platforms with attestations, unpackable layers and one layer shared by both.
-fn application() -> Built {
-    let platform = |platform: &str| {
-        Image::new()
-            .platform(platform)
-            .layer_gzip_tar(&[("etc/os-release", b"ID=test\n")])
-            .layer_gzip_tar(&[("app", platform.as_bytes())])
-    };
-    Index::new()
-        .child(&platform("linux/amd64").build())
-        .child(&platform("linux/arm64/v8").build())
-        .child(&platform("linux/arm/v7").empty_layer().build())
-        .attest()
-        .annotation("org.opencontainers.image.title", "application")
-        .build()
-}
 
 fn manifests(imgfs: &Imgfs, image: &str) -> PathBuf {
     imgfs.images_dir().join(image).join("manifests")
@@ -276,9 +259,9 @@ fn lists_come_from_files_and_from_stdin() {
     let host = hostile.host();
     let imgfs = Imgfs::scratch();
     let list = imgfs.home().join("list.txt");
-    let text = format!("# what we need\n\n{host}/a:1\n  {host}/b:1  # beside it\n{host}/a:1\n");
-    std::fs::write(&list, &text).expect("writing");
-    let list = list.to_str().expect("a plain path");
+    let lines = format!("# what we need\n\n{host}/a:1\n  {host}/b:1  # beside it\n{host}/a:1\n");
+    std::fs::write(&list, &lines).expect("writing");
+    let list = text(&list);
     let output = imgfs.pull(&["--file", list, &format!("{host}/c:1")]).success();
     let names: BTreeSet<String> = output
         .images()
@@ -288,7 +271,7 @@ fn lists_come_from_files_and_from_stdin() {
     let expected = ["a", "b", "c"].map(|name| format!("{host}/{name}:1"));
     assert_eq!(names, expected.into());
 
-    let imgfs = Imgfs::scratch().stdin(&text);
+    let imgfs = Imgfs::scratch().stdin(&lines);
     let output = imgfs.pull(&["--file", "-"]).success();
     assert_eq!(output.images().len(), 2);
 
@@ -613,7 +596,7 @@ fn output_is_for_people_unless_json_is_asked_for() {
     Image::new().layer(1, 100).build().push_to(&hostile, "app", "1");
     let name = format!("{}/app:1", hostile.host());
     let imgfs = Imgfs::scratch();
-    let dir = imgfs.images_dir().to_str().expect("a plain path").to_owned();
+    let dir = text(imgfs.images_dir()).to_owned();
     let args = ["pull", "--plain-http", "--images-dir", &dir, &name];
     let output = imgfs.run(&args).success();
     let all = format!("{}{}", output.stdout, output.stderr);

@@ -1,24 +1,19 @@
 //! `imgfs push`: what a directory holds comes to registries unchanged, and nothing is sent that is there.
 
-use crate::support::cli::{Imgfs, Output};
+use crate::support::cli::{Imgfs, Output, SAME};
 use crate::support::harbor::{Harbor, Visibility};
-use crate::support::hostile::{Access, Bearer, Fault, Hostile, Match, Served};
+use crate::support::hostile::{Access, Bearer, Fault, Hostile, Match};
 use crate::support::image::{
     Artifact, Built, Image, Index, Receiver, cosign_signature, digest_tag,
-    push_referrers_with_fallback_tag,
+    push_referrers_with_fallback_tag, single, two_platforms,
 };
 use crate::support::registry::{Registry, Tokens};
 use crate::support::skopeo::{self, Skopeo};
 use crate::support::tree;
-use crate::support::wait_for;
+use crate::support::{text, wait_for};
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
-
-/// Behind the host of a target: what is called so at the source is called so there.
-const SAME: &str =
-    "{{ .module.image.reference.repository }}:{{ .module.image.reference.reference }}";
 
 fn dest(host: &str) -> String {
     format!("{host}/{SAME}")
@@ -36,27 +31,6 @@ fn directory(images: &[(&str, &Built)]) -> Imgfs {
 
 fn push(imgfs: &Imgfs, target: &Hostile, args: &[&str]) -> Output {
     imgfs.push(&[&["--dest", &dest(&target.host())], args].concat())
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
-
-fn single(seed: u64) -> Built {
-    Image::new().layer(seed, 4000).layer(1, 20_000).build()
-}
-
-fn two_platforms() -> Built {
-    let image = |platform: &str, seed| Image::new().platform(platform).layer(seed, 4000).build();
-    let arm64 = image("linux/arm64", 2);
-    Index::new().child(&image("linux/amd64", 1)).child(&arm64).attest().build()
-}
-
-/// Requests that are meant to change something.
-fn writes(hostile: &Hostile) -> Vec<Served> {
-    let mut log = hostile.log();
-    log.retain(|served| !matches!(served.method.as_str(), "GET" | "HEAD"));
-    log
 }
 
 /// One of every kind that is out there.
@@ -165,7 +139,7 @@ fn tokens_are_asked_for_what_is_needed_and_for_no_more() {
 
 #[test]
 fn a_second_push_asks_once_an_image_and_sends_nothing() {
-    let (a, b) = (single(9), two_platforms());
+    let (a, b) = (single(9), two_platforms(1));
     let imgfs = directory(&[("a:1", &a), ("b:1", &b), ("b:also", &b)]);
     let hostile = Hostile::start();
     let output = push(&imgfs, &hostile, &[]).success();
@@ -190,7 +164,7 @@ fn a_second_push_asks_once_an_image_and_sends_nothing() {
 #[test]
 fn a_tag_moves_with_its_image() {
     let hostile = Hostile::start();
-    for image in [single(2), two_platforms(), single(3), single(2)] {
+    for image in [single(2), two_platforms(1), single(3), single(2)] {
         let imgfs = directory(&[("team/app:1", &image)]);
         let output = push(&imgfs, &hostile, &[]).success();
         assert_eq!(output.image("source.example/team/app:1")["status"], "pushed");
@@ -255,7 +229,7 @@ fn what_a_killed_push_has_sent_is_not_sent_again() {
 
 /// A registry with an image, its SBOM, and a signature in cosign's way; all of it pulled.
 fn signed() -> (Imgfs, Built, Built, Built) {
-    let image = two_platforms();
+    let image = two_platforms(1);
     let sbom = Artifact::new("application/spdx+json").subject(&image).blob("text/spdx", b"sbom");
     let sbom = sbom.annotation("made.by", "a test").build();
     let signature = cosign_signature(&image);
@@ -294,7 +268,7 @@ fn signatures_and_referrers_travel_with_their_images() {
         }
         hostile.clear_log();
         let output = push(&imgfs, &hostile, &[]).success();
-        assert!(writes(&hostile).is_empty(), "{:?}", writes(&hostile));
+        assert!(hostile.writes().is_empty(), "{:?}", hostile.writes());
         assert_eq!(output.images()[0]["status"], "unchanged", "{output}");
         // Without them on demand.
         let hostile = Hostile::start();
@@ -370,7 +344,7 @@ fn a_dry_run_says_what_would_be_sent_where_and_sends_nothing() {
     // The layer that both have, and that one repository has already, is mounted and not sent.
     hostile.put_blob("team/a", &a.blobs[&a.layers()[1]]);
     let output = push(&imgfs, &hostile, &["--dry-run"]).success();
-    assert!(writes(&hostile).is_empty(), "{:?}", writes(&hostile));
+    assert!(hostile.writes().is_empty(), "{:?}", hostile.writes());
     assert_eq!(tree::snapshot(imgfs.images_dir()), before);
     let missing = output.number("missing_bytes");
     let shared = a.blobs[&a.layers()[1]].size();
@@ -400,7 +374,7 @@ fn a_dry_run_says_what_would_be_sent_where_and_sends_nothing() {
 #[test]
 fn only_what_matches_is_pushed_and_a_tree_may_be_of_any_age() {
     let imgfs = Imgfs::scratch();
-    let (a, b, c) = (single(2), two_platforms(), single(4));
+    let (a, b, c) = (single(2), two_platforms(1), single(4));
     tree::kubekey_g0(imgfs.images_dir(), "library/old", "1", &a);
     tree::kubekey_g1(imgfs.images_dir(), "registry-1.docker.io", "library/mid", "1", &b);
     tree::kubekey_g2(imgfs.images_dir(), "quay.io", "team/new", "1", &c);
@@ -418,13 +392,7 @@ fn only_what_matches_is_pushed_and_a_tree_may_be_of_any_age() {
 
 #[test]
 fn a_damaged_blob_holds_up_its_images_only_and_is_never_published() {
-    type Damage = fn(&Path);
-    let damages: [(&str, Damage, &str); 3] = [
-        ("cut short", |path| tree::truncate(path, 100), "size mismatch"),
-        ("wrong bytes", |path| tree::flip_byte_quietly(path, 50), "digest mismatch"),
-        ("missing", |path| std::fs::remove_file(path).expect("removing"), "not found"),
-    ];
-    for (what, damage, said) in damages {
+    for (what, damage, said) in tree::DAMAGES {
         let (bad, good) = (Image::new().layer(5, 300_000).build(), single(3));
         let imgfs = directory(&[("team/bad:1", &bad), ("team/good:1", &good)]);
         let blob = imgfs.images_dir().join("blobs").join(&bad.layers()[0]);
@@ -538,7 +506,7 @@ fn targets_that_cannot_be_reached_are_named() {
 
 #[test]
 fn a_part_of_an_index_is_pushed_as_an_index_of_its_own() {
-    let image = two_platforms();
+    let image = two_platforms(1);
     let source = Hostile::start();
     image.push_to(&source, "team/app", "1");
     let imgfs = Imgfs::scratch();
@@ -547,7 +515,7 @@ fn a_part_of_an_index_is_pushed_as_an_index_of_its_own() {
     let hostile = Hostile::start();
     let output = push(&imgfs, &hostile, &[]).expect_code(1);
     let _ = output.stderr_has("linux/amd64").stderr_has("--platform linux/amd64");
-    assert!(writes(&hostile).is_empty(), "{:?}", writes(&hostile));
+    assert!(hostile.writes().is_empty(), "{:?}", hostile.writes());
     let output = push(&imgfs, &hostile, &["--platform", "linux/amd64"]).success();
     hostile.assert_complete();
     assert_eq!(output.image(&name)["original_digest"], image.digest());
@@ -563,5 +531,5 @@ fn a_part_of_an_index_is_pushed_as_an_index_of_its_own() {
     hostile.clear_log();
     let output = push(&imgfs, &hostile, &["--platform", "linux/amd64"]).success();
     assert_eq!(output.image(&name)["status"], "unchanged", "{output}");
-    assert!(writes(&hostile).is_empty(), "{:?}", writes(&hostile));
+    assert!(hostile.writes().is_empty(), "{:?}", hostile.writes());
 }

@@ -1,8 +1,10 @@
 //! A registry that refuses, breaks off, lies and forgets while it is written to: a push ends with everything in
 //! its place or with a clear error and nothing half done, and the run after it finishes.
 
-use crate::support::cli::{Imgfs, Output};
+use crate::support::cli::{Imgfs, Output, SAME};
 use crate::support::content::Random;
+use crate::support::faults::Outcome::{self, Any, Failure, Success};
+use crate::support::faults::{side_by_side, small_images};
 use crate::support::hostile::{Access, Bearer, Fault, Hostile, Kinds, Locations, Match};
 use crate::support::image::{Built, Image, Index};
 use crate::support::tree;
@@ -12,21 +14,6 @@ use std::time::{Duration, SystemTime};
 const SIZE: u64 = 3_000_000;
 /// Waits are for real registries; here nobody comes back.
 const IMPATIENT: [&str; 4] = ["--max-wait", "3s", "--stall-timeout", "1s"];
-const SAME: &str =
-    "{{ .module.image.reference.repository }}:{{ .module.image.reference.reference }}";
-
-/// What must come of a fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    /// The push succeeds all the same.
-    Success,
-    /// The push fails, and says why.
-    Failure,
-    /// Either.
-    Any,
-}
-use Outcome::{Any, Failure, Success};
-
 fn image() -> Built {
     let amd64 = Image::new().layer(1, SIZE).layer(2, 5000).build();
     Index::new().child(&amd64).build()
@@ -93,11 +80,7 @@ fn check(what: &str, prepare: impl FnOnce(&Hostile), expected: Outcome) -> (Host
     let first = push(&imgfs, &hostile, &[]);
     assert_sound(what, &hostile, &first);
     assert_told(what, &hostile, &first);
-    match expected {
-        Success => assert_eq!(first.code(), 0, "{what}\n{first}"),
-        Failure => assert_eq!(first.code(), 1, "{what}\n{first}"),
-        Any => {}
-    }
+    expected.check(what, &first);
     hostile.behave();
     let again = push(&imgfs, &hostile, &[]).success();
     assert_sound(what, &hostile, &again);
@@ -105,29 +88,13 @@ fn check(what: &str, prepare: impl FnOnce(&Hostile), expected: Outcome) -> (Host
     (hostile, first)
 }
 
-/// Checks them all, several at a time: most of the time is waiting.
 fn check_all(cases: &[(&str, Match, Fault, Outcome)]) {
-    std::thread::scope(|scope| {
-        let length = cases.len().div_ceil(4).max(1);
-        let handles: Vec<_> = cases
-            .chunks(length)
-            .map(|part| {
-                scope.spawn(move || {
-                    for (name, matches, fault, expected) in part {
-                        let what = format!("{name}: {fault:?}");
-                        let prepare = |hostile: &Hostile| {
-                            hostile.on(matches.clone()).fault(fault.clone());
-                        };
-                        check(&what, prepare, *expected);
-                    }
-                })
-            })
-            .collect();
-        for handle in handles {
-            if let Err(panic) = handle.join() {
-                std::panic::resume_unwind(panic);
-            }
-        }
+    side_by_side(cases, |(name, matches, fault, expected)| {
+        let what = format!("{name}: {fault:?}");
+        let prepare = |hostile: &Hostile| {
+            hostile.on(matches.clone()).fault(fault.clone());
+        };
+        check(&what, prepare, *expected);
     });
 }
 
@@ -368,24 +335,9 @@ fn two_pushes_of_the_same_do_not_disturb_each_other() {
     assert_eq!(hostile.open_uploads(), 0);
 }
 
-/// Small images that share layers, in repositories of one name or another.
-fn small_images(random: &mut Random) -> Vec<(String, Built)> {
-    (0..6)
-        .map(|number| {
-            let mut image = Image::new().layer(1, 30_000);
-            for _ in 0..=random.below(3) {
-                let layer = 2 + random.below(8);
-                image = image.layer(layer, 1000 * layer);
-            }
-            let built = if random.chance(500) {
-                let other = image.clone().platform("linux/arm64").layer(77, 500).build();
-                Index::new().child(&image.build()).child(&other).attest().build()
-            } else {
-                image.build()
-            };
-            (format!("app{number}"), built)
-        })
-        .collect()
+fn small_layer(random: &mut Random) -> (u64, u64) {
+    let layer = 2 + random.below(8);
+    (layer, 1000 * layer)
 }
 
 /// Runs of `transfer` under random faults until enough were injected. It gives what it printed.
@@ -395,7 +347,7 @@ fn random_faults(goal: usize, from_registry: bool) {
     while injected < goal {
         rounds += 1;
         assert!(rounds < 10 * goal, "faults are not injected");
-        let images = small_images(&mut random);
+        let images = small_images(&mut random, small_layer);
         let (source, target) = (Hostile::start(), Hostile::start());
         let imgfs = Imgfs::scratch();
         for (name, image) in &images {

@@ -3,6 +3,7 @@
 use crate::support::cli::Imgfs;
 use crate::support::hostile::{Fault, Hostile, Match};
 use crate::support::image::{Artifact, Built, Image, Index};
+use crate::support::text;
 use crate::support::tree::{self, assert_sparse_tree_sound, assert_tree_sound};
 use std::fs;
 use std::path::PathBuf;
@@ -291,7 +292,7 @@ fn regression_scripts_and_logs() {
 
     let auths = imgfs.home().join("auths.yaml");
     fs::write(&auths, "- repo: a.io\n  password: hunter2\n  plain_http: maybe\n").expect("writing");
-    let output = imgfs.pull(&["--auths", auths.to_str().expect("text"), "a.io/x:1"]).expect_code(2);
+    let output = imgfs.pull(&["--auths", text(&auths), "a.io/x:1"]).expect_code(2);
     assert!(output.stderr.contains("line 3") && !output.stderr.contains("hunter2"), "{output}");
 }
 

@@ -3,7 +3,7 @@
 use crate::support::client::{Client, with_digest};
 use crate::support::content::{Content, digest};
 use crate::support::hostile::{Access, Bearer, Checks, Hostile, Locations, basic};
-use crate::support::image::{Artifact, Built, Image, Index, OCI_MANIFEST};
+use crate::support::image::{Artifact, Image, Index, OCI_MANIFEST, application};
 use crate::support::registry::{Registry, Tokens};
 use crate::support::skopeo::{Place, Skopeo};
 use std::time::Duration;
@@ -12,18 +12,6 @@ fn start() -> (Hostile, Client) {
     let hostile = Hostile::start();
     let client = Client::new(&hostile.host());
     (hostile, client)
-}
-
-/// Two platforms with real layers, as an image and not as an index where a test wants one.
-fn application() -> Built {
-    let platform = |platform: &str| {
-        Image::new()
-            .platform(platform)
-            .layer_gzip_tar(&[("etc/os-release", b"ID=test\n")])
-            .layer_gzip_tar(&[("app", platform.as_bytes())])
-            .build()
-    };
-    Index::new().child(&platform("linux/amd64")).child(&platform("linux/arm64")).attest().build()
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! client    a client of registries, to test them by hand
 //! tree      judges an images_dir, writes the trees that KubeKey leaves behind
 //! registry  Debian's docker-registry in a child process (plain, TLS with basic auth, tokens)
+//! faults    what tests of faults share
 //! hostile   a registry inside the test process that counts, waits, lies and breaks off, for pulls and pushes
 //! harbor    the same behind an imitation of Harbor's projects
 //! image     builders of images, indexes, artifacts, and whatever can receive them
@@ -26,6 +27,7 @@ pub(crate) mod cli;
 pub(crate) mod client;
 pub(crate) mod content;
 pub(crate) mod disk;
+pub(crate) mod faults;
 pub(crate) mod harbor;
 pub(crate) mod hostile;
 pub(crate) mod http;
@@ -38,6 +40,7 @@ pub(crate) mod skopeo;
 pub(crate) mod tls;
 pub(crate) mod tree;
 
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -64,6 +67,11 @@ pub(crate) fn seed() -> u64 {
         eprintln!("IMGFS_TEST_SEED={seed}");
         seed
     })
+}
+
+/// A path as an argument or in what is printed.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
 }
 
 /// Polls `condition` until it holds; panics with `what` when it does not within `limit`.

@@ -3,6 +3,7 @@
 use crate::support::cli::Imgfs;
 use crate::support::image::{Built, Image};
 use crate::support::registry::{Registry, Tls};
+use crate::support::text;
 use crate::support::tls::{Authority, Certificate};
 use crate::support::tree::assert_tree_sound;
 use serde_json::json;
@@ -21,10 +22,6 @@ fn registry(certificate: Certificate, client_certificate: bool) -> (Registry, St
 /// `imgfs pull --images-dir DIR --json ARGS...`, over TLS.
 fn pull(imgfs: &Imgfs, args: &[&str]) -> crate::support::cli::Output {
     imgfs.on_tree("pull", args)
-}
-
-fn text(path: &std::path::Path) -> &str {
-    path.to_str().expect("a plain path")
 }
 
 #[test]

@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+/// Behind the host of a target: what is called so at the source is called so there.
+pub(crate) const SAME: &str =
+    "{{ .module.image.reference.repository }}:{{ .module.image.reference.reference }}";
+
 /// The binary under test and how it is called.
 pub(crate) struct Imgfs {
     images_dir: PathBuf,

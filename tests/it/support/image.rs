@@ -543,6 +543,35 @@ impl Index {
     }
 }
 
+/// An index of three platforms with attestations, unpackable layers and one layer shared by all.
+pub(crate) fn application() -> Built {
+    let platform = |platform: &str| {
+        Image::new()
+            .platform(platform)
+            .layer_gzip_tar(&[("etc/os-release", b"ID=test\n")])
+            .layer_gzip_tar(&[("app", platform.as_bytes())])
+    };
+    Index::new()
+        .child(&platform("linux/amd64").build())
+        .child(&platform("linux/arm64/v8").build())
+        .child(&platform("linux/arm/v7").empty_layer().build())
+        .attest()
+        .annotation("org.opencontainers.image.title", "application")
+        .build()
+}
+
+/// An image with a layer of its own and one that is in all of these.
+pub(crate) fn single(seed: u64) -> Built {
+    Image::new().layer(seed, 4000).layer(1, 20_000).build()
+}
+
+/// An index of two small images with attestations, of this seed and the next.
+pub(crate) fn two_platforms(seed: u64) -> Built {
+    let image = |platform: &str, seed| Image::new().platform(platform).layer(seed, 4000).build();
+    let arm64 = image("linux/arm64", seed + 1);
+    Index::new().child(&image("linux/amd64", seed)).child(&arm64).attest().build()
+}
+
 /// What `docker buildx` puts beside an image: a manifest of in-toto statements for platform unknown/unknown.
 fn attestation(of: &Built) -> (Value, Built) {
     let statement = json!({

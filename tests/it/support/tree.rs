@@ -354,6 +354,16 @@ pub(crate) fn flip_byte_quietly(path: &Path, at: usize) {
     file.set_modified(time).expect("setting the time");
 }
 
+/// What damage is called, how it is done to a file, and what has to be said of it.
+pub(crate) type Damage = (&'static str, fn(&Path), &'static str);
+
+/// The ways in which a blob in a directory is damaged.
+pub(crate) const DAMAGES: [Damage; 3] = [
+    ("cut short", |path| truncate(path, 100), "size mismatch"),
+    ("wrong bytes", |path| flip_byte_quietly(path, 50), "digest mismatch"),
+    ("missing", |path| fs::remove_file(path).expect("removing"), "not found"),
+];
+
 pub(crate) fn digest_of_file(path: &Path) -> String {
     let mut file =
         fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

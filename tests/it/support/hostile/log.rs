@@ -162,6 +162,11 @@ impl Hostile {
         self.those(Served::is_manifest_put)
     }
 
+    /// Requests that are meant to change something.
+    pub(crate) fn writes(&self) -> Vec<Served> {
+        self.those(|served| !matches!(served.method.as_str(), "GET" | "HEAD"))
+    }
+
     pub(crate) fn token_requests(&self) -> usize {
         self.those(|served| served.method != "HEAD" && served.path.ends_with("/token")).len()
     }
