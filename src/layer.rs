@@ -28,7 +28,7 @@ mod zstd;
 pub use codec::{CodecError, Compression};
 pub use index::{
     Chunk, DecodeError, Entry, Expected, Hashing, IndexError, Indexer, LayerIndex, Note, NoteKind,
-    Options, Span, SpanDecoder, StoredError, StoredHead, Table, TableError, Xattrs,
+    Options, Origin, Span, SpanDecoder, StoredError, StoredHead, Table, TableError, Xattrs,
 };
 pub use merge::{Attributes, Broken, Data, Found, MergeError, Node, Rootfs, find_from_top};
 pub use tar::{Extent, Kind, Refusal, TarError, Time};
@@ -77,7 +77,7 @@ impl Default for Limits {
 pub mod fuzzing {
     use std::sync::Arc;
 
-    use super::{Expected, Hashing, Indexer, LayerIndex, Limits, Options, Rootfs};
+    use super::{Expected, Hashing, Indexer, LayerIndex, Limits, Options, Origin, Rootfs};
     use crate::image::Digest;
 
     /// Indexes a blob, plain or compressed, in pieces of `piece` bytes, and reads all that its
@@ -122,8 +122,8 @@ pub mod fuzzing {
     }
 
     /// Reads the body of a stored index whose digest does not matter, of a blob of `blob_bytes`.
-    pub fn body(body: &[u8], blob_bytes: u64, stream_bytes: u64) {
-        if let Ok(index) = LayerIndex::from_body(body, blob_bytes, stream_bytes) {
+    pub fn body(origin: Origin, body: &[u8], blob_bytes: u64, stream_bytes: u64) {
+        if let Ok(index) = LayerIndex::from_body(origin, body, blob_bytes, stream_bytes) {
             for span in 0..index.span_count() {
                 let _ = index.decode(span, &[0; 64]);
             }

@@ -4,7 +4,10 @@ use std::ops::{ControlFlow, Range};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Compression, LayerIndex, span::Start};
+use super::{
+    Compression, LayerIndex, Origin,
+    span::{MAX_REACH_BYTES, Start},
+};
 use crate::layer::{
     codec::{Boundary, CodecError, Decoder, Output},
     gzip,
@@ -28,9 +31,13 @@ pub enum DecodeError {
     /// They end before the span does.
     #[error("the compressed bytes end before span {0} does")]
     Short(u32),
-    /// They decompress to something else than in the pass that made the index.
+    /// They decompress to something else than in the pass that made the index, or than the table
+    /// of contents says that it was made of.
     #[error("span {0} has not the content that it had when the layer was indexed")]
     Digest(u32),
+    /// There is more between it and the span before than anybody should have to decompress.
+    #[error("the compressed bytes before span {0} have too much in them that is not listed")]
+    Between(u32),
 }
 
 impl LayerIndex {
@@ -81,7 +88,19 @@ struct Collector<'a> {
     at: u32,
     end: u32,
     bytes: Vec<u8>,
-    wrong: Option<u32>,
+    /// What is to be passed over before the next byte of a span.
+    between: Between,
+    wrong: Option<DecodeError>,
+}
+
+/// What is to be passed over.
+#[derive(Clone, Copy)]
+enum Between {
+    /// So many decompressed bytes.
+    Bytes(u64),
+    /// All up to the member or frame that begins at or behind this bit of the blob, and how many
+    /// bytes that was so far: what stands between the files in an archive.
+    Until { blob_bits: u64, passed: u64 },
 }
 
 /// A [`Collector`] together with who gets the spans.
@@ -118,6 +137,7 @@ impl<'a> SpanDecoder<'a> {
             at,
             end: spans.end,
             bytes: Vec::new(),
+            between: Between::Bytes(start.skip.into()),
             wrong: None,
         };
         Ok(Self { decoder, spans })
@@ -134,8 +154,8 @@ impl<'a> SpanDecoder<'a> {
             return Ok(true);
         }
         let result = self.decoder.push(compressed, &mut Giving { spans: &mut self.spans, sink });
-        if let Some(span) = self.spans.wrong {
-            return Err(DecodeError::Digest(span));
+        if let Some(wrong) = &self.spans.wrong {
+            return Err(wrong.clone());
         }
         // What is wrong behind the last span does not matter.
         if self.spans.at < self.spans.end {
@@ -150,7 +170,7 @@ impl Giving<'_, '_> {
         let spans = &mut *self.spans;
         let digest: [u8; 32] = Sha256::digest(&spans.bytes).into();
         if spans.index.spans[spans.at as usize].digest != digest {
-            spans.wrong = Some(spans.at);
+            spans.wrong = Some(DecodeError::Digest(spans.at));
             return ControlFlow::Break(());
         }
         let bytes = std::mem::take(&mut spans.bytes);
@@ -158,7 +178,17 @@ impl Giving<'_, '_> {
             (self.sink)(spans.at, bytes);
         }
         spans.at += 1;
-        if spans.at < spans.end { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if spans.at >= spans.end {
+            return ControlFlow::Break(());
+        }
+        let next = &spans.index.spans[spans.at as usize];
+        spans.between = match spans.index.origin {
+            Origin::Toc if next.is_start() => {
+                Between::Until { blob_bits: next.blob_bits, passed: 0 }
+            }
+            Origin::Pass | Origin::Toc => Between::Bytes(next.skip.into()),
+        };
+        ControlFlow::Continue(())
     }
 }
 
@@ -168,6 +198,23 @@ impl Output for Giving<'_, '_> {
             let spans = &mut *self.spans;
             if spans.at >= spans.end {
                 return ControlFlow::Break(());
+            }
+            match &mut spans.between {
+                Between::Bytes(0) => {}
+                Between::Bytes(left) => {
+                    let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                    *left -= count as u64;
+                    bytes = &bytes[count..];
+                    continue;
+                }
+                Between::Until { passed, .. } => {
+                    *passed += bytes.len() as u64;
+                    if *passed > MAX_REACH_BYTES {
+                        spans.wrong = Some(DecodeError::Between(spans.at));
+                        return ControlFlow::Break(());
+                    }
+                    return ControlFlow::Continue(());
+                }
             }
             let range = spans.index.stream_range(spans.at);
             // A span has 8 MiB at most.
@@ -183,5 +230,14 @@ impl Output for Giving<'_, '_> {
         ControlFlow::Continue(())
     }
 
-    fn boundary(&mut self, _: Boundary<'_>) {}
+    fn boundary(&mut self, at: Boundary<'_>) {
+        let spans = &mut *self.spans;
+        if let Between::Until { blob_bits, .. } = spans.between
+            && at.window.is_none()
+            && at.blob_bits >= blob_bits
+        {
+            let skip = spans.index.spans.get(spans.at as usize).map_or(0, |span| span.skip);
+            spans.between = Between::Bytes(skip.into());
+        }
+    }
 }
