@@ -7,6 +7,7 @@
 //! its decompressed bytes. That is taken in the pass that checked the whole blob against its
 //! digest, so what is read by a range later is known to be right.
 
+mod assembler;
 mod hashing;
 mod indexer;
 mod read;
@@ -20,6 +21,7 @@ use crate::image::Digest;
 
 use super::{CodecError, Compression, TarError, tar::Refusal};
 
+pub(super) use assembler::{Assembler, AssemblyError, Piece, Source};
 pub use hashing::Hashing;
 pub use indexer::{Chunk, Expected, IndexError, Indexer, Options};
 pub use read::{DecodeError, SpanDecoder};
@@ -108,7 +110,7 @@ pub enum Origin {
 }
 
 /// What is known of a layer. Immutable; made by an [`Indexer`] in one pass, from a table of contents
-/// that the layer comes with, or from its stored form.
+/// that the layer comes with ([`TocReader`](crate::layer::TocReader)), or from its stored form.
 ///
 /// An index that is made of a table of contents has a stream of its own: the contents of the files
 /// one after the other, each at a multiple of 512 bytes, and nothing in between.
