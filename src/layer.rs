@@ -3,11 +3,13 @@
 //! Nothing here does I/O: compressed bytes are pushed in, values come out. A layer is passed once
 //! from its beginning to its end by an [`Indexer`]. That makes a [`LayerIndex`]: the table of the
 //! files in its tar archive, and what it takes to decompress any part of it later from a range of
-//! the blob, with a digest for each part. A [`Rootfs`] is what a container sees of a list of
+//! the blob, with a digest for each part. Some layers come with a table of contents, of which a
+//! [`TocReader`] makes an index without a pass. A [`Rootfs`] is what a container sees of a list of
 //! layers.
 //!
 //! ```text
 //! merge      Rootfs: whiteouts, opaque directories, hard links over layers
+//! toc        TocReader -> LayerIndex, from the tables of eStargz and zstd:chunked
 //! index      Indexer -> LayerIndex: table of entries, spans and their digests, stored form
 //! tar        a push parser of archives
 //! gzip zstd  push decoders that say where one can begin again

@@ -6,6 +6,10 @@
 //! *group* with the one that has it, and are only reached through it. Each span has a SHA-256 of
 //! its decompressed bytes. That is taken in the pass that checked the whole blob against its
 //! digest, so what is read by a range later is known to be right.
+//!
+//! A table of contents that a layer comes with has digests, too, one for each chunk of a file. An
+//! index that is made of one ([`Origin::Toc`]) has a span for each of these; what the archive has
+//! between them is in none.
 
 mod assembler;
 mod hashing;
@@ -29,13 +33,6 @@ pub use span::Span;
 pub use stored::{StoredError, StoredHead};
 pub(super) use table::ROOT;
 pub use table::{Entry, Table, TableError, Xattrs};
-
-/// What `bytes` bytes have at most when they are compressed, by anybody who wants to save room:
-/// deflate with its fixed codes takes an eighth more, zstd 3 bytes for each block, and headers are
-/// short.
-fn most_compressed_bytes(bytes: u64) -> u64 {
-    bytes + bytes / 8 + (64 << 10)
-}
 
 /// What cannot be shown of a layer, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -290,4 +287,11 @@ impl LayerIndex {
     pub(super) fn set_windows_offset(&mut self, offset: u64) {
         self.windows_offset = offset;
     }
+}
+
+/// What `bytes` bytes have at most when they are compressed, by anybody who wants to save room:
+/// deflate with its fixed codes takes an eighth more, zstd 3 bytes for each block, and headers are
+/// short.
+fn most_compressed_bytes(bytes: u64) -> u64 {
+    bytes + bytes / 8 + (64 << 10)
 }

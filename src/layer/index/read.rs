@@ -4,10 +4,7 @@ use std::ops::{ControlFlow, Range};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    Compression, LayerIndex, Origin,
-    span::{MAX_REACH_BYTES, Start},
-};
+use super::{Compression, LayerIndex, Origin, span::Start};
 use crate::layer::{
     codec::{Boundary, CodecError, Decoder, Output},
     gzip,
@@ -35,9 +32,10 @@ pub enum DecodeError {
     /// of contents says that it was made of.
     #[error("span {0} has not the content that it had when the layer was indexed")]
     Digest(u32),
-    /// There is more between it and the span before than anybody should have to decompress.
-    #[error("the compressed bytes before span {0} have too much in them that is not listed")]
-    Between(u32),
+    /// It begins in the blob before the end of the one before, although a table of contents says
+    /// that it has a beginning of its own.
+    #[error("the compressed bytes of span {0} begin before those of the span before it end")]
+    Overlap(u32),
 }
 
 impl LayerIndex {
@@ -76,6 +74,8 @@ impl LayerIndex {
 /// Decompresses spans one after the other, from bytes of the blob that come in pieces.
 pub struct SpanDecoder<'a> {
     decoder: Decoder,
+    /// Offset in the blob of the next byte to be pushed.
+    blob_offset: u64,
     spans: Collector<'a>,
 }
 
@@ -88,19 +88,13 @@ struct Collector<'a> {
     at: u32,
     end: u32,
     bytes: Vec<u8>,
-    /// What is to be passed over before the next byte of a span.
-    between: Between,
-    wrong: Option<DecodeError>,
-}
-
-/// What is to be passed over.
-#[derive(Clone, Copy)]
-enum Between {
-    /// So many decompressed bytes.
-    Bytes(u64),
-    /// All up to the member or frame that begins at or behind this bit of the blob, and how many
-    /// bytes that was so far: what stands between the files in an archive.
-    Until { blob_bits: u64, passed: u64 },
+    /// Decompressed bytes that are passed over before the next one of a span.
+    skip: u64,
+    /// Where in the blob the decoder has to begin anew for that span. What comes before are headers
+    /// of the archive, and holes.
+    restart: Option<u64>,
+    /// The span whose digest is wrong.
+    wrong: Option<u32>,
 }
 
 /// A [`Collector`] together with who gets the spans.
@@ -137,10 +131,11 @@ impl<'a> SpanDecoder<'a> {
             at,
             end: spans.end,
             bytes: Vec::new(),
-            between: Between::Bytes(start.skip.into()),
+            skip: start.skip.into(),
+            restart: None,
             wrong: None,
         };
-        Ok(Self { decoder, spans })
+        Ok(Self { decoder, blob_offset: start.blob_bits / 8, spans })
     }
 
     /// Takes the next bytes of the blob; gives each span that is complete and right to `sink`.
@@ -150,18 +145,31 @@ impl<'a> SpanDecoder<'a> {
         compressed: &[u8],
         sink: &mut dyn FnMut(u32, Vec<u8>),
     ) -> Result<bool, DecodeError> {
-        if self.spans.at >= self.spans.end {
-            return Ok(true);
+        let begin = self.blob_offset;
+        self.blob_offset += compressed.len() as u64;
+        let mut rest = compressed;
+        while self.spans.at < self.spans.end {
+            if let Some(restart) = self.spans.restart {
+                let overlap = DecodeError::Overlap(self.spans.at);
+                let passed = restart.checked_sub(begin).ok_or(overlap)?;
+                rest = match usize::try_from(passed).ok().and_then(|at| compressed.get(at..)) {
+                    Some(rest) if !rest.is_empty() => rest,
+                    _ => return Ok(false),
+                };
+                self.decoder.restart(restart);
+                self.spans.restart = None;
+            }
+            let result = self.decoder.push(rest, &mut Giving { spans: &mut self.spans, sink });
+            if let Some(span) = self.spans.wrong {
+                return Err(DecodeError::Digest(span));
+            }
+            // What is wrong behind a span that was wanted does not matter.
+            if self.spans.at < self.spans.end && self.spans.restart.is_none() {
+                let _ = result?;
+                return Ok(false);
+            }
         }
-        let result = self.decoder.push(compressed, &mut Giving { spans: &mut self.spans, sink });
-        if let Some(wrong) = &self.spans.wrong {
-            return Err(wrong.clone());
-        }
-        // What is wrong behind the last span does not matter.
-        if self.spans.at < self.spans.end {
-            let _ = result?;
-        }
-        Ok(self.spans.at >= self.spans.end)
+        Ok(true)
     }
 }
 
@@ -170,7 +178,7 @@ impl Giving<'_, '_> {
         let spans = &mut *self.spans;
         let digest: [u8; 32] = Sha256::digest(&spans.bytes).into();
         if spans.index.spans[spans.at as usize].digest != digest {
-            spans.wrong = Some(DecodeError::Digest(spans.at));
+            spans.wrong = Some(spans.at);
             return ControlFlow::Break(());
         }
         let bytes = std::mem::take(&mut spans.bytes);
@@ -182,12 +190,11 @@ impl Giving<'_, '_> {
             return ControlFlow::Break(());
         }
         let next = &spans.index.spans[spans.at as usize];
-        spans.between = match spans.index.origin {
-            Origin::Toc if next.is_start() => {
-                Between::Until { blob_bits: next.blob_bits, passed: 0 }
-            }
-            Origin::Pass | Origin::Toc => Between::Bytes(next.skip.into()),
-        };
+        spans.skip = next.skip.into();
+        if spans.index.origin == Origin::Toc && next.is_start() {
+            spans.restart = Some(next.blob_bits / 8);
+            return ControlFlow::Break(());
+        }
         ControlFlow::Continue(())
     }
 }
@@ -199,22 +206,11 @@ impl Output for Giving<'_, '_> {
             if spans.at >= spans.end {
                 return ControlFlow::Break(());
             }
-            match &mut spans.between {
-                Between::Bytes(0) => {}
-                Between::Bytes(left) => {
-                    let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-                    *left -= count as u64;
-                    bytes = &bytes[count..];
-                    continue;
-                }
-                Between::Until { passed, .. } => {
-                    *passed += bytes.len() as u64;
-                    if *passed > MAX_REACH_BYTES {
-                        spans.wrong = Some(DecodeError::Between(spans.at));
-                        return ControlFlow::Break(());
-                    }
-                    return ControlFlow::Continue(());
-                }
+            let skipped = usize::try_from(spans.skip).unwrap_or(usize::MAX).min(bytes.len());
+            if skipped > 0 {
+                spans.skip -= skipped as u64;
+                bytes = &bytes[skipped..];
+                continue;
             }
             let range = spans.index.stream_range(spans.at);
             // A span has 8 MiB at most.
@@ -230,14 +226,5 @@ impl Output for Giving<'_, '_> {
         ControlFlow::Continue(())
     }
 
-    fn boundary(&mut self, at: Boundary<'_>) {
-        let spans = &mut *self.spans;
-        if let Between::Until { blob_bits, .. } = spans.between
-            && at.window.is_none()
-            && at.blob_bits >= blob_bits
-        {
-            let skip = spans.index.spans.get(spans.at as usize).map_or(0, |span| span.skip);
-            spans.between = Between::Bytes(skip.into());
-        }
-    }
+    fn boundary(&mut self, _: Boundary<'_>) {}
 }

@@ -26,7 +26,7 @@ pub(super) struct Built {
     pub(super) toc_offset: u64,
     form: Form,
     /// What comes before the table.
-    members: Vec<u8>,
+    pub(super) members: Vec<u8>,
     toc: Value,
 }
 
@@ -169,11 +169,6 @@ impl Built {
     /// The text of the table.
     pub(super) fn text(&self) -> Vec<u8> {
         serde_json::to_vec_pretty(&self.toc).unwrap()
-    }
-
-    /// Bytes of the blob that files are in.
-    pub(super) fn members(&self) -> usize {
-        self.members.len()
     }
 }
 
