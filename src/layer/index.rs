@@ -287,6 +287,11 @@ impl LayerIndex {
         Some(self.windows_offset + window.start..self.windows_offset + window.end)
     }
 
+    /// Whether its windows are in memory.
+    pub fn has_windows(&self) -> bool {
+        self.windows.is_some()
+    }
+
     /// Bytes that the index takes in memory.
     pub fn memory_bytes(&self) -> u64 {
         self.table.memory_bytes()

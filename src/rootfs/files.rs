@@ -26,6 +26,8 @@ pub struct Files<S: Blobs> {
     tree: OnceCell<Arc<Tree>>,
     /// Each layer by itself, once it is known and as long as the tree has not been made.
     upper: Mutex<Vec<Option<Arc<Tree>>>>,
+    /// What had passed of the next one when somebody asked last.
+    passing: Mutex<Option<(usize, Arc<Tree>)>>,
 }
 
 /// What is known of a path.
@@ -67,7 +69,15 @@ impl<S: Names + Blobs> Files<S> {
         layers: Vec<Arc<Layer<S>>>,
     ) -> Self {
         let upper = Mutex::new(vec![None; layers.len()]);
-        Self { images, variant, layer, layers, tree: OnceCell::new(), upper }
+        Self {
+            images,
+            variant,
+            layer,
+            layers,
+            tree: OnceCell::new(),
+            upper,
+            passing: Mutex::default(),
+        }
     }
 
     /// The tree, if it has been made.
@@ -89,12 +99,14 @@ impl<S: Names + Blobs> Files<S> {
         let made = self.tree.get_or_try_init(|| self.images.merge(&self.variant, self.layer));
         let tree = made.await?.clone();
         locked(&self.upper).fill(None);
+        *locked(&self.passing) = None;
         Ok(tree)
     }
 
     /// What is at `path`, as far as it is known now. Symbolic links are not followed.
     pub fn find_now(&self, path: &[u8]) -> FileFound {
-        self.look(path).unwrap_or(FileFound::Unknown)
+        let found = self.look(path).ok().or_else(|| self.look_while_it_passes(path));
+        found.unwrap_or(FileFound::Unknown)
     }
 
     /// What is at `path`; never [`FileFound::Unknown`]. Layers are looked into from the top down, as
@@ -107,9 +119,54 @@ impl<S: Names + Blobs> Files<S> {
                     return self.damage().map_or(Ok(FileFound::Missing), Err);
                 }
                 Ok(found) => return Ok(found),
-                Err(Waits::Layer(layer)) => drop(layer.index().await?),
+                Err(Waits::Layer(layer)) => {
+                    let index = layer.index();
+                    let passed = layer.pass().map(|pass| pass.passed());
+                    if let Some(found) = self.look_while_it_passes(path) {
+                        return Ok(found);
+                    }
+                    let more = async {
+                        match passed {
+                            Some(mut passed) => drop(passed.changed().await),
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        index = index => drop(index?),
+                        () = more => {}
+                    }
+                }
                 Err(Waits::All) => drop(self.tree().await?),
             }
+        }
+    }
+
+    /// What is at `path`, if it is in a layer that is passing, and has passed.
+    fn look_while_it_passes(&self, path: &[u8]) -> Option<FileFound> {
+        let mut trees = self.upper_layers();
+        let number = trees.iter().rposition(Option::is_none)?;
+        let mut passing = locked(&self.passing);
+        let known = passing.as_ref().filter(|(of, tree)| {
+            *of == number && tree.rootfs().find(path).is_some_and(|node| tree.has_all_of(node))
+        });
+        let tree = match known {
+            Some((_, tree)) => tree.clone(),
+            None => {
+                let layer = self.layers.get(number)?;
+                let tree = self.images.passing_tree(&self.variant, number, layer, path)?;
+                *passing = Some((number, tree.clone()));
+                tree
+            }
+        };
+        trees[number] = Some(tree.clone());
+        let known: Vec<Option<&Rootfs>> =
+            trees.iter().map(|tree| tree.as_ref().map(|tree| tree.rootfs())).collect();
+        match find_from_top(&known, path) {
+            // What it does not have yet it may still bring.
+            Found::Node { layer, node } if layer == number && tree.has_all_of(node) => {
+                Some(FileFound::At(tree, node))
+            }
+            _ => None,
         }
     }
 

@@ -393,10 +393,27 @@ impl<S: Names + Blobs> Images<S> {
         layer: &Arc<Layer<S>>,
         index: &Arc<LayerIndex>,
     ) -> Result<Arc<Tree>> {
-        let origin = self.origin(variant, number, layer, index)?;
-        let rootfs = Rootfs::raw(index.clone());
-        let rootfs = rootfs.map_err(|e| layer.error(Kind::Unfit(e.to_string())))?;
-        Ok(Tree::new(rootfs, vec![origin]))
+        raw(layer, index, self.origin(variant, number, layer, index)?)
+    }
+
+    /// What has passed of a layer, with the file `path`, if that has.
+    pub(super) fn passing_tree(
+        &self,
+        variant: &Variant,
+        number: usize,
+        layer: &Arc<Layer<S>>,
+        path: &[u8],
+    ) -> Option<Arc<Tree>> {
+        let pass = layer.pass()?;
+        let index = Arc::new(pass.index_with(path)?);
+        let (of, passed) = (layer.clone(), index.clone());
+        let origin = Origin {
+            number,
+            digest: index.blob(),
+            created_by: variant.created_by.get(number).cloned().flatten(),
+            open: Box::new(move || Ok(of.passing_stream(&passed, &pass))),
+        };
+        raw(layer, &index, origin).ok()
     }
 
     /// Nobody reads at the moment: gives back memory.
@@ -437,12 +454,22 @@ impl<S: Names + Blobs> Images<S> {
     }
 }
 
+fn raw<S: Names + Blobs>(
+    layer: &Layer<S>,
+    index: &Arc<LayerIndex>,
+    origin: Origin,
+) -> Result<Arc<Tree>> {
+    let rootfs = Rootfs::raw(index.clone());
+    let rootfs = rootfs.map_err(|e| layer.error(Kind::Unfit(e.to_string())))?;
+    Ok(Tree::new(rootfs, vec![origin]))
+}
+
 fn layer_status<S: Names + Blobs>(layer: &Layer<S>) -> Value {
     let mut status = json!({ "digest": layer.blob.digest.to_string(), "size": layer.blob.size });
     let Some(index) = layer.known_index() else {
         status["indexed"] = json!(false);
         if let Some(pass) = layer.pass() {
-            status["passed_bytes"] = json!(pass.passed());
+            status["passed_bytes"] = json!(*pass.passed().borrow());
         }
         return status;
     };

@@ -21,11 +21,16 @@ use futures_util::{
 };
 use tokio::time::timeout;
 
-use super::{SIDE, Store, pass::Pass, spans::Group, stream::Decompressed};
+use super::{
+    SIDE, Store,
+    pass::Pass,
+    spans::Group,
+    stream::{Decompressed, Passing, Stream},
+};
 use crate::{
     cache::CachedBlob,
     image::{Descriptor, Digest, Repository},
-    layer::{DecodeError, IndexError, LayerIndex, SpanDecoder},
+    layer::{DecodeError, IndexError, LayerIndex, Limits, SpanDecoder, TocError, TocReader},
     lock::locked,
     tree::{Blobs, Error, Kind, Names, Result},
 };
@@ -64,6 +69,15 @@ enum Known {
     /// It is being read, or made by the pass.
     Coming(Coming<Arc<LayerIndex>>, Arc<Pass>),
     Index(Arc<LayerIndex>),
+}
+
+/// Why a table of contents is of no use.
+#[derive(Debug, thiserror::Error)]
+enum TocTrouble {
+    #[error("{0}")]
+    Fetch(Error),
+    #[error("{0}")]
+    Toc(#[from] TocError),
 }
 
 /// The compressed bytes of a layer.
@@ -173,6 +187,7 @@ impl<S: Names + Blobs> Layer<S> {
         };
         if let Err(error) = &found {
             self.store.note(error);
+            pass.fail();
         }
         found
     }
@@ -182,7 +197,40 @@ impl<S: Names + Blobs> Layer<S> {
         tokio::task::spawn_blocking(move || layer.store.shelf.index(&layer.blob)).await.ok()?
     }
 
+    /// The index that the author of the layer has made, if there is one. It is believed because its
+    /// digest is in the manifest.
+    async fn index_of_toc(self: &Arc<Self>) -> Option<LayerIndex> {
+        if self.is_local() {
+            // Then a pass takes no longer, and sees what is there and not what somebody says of it.
+            return None;
+        }
+        let found: std::result::Result<_, TocTrouble> = async {
+            let reader = TocReader::new(&self.blob, Limits::default())?;
+            let Some(mut reader) = reader else { return Ok(None) };
+            let compressed = self.compressed().map_err(TocTrouble::Fetch)?;
+            loop {
+                let bytes = self.fetch(&compressed, reader.wanted()).await;
+                let bytes = bytes.map_err(TocTrouble::Fetch)?;
+                if let Some(index) = reader.push(&bytes)? {
+                    return Ok(Some(index));
+                }
+            }
+        }
+        .await;
+        match found {
+            Ok(index) => index,
+            Err(trouble) => {
+                let reason = format!("its table of contents is not used: {trouble}");
+                self.store.note(&self.error(Kind::Layer(reason)));
+                None
+            }
+        }
+    }
+
     async fn make_index(self: &Arc<Self>, pass: &Arc<Pass>) -> Result<Arc<LayerIndex>> {
+        if let Some(index) = self.index_of_toc().await {
+            return self.keep(index).await;
+        }
         let _permit = self
             .store
             .passes
@@ -194,11 +242,15 @@ impl<S: Names + Blobs> Layer<S> {
             // What is wrong here may be right there.
             Err(_) if was_local && self.store.sources.remote.is_some() => {
                 self.local_is_bad.store(true, Ordering::Relaxed);
-                pass.begin_again();
                 self.run_pass(pass).await
             }
             done => done,
         }?;
+        self.keep(index).await
+    }
+
+    /// Keeps an index for good, if that can be.
+    async fn keep(self: &Arc<Self>, index: LayerIndex) -> Result<Arc<LayerIndex>> {
         let layer = self.clone();
         let kept = tokio::task::spawn_blocking(move || match layer.store.shelf.put_index(&index) {
             Some(kept) => kept,
@@ -211,6 +263,7 @@ impl<S: Names + Blobs> Layer<S> {
     /// Passes the layer from its beginning to its end.
     async fn run_pass(&self, pass: &Arc<Pass>) -> Result<LayerIndex> {
         let compressed = self.compressed()?;
+        pass.begin();
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(2);
         let of = pass.clone();
         let work = tokio::task::spawn_blocking(move || -> std::result::Result<(), IndexError> {
@@ -304,7 +357,7 @@ impl<S: Names + Blobs> Layer<S> {
     }
 
     /// A reader of the layer's decompressed stream.
-    pub(super) fn stream(self: &Arc<Self>, index: &Arc<LayerIndex>) -> Result<CachedBlob> {
+    pub(super) fn stream(self: &Arc<Self>, index: &Arc<LayerIndex>) -> Result<Stream> {
         let repository = locked(&self.repositories).first().cloned();
         let repository =
             repository.ok_or_else(|| self.error(Kind::NotFound("nobody has it".into())))?;
@@ -313,7 +366,17 @@ impl<S: Names + Blobs> Layer<S> {
         let name = format!("imgfs: the decompressed stream of {}", self.blob.digest);
         let content = Descriptor::new("", Digest::sha256(name.as_bytes()), index.stream_bytes());
         let source = Arc::new(Decompressed { layer: self.clone(), index: index.clone() });
-        Ok(self.store.sources.cache.derived(&source, repository, &content))
+        Ok(Stream::Cached(self.store.sources.cache.derived(&source, repository, &content)))
+    }
+
+    /// The same of what has passed while the pass goes on.
+    pub(super) fn passing_stream(
+        self: &Arc<Self>,
+        index: &Arc<LayerIndex>,
+        pass: &Arc<Pass>,
+    ) -> Stream {
+        let (layer, index, pass) = (self.clone(), index.clone(), pass.clone());
+        Stream::Passing(Arc::new(Passing { layer, index, pass }))
     }
 
     /// The spans of the group that `span` is in, checked.
@@ -376,7 +439,7 @@ impl<S: Names + Blobs> Layer<S> {
 
     /// The window that decompressing begins with at the group of `span`, where it is not in memory.
     pub(super) fn window(&self, index: &LayerIndex, span: u32) -> Option<Vec<u8>> {
-        let range = index.window_range(span)?;
+        let range = index.window_range(span).filter(|_| !index.has_windows())?;
         // If it cannot be read, decoding says that it is missing.
         self.store.shelf.window(&self.blob.digest, range).ok()
     }

@@ -1,19 +1,95 @@
-//! The decompressed stream of a layer, as content for the cache.
+//! The decompressed stream of a layer, and how it becomes content for the cache.
 
 use std::{ops::Range, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::mpsc;
 
 use super::{
     layer::{Compressed, Layer, STEP},
+    pass::Pass,
     spans::Group,
 };
 use crate::{
+    cache::CachedBlob,
     image::{Descriptor, Repository},
     layer::{LayerIndex, SpanDecoder},
     tree::{Blobs, ByteStream, Kind, Names, Result},
 };
+
+/// The decompressed stream of a layer, open for reading.
+#[derive(Clone)]
+pub(super) enum Stream {
+    /// By way of the cache.
+    Cached(CachedBlob),
+    /// What has passed, while nobody knows yet whether it is the right layer.
+    Passing(Arc<dyn ReadPassing>),
+}
+
+/// Reads what has passed of a layer.
+pub(super) trait ReadPassing: Send + Sync {
+    /// The bytes `range`, all of them.
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>>;
+}
+
+impl Stream {
+    /// Whether what is read is known to be right.
+    pub(super) fn is_certain(&self) -> bool {
+        matches!(self, Self::Cached(_))
+    }
+
+    /// Reads without waiting for a registry, if that can be.
+    pub(super) fn try_read(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
+        match self {
+            Self::Cached(stream) => stream.try_read(offset, length),
+            Self::Passing(_) => None,
+        }
+    }
+
+    /// Reads, however long that takes.
+    pub(super) async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
+        match self {
+            Self::Cached(stream) => stream.read(offset, length).await,
+            Self::Passing(stream) => stream.read(offset..offset + length as u64).await,
+        }
+    }
+}
+
+/// A layer that is passing.
+pub(super) struct Passing<S: Blobs> {
+    pub layer: Arc<Layer<S>>,
+    pub index: Arc<LayerIndex>,
+    pub pass: Arc<Pass>,
+}
+
+impl<S: Names + Blobs> ReadPassing for Passing<S> {
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
+        let read = async move {
+            let mut bytes = BytesMut::new();
+            let mut at = range.start;
+            while at < range.end {
+                if self.pass.has_failed() {
+                    // Whoever has begun to read what was wrong does not get the end of it.
+                    let reason = "it has turned out not to be the layer that it should be";
+                    return Err(self.layer.error(Kind::Layer(reason.into())));
+                }
+                let ended = || self.layer.error(Kind::Layer("it ends before the file does".into()));
+                let span = self.index.span_of(at).ok_or_else(ended)?;
+                let group = self.layer.group(&self.index, span).await?;
+                // A span has 8 MiB at most.
+                let skip = (at - self.index.stream_range(span).start) as usize;
+                let found = group.get(span).and_then(|found| found.get(skip..));
+                let found = found.filter(|found| !found.is_empty()).ok_or_else(ended)?;
+                let taken = &found[..found.len().min((range.end - at) as usize)];
+                bytes.extend_from_slice(taken);
+                at += taken.len() as u64;
+            }
+            Ok(bytes.freeze())
+        };
+        read.boxed()
+    }
+}
 
 /// A layer as the source of its stream.
 pub(super) struct Decompressed<S: Blobs> {

@@ -4,9 +4,8 @@ use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
-use super::SIDE;
+use super::{SIDE, stream::Stream};
 use crate::{
-    cache::CachedBlob,
     image::Digest,
     layer::{Extent, Kind as FileKind, Node, Rootfs},
     tree::{Error, Kind, Result},
@@ -19,7 +18,7 @@ const LAYER_XATTR: &[u8] = b"user.imgfs.layer";
 const CREATED_BY_XATTR: &[u8] = b"user.imgfs.created_by";
 
 /// Opens the stream of a layer.
-pub(super) type OpenStream = Box<dyn Fn() -> Result<CachedBlob> + Send + Sync>;
+pub(super) type OpenStream = Box<dyn Fn() -> Result<Stream> + Send + Sync>;
 
 /// What a tree knows of each of its layers besides the index.
 pub(super) struct Origin {
@@ -30,7 +29,8 @@ pub(super) struct Origin {
     pub open: OpenStream,
 }
 
-/// Files that can be looked at and read. What it shows has been checked against the manifest.
+/// Files that can be looked at and read. What it shows has been checked against the manifest, but for
+/// those that [`super::Files::find`] gives while a layer passes.
 pub struct Tree {
     rootfs: Rootfs,
     origins: Vec<Origin>,
@@ -89,6 +89,13 @@ impl Tree {
         }))
     }
 
+    /// Whether all of a node's content can be read.
+    pub(super) fn has_all_of(&self, node: Node) -> bool {
+        let Ok(data) = self.rootfs.data(node) else { return false };
+        let readable = self.rootfs.layers().get(data.layer).map_or(0, |of| of.stream_bytes());
+        data.extents.iter().all(|extent| extent.stream_offset + extent.length <= readable)
+    }
+
     /// The extended attributes of a node, with those that say where it comes from.
     pub fn xattrs(&self, node: Node) -> Vec<(&[u8], Cow<'_, [u8]>)> {
         let own = self.rootfs.xattrs(node);
@@ -112,7 +119,7 @@ impl Tree {
 pub struct TreeFile {
     size: u64,
     extents: Vec<Extent>,
-    stream: Option<CachedBlob>,
+    stream: Option<Stream>,
     /// Bytes of the stream that can be read.
     readable: u64,
     /// Why no more.
@@ -130,6 +137,11 @@ impl TreeFile {
     /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether what is read is known to be right: not as long as its layer is still passing.
+    pub fn is_certain(&self) -> bool {
+        self.stream.as_ref().is_none_or(Stream::is_certain)
     }
 
     /// The digest of the layer that it is in.

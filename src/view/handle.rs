@@ -60,7 +60,8 @@ impl Handle {
     /// Whether what is read is known to be right, and not only once the end has been read.
     pub fn is_certain(&self) -> bool {
         match self {
-            Self::File(_) | Self::Blob(_) | Self::Content(_) | Self::Inside(_) => true,
+            Self::File(_) | Self::Blob(_) | Self::Content(_) => true,
+            Self::Inside(file) => file.is_certain(),
             Self::Fresh(_) => false,
             Self::Remote(remote) => remote.blob.is_whole(),
         }

@@ -1,13 +1,18 @@
 //! Hashing beside decompressing.
 
 use std::{
+    mem,
     sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::{Arc, Mutex},
     thread::JoinHandle,
 };
 
 use sha2::{Digest as _, Sha256};
 
-use crate::image::{Algorithm, Digest, Hasher};
+use crate::{
+    image::{Algorithm, Digest, Hasher},
+    lock::locked,
+};
 
 /// Who computes the digests of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +43,11 @@ struct State {
     blob: Hasher,
     stream: Hasher,
     span: Sha256,
-    spans: Vec<[u8; 32]>,
+    spans: SpanDigests,
 }
+
+/// The digests of spans, shared with those who want to know them while more come.
+type SpanDigests = Arc<Mutex<Vec<[u8; 32]>>>;
 
 enum Job {
     Blob(Vec<u8>),
@@ -65,16 +73,22 @@ impl State {
     }
 
     fn end_span(&mut self) {
-        self.spans.push(self.span.finalize_reset().into());
+        locked(&self.spans).push(self.span.finalize_reset().into());
     }
 
     fn finish(self) -> Digests {
-        Digests { blob: self.blob.finish(), stream: self.stream.finish(), spans: self.spans }
+        let spans = mem::take(&mut *locked(&self.spans));
+        Digests { blob: self.blob.finish(), stream: self.stream.finish(), spans }
     }
 }
 
 /// Takes what is to be hashed.
-pub(super) enum Hashes {
+pub(super) struct Hashes {
+    way: Way,
+    spans: SpanDigests,
+}
+
+enum Way {
     Inline(Box<Inline>),
     OwnThread(Worker),
 }
@@ -96,14 +110,8 @@ pub(super) struct Worker {
 #[derive(Debug)]
 pub(super) struct Died;
 
-impl Hashes {
-    pub(super) fn new(hashing: Hashing, blob: Algorithm, stream: Algorithm) -> Self {
-        let state = || State {
-            blob: Hasher::new(blob),
-            stream: Hasher::new(stream),
-            span: Sha256::new(),
-            spans: Vec::new(),
-        };
+impl Way {
+    fn new(hashing: Hashing, state: &dyn Fn() -> State) -> Self {
         let inline = || Self::Inline(Box::new(Inline(state())));
         if hashing == Hashing::Inline {
             return inline();
@@ -134,30 +142,54 @@ impl Hashes {
             Err(_) => inline(),
         }
     }
+}
+
+impl Hashes {
+    pub(super) fn new(hashing: Hashing, blob: Algorithm, stream: Algorithm) -> Self {
+        let spans = SpanDigests::default();
+        let state = || State {
+            blob: Hasher::new(blob),
+            stream: Hasher::new(stream),
+            span: Sha256::new(),
+            spans: spans.clone(),
+        };
+        let way = Way::new(hashing, &state);
+        Self { way, spans }
+    }
+
+    /// How many spans have been hashed.
+    pub(super) fn span_count(&self) -> usize {
+        locked(&self.spans).len()
+    }
+
+    /// The digests of the first spans, as far as they have been computed.
+    pub(super) fn spans(&self) -> Vec<[u8; 32]> {
+        locked(&self.spans).clone()
+    }
 
     /// Takes the next bytes of the blob.
     pub(super) fn blob(&mut self, bytes: &[u8]) -> Result<(), Died> {
-        match self {
-            Self::Inline(state) => state.0.blob.update(bytes),
-            Self::OwnThread(worker) => worker.collect(bytes, false)?,
+        match &mut self.way {
+            Way::Inline(state) => state.0.blob.update(bytes),
+            Way::OwnThread(worker) => worker.collect(bytes, false)?,
         }
         Ok(())
     }
 
     /// Takes the next bytes of the stream.
     pub(super) fn stream(&mut self, bytes: &[u8]) -> Result<(), Died> {
-        match self {
-            Self::Inline(state) => state.0.stream(bytes),
-            Self::OwnThread(worker) => worker.collect(bytes, true)?,
+        match &mut self.way {
+            Way::Inline(state) => state.0.stream(bytes),
+            Way::OwnThread(worker) => worker.collect(bytes, true)?,
         }
         Ok(())
     }
 
     /// Ends the current span.
     pub(super) fn end_span(&mut self) -> Result<(), Died> {
-        match self {
-            Self::Inline(state) => state.0.end_span(),
-            Self::OwnThread(worker) => {
+        match &mut self.way {
+            Way::Inline(state) => state.0.end_span(),
+            Way::OwnThread(worker) => {
                 worker.hand_over(true)?;
                 worker.jobs.send(Job::EndSpan).map_err(|_| Died)?;
             }
@@ -167,9 +199,9 @@ impl Hashes {
 
     /// The digests of everything.
     pub(super) fn finish(self) -> Result<Digests, Died> {
-        match self {
-            Self::Inline(state) => Ok(state.0.finish()),
-            Self::OwnThread(mut worker) => {
+        match self.way {
+            Way::Inline(state) => Ok(state.0.finish()),
+            Way::OwnThread(mut worker) => {
                 worker.hand_over(true)?;
                 worker.hand_over(false)?;
                 drop(worker.jobs);

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::{
     Compression, LayerIndex, MAX_NOTES, Note, Origin, Table, TableError,
     hashing::{Died, Hashes, Hashing},
-    span::Cutter,
+    span::{Cutter, Span},
     table::TableBuilder,
 };
 use crate::{
@@ -202,8 +202,7 @@ impl Indexer {
         self.pass.table.table()
     }
 
-    /// The number of the last entry with a path among those that have passed so far; a later one
-    /// may replace it.
+    /// The number of a path of the table, if something has passed that has it or is in it.
     pub fn find(&self, path: &[u8]) -> Option<u32> {
         self.pass.table.find(path)
     }
@@ -221,6 +220,48 @@ impl Indexer {
     /// What cannot be shown of what has passed so far; see [`LayerIndex::notes`].
     pub fn notes(&self) -> &[Note] {
         &self.pass.notes
+    }
+
+    /// How much of the stream [`Indexer::so_far`] would cover, in bytes.
+    pub fn settled_bytes(&self) -> u64 {
+        self.settled().map_or(0, |end| self.pass.cutter.spans[end].stream_offset)
+    }
+
+    /// The number of the last span at which decompressing can begin and before which everything has
+    /// been hashed; never the first one.
+    fn settled(&self) -> Option<usize> {
+        let spans = &self.pass.cutter.spans;
+        let hashed = (self.pass.hashes.span_count() + 1).min(spans.len());
+        spans[..hashed].iter().rposition(Span::is_start).filter(|end| *end > 0)
+    }
+
+    /// An index of what has passed so far, up to the last place at which decompressing can begin. The
+    /// layer may still turn out to be another than `expected`: what is read by this index is what has
+    /// passed, no more and no less.
+    pub fn so_far(&self, expected: &Expected) -> Option<LayerIndex> {
+        let end = self.settled()?;
+        let digests = self.pass.hashes.spans();
+        let mut spans = self.pass.cutter.spans.clone();
+        let (stream_bytes, blob_bits) = (spans[end].stream_offset, spans[end].blob_bits);
+        spans.truncate(end);
+        for (span, digest) in spans.iter_mut().zip(digests) {
+            span.digest = digest;
+        }
+        Some(LayerIndex {
+            origin: Origin::Pass,
+            blob: expected.blob,
+            blob_bytes: expected.blob_bytes,
+            used_bytes: blob_bits.div_ceil(8),
+            diff_id: None,
+            stream_bytes,
+            compression: self.pass.compression,
+            table: self.table().clone(),
+            spans,
+            windows: Some(self.pass.cutter.windows.clone()),
+            windows_offset: 0,
+            notes: self.notes().to_vec(),
+            more_notes: self.pass.more_notes,
+        })
     }
 
     /// Ends the pass and compares the layer with what it should be.

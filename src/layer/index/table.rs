@@ -342,14 +342,13 @@ impl TableBuilder {
         self.table
     }
 
-    /// The number of the last entry with a path so far.
+    /// The number of a path, if an entry has it or is in it.
     pub(super) fn find(&self, path: &[u8]) -> Option<u32> {
         let mut parts = path.split(|b| *b == b'/').filter(|part| !part.is_empty());
-        let path = parts.try_fold(ROOT, |parent, part| {
+        parts.try_fold(ROOT, |parent, part| {
             let name = self.names.get(part)?;
             self.paths.get(&(parent, *name)).copied()
-        })?;
-        self.table.last_entry(path)
+        })
     }
 
     /// Adds an entry.
