@@ -30,6 +30,7 @@ mod render;
 mod run;
 mod selftest;
 mod selftest_harbor;
+mod selftest_layers;
 mod selftest_push;
 mod selftest_push_faults;
 mod tasks;
