@@ -36,7 +36,7 @@ pub(crate) fn everything(archive: Archive) -> Archive {
 }
 
 /// What only PAX headers can say. The parts of sparse files are whole blocks: GNU tar reads no others.
-fn everything_of_pax(archive: Archive) -> Archive {
+pub(crate) fn everything_of_pax(archive: Archive) -> Archive {
     let many: Vec<(u64, &[u8])> = (0..60).map(|n| (n * 10_240 + 512, &[b'p'; 512][..])).collect();
     archive
         .entry(Entry::file("times", b"").mtime(1_600_000_000, 123_456_789))

@@ -9,6 +9,7 @@
 //! hostile   a registry inside the test process that counts, waits, lies and breaks off, for pulls and pushes
 //! harbor    the same behind an imitation of Harbor's projects
 //! image     builders of images, indexes, artifacts, and whatever can receive them
+//! inside    a mount and an image in it that is looked into
 //! layers    archives of layers, entry by entry, and how they are packed
 //! model     what a container sees of layers, worked out plainly
 //! snapshot  trees of files with all their attributes, and what differs between two
@@ -36,6 +37,7 @@ pub(crate) mod harbor;
 pub(crate) mod hostile;
 pub(crate) mod http;
 pub(crate) mod image;
+pub(crate) mod inside;
 pub(crate) mod layers;
 pub(crate) mod model;
 pub(crate) mod mount;

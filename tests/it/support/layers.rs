@@ -13,6 +13,10 @@ use super::image::{OCI_GZIP, OCI_TAR, OCI_ZSTD};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
+/// What a layer is called that is encrypted.
+pub(crate) const OCI_ENCRYPTED: &str =
+    "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
+
 const BLOCK: usize = 512;
 
 /// When everything was modified that does not say when.

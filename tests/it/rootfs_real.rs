@@ -1,0 +1,1 @@
+//! Real images, compared with what umoci unpacks.
