@@ -79,6 +79,9 @@ const GONE: &str = "gone";
 /// these are few.
 const FEED_BLOCKS: u32 = 4;
 
+/// Reads of derived content that are under way at once: each holds some of it in memory.
+const DERIVED_AT_ONCE: usize = 4;
+
 /// What is evicted at once, in blocks, as long as the cache is large enough.
 const EXTENT_BLOCKS: u64 = 32;
 
@@ -174,6 +177,8 @@ struct Core {
     observer: Arc<dyn Observer>,
     runtime: Handle,
     slots: Arc<Slots>,
+    /// For what is derived: that waits for requests, which must not have to wait for it.
+    derived_slots: Arc<Slots>,
     /// Requests that are under way.
     fetching: AtomicUsize,
     /// Names for what is to be removed, and numbers of handles.
@@ -211,6 +216,7 @@ impl Cache {
             observer: config.observer,
             runtime,
             slots: Slots::new(config.max_requests),
+            derived_slots: Slots::new(DERIVED_AT_ONCE),
             fetching: AtomicUsize::new(0),
             gone: AtomicU64::new(0),
             origins: AtomicUsize::new(1),
@@ -234,14 +240,37 @@ impl Cache {
         repositories: Vec<Repository>,
         blob: &Descriptor,
     ) -> CachedBlob {
+        self.handle(source, repositories, blob, false)
+    }
+
+    /// A handle for reading what `source` makes of other content, and has checked before it gives
+    /// it: so nothing is hashed and nothing held back. It is known by the digest of `content`,
+    /// which has to be one of its own, whatever it is the digest of.
+    pub fn derived<B: Blobs>(
+        &self,
+        source: &Arc<B>,
+        repository: Repository,
+        content: &Descriptor,
+    ) -> CachedBlob {
+        self.handle(source, vec![repository], content, true)
+    }
+
+    fn handle<B: Blobs>(
+        &self,
+        source: &Arc<B>,
+        repositories: Vec<Repository>,
+        blob: &Descriptor,
+        is_derived: bool,
+    ) -> CachedBlob {
         let core = &self.core;
         let key = Key { digest: blob.digest, size: blob.size };
-        core.enter(&key);
+        core.enter(&key, is_derived);
         let origin = Source {
             id: core.origins.fetch_add(1, Ordering::Relaxed),
             source: source.clone(),
             repositories,
             blob: blob.clone(),
+            is_derived,
         };
         CachedBlob::new(core.clone(), key, Arc::new(origin))
     }
@@ -268,7 +297,7 @@ impl Core {
     }
 
     /// Counts one more handle of a blob, which may be new.
-    fn enter(&self, key: &Key) {
+    fn enter(&self, key: &Key, is_derived: bool) {
         let mut state = self.lock();
         let state = &mut *state;
         if !state.blobs.contains_key(key) {
@@ -279,7 +308,15 @@ impl Core {
         }
         if let Some(blob) = state.blobs.get_mut(key) {
             blob.handles += 1;
+            if is_derived {
+                blob.set_derived();
+            }
         }
+    }
+
+    /// Where requests for a blob get their places.
+    fn slots(&self, is_derived: bool) -> &Arc<Slots> {
+        if is_derived { &self.derived_slots } else { &self.slots }
     }
 
     /// Whether a new blob may have files: of several sizes of a digest one can be right.

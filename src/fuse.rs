@@ -12,6 +12,7 @@ mod files;
 use std::{
     ffi::OsStr,
     io,
+    os::unix::ffi::OsStrExt,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -29,6 +30,7 @@ use errno::errno;
 use files::Files;
 
 use crate::{
+    layer::Kind,
     tree::{Attachments, Blobs, Names},
     view::{Attributes, Entry, Found, Handle, Listing, Question, View, ViewError},
 };
@@ -47,6 +49,8 @@ pub const SUBTYPE: &str = "imgfs";
 pub struct MountOptions {
     /// Who is shown as the owner of everything: user and group.
     pub owner: (u32, u32),
+    /// Who is shown as the owner of what is inside images, if not those that they say.
+    pub inside_owner: (Option<u32>, Option<u32>),
     /// Whether other users may look at it.
     pub allow_other: bool,
     /// After this time a request that waits for a registry fails.
@@ -91,15 +95,22 @@ pub fn mount<S: Names + Blobs + Attachments>(
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::RO,
-        MountOption::NoDev,
-        MountOption::NoSuid,
         MountOption::NoAtime,
         MountOption::DefaultPermissions,
         MountOption::FSName(options.source.clone()),
         // `Subtype` would be for helpers only; the kernel knows it, too.
         MountOption::CUSTOM(format!("subtype={SUBTYPE}")),
     ];
-    let other = options.other.iter().cloned();
+    // What an image says of devices and of set-uid is to be seen, and not to be obeyed unless
+    // somebody asks for that.
+    let has = |name: &str| options.other.iter().any(|option| option == name);
+    config.mount_options.push(if has("dev") { MountOption::Dev } else { MountOption::NoDev });
+    config.mount_options.push(if has("suid") { MountOption::Suid } else { MountOption::NoSuid });
+    let other = options
+        .other
+        .iter()
+        .filter(|o| !["dev", "suid", "nodev", "nosuid"].contains(&o.as_str()))
+        .cloned();
     config.mount_options.extend(other.map(MountOption::CUSTOM));
     if options.allow_other {
         config.acl = SessionACL::All;
@@ -173,9 +184,17 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
             Ok(seconds) => UNIX_EPOCH + Duration::from_secs(seconds) + nanoseconds,
             Err(_) => UNIX_EPOCH - Duration::from_secs(seconds.unsigned_abs()) + nanoseconds,
         };
-        let (kind, perm, nlink) = match attributes.is_directory {
-            true => (FileType::Directory, 0o755, 2),
-            false => (FileType::RegularFile, 0o644, 1),
+        let kind = file_type(attributes.kind);
+        let (own_uid, own_gid) = self.options.owner;
+        let (perm, nlink, uid, gid, rdev) = match (&attributes.inside, kind) {
+            (Some(inside), _) => {
+                let (all_uid, all_gid) = self.options.inside_owner;
+                let (uid, gid) = (all_uid.unwrap_or(inside.uid), all_gid.unwrap_or(inside.gid));
+                (inside.mode, inside.links, uid, gid, device_number(inside.device))
+            }
+            (None, FileType::Directory) => (0o755, 2, own_uid, own_gid, 0),
+            (None, FileType::Symlink) => (0o777, 1, own_uid, own_gid, 0),
+            (None, _) => (0o644, 1, own_uid, own_gid, 0),
         };
         FileAttr {
             ino: INodeNo(attributes.ino),
@@ -188,9 +207,9 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
             kind,
             perm,
             nlink,
-            uid: self.options.owner.0,
-            gid: self.options.owner.1,
-            rdev: 0,
+            uid,
+            gid,
+            rdev,
             blksize: BLOCK as u32,
             flags: 0,
         }
@@ -202,8 +221,7 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
 
     /// That a name is not there, and that the kernel may remember it.
     fn absent(&self, reply: ReplyEntry, ttl: Duration) {
-        let nothing = Attributes { ino: 0, is_directory: false, size: 0, mtime: (0, 0) };
-        reply.entry(&ttl, &self.attr(&nothing), Generation(0));
+        reply.entry(&ttl, &self.attr(&Attributes::none()), Generation(0));
     }
 
     fn found(&self, reply: ReplyEntry, found: &Found) {
@@ -216,8 +234,12 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
     }
 
     async fn find_out(&self, question: Question, reply: ReplyEntry) {
-        let what = format!("looking up {}", question.name());
-        match self.in_time(&what, self.view.find_out(&question)).await {
+        let found = self.view.find_out(&question);
+        let found = match question.ends_by_itself() {
+            true => found.await.map_err(|error| self.failed(&error)),
+            false => self.in_time(&question.doing(), found).await,
+        };
+        match found {
             Ok(found) => self.found(reply, &found),
             Err(errno) => reply.error(errno),
         }
@@ -232,20 +254,30 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
         &self,
         listing: &Listing,
         offset: u64,
-        mut add: impl FnMut(u64, &str, Line) -> Result<bool, ViewError>,
+        mut add: impl FnMut(u64, &OsStr, Line) -> Result<bool, ViewError>,
     ) -> Result<(), ViewError> {
-        let dots = [(".", Line::Dot(listing.ino)), ("..", Line::Dot(listing.parent))];
-        let entries = listing.entries.iter().enumerate();
-        let entries = entries.map(|(at, (name, is_directory))| {
-            (name.as_str(), Line::Entry { at, is_directory: *is_directory })
-        });
+        let dots = [(".", listing.ino), ("..", listing.parent)];
+        let dots = dots.map(|(name, ino)| (OsStr::new(name), Line::Dot(ino)));
+        // What has been listed before is not looked at again.
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (at, (name, line)) in dots.into_iter().chain(entries).enumerate().skip(skip) {
-            if add(at as u64 + 1, name, line)? {
+        let entries = (skip.saturating_sub(dots.len())..listing.len()).filter_map(|at| {
+            let (name, kind) = listing.entry(at)?;
+            Some((name, Line::Entry { at, kind }))
+        });
+        for ((name, line), at) in dots.into_iter().skip(skip).chain(entries).zip(offset..) {
+            if add(at + 1, name, line)? {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn listing(&self, listing: Listing, reply: ReplyOpen) {
+        let mut flags = FopenFlags::FOPEN_CACHE_DIR;
+        if listing.unchanged {
+            flags |= FopenFlags::FOPEN_KEEP_CACHE;
+        }
+        reply.opened(FileHandle(self.files.open_directory(listing)), flags);
     }
 }
 
@@ -254,7 +286,24 @@ enum Line {
     /// The directory with this number, which has no name of its own here.
     Dot(u64),
     /// The entry of the listing.
-    Entry { at: usize, is_directory: bool },
+    Entry { at: usize, kind: Kind },
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File | Kind::Link => FileType::RegularFile,
+        Kind::Dir => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Char => FileType::CharDevice,
+        Kind::Block => FileType::BlockDevice,
+        Kind::Fifo => FileType::NamedPipe,
+    }
+}
+
+/// The number of a device as the kernel takes it from a file system: 12 bits of major and 20 of
+/// minor number, the latter in two parts.
+fn device_number((major, minor): (u16, u32)) -> u32 {
+    (minor & 0xff) | u32::from(major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
 }
 
 impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
@@ -333,7 +382,11 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
                 let shared = self.shared.clone();
                 self.runtime.spawn(async move {
                     let read = async { Ok(handle.read(offset, length).await?) };
-                    match shared.in_time(&handle.reading(), read).await {
+                    let read = match handle.ends_by_itself() {
+                        true => read.await.map_err(|error| shared.failed(&error)),
+                        false => shared.in_time(&handle.reading(), read).await,
+                    };
+                    match read {
                         Ok(content) => reply.data(&content),
                         Err(errno) => reply.error(errno),
                     }
@@ -361,14 +414,24 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
         reply.error(Errno::ENOSYS);
     }
 
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.shared.view.link_target(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(self.shared.failed(&error)),
+        }
+    }
+
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.shared.view.list(ino.0) {
-            Ok(listing) => {
-                let mut flags = FopenFlags::FOPEN_CACHE_DIR;
-                if listing.unchanged {
-                    flags |= FopenFlags::FOPEN_KEEP_CACHE;
-                }
-                reply.opened(FileHandle(self.shared.files.open_directory(listing)), flags);
+        match self.shared.view.list_now(ino.0) {
+            Ok(Some(listing)) => self.shared.listing(listing, reply),
+            Ok(None) => {
+                let shared = self.shared.clone();
+                self.runtime.spawn(async move {
+                    match shared.view.list(ino.0).await {
+                        Ok(listing) => shared.listing(listing, reply),
+                        Err(error) => reply.error(shared.failed(&error)),
+                    }
+                });
             }
             Err(error) => reply.error(self.shared.failed(&error)),
         }
@@ -387,14 +450,11 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
             return reply.error(Errno::EBADF);
         };
         let listed = shared.listed(&listing, offset, |next, name, line| {
-            let (ino, is_directory) = match line {
-                Line::Dot(ino) => (ino, true),
-                Line::Entry { is_directory, .. } => {
-                    (shared.view.number_of(&listing, name), is_directory)
-                }
+            let (ino, kind) = match line {
+                Line::Dot(ino) => (ino, Kind::Dir),
+                Line::Entry { at, kind } => (shared.view.number_of(&listing, at), kind),
             };
-            let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
-            Ok(reply.add(INodeNo(ino), next, kind, name))
+            Ok(reply.add(INodeNo(ino), next, file_type(kind), name))
         });
         match listed {
             Ok(()) => reply.ok(),
@@ -416,10 +476,7 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
         };
         let listed = shared.listed(&listing, offset, |next, name, line| {
             let entry = match line {
-                Line::Dot(ino) => {
-                    let attributes = Attributes { ino, is_directory: true, size: 0, mtime: (0, 0) };
-                    Entry { attributes, ttl: Duration::ZERO }
-                }
+                Line::Dot(ino) => Entry { attributes: Attributes::dot(ino), ttl: Duration::ZERO },
                 Line::Entry { at, .. } => match shared.view.listed(&listing, at)? {
                     Some(entry) => entry,
                     // It has gone since the directory was opened.
@@ -463,12 +520,34 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
         );
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        // There are none, so the kernel need not ask again.
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.shared.view.xattrs(ino.0) {
+            Ok(all) => match all.iter().find(|(known, _)| known == name.as_bytes()) {
+                Some((_, value)) => xattr(value, size, reply),
+                None => reply.error(Errno::NO_XATTR),
+            },
+            Err(error) => reply.error(self.shared.failed(&error)),
+        }
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.shared.view.xattrs(ino.0) {
+            Ok(all) => {
+                let names: Vec<u8> =
+                    all.into_iter().flat_map(|(name, _)| name.into_iter().chain([0])).collect();
+                xattr(&names, size, reply);
+            }
+            Err(error) => reply.error(self.shared.failed(&error)),
+        }
+    }
+}
+
+/// Answers with `content`, or with its length if that is what was asked for.
+fn xattr(content: &[u8], size: u32, reply: ReplyXattr) {
+    let Ok(length) = u32::try_from(content.len()) else { return reply.error(Errno::E2BIG) };
+    match size {
+        0 => reply.size(length),
+        size if length > size => reply.error(Errno::ERANGE),
+        _ => reply.data(content),
     }
 }

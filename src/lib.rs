@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `cli` (in the binary) | arguments, output, exit statuses |
 //! | [`task`] | KubeKey's tasks: what to transfer, under which names, in which order |
+//! | [`rootfs`] | images from the inside: their files, read where they are |
 //! | [`transfer`] | what to copy from one tree to another, in which order, and how it went |
 //! | [`cache`] | parts of blobs that are read through a mount |
 //! | [`layer`] | what is inside the blobs of layers |
@@ -19,6 +20,7 @@ pub mod fuse;
 pub mod image;
 pub mod layer;
 mod lock;
+pub mod rootfs;
 pub mod task;
 pub mod template;
 pub mod transfer;

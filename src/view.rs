@@ -11,6 +11,7 @@
 
 mod catalogue;
 mod handle;
+mod inside;
 mod listing;
 mod names;
 mod table;
@@ -39,13 +40,16 @@ pub use listing::Listing;
 pub use table::ROOT;
 
 use catalogue::Catalogue;
+use inside::Inside;
 use names::{Form, form};
 use table::{Kind, Table};
 
 use crate::{
     cache::Cache,
-    image::{Digest, Manifest, Reference},
+    image::{Digest, Manifest, Platform, Reference},
+    layer::Kind as FileKind,
     lock::locked,
+    rootfs::{Images, Sources},
     transfer::{self, Options, Route, Status},
     tree::{
         self, Attachments, Blobs, Error, Names,
@@ -66,6 +70,10 @@ pub struct Settings {
     pub options: Options,
     /// After this time a tag is looked up again.
     pub tag_ttl: Duration,
+    /// The platform that is shown where only one can be.
+    pub platform: Platform,
+    /// A layer of which nothing comes for so long is given up.
+    pub patience: Duration,
 }
 
 /// What an inode looks like.
@@ -73,12 +81,54 @@ pub struct Settings {
 pub struct Attributes {
     /// Its number.
     pub ino: u64,
-    /// Whether it is a directory.
-    pub is_directory: bool,
+    /// What it is; never a hard link.
+    pub kind: FileKind,
     /// Its size in bytes.
     pub size: u64,
     /// When it was changed, in seconds and nanoseconds since 1970.
     pub mtime: (i64, u32),
+    /// What an image says of a file in it.
+    pub inside: Option<InsideAttributes>,
+}
+
+/// What an image says of a file in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InsideAttributes {
+    /// Permissions, with set-uid, set-gid and sticky.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names that it has.
+    pub links: u32,
+    /// Major and minor number of a device.
+    pub device: (u16, u32),
+}
+
+impl Attributes {
+    fn directory(ino: u64, mtime: (i64, u32)) -> Self {
+        Self { ino, kind: FileKind::Dir, size: 0, mtime, inside: None }
+    }
+
+    fn file(ino: u64, size: u64, mtime: (i64, u32)) -> Self {
+        Self { ino, kind: FileKind::File, size, mtime, inside: None }
+    }
+
+    fn symlink(ino: u64, size: u64) -> Self {
+        let mtime = published_time(None);
+        Self { ino, kind: FileKind::Symlink, size, mtime, inside: None }
+    }
+
+    /// Those of nothing.
+    pub fn none() -> Self {
+        Self::file(0, 0, (0, 0))
+    }
+
+    /// Those of the directory `ino`, as far as that matters where it is listed in itself.
+    pub fn dot(ino: u64) -> Self {
+        Self::directory(ino, (0, 0))
+    }
 }
 
 /// What a name leads to.
@@ -101,17 +151,34 @@ pub enum Found {
     Ask(Question),
 }
 
-/// A name whose meaning only a registry can tell.
+/// A name whose meaning takes time to find out.
 #[derive(Clone, Debug)]
 pub struct Question {
     path: String,
-    name: Reference,
+    about: About,
+}
+
+/// What has to be found out.
+#[derive(Clone, Debug)]
+enum About {
+    /// What a registry has under this name.
+    Name(Reference),
+    /// What is inside an image.
+    Inside(inside::Wanted),
 }
 
 impl Question {
-    /// The name that is to be looked up.
-    pub fn name(&self) -> &Reference {
-        &self.name
+    /// What finding it out is called.
+    pub fn doing(&self) -> String {
+        match &self.about {
+            About::Name(name) => format!("looking up {name}"),
+            About::Inside(_) => format!("looking up {}", self.path),
+        }
+    }
+
+    /// Whether that ends by itself when nothing comes, however long it takes.
+    pub fn ends_by_itself(&self) -> bool {
+        matches!(self.about, About::Inside(_))
     }
 }
 
@@ -145,9 +212,11 @@ pub struct View<S: Blobs> {
     table: Mutex<Table>,
     catalogue: Mutex<Catalogue>,
     /// What each directory looked like when it was last listed.
-    listed: Mutex<HashMap<u64, (i128, u64)>>,
+    listed: Mutex<HashMap<u64, Option<(i128, u64)>>>,
     /// Names that are being looked up.
     resolving: Mutex<HashMap<Reference, Resolution>>,
+    /// `None` if there is no cache to read with.
+    inside: Option<Inside<S>>,
 }
 
 impl<S: Names + Blobs + Attachments> View<S> {
@@ -159,7 +228,13 @@ impl<S: Names + Blobs + Attachments> View<S> {
         cache: Option<Cache>,
         settings: Settings,
     ) -> Arc<Self> {
+        let inside = cache.clone().map(|cache| {
+            let (dir, remote) = (dir.clone(), source.clone());
+            let images = Images::new(Sources { dir, remote, cache, patience: settings.patience });
+            Inside::new(images, &settings)
+        });
         Arc::new(Self {
+            inside,
             dir,
             source,
             cache,
@@ -261,6 +336,9 @@ impl<S: Names + Blobs + Attachments> View<S> {
 
     /// What `name` in the directory `parent` leads to.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Found, ViewError> {
+        if let Some((tree, node)) = self.in_tree(parent) {
+            return self.lookup_in_tree(tree, node, name);
+        }
         let above = self.path_of(parent)?;
         // What is not UTF-8 is nothing that a registry has; in the images_dir it is nobody's.
         let Some(name) = name.to_str() else { return Ok(Found::Absent(ABSENT)) };
@@ -276,8 +354,10 @@ impl<S: Names + Blobs + Attachments> View<S> {
 
     fn look(&self, path: &str) -> Result<Found, ViewError> {
         let form = form(path);
-        if form == Form::Own {
-            return Ok(Found::Absent(ABSENT));
+        match form {
+            Form::Own => return Ok(Found::Absent(ABSENT)),
+            Form::Inside => return self.look_inside(path),
+            _ => {}
         }
         if let Some(entry) = self.local(path, &form)? {
             return Ok(Found::Entry(entry));
@@ -298,16 +378,23 @@ impl<S: Names + Blobs + Attachments> View<S> {
                     Some((manifest, is_old)) if !is_old || self.source.is_none() => {
                         Ok(Found::Entry(self.manifest(path, &name, &manifest)))
                     }
-                    _ => Ok(Found::Ask(Question { path: path.to_owned(), name })),
+                    _ => {
+                        let about = About::Name(name);
+                        Ok(Found::Ask(Question { path: path.to_owned(), about }))
+                    }
                 }
             }
-            Form::Other | Form::Own => Ok(Found::Absent(ABSENT)),
+            Form::Other | Form::Own | Form::Inside => Ok(Found::Absent(ABSENT)),
         }
     }
 
-    /// Asks a registry, and answers the lookup again.
+    /// Finds out what it takes, and answers the lookup again.
     pub async fn find_out(self: &Arc<Self>, question: &Question) -> Result<Found, ViewError> {
-        match self.resolve(&question.name).await {
+        let name = match &question.about {
+            About::Name(name) => name,
+            About::Inside(wanted) => return self.find_out_inside(&question.path, wanted).await,
+        };
+        match self.resolve(name).await {
             Err(ViewError::Tree(error)) if error.is_not_found() => {
                 return Ok(Found::Absent(ABSENT));
             }
@@ -315,18 +402,22 @@ impl<S: Names + Blobs + Attachments> View<S> {
         }
         match self.look(&question.path)? {
             // The time for which it holds is over before it could be told.
-            Found::Ask(question) => {
-                let known =
-                    locked(&self.catalogue).manifest(&question.name).map(|(m, _)| m.clone());
-                Ok(match known {
-                    Some(manifest) => {
-                        Found::Entry(self.manifest(&question.path, &question.name, &manifest))
-                    }
-                    None => Found::Absent(ABSENT),
-                })
-            }
+            Found::Ask(question) => Ok(match self.known_by_name(&question) {
+                Some((name, manifest)) => {
+                    Found::Entry(self.manifest(&question.path, &name, &manifest))
+                }
+                None => Found::Absent(ABSENT),
+            }),
             found => Ok(found),
         }
+    }
+
+    /// What was found out the last time, though that may not hold any more.
+    fn known_by_name(&self, question: &Question) -> Option<(Reference, Manifest)> {
+        let About::Name(name) = &question.about else { return None };
+        let catalogue = locked(&self.catalogue);
+        let (manifest, _) = catalogue.manifest(name)?;
+        Some((name.clone(), manifest.clone()))
     }
 
     fn path_of(&self, ino: u64) -> Result<Box<str>, ViewError> {
@@ -377,7 +468,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
             true => (self.tell(path, &[], Kind::Local), FOR_GOOD),
             false => (self.tell(path, &stamp(size, mtime), Kind::LocalTag), self.settings.tag_ttl),
         };
-        Entry { attributes: Attributes { ino, is_directory: false, size, mtime }, ttl }
+        Entry { attributes: Attributes::file(ino, size, mtime), ttl }
     }
 
     fn tell(&self, path: &str, content: &[u8], kind: Kind) -> u64 {
@@ -389,14 +480,13 @@ impl<S: Names + Blobs + Attachments> View<S> {
 
     fn directory(&self, path: &str) -> Entry {
         let ino = self.tell(path, &[], Kind::Directory);
-        let attributes =
-            Attributes { ino, is_directory: true, size: 0, mtime: published_time(None) };
+        let attributes = Attributes::directory(ino, published_time(None));
         Entry { attributes, ttl: FOR_GOOD }
     }
 
     fn blob(&self, path: &str, digest: Digest, size: u64) -> Entry {
         let ino = self.tell(path, &[], Kind::Blob(digest));
-        let attributes = Attributes { ino, is_directory: false, size, mtime: published_time(None) };
+        let attributes = Attributes::file(ino, size, published_time(None));
         Entry { attributes, ttl: FOR_GOOD }
     }
 
@@ -407,27 +497,34 @@ impl<S: Names + Blobs + Attachments> View<S> {
         let ino = self.tell(path, content, Kind::Manifest(digest));
         let mtime = published_time(is_tag.then_some(&digest));
         let size = manifest.bytes().len() as u64;
-        let attributes = Attributes { ino, is_directory: false, size, mtime };
+        let attributes = Attributes::file(ino, size, mtime);
         let ttl = if is_tag { self.settings.tag_ttl } else { FOR_GOOD };
         Entry { attributes, ttl }
     }
 
     /// The kernel forgets so many times that it was told of `ino`.
     pub fn forget(&self, ino: u64, times: u64) {
-        locked(&self.table).forgotten(ino, times);
+        // Those in trees are not counted: they can be found again at any time.
+        if !inside::is_in_tree(ino) {
+            locked(&self.table).forgotten(ino, times);
+        }
     }
 
     /// What an inode looks like that the kernel knows.
     pub fn attributes(&self, ino: u64) -> Result<Entry, ViewError> {
+        if let Some((tree, node)) = self.in_tree(ino) {
+            return Ok(self.attributes_in_tree(tree, node));
+        }
         let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
-        let of_file = |size, mtime| Attributes { ino, is_directory: false, size, mtime };
+        let of_file = |size, mtime| Attributes::file(ino, size, mtime);
         let mut ttl = FOR_GOOD;
         let attributes = match node.kind {
             Kind::Directory => {
                 let local = fs::metadata(self.local_path(&node.path)).ok().filter(Metadata::is_dir);
                 let mtime = local.as_ref().map_or_else(|| published_time(None), mtime_of);
-                Attributes { ino, is_directory: true, size: 0, mtime }
+                Attributes::directory(ino, mtime)
             }
+            Kind::Inside => return self.attributes_inside(ino, &node.path),
             Kind::Unknown => {
                 ttl = Duration::ZERO;
                 of_file(0, published_time(None))
@@ -477,11 +574,15 @@ impl<S: Names + Blobs + Attachments> View<S> {
 
     /// Opens the file `ino`, if that takes no time. `None` if a blob has to be hashed first.
     pub fn open_now(&self, ino: u64) -> Result<Option<Handle>, ViewError> {
+        if let Some((tree, node)) = self.in_tree(ino) {
+            return self.open_in_tree(tree, node).map(Some);
+        }
         let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
         match node.kind {
             Kind::Directory => Err(ViewError::Wrong(io::ErrorKind::IsADirectory)),
             // Looking it up, which comes before opening, makes something else of it.
             Kind::Unknown => Err(ViewError::Stale),
+            Kind::Inside => self.open_inside(&node.path).map(Some),
             Kind::Local if matches!(form(&node.path), Form::Blob(_)) => Ok(None),
             Kind::Local | Kind::LocalTag => {
                 let path = self.local_path(&node.path);

@@ -260,6 +260,9 @@ impl Core {
         new.lent = blob.lent;
         new.origin = blob.origin.take();
         new.ignores_ranges = blob.ignores_ranges;
+        if blob.is_derived {
+            new.set_derived();
+        }
         new.windows = std::mem::take(&mut blob.windows);
         // Readers look again.
         blob.stop_jobs();

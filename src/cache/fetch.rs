@@ -51,6 +51,7 @@ pub(super) struct Source<B> {
     pub source: Arc<B>,
     pub repositories: Vec<Repository>,
     pub blob: Descriptor,
+    pub is_derived: bool,
 }
 
 impl<B: Blobs> Origin for Source<B> {
@@ -105,10 +106,11 @@ pub(super) enum Arrival {
 impl<B: Blobs> Source<B> {
     /// Ends well also when it is stopped.
     async fn run(&self, core: &Arc<Core>, key: &Key, job: &Job) -> Result<()> {
+        let slots = core.slots(self.is_derived);
         let mut slot = tokio::select! {
             biased;
             () = job.stop.notified() => return Ok(()),
-            slot = core.slots.acquire(job.id, job.urgent) => Some(slot),
+            slot = slots.acquire(job.id, job.urgent) => Some(slot),
         };
         let mut block = job.range.start;
         let Some(mut stream) = self.open(core, key, job, &mut block).await? else {
@@ -131,7 +133,7 @@ impl<B: Blobs> Source<B> {
                 }
             }
             if slot.is_none() {
-                slot = Some(core.slots.acquire(job.id, true).await);
+                slot = Some(slots.acquire(job.id, true).await);
             }
             let piece = tokio::select! {
                 biased;
@@ -142,7 +144,7 @@ impl<B: Blobs> Source<B> {
                 let reason = format!("it ended at block {block} of {end}");
                 return Err(self.error(key, Kind::Interrupted(reason)));
             };
-            core.lock().counts.fetched_bytes += piece.len() as u64;
+            self.count(core, 0, piece.len());
             while !piece.is_empty() {
                 if block >= end {
                     let found = u64::from(end) * BLOCK_BYTES + piece.len() as u64;
@@ -189,7 +191,7 @@ impl<B: Blobs> Source<B> {
         for repository in &self.repositories {
             let range = bytes(&job.range);
             let is_part = range != all;
-            core.lock().counts.requests += 1;
+            self.count(core, 1, 0);
             let opened = tokio::select! {
                 biased;
                 () = job.stop.notified() => return Ok(None),
@@ -202,7 +204,7 @@ impl<B: Blobs> Source<B> {
                         return Ok(None);
                     }
                     *block = 0;
-                    core.lock().counts.requests += 1;
+                    self.count(core, 1, 0);
                     return tokio::select! {
                         biased;
                         () = job.stop.notified() => Ok(None),
@@ -217,6 +219,15 @@ impl<B: Blobs> Source<B> {
         let nowhere =
             || self.error(key, Kind::NotFound("no repository is known to have it".into()));
         Err(refusal.unwrap_or_else(nowhere))
+    }
+
+    /// Counts what comes from elsewhere.
+    fn count(&self, core: &Core, requests: u64, bytes: usize) {
+        if !self.is_derived {
+            let counts = &mut core.lock().counts;
+            counts.requests += requests;
+            counts.fetched_bytes += bytes as u64;
+        }
     }
 
     fn error(&self, key: &Key, kind: Kind) -> Error {
@@ -307,7 +318,7 @@ impl Core {
         let prefix = &mut blob.prefix;
         // With what is being hashed itself.
         let fed = prefix.feed.len() as u32 + u32::from(prefix.hasher.is_none());
-        if block == prefix.to + fed && fed < feed_blocks {
+        if !blob.is_derived && block == prefix.to + fed && fed < feed_blocks {
             prefix.feed.push_back(bytes.clone());
         }
         blob.give(block, &bytes);

@@ -49,10 +49,16 @@ impl Core {
         let readers = self.fetching.load(Ordering::Relaxed).div_ceil(REQUESTS_AHEAD).max(1);
         let share = self.limit_bytes / AHEAD_PART / readers as u64;
         let blocks = self.max_window_bytes.min(share) / BLOCK_BYTES;
-        u32::try_from(blocks).unwrap_or(u32::MAX).max(self.first_blocks())
+        u32::try_from(blocks).unwrap_or(u32::MAX).max(self.first_window())
     }
 
-    fn first_blocks(&self) -> u32 {
+    /// Blocks that are asked for at first. What is derived comes from larger pieces, which are kept
+    /// for a while; so there is nothing to be won by asking for more than is read.
+    fn first_blocks(&self, blob: &Blob) -> u32 {
+        if blob.is_derived { 1 } else { self.first_window() }
+    }
+
+    fn first_window(&self) -> u32 {
         u32::try_from(self.first_window_bytes / BLOCK_BYTES).unwrap_or(u32::MAX).max(1)
     }
 
@@ -73,7 +79,7 @@ impl Core {
         let Some(blob) = blobs.get_mut(key) else { return };
         let blocks = Blob::blocks_of(range);
         let mut windows = mem::take(&mut blob.windows);
-        let first = self.first_blocks().min(max);
+        let first = self.first_blocks(blob).min(max);
         let window = windows.note(range.start, range.end, blocks.start, first);
         let mut plans = Vec::new();
         let mut at = blocks.start;
@@ -136,7 +142,7 @@ impl Core {
                 // They look again when nobody answers.
                 blob.waiters.remove(&block);
             } else if !blob.is_coming(block) && !plans.iter().any(|p| p.range.contains(&block)) {
-                let limit = block.saturating_add(self.first_blocks());
+                let limit = block.saturating_add(self.first_blocks(blob));
                 let end = blob.missing_run(block, limit, memory);
                 plans.push(Plan { range: block..end, window: 0, urgent: true, for_last: false });
             }

@@ -112,6 +112,12 @@ impl CachedBlob {
         blob.mismatch.clone().filter(|_| blob.mismatches != mismatches)
     }
 
+    /// Forgets what is here of it, because somebody has found out that it is wrong.
+    pub fn discard(&self) {
+        let Handle { core, key, .. } = &*self.handle;
+        core.reset(&mut core.lock(), key, Place::New);
+    }
+
     /// Whether all of it is here and has been verified.
     pub fn is_whole(&self) -> bool {
         let state = self.handle.core.lock();
@@ -310,7 +316,7 @@ impl Handle {
             !running.job.urgent && blob.waiters.range(running.next..running.end).next().is_some()
         });
         for running in urgent {
-            core.slots.promote(running.job.id);
+            core.slots(blob.is_derived).promote(running.job.id);
         }
         if state.warned {
             core.store_late(state, key, blocks.clone());

@@ -191,6 +191,8 @@ pub(super) struct Blob {
     pub prefix: Prefix,
     /// The digest of all blocks, one after the other, has been right.
     pub verified: bool,
+    /// Whoever gives the content has checked it.
+    pub is_derived: bool,
     pub sealing: bool,
     pub ignores_ranges: bool,
     /// No read-ahead until then: the source has failed.
@@ -267,6 +269,7 @@ impl Blob {
             windows: Windows::default(),
             prefix: Prefix::new(key),
             verified: false,
+            is_derived: false,
             sealing: false,
             ignores_ranges: false,
             quiet_until: None,
@@ -276,6 +279,12 @@ impl Blob {
             handles: 0,
             lent: 0,
         }
+    }
+
+    /// Notes that the content is known to be right when it comes.
+    pub(super) fn set_derived(&mut self) {
+        self.is_derived = true;
+        self.verified = true;
     }
 
     /// Bytes of a block.

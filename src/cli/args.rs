@@ -380,6 +380,9 @@ pub(crate) struct MountArgs {
     /// List this image, or those in a file with one a line; may be repeated
     #[arg(long, value_name = "FILE|IMAGE")]
     pub(crate) manifests: Vec<String>,
+    /// Show the root file system of this image, and nothing else
+    #[arg(long, value_name = "IMAGE", conflicts_with = "manifests")]
+    pub(crate) image: Option<String>,
     #[command(flatten)]
     pub(crate) selection: SelectionArgs,
     /// Show what is local, and ask no registry

@@ -12,7 +12,8 @@ use futures_util::future::join_all;
 use imgfs::{
     cache::{self, Cache, CacheConfig},
     fuse::{self, MountOptions, Unmounter},
-    image::Reference,
+    image::{Platform, PlatformFilter, Reference},
+    transfer::Options,
     tree::{
         images_dir::{ImagesDir, Linking},
         registry::Registry,
@@ -45,8 +46,12 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     }
     let ready = if args.detached { daemon::enter()? } else { Ready::foreground() };
     let images = declared(args)?;
+    let only: Option<Reference> = match &args.image {
+        Some(text) => Some(text.parse().map_err(|e| Failure::new(format!("--image: {e}")))?),
+        None => None,
+    };
     let names: Vec<String> =
-        images.iter().map(|image| image.repository().registry().to_owned()).collect();
+        images.iter().chain(&only).map(|image| image.repository().registry().to_owned()).collect();
     let config = registries::config(&args.registries, &names, output)?;
     let deadline = config.stall_timeout * 2 + config.connect_timeout;
     let root = absolute(&args.tree.images_dir)?;
@@ -54,20 +59,35 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         ImagesDir::create(&root, None, Linking::Auto)?;
     }
     let dir = ImagesDir::open(&root)?;
-    let settings = Settings { options: options(&args.selection)?, tag_ttl: args.tag_ttl };
+    let options = options(&args.selection)?;
+    let settings = Settings {
+        platform: shown_platform(&options)?,
+        options,
+        tag_ttl: args.tag_ttl,
+        patience: deadline,
+    };
     let log = log(args)?;
     let (runtime, source) = (runtime()?, Arc::new(Registry::new(config)));
     let entered = runtime.enter();
-    let (source, cache) = match args.offline {
-        true => (None, None),
-        false => (Some(source), Some(cache(args, &dir, &log)?)),
+    let (source, cache) = match (args.offline, cache(args, &dir, &log)) {
+        (true, Ok(cache)) => (None, Some(cache)),
+        (true, Err(failure)) => {
+            log.line(&format!("images cannot be looked into: {}", failure.message));
+            (None, None)
+        }
+        (false, cache) => (Some(source), Some(cache?)),
     };
     let view = View::new(dir, source, cache, settings);
+    if let Some(image) = &only {
+        let opened = runtime.block_on(view.show_only(image));
+        opened.map_err(|e| Failure::new(format!("--image: {e}")))?;
+    }
     for image in &images {
         view.declare(image);
     }
     let options = MountOptions {
         owner: owner(args),
+        inside_owner: (args.uid, args.gid),
         allow_other: args.allow_other,
         deadline,
         passthrough: !args.no_passthrough,
@@ -92,6 +112,18 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     drop(entered);
     runtime.shutdown_timeout(GRACE);
     Ok(Outcome::Done)
+}
+
+/// The platform that is shown where only one can be: the first one that was asked for, or that of
+/// this machine.
+pub(super) fn shown_platform(options: &Options) -> Result<Platform, Failure> {
+    if let PlatformFilter::Only(wanted) = &options.platforms
+        && let Some(first) = wanted.first()
+    {
+        return Ok(first.clone());
+    }
+    let host = format!("linux/{}", std::env::consts::ARCH);
+    host.parse().map_err(|e| Failure::new(format!("{host}: {e}; give --platform")))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {

@@ -24,12 +24,14 @@ fn of_tree(error: &Error) -> Errno {
         Kind::NotFound(_) => Errno::ENOENT,
         Kind::Unauthorized(_) | Kind::Denied(_) => Errno::EACCES,
         Kind::Stalled(_) | Kind::WaitTooLong(_) => Errno::ETIMEDOUT,
+        Kind::Offline => Errno::EHOSTUNREACH,
         Kind::Io(error) => of_io(error),
         // A platform that an image does not have is not there.
         Kind::Unfit(_) => Errno::ENOENT,
         Kind::Status { .. }
         | Kind::Incomplete(_)
         | Kind::Damaged(_)
+        | Kind::Layer(_)
         | Kind::Connect(_)
         | Kind::Tls(_)
         | Kind::Interrupted(_)

@@ -205,6 +205,18 @@ impl Rootfs {
         self.range(dir).map(|number| (self.name(Node(number)), Node(number)))
     }
 
+    /// How many entries a directory has.
+    pub fn entry_count(&self, dir: Node) -> u32 {
+        self.row(dir).count
+    }
+
+    /// The entry of a directory that is at this place, by name and from 0.
+    pub fn entry_at(&self, dir: Node, at: u32) -> Option<(&[u8], Node)> {
+        let row = self.row(dir);
+        let node = Node(row.first.checked_add(at).filter(|_| at < row.count)?);
+        Some((self.name(node), node))
+    }
+
     /// The directory that a node is in; the root is in itself.
     pub fn parent(&self, node: Node) -> Node {
         Node(self.row(node).parent)

@@ -84,6 +84,12 @@ pub enum Kind {
     /// A file of an images_dir is not what its name says.
     #[error("{0}")]
     Damaged(Box<Kind>),
+    /// It is not local, and the network is not to be used.
+    #[error("it is not local, and imgfs is offline")]
+    Offline,
+    /// What is inside a layer cannot be read.
+    #[error("{0}")]
+    Layer(String),
     /// A manifest cannot be read.
     #[error("{0}")]
     Manifest(#[from] ManifestError),

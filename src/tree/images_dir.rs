@@ -12,6 +12,7 @@
 //!     scratch/                                            manifests on their way
 //!     locks/                                              empty files to lock
 //!     cache/                                              what a mount has fetched ([`cached`])
+//!     inside/                                             what has been found inside images
 //! ```
 //!
 //! All generations that KubeKey has written are read, mixed in one tree if need be; see
@@ -73,6 +74,7 @@ const PARTIAL: &str = "partial";
 const SCRATCH: &str = "scratch";
 const LOCKS: &str = "locks";
 const CACHE: &str = "cache";
+const INSIDE: &str = "inside";
 
 /// How blobs come from another images_dir.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -244,6 +246,19 @@ impl ImagesDir {
     /// looks there; see [`cached`].
     pub fn cache_dir(&self) -> PathBuf {
         self.inner.cache_dir()
+    }
+
+    /// Where is kept what has been found out of the inside of images.
+    pub fn inside_dir(&self) -> PathBuf {
+        self.inner.state_dir().join(INSIDE)
+    }
+
+    /// The file in the place of a blob, if there is one of the right size. Nobody vouches for what
+    /// is in it.
+    pub fn unverified_file(&self, blob: Digest, size: u64) -> Option<File> {
+        let file = File::open(self.inner.blob_path(&blob)).ok()?;
+        let meta = file.metadata().ok()?;
+        (meta.is_file() && meta.len() == size).then_some(file)
     }
 
     /// Forgets that `blob` has been verified: its content has been found to be damaged since.

@@ -7,6 +7,7 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::{
     cache::CachedBlob,
+    rootfs::TreeFile,
     tree::{Error, Result, images_dir::BlobFile},
 };
 
@@ -18,8 +19,12 @@ pub enum Handle {
     Blob(Box<BlobFile>),
     /// Content that is at hand.
     Content(Bytes),
+    /// The same, of something that is not what it was a moment ago.
+    Fresh(Bytes),
     /// A blob that is read from a registry, by way of the cache.
     Remote(RemoteBlob),
+    /// A file inside an image.
+    Inside(Box<TreeFile>),
 }
 
 /// An open blob of a registry.
@@ -48,23 +53,32 @@ impl Handle {
         match self {
             Self::File(file) => Some(file),
             Self::Blob(blob) => Some(blob.file()),
-            Self::Content(_) | Self::Remote(_) => None,
+            Self::Content(_) | Self::Fresh(_) | Self::Remote(_) | Self::Inside(_) => None,
         }
     }
 
     /// Whether what is read is known to be right, and not only once the end has been read.
     pub fn is_certain(&self) -> bool {
         match self {
-            Self::File(_) | Self::Blob(_) | Self::Content(_) => true,
+            Self::File(_) | Self::Blob(_) | Self::Content(_) | Self::Inside(_) => true,
+            Self::Fresh(_) => false,
             Self::Remote(remote) => remote.blob.is_whole(),
         }
+    }
+
+    /// Whether reading ends by itself when nothing comes, however long it takes.
+    pub fn ends_by_itself(&self) -> bool {
+        matches!(self, Self::Inside(_))
     }
 
     /// What reading it is called.
     pub fn reading(&self) -> String {
         match self {
             Self::Remote(remote) => format!("reading blob {}", remote.blob.digest()),
-            Self::File(_) | Self::Blob(_) | Self::Content(_) => "reading a local file".to_owned(),
+            Self::Inside(file) => format!("reading a file of layer {}", file.layer()),
+            Self::File(_) | Self::Blob(_) | Self::Content(_) | Self::Fresh(_) => {
+                "reading a local file".to_owned()
+            }
         }
     }
 
@@ -74,11 +88,12 @@ impl Handle {
         match self {
             Self::File(file) => Some(read_file(file, offset, length)),
             Self::Blob(blob) => Some(read_file(blob.file(), offset, length)),
-            Self::Content(content) => {
+            Self::Content(content) | Self::Fresh(content) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
                 let to = from.saturating_add(length).min(content.len());
                 Some(Ok(content.slice(from..to)))
             }
+            Self::Inside(file) => file.read_now(offset, length),
             Self::Remote(remote) => match remote.check() {
                 Ok(()) => remote.blob.try_read(offset, length),
                 Err(error) => Some(Err(error)),
@@ -93,6 +108,7 @@ impl Handle {
                 remote.check()?;
                 remote.blob.read(offset, length).await
             }
+            Self::Inside(file) => file.read(offset, length).await,
             _ => self.read_now(offset, length).unwrap_or_else(|| Ok(Bytes::new())),
         }
     }

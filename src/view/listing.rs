@@ -2,9 +2,10 @@
 
 use std::{
     collections::VecDeque,
+    ffi::OsStr,
     fs::{self, File},
-    os::unix::fs::MetadataExt,
-    sync::Mutex,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -12,29 +13,42 @@ use rustix::fs::{AtFlags, FileType, Stat, statat};
 
 use super::{
     Attributes, Entry, Found, View, ViewError, below,
+    inside::TreeId,
     names::{self, Form, form},
     table::Kind,
 };
 use crate::{
     image::Digest,
+    layer::{Kind as FileKind, Node},
     lock::locked,
-    tree::{Attachments, Blobs, Error, Names, images_dir::published_time},
+    rootfs::Tree,
+    tree::{self, Attachments, Blobs, Error, images_dir::published_time},
 };
 
 /// Entries that are looked at before they are asked for: about what the kernel asks for at once.
 const AHEAD: usize = 256;
 
-/// What is in a directory, by name, at one moment.
-#[derive(Debug)]
+/// What is in a directory at one moment.
 pub struct Listing {
-    /// The names with what they are, in order.
-    pub entries: Vec<(String, bool)>,
     /// The directory itself.
     pub ino: u64,
     /// The one above it.
     pub parent: u64,
     /// Whether it is what it was the last time that it was listed.
     pub unchanged: bool,
+    content: Content,
+}
+
+enum Content {
+    Names(Names),
+    /// A directory of a tree.
+    Tree(TreeId, Arc<Tree>, Node),
+}
+
+/// A directory that is known by its path.
+struct Names {
+    /// The names with what they are, in order.
+    entries: Vec<(String, FileKind)>,
     /// Its path below the root.
     path: Box<str>,
     /// The directory of the images_dir that is shown in it.
@@ -42,6 +56,15 @@ pub struct Listing {
     /// Whether a name in it that is a digest stands for what has that digest.
     holds_digests: bool,
     ahead: Mutex<Ahead>,
+}
+
+/// What is in a directory of the rest of the mount, by name.
+pub(super) struct NamesIn {
+    /// The names, and which are directories.
+    pub entries: Vec<(String, bool)>,
+    /// What it looks like, to tell whether that changes.
+    stamp: (i128, u64),
+    dir: Option<File>,
 }
 
 /// What has been found out of the entries that are going to be asked for.
@@ -66,27 +89,114 @@ impl Ahead {
     }
 }
 
-impl Listing {
+impl Names {
     fn stat(&self, name: &str) -> Option<Stat> {
         statat(self.dir.as_ref()?, name, AtFlags::empty()).ok()
     }
 
-    /// Looks at the next entries while those before them are on their way to whoever asked.
-    pub fn look_ahead(&self) {
+    fn look_ahead(&self) {
         let mut ahead = locked(&self.ahead);
         let next = ahead.from + ahead.found.len();
         let room = AHEAD.saturating_sub(ahead.found.len());
-        for (name, is_directory) in self.entries.iter().skip(next).take(room) {
-            ahead.found.push_back(if *is_directory { None } else { self.stat(name) });
+        for (name, kind) in self.entries.iter().skip(next).take(room) {
+            let stat = if *kind == FileKind::File { self.stat(name) } else { None };
+            ahead.found.push_back(stat);
         }
     }
 }
 
-impl<S: Names + Blobs + Attachments> View<S> {
-    /// What is in the directory `ino`.
-    pub fn list(&self, ino: u64) -> Result<Listing, ViewError> {
+impl Listing {
+    /// How many entries it has.
+    pub fn len(&self) -> usize {
+        match &self.content {
+            Content::Names(names) => names.entries.len(),
+            // 32 bits always fit.
+            Content::Tree(_, tree, dir) => tree.rootfs().entry_count(*dir) as usize,
+        }
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Name and kind of an entry, from 0.
+    pub fn entry(&self, at: usize) -> Option<(&OsStr, FileKind)> {
+        match &self.content {
+            Content::Names(names) => {
+                let (name, kind) = names.entries.get(at)?;
+                Some((OsStr::new(name), *kind))
+            }
+            Content::Tree(_, tree, dir) => {
+                let (name, node) = tree.rootfs().entry_at(*dir, u32::try_from(at).ok()?)?;
+                Some((OsStr::from_bytes(name), tree.rootfs().attributes(node).kind))
+            }
+        }
+    }
+
+    /// Looks at the next entries while those before them are on their way to whoever asked.
+    pub fn look_ahead(&self) {
+        if let Content::Names(names) = &self.content {
+            names.look_ahead();
+        }
+    }
+}
+
+impl<S: tree::Names + Blobs + Attachments> View<S> {
+    /// What is in the directory `ino`, if that takes no time. `None` if layers have to be looked
+    /// into first.
+    pub fn list_now(&self, ino: u64) -> Result<Option<Listing>, ViewError> {
+        match self.in_tree(ino) {
+            Some((id, node)) => {
+                Ok(self.tree(id).ok().and_then(|tree| self.list_tree(ino, id, tree, node)))
+            }
+            None => self.list_names(ino).map(Some),
+        }
+    }
+
+    /// What is in the directory `ino`, however long that takes. It ends by itself when nothing
+    /// comes.
+    pub async fn list(&self, ino: u64) -> Result<Listing, ViewError> {
+        let Some((id, node)) = self.in_tree(ino) else { return self.list_names(ino) };
+        let tree = self.made_tree(id).await?;
+        self.list_tree(ino, id, tree, node).ok_or(ViewError::Stale)
+    }
+
+    fn list_tree(&self, ino: u64, id: TreeId, tree: Arc<Tree>, node: u32) -> Option<Listing> {
+        let node = tree.rootfs().node(node)?;
+        let parent = self.entry_in_tree(id, &tree, tree.rootfs().parent(node)).attributes.ino;
+        Some(Listing { ino, parent, unchanged: true, content: Content::Tree(id, tree, node) })
+    }
+
+    fn list_names(&self, ino: u64) -> Result<Listing, ViewError> {
         let path = self.path_of(ino)?;
-        let dir = self.local_path(&path);
+        let form = form(&path);
+        let (mut entries, stamp, dir) = match form {
+            Form::Inside => (self.names_inside(&path)?, None, None),
+            _ => {
+                let found = self.names_in(&path)?;
+                let kind = |is_directory| if is_directory { FileKind::Dir } else { FileKind::File };
+                let entries = found.entries.into_iter();
+                let entries: Vec<_> = entries.map(|(name, dir)| (name, kind(dir))).collect();
+                (entries, Some(found.stamp), found.dir)
+            }
+        };
+        // What is in the images_dir stands before what is known besides.
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        entries.dedup_by(|(later, _), (first, _)| later == first);
+        let unchanged = stamp.is_some() && locked(&self.listed).insert(ino, stamp) == Some(stamp);
+        let above = path.rsplit_once('/').map_or("", |(above, _)| above);
+        let parent = locked(&self.table).number(above, &[]);
+        let anything = Digest::sha256(b"").to_string();
+        let holds_digests =
+            matches!(names::form(&below(&path, &anything)), Form::Blob(_) | Form::Manifest(_));
+        let content = Names { entries, path, dir, holds_digests, ahead: Mutex::default() };
+        Ok(Listing { ino, parent, unchanged, content: Content::Names(content) })
+    }
+
+    /// What is in the directory `path` of the images_dir, and what is known besides; in no order.
+    pub(super) fn names_in(&self, path: &str) -> Result<NamesIn, ViewError> {
+        let dir = self.local_path(path);
         let mut entries: Vec<(String, bool)> = Vec::new();
         let mut opened = None;
         let stamp = match fs::metadata(&dir) {
@@ -112,56 +222,48 @@ impl<S: Names + Blobs + Attachments> View<S> {
         };
         let generation = {
             let catalogue = locked(&self.catalogue);
-            let known = catalogue.list(&path);
+            let known = catalogue.list(path);
             entries.extend(known.map(|(name, is_directory)| (name.to_owned(), is_directory)));
             catalogue.generation()
         };
         if path.is_empty() {
             entries.push((names::BLOBS.to_owned(), true));
         }
-        if path.is_empty() || &*path == names::BLOBS {
+        if path.is_empty() || path == names::BLOBS {
             entries.retain(|(name, _)| !names::is_own(name));
         }
-        // What is in the images_dir stands before what is known besides.
-        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-        entries.dedup_by(|(later, _), (first, _)| later == first);
-        let now = (stamp, generation);
-        let unchanged = locked(&self.listed).insert(ino, now) == Some(now);
-        let above = path.rsplit_once('/').map_or("", |(above, _)| above);
-        let parent = locked(&self.table).number(above, &[]);
-        let anything = Digest::sha256(b"").to_string();
-        let holds_digests =
-            matches!(form(&below(&path, &anything)), Form::Blob(_) | Form::Manifest(_));
-        let ahead = Mutex::default();
-        Ok(Listing { entries, ino, parent, unchanged, path, dir: opened, holds_digests, ahead })
+        Ok(NamesIn { entries, stamp: (stamp, generation), dir: opened })
     }
 
     /// What the entry `at` is that was found when its directory was listed, without asking anybody. What
     /// would have to be asked for is told as it was, or as nothing much, and holds for no time.
     pub fn listed(&self, listing: &Listing, at: usize) -> Result<Option<Entry>, ViewError> {
-        let Some((name, is_directory)) = listing.entries.get(at) else { return Ok(None) };
-        let path = below(&listing.path, name);
-        if let Some(entry) = self.listed_file(listing, at, name, &path) {
+        let names = match &listing.content {
+            Content::Names(names) => names,
+            Content::Tree(id, tree, dir) => {
+                let found = u32::try_from(at).ok().and_then(|at| tree.rootfs().entry_at(*dir, at));
+                return Ok(found.map(|(_, node)| self.entry_in_tree(*id, tree, node)));
+            }
+        };
+        let Some((name, kind)) = names.entries.get(at) else { return Ok(None) };
+        let path = below(&names.path, name);
+        if let Some(entry) = self.listed_file(names, at, name, &path) {
             return Ok(Some(entry));
         }
         let question = match self.look(&path) {
             Ok(Found::Entry(entry)) => return Ok(Some(entry)),
-            Ok(Found::Absent(_)) if *is_directory => return Ok(None),
+            Ok(Found::Absent(_)) if *kind != FileKind::File => return Ok(None),
             Ok(Found::Absent(_)) | Err(ViewError::Offline(_)) => None,
             Ok(Found::Ask(question)) => Some(question),
             Err(error) => return Err(error),
         };
-        let known = question.and_then(|question| {
-            let catalogue = locked(&self.catalogue);
-            let (manifest, _) = catalogue.manifest(&question.name)?;
-            Some((question, manifest.clone()))
-        });
+        let known = question.as_ref().and_then(|question| self.known_by_name(question));
         let entry = match known {
-            Some((question, manifest)) => self.manifest(&path, &question.name, &manifest),
+            Some((name, manifest)) => self.manifest(&path, &name, &manifest),
             None => {
                 let ino = self.tell(&path, b"unknown", Kind::Unknown);
                 let mtime = published_time(None);
-                let attributes = Attributes { ino, is_directory: false, size: 0, mtime };
+                let attributes = Attributes { kind: *kind, ..Attributes::file(ino, 0, mtime) };
                 Entry { attributes, ttl: Duration::ZERO }
             }
         };
@@ -170,7 +272,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
 
     /// A file in the images_dir that was found when its directory was listed. This is most of what
     /// walking through a mount costs, so it takes no longer way than it must.
-    fn listed_file(&self, listing: &Listing, at: usize, name: &str, path: &str) -> Option<Entry> {
+    fn listed_file(&self, listing: &Names, at: usize, name: &str, path: &str) -> Option<Entry> {
         let known = locked(&listing.ahead).take(at);
         let stat = known.or_else(|| listing.stat(name))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -187,7 +289,16 @@ impl<S: Names + Blobs + Attachments> View<S> {
 
     /// The number of something that was found when its directory was listed, if the kernel is not
     /// told more of it.
-    pub fn number_of(&self, listing: &Listing, name: &str) -> u64 {
-        locked(&self.table).number(&below(&listing.path, name), &[])
+    pub fn number_of(&self, listing: &Listing, at: usize) -> u64 {
+        match &listing.content {
+            Content::Tree(..) => match self.listed(listing, at) {
+                Ok(Some(entry)) => entry.attributes.ino,
+                _ => 0,
+            },
+            Content::Names(names) => {
+                let name = names.entries.get(at).map_or("", |(name, _)| name);
+                locked(&self.table).number(&below(&names.path, name), &[])
+            }
+        }
     }
 }

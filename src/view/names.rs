@@ -34,6 +34,21 @@ pub(super) enum Form {
     Other,
     /// Hidden, whatever is there.
     Own,
+    /// Inside images; what it can be there is told by [`inside`].
+    Inside,
+}
+
+/// What a path below `.imgfs` can be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum InsideForm<'a> {
+    /// A directory on the way to images, which has this path in the rest of the mount.
+    Way(&'a str),
+    /// An image by its tag: a link to the image.
+    Tag(Reference),
+    /// An image, and what in it.
+    Image(Reference, Digest, &'a str),
+    /// Nothing.
+    Nothing,
 }
 
 /// Whether `path` (without a leading slash, empty for the root) is kept to ourselves.
@@ -54,7 +69,7 @@ pub(super) fn form(path: &str) -> Form {
         return Form::Directory;
     }
     if is_own(path) {
-        return Form::Own;
+        return if path.starts_with(OWN) { Form::Inside } else { Form::Own };
     }
     if let Some(name) = path.strip_prefix("blobs/") {
         return name.parse().map_or(Form::Other, Form::Blob);
@@ -81,6 +96,36 @@ pub(super) fn form(path: &str) -> Form {
     if repository(parts).is_some() { Form::Way } else { Form::Other }
 }
 
+/// The path `rest` below `.imgfs`, or that itself.
+pub(super) fn inside_path(rest: &str) -> String {
+    if rest.is_empty() { OWN.to_owned() } else { format!("{OWN}/{rest}") }
+}
+
+/// What `path`, which is [`Form::Inside`], can be.
+pub(super) fn inside(path: &str) -> InsideForm<'_> {
+    let rest = path.strip_prefix(OWN).map_or("", |rest| rest.trim_start_matches('/'));
+    let mut end = 0;
+    for (number, component) in rest.split('/').enumerate() {
+        end += component.len() + usize::from(number > 0);
+        // The first one is a registry, perhaps with its port.
+        if number == 0 || !component.contains([':', '@']) {
+            continue;
+        }
+        let (name, below) = (&rest[..end], rest[end..].trim_start_matches('/'));
+        let reference = name.parse::<Reference>().ok().filter(|_| !name.ends_with(':'));
+        let Some(reference) = reference else { return InsideForm::Nothing };
+        return match (reference.digest(), reference.tag()) {
+            (Some(digest), None) => InsideForm::Image(reference, digest, below),
+            (None, Some(_)) if below.is_empty() => InsideForm::Tag(reference),
+            _ => InsideForm::Nothing,
+        };
+    }
+    let is_way = rest.is_empty() || form(rest) == Form::Way;
+    // Those of the rest of the mount.
+    let is_other = rest.split('/').any(|component| component == MANIFESTS);
+    if is_way && !is_other { InsideForm::Way(rest) } else { InsideForm::Nothing }
+}
+
 /// The path of a repository's manifests.
 pub(super) fn manifests_of(repository: &Repository) -> String {
     format!("{repository}/{MANIFESTS}")
@@ -91,6 +136,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn forms_of_paths_inside_images() {
+        let digest = Digest::sha256(b"x");
+        let image = format!("quay.io/a/b@{digest}");
+        let reference: Reference = image.parse().unwrap();
+        for (path, expected) in [
+            ("", InsideForm::Way("")),
+            ("/host:5000", InsideForm::Way("host:5000")),
+            ("/quay.io/a", InsideForm::Way("quay.io/a")),
+            ("/quay.io/a/manifests", InsideForm::Nothing),
+            ("/quay.io/a:v1", InsideForm::Tag("quay.io/a:v1".parse().unwrap())),
+            ("/host:5000/a:v1", InsideForm::Tag("host:5000/a:v1".parse().unwrap())),
+            ("/quay.io/a:v1/x", InsideForm::Nothing),
+            ("/quay.io/a:", InsideForm::Nothing),
+            (&format!("/{image}"), InsideForm::Image(reference.clone(), digest, "")),
+            (
+                &format!("/{image}/linux-amd64/layers/0"),
+                InsideForm::Image(reference, digest, "linux-amd64/layers/0"),
+            ),
+            (&format!("/quay.io/a:v1@{digest}"), InsideForm::Nothing),
+            ("/.git", InsideForm::Nothing),
+            ("/blobs", InsideForm::Nothing),
+        ] {
+            assert_eq!(inside(&format!("{OWN}{path}")), expected, "{path}");
+        }
+    }
+
+    #[test]
     fn forms_of_paths() {
         let digest = Digest::sha256(b"x");
         let reference = |text: &str| Form::Manifest(text.parse().unwrap());
@@ -99,7 +171,8 @@ mod tests {
             ("blobs", Form::Directory),
             ("blobs/.imgfs", Form::Own),
             ("blobs/.imgfs/cache", Form::Own),
-            (".imgfs", Form::Own),
+            (".imgfs", Form::Inside),
+            (".imgfs/docker.io", Form::Inside),
             (".imgfsx", Form::Other),
             ("blobs/x", Form::Other),
             (&format!("blobs/{digest}"), Form::Blob(digest)),

@@ -22,6 +22,8 @@ pub(super) enum Kind {
     Manifest(crate::image::Digest),
     /// A blob that is not in the images_dir.
     Blob(crate::image::Digest),
+    /// Something on the way to the inside of images, as its path says.
+    Inside,
     /// A name of which nothing is known yet.
     Unknown,
 }
@@ -55,8 +57,8 @@ impl Hasher for Number {
     }
 
     fn write_u64(&mut self, number: u64) {
-        // The table takes the highest bits for itself, and of these one is always 0.
-        self.0 = number << 1;
+        // The table takes the highest bits for itself, and of these two are always 0.
+        self.0 = number << 2;
     }
 }
 
@@ -83,8 +85,8 @@ impl Table {
         let hash = hash.finalize();
         let mut head = [0; 8];
         head.copy_from_slice(&hash[..8]);
-        // Some programs take the highest bit for a sign.
-        let mut number = (u64::from_be_bytes(head) >> 1).max(ROOT + 1);
+        // Some programs take the highest bit for a sign; the next one is for trees.
+        let mut number = (u64::from_be_bytes(head) >> 2).max(ROOT + 1);
         while self.0.get(&number).is_some_and(|node| *node.path != *path) {
             number += 1;
         }

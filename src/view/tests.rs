@@ -16,10 +16,11 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{Attributes, Entry, Found, Handle, ROOT, Settings, View, ViewError};
+use super::{Attributes, Entry, Found, Handle, Listing, ROOT, Settings, View, ViewError};
 use crate::{
     cache::{Cache, CacheConfig},
     image::{Descriptor, Digest, Manifest, Reference, Repository},
+    layer::Kind as FileKind,
     transfer::Options,
     tree::{
         Attachments, Blobs, ByteStream, Error, Kind, Names, Result, Tags, images_dir::ImagesDir,
@@ -125,6 +126,20 @@ impl Attachments for Source {
     }
 }
 
+fn settings(tag_ttl: Duration) -> Settings {
+    Settings {
+        options: Options::default(),
+        tag_ttl,
+        platform: "linux/amd64".parse().unwrap(),
+        patience: Duration::from_secs(10),
+    }
+}
+
+/// Whether what was found is a directory.
+fn is_directory(attributes: &Attributes) -> bool {
+    attributes.kind == FileKind::Dir
+}
+
 /// A view of an empty directory.
 struct Scene {
     source: Arc<Source>,
@@ -142,7 +157,7 @@ fn scene_with_cache(tag_ttl: Duration, offline: bool, bytes: u64) -> Scene {
     std::fs::create_dir(&root).unwrap();
     let cache = Cache::open(CacheConfig::new(home.path().join("cache"), bytes)).unwrap();
     let source = Arc::new(Source::default());
-    let settings = Settings { options: Options::default(), tag_ttl };
+    let settings = settings(tag_ttl);
     let given = (!offline).then(|| source.clone());
     let view = View::new(ImagesDir::open(&root).unwrap(), given, Some(cache), settings);
     Scene { source, view, _home: home }
@@ -151,7 +166,7 @@ fn scene_with_cache(tag_ttl: Duration, offline: bool, bytes: u64) -> Scene {
 impl Scene {
     /// Walks to `path`, as the kernel does.
     async fn walk(&self, path: &str) -> std::result::Result<Option<Entry>, ViewError> {
-        let root = Attributes { ino: ROOT, is_directory: true, size: 0, mtime: (0, 0) };
+        let root = Attributes::dot(ROOT);
         let mut entry = Entry { attributes: root, ttl: Duration::ZERO };
         for name in path.split('/') {
             let found = match self.view.lookup(entry.attributes.ino, OsStr::new(name))? {
@@ -173,9 +188,15 @@ impl Scene {
     }
 
     fn names(&self, ino: u64) -> Vec<String> {
-        let listing = self.view.list(ino).unwrap();
-        listing.entries.into_iter().map(|(name, _)| name).collect()
+        let listing = self.view.list_now(ino).unwrap().unwrap();
+        names(&listing).into_iter().map(|(name, _)| name).collect()
     }
+}
+
+/// The entries of a directory: names, and which are directories.
+fn names(listing: &Listing) -> Vec<(String, bool)> {
+    let entries = (0..listing.len()).map(|at| listing.entry(at).unwrap());
+    entries.map(|(name, kind)| (name.to_str().unwrap().into(), kind == FileKind::Dir)).collect()
 }
 
 async fn read(handle: &Handle) -> Bytes {
@@ -223,7 +244,8 @@ async fn what_no_registry_can_have_is_asked_of_none() {
         "r.io/UP/x",
         "r.io/a/manifests/.swp",
         "blobs/x",
-        ".imgfs",
+        ".imgfs/.git",
+        ".imgfs/r.io/a/manifests",
         "blobs/.imgfs",
         "r.io/a/manifests/-",
         "blobs/sha256:0",
@@ -258,7 +280,7 @@ async fn what_was_declared_is_listed_before_anybody_has_looked() {
     scene.view.declare(&"r.io/a:1".parse().unwrap());
     let manifests = scene.walk("r.io/a/manifests").await.unwrap().unwrap().attributes.ino;
     assert_eq!(scene.names(manifests), ["1"]);
-    let listing = scene.view.list(manifests).unwrap();
+    let listing = scene.view.list_now(manifests).unwrap().unwrap();
     let entry = scene.view.listed(&listing, 0).unwrap().unwrap();
     assert_eq!(entry.ttl, Duration::ZERO, "so that it is looked up when it matters");
     assert_eq!(scene.source.asked(), 0);

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the ground up. Room is kept for the floors to come.
-const FLOORS: [&str; 9] =
-    ["image", "tree", "layer", "cache", "transfer", "view", "template", "task", "fuse"];
+const FLOORS: [&str; 10] =
+    ["image", "tree", "layer", "cache", "rootfs", "transfer", "view", "template", "task", "fuse"];
 
 /// Floors that may use the one before the colon although they stand side by side or far apart
 /// would be listed here; there are none.

@@ -237,7 +237,7 @@ impl Model {
     /// The kernel has been told of something.
     fn tell(&mut self, path: &str, entry: &Entry, meaning: &Meaning) {
         let attributes = entry.attributes;
-        assert_eq!(attributes.is_directory, meaning.is_none(), "{path}");
+        assert_eq!(is_directory(&attributes), meaning.is_none(), "{path}");
         if let Some(content) = meaning {
             assert_eq!(attributes.size, content.len() as u64, "{path}");
         }
@@ -286,16 +286,16 @@ impl Model {
     }
 
     fn list_directory(&mut self, ino: u64, path: &str, offset: usize, count: usize) {
-        let listing = self.scene.view.list(ino).unwrap();
+        let listing = self.scene.view.list_now(ino).unwrap().unwrap();
         assert_eq!(listing.ino, ino);
-        let names: Vec<String> = listing.entries.iter().map(|(name, _)| name.clone()).collect();
+        let entries = names(&listing);
+        let names: Vec<String> = entries.iter().map(|(name, _)| name.clone()).collect();
         let expected: Vec<String> = self.listed.get(path).into_iter().flatten().cloned().collect();
         assert_eq!(names, expected, "in {path:?}");
-        let entries = listing.entries.iter().enumerate();
-        for (at, (name, is_directory)) in entries.skip(offset).take(count) {
+        for (at, (name, is_directory)) in entries.iter().enumerate().skip(offset).take(count) {
             let below = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
             let entry = self.scene.view.listed(&listing, at).unwrap().unwrap();
-            let number = self.scene.view.number_of(&listing, name);
+            let number = self.scene.view.number_of(&listing, at);
             let meaning = if *is_directory { None } else { Some(self.content_of(&below)) };
             let is_tag = TAGS.iter().any(|tag| name == tag);
             assert!(is_tag || number == entry.attributes.ino, "{below}");
@@ -337,7 +337,7 @@ impl Model {
     fn look(&self, ino: u64) {
         let told = &self.told[&ino];
         let now = self.scene.view.attributes(ino).unwrap().attributes;
-        assert_eq!((now.ino, now.is_directory), (ino, told.content.is_none()), "{}", told.path);
+        assert_eq!((now.ino, is_directory(&now)), (ino, told.content.is_none()), "{}", told.path);
         if told.content.is_some() {
             assert_eq!(now, told.attributes, "{}", told.path);
         }
@@ -417,7 +417,7 @@ impl Model {
     /// Numbers are the same after a remount, and all is forgotten in the end.
     async fn end(mut self) {
         self.step(&Step::Break(false)).await;
-        let settings = Settings { options: Options::default(), tag_ttl: self.tag_ttl };
+        let settings = settings(self.tag_ttl);
         let dir = ImagesDir::open(self.scene.view.dir().root()).unwrap();
         let source = self.scene.source.clone();
         let next = Scene {

@@ -1,0 +1,98 @@
+//! Images from the inside: their root file systems and single layers, as trees of files that are
+//! read where they are, without unpacking anything.
+//!
+//! [`Images`] opens them. A layer is passed once from its beginning to its end; the index that this
+//! makes ([`crate::layer`]) is kept in the images_dir for good, for all images that share the layer.
+//! From then on only those spans of a layer are fetched and decompressed that somebody reads.
+//!
+//! ```text
+//! Images    what an image is: its manifests, configurations, platforms
+//!   Tree      the files of a platform, or of one layer: names, attributes, content
+//!     Layer     the index of a layer, and its stream: decompressed spans, each checked
+//!       Shelf     what is kept on the disk: indexes, manifests
+//! ```
+//!
+//! The decompressed stream of a layer is content that the [`crate::cache`] keeps like any other: it
+//! is derived from the layer by [`stream`], whose spans have been compared with the digests that the
+//! pass has taken. So both forms share one bound, and what is read twice is decompressed once.
+//!
+//! Until the pass over a layer has reached its end nobody knows whether it is the right one. What
+//! has passed can be seen and read before that (`pass.rs`), so that the first file of a large image
+//! does not wait for the last; whoever needs certainty asks for the whole tree.
+
+mod image;
+mod layer;
+mod pass;
+mod shelf;
+mod spans;
+mod stream;
+mod tree;
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use tokio::sync::Semaphore;
+
+pub use image::{Image, Images, Variant};
+pub use tree::{PathError, Tree, TreeFile};
+
+use shelf::Shelf;
+use spans::RecentSpans;
+
+use crate::{
+    cache::Cache,
+    lock::locked,
+    tree::{Blobs, Error, Names, images_dir::ImagesDir},
+};
+
+const SIDE: &str = "image";
+
+/// Failures that are remembered, for those who ask later what went wrong.
+const REMEMBERED: usize = 32;
+
+/// Where images are, and how long to wait for them.
+pub struct Sources<S> {
+    /// What is local.
+    pub dir: ImagesDir,
+    /// Where the rest comes from; `None` if the network is not to be used.
+    pub remote: Option<Arc<S>>,
+    /// Keeps what is fetched and what is decompressed.
+    pub cache: Cache,
+    /// A layer of which nothing comes for so long is given up.
+    pub patience: Duration,
+}
+
+/// What all images of a process share.
+struct Store<S: Blobs> {
+    sources: Sources<S>,
+    shelf: Shelf,
+    recent: RecentSpans,
+    /// Passes that run at a time: each takes a processor or two.
+    passes: Semaphore,
+    troubles: Mutex<VecDeque<(SystemTime, String)>>,
+}
+
+impl<S: Names + Blobs> Store<S> {
+    fn new(sources: Sources<S>) -> Arc<Self> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            shelf: Shelf::new(sources.dir.inside_dir()),
+            sources,
+            recent: RecentSpans::default(),
+            passes: Semaphore::new(processors.clamp(1, 4)),
+            troubles: Mutex::default(),
+        })
+    }
+
+    /// Remembers a failure.
+    fn note(&self, error: &Error) {
+        let mut troubles = locked(&self.troubles);
+        if troubles.len() >= REMEMBERED {
+            troubles.pop_front();
+        }
+        troubles.push_back((SystemTime::now(), error.to_string()));
+    }
+}

@@ -1,0 +1,499 @@
+//! Images: their manifests and configurations, and the trees that their layers make.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::UNIX_EPOCH,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::try_join_all;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    SIDE, Sources, Store,
+    layer::{Layer, LayerKey},
+    shelf::MAX_DOCUMENT,
+    tree::{Origin, Tree},
+};
+use crate::{
+    image::{Descriptor, Digest, Manifest, Platform, Reference, Repository, View},
+    layer::{LayerIndex, MergeError, Rootfs},
+    lock::locked,
+    tree::{Blobs, ByteStream, Error, Kind, Names, Result},
+};
+
+/// An image, from the outside: which platforms it has.
+#[derive(Clone, Debug)]
+pub struct Image {
+    repository: Repository,
+    manifest: Manifest,
+    platforms: Vec<(String, Choice)>,
+}
+
+/// What a platform of an image is.
+#[derive(Clone, Debug)]
+enum Choice {
+    /// The image itself: it is a single one.
+    Itself(Arc<Variant>),
+    /// A child of the index.
+    Child(Box<Descriptor>),
+}
+
+/// An image for one platform.
+#[derive(Debug)]
+pub struct Variant {
+    repository: Repository,
+    manifest: Manifest,
+    config: Bytes,
+    platform: Option<Platform>,
+    /// By layer, as far as the configuration tells.
+    diff_ids: Vec<Digest>,
+    created_by: Vec<Option<String>>,
+}
+
+/// Layers that have been put together.
+type Merged = std::result::Result<Rootfs, MergeError>;
+
+/// What is read of a configuration.
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    rootfs: Option<ConfigRootfs>,
+    #[serde(default)]
+    history: Option<Vec<HistoryLine>>,
+}
+
+#[derive(Deserialize)]
+struct ConfigRootfs {
+    #[serde(default)]
+    diff_ids: Vec<Digest>,
+}
+
+#[derive(Deserialize)]
+struct HistoryLine {
+    #[serde(default)]
+    created_by: Option<String>,
+    #[serde(default)]
+    empty_layer: bool,
+}
+
+impl Image {
+    /// The manifest or index as it is.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The names of its platforms, as in `linux-arm64-v8`.
+    pub fn platforms(&self) -> impl Iterator<Item = &str> {
+        self.platforms.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The platform with this name or, where several are fit for `wanted`, the first of them.
+    pub fn platform_for(&self, wanted: &Platform) -> Option<&str> {
+        let platforms: Vec<Option<Platform>> = self
+            .platforms
+            .iter()
+            .map(|(_, choice)| match choice {
+                Choice::Itself(variant) => variant.platform.clone(),
+                Choice::Child(child) => child.platform.clone(),
+            })
+            .collect();
+        let filter = crate::image::PlatformFilter::Only(vec![wanted.clone()]);
+        let chosen = filter.select(&platforms).kept.into_iter().next()?;
+        self.platforms.get(chosen).map(|(name, _)| name.as_str())
+    }
+}
+
+impl Variant {
+    /// The manifest as it is.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The configuration as it is.
+    pub fn config(&self) -> &Bytes {
+        &self.config
+    }
+
+    /// How many layers it has.
+    pub fn layer_count(&self) -> usize {
+        self.layers().len()
+    }
+
+    fn layers(&self) -> &[Descriptor] {
+        match self.manifest.view() {
+            View::Image { layers, .. } => layers,
+            View::Index { .. } => &[],
+        }
+    }
+
+    fn new(repository: Repository, manifest: Manifest, config: Bytes) -> Result<Self> {
+        let failed = |reason: String| {
+            let doing = format!("reading the configuration of {repository}@{}", manifest.digest());
+            Error::new(SIDE, doing, Kind::Layer(reason))
+        };
+        // That of an artifact may be anything.
+        let parsed: Option<Config> = serde_json::from_slice(&config).ok();
+        let (rootfs, history) = parsed.map_or((None, None), |c| (c.rootfs, c.history));
+        let diff_ids = rootfs.map(|rootfs| rootfs.diff_ids).unwrap_or_default();
+        let count = manifest.blobs().count().saturating_sub(1);
+        if !diff_ids.is_empty() && diff_ids.len() != count {
+            let named = diff_ids.len();
+            return Err(failed(format!("it names {named} layers, the manifest {count}")));
+        }
+        let lines = history.unwrap_or_default().into_iter().filter(|line| !line.empty_layer);
+        let mut created_by: Vec<_> = lines.map(|line| line.created_by).collect();
+        if created_by.len() != count {
+            // Nobody can tell which line is about which layer.
+            created_by = vec![None; count];
+        }
+        let platform = Platform::of_config(&config);
+        Ok(Self { repository, manifest, config, platform, diff_ids, created_by })
+    }
+}
+
+/// Opens images. Clones are the same.
+pub struct Images<S: Blobs> {
+    inner: Arc<Inner<S>>,
+}
+
+struct Inner<S: Blobs> {
+    store: Arc<Store<S>>,
+    images: Mutex<HashMap<Digest, Arc<Image>>>,
+    variants: Mutex<HashMap<Digest, Arc<Variant>>>,
+    layers: Mutex<HashMap<LayerKey, Arc<Layer<S>>>>,
+}
+
+impl<S: Blobs> Clone for Images<S> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+impl<S: Names + Blobs> Images<S> {
+    /// Opens images that are in `sources`.
+    pub fn new(sources: Sources<S>) -> Self {
+        let inner = Inner {
+            store: Store::new(sources),
+            images: Mutex::default(),
+            variants: Mutex::default(),
+            layers: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The manifest that `name` leads to: what is local goes before what a registry says.
+    pub async fn manifest(&self, name: &Reference) -> Result<Manifest> {
+        if let Some(digest) = name.digest()
+            && let Some(bytes) = self.inner.store.shelf.document(&digest)
+            && let Ok(manifest) = Manifest::parse_as(digest.algorithm(), bytes, None)
+        {
+            return Ok(manifest);
+        }
+        let sources = &self.inner.store.sources;
+        let manifest = match (sources.dir.manifest(name).await, &sources.remote) {
+            (Ok(manifest), _) => return Ok(manifest),
+            (Err(_), Some(remote)) => remote.manifest(name).await?,
+            (Err(error), None) if error.is_not_found() => {
+                return Err(error.with_kind(Kind::Offline));
+            }
+            (Err(error), None) => return Err(error),
+        };
+        self.inner.store.shelf.put_document(&manifest.digest(), manifest.bytes());
+        Ok(manifest)
+    }
+
+    /// The image with this digest in `repository`.
+    pub async fn image(&self, repository: &Repository, digest: Digest) -> Result<Arc<Image>> {
+        if let Some(image) = self.known_image(&digest) {
+            return Ok(image);
+        }
+        let manifest = self.manifest(&repository.pinned(digest)).await?;
+        let platforms = match manifest.view() {
+            View::Index { children } => platforms_of(children),
+            View::Image { .. } => {
+                let variant = self.open_variant(repository, manifest.clone()).await?;
+                let name = variant.platform.as_ref().map_or("unknown".into(), name_of);
+                vec![(name, Choice::Itself(variant))]
+            }
+        };
+        let image = Arc::new(Image { repository: repository.clone(), manifest, platforms });
+        locked(&self.inner.images).insert(digest, image.clone());
+        Ok(image)
+    }
+
+    /// The image with this digest, if it has been opened.
+    pub fn known_image(&self, digest: &Digest) -> Option<Arc<Image>> {
+        locked(&self.inner.images).get(digest).cloned()
+    }
+
+    /// A platform of an image, if it has been opened.
+    pub fn known_variant(&self, image: &Image, platform: &str) -> Option<Arc<Variant>> {
+        match &image.platforms.iter().find(|(name, _)| name == platform)?.1 {
+            Choice::Itself(variant) => Some(variant.clone()),
+            Choice::Child(child) => locked(&self.inner.variants).get(&child.digest).cloned(),
+        }
+    }
+
+    /// A platform of an image, by its name; `None` if it has none of that name.
+    pub async fn variant(&self, image: &Image, platform: &str) -> Result<Option<Arc<Variant>>> {
+        let found = image.platforms.iter().find(|(name, _)| name == platform);
+        let child = match found {
+            None => return Ok(None),
+            Some((_, Choice::Itself(variant))) => return Ok(Some(variant.clone())),
+            Some((_, Choice::Child(child))) => child,
+        };
+        if let Some(variant) = self.known_variant(image, platform) {
+            return Ok(Some(variant));
+        }
+        let manifest = self.manifest(&image.repository.pinned(child.digest)).await?;
+        self.open_variant(&image.repository, manifest).await.map(Some)
+    }
+
+    async fn open_variant(
+        &self,
+        repository: &Repository,
+        manifest: Manifest,
+    ) -> Result<Arc<Variant>> {
+        let digest = manifest.digest();
+        let View::Image { config, .. } = manifest.view() else {
+            let reason = "it is an index within an index, which is not supported".to_owned();
+            let doing = format!("reading {repository}@{digest}");
+            return Err(Error::new(SIDE, doing, Kind::Unfit(reason)));
+        };
+        let config = self.document(repository, config).await?;
+        let variant = Arc::new(Variant::new(repository.clone(), manifest, config)?);
+        locked(&self.inner.variants).insert(digest, variant.clone());
+        Ok(variant)
+    }
+
+    /// A small blob, checked.
+    async fn document(&self, repository: &Repository, blob: &Descriptor) -> Result<Bytes> {
+        let failed = |kind: Kind| Error::new(SIDE, format_args!("reading {}", blob.digest), kind);
+        if let Some(bytes) = self.inner.store.shelf.document(&blob.digest) {
+            return Ok(bytes);
+        }
+        if blob.size > MAX_DOCUMENT {
+            let reason = format!("it has {} bytes; at most {MAX_DOCUMENT} are read", blob.size);
+            return Err(failed(Kind::Unfit(reason)));
+        }
+        let sources = &self.inner.store.sources;
+        let local = match sources.dir.read(repository, blob, 0..blob.size).await {
+            Ok(mut stream) => collect(&mut stream, blob).await,
+            Err(error) => Err(error),
+        };
+        let bytes = match (local, &sources.remote) {
+            (Ok(bytes), _) => bytes,
+            (Err(_), Some(remote)) if blob.size > 0 => {
+                let mut stream = remote.read(repository, blob, 0..blob.size).await?;
+                collect(&mut stream, blob).await?
+            }
+            (Err(error), None) if error.is_not_found() => return Err(failed(Kind::Offline)),
+            (Err(error), _) => return Err(error),
+        };
+        self.inner.store.shelf.put_document(&blob.digest, &bytes);
+        Ok(bytes)
+    }
+
+    fn layer(&self, variant: &Variant, number: usize) -> Option<Arc<Layer<S>>> {
+        let blob = variant.layers().get(number)?;
+        let diff_id = variant.diff_ids.get(number).copied();
+        let key = LayerKey { digest: blob.digest, size: blob.size };
+        let mut layers = locked(&self.inner.layers);
+        let new = || Layer::new(self.inner.store.clone(), blob.clone(), diff_id);
+        let layer = layers.entry(key).or_insert_with(new);
+        layer.is_in(&variant.repository);
+        Some(layer.clone())
+    }
+
+    /// What a container of this image sees. The first time that takes a pass over each layer that
+    /// has not been indexed before.
+    pub async fn tree(&self, variant: &Arc<Variant>) -> Result<Arc<Tree>> {
+        let numbers = 0..variant.layer_count();
+        self.merged(variant, numbers.collect(), Rootfs::new).await
+    }
+
+    /// What the layer with this number has by itself, from 0 for the lowest; `None` if there is no
+    /// such layer.
+    pub async fn layer_tree(
+        &self,
+        variant: &Arc<Variant>,
+        number: usize,
+    ) -> Result<Option<Arc<Tree>>> {
+        if number >= variant.layer_count() {
+            return Ok(None);
+        }
+        let raw = |mut layers: Vec<_>| match layers.pop() {
+            Some(layer) => Rootfs::raw(layer),
+            None => Rootfs::new(Vec::new()),
+        };
+        self.merged(variant, vec![number], raw).await.map(Some)
+    }
+
+    async fn merged(
+        &self,
+        variant: &Arc<Variant>,
+        numbers: Vec<usize>,
+        merge: impl FnOnce(Vec<Arc<LayerIndex>>) -> Merged + Send + 'static,
+    ) -> Result<Arc<Tree>> {
+        let layers: Vec<_> =
+            numbers.iter().filter_map(|number| self.layer(variant, *number)).collect();
+        // From the top down: what is asked for first is most often there.
+        let mut indexes: Vec<_> = layers.iter().rev().map(Layer::index).collect();
+        indexes.reverse();
+        let indexes = try_join_all(indexes).await?;
+        let mut origins = Vec::new();
+        for ((number, layer), index) in numbers.iter().zip(&layers).zip(&indexes) {
+            let diff_ids = (index.diff_id(), variant.diff_ids.get(*number));
+            if let (Some(found), Some(expected)) = diff_ids
+                && found != *expected
+            {
+                let reason = format!(
+                    "decompressed it has the digest {found}; the image's configuration says {expected}"
+                );
+                let error = layer.error(Kind::Layer(reason));
+                self.inner.store.note(&error);
+                return Err(error);
+            }
+            let (of, index) = (layer.clone(), index.clone());
+            origins.push(Origin {
+                number: *number,
+                digest: index.blob(),
+                created_by: variant.created_by.get(*number).cloned().flatten(),
+                open: Box::new(move || of.stream(&index)),
+            });
+        }
+        let made = tokio::task::spawn_blocking(move || merge(indexes)).await;
+        let doing = || format!("merging the layers of {}", variant.manifest.digest());
+        let rootfs = made
+            .map_err(|e| Error::new(SIDE, doing(), std::io::Error::other(e)))?
+            .map_err(|e| Error::new(SIDE, doing(), Kind::Unfit(e.to_string())))?;
+        Ok(Tree::new(rootfs, origins))
+    }
+
+    /// Nobody reads at the moment: gives back memory.
+    pub fn rest(&self) {
+        self.inner.store.recent.clear();
+    }
+
+    /// What is known of an image: its layers, as far as they are indexed, what has been fetched,
+    /// and what has gone wrong lately.
+    pub fn status(&self, image: &Image) -> Value {
+        let variants = locked(&self.inner.variants);
+        let platforms = image.platforms.iter().map(|(name, choice)| {
+            let variant = match choice {
+                Choice::Itself(variant) => Some(variant),
+                Choice::Child(child) => variants.get(&child.digest),
+            };
+            let layers = variant.map(|variant| {
+                let numbers = 0..variant.layer_count();
+                let layers = numbers.filter_map(|number| self.layer(variant, number));
+                layers.map(|layer| layer_status(&layer)).collect::<Vec<_>>()
+            });
+            json!({ "platform": name, "layers": layers })
+        });
+        let stats = self.inner.store.sources.cache.stats();
+        let troubles = locked(&self.inner.store.troubles);
+        let errors = troubles.iter().map(|(time, text)| {
+            let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            json!({ "time": seconds, "error": text })
+        });
+        json!({
+            "image": format!("{}@{}", image.repository, image.manifest.digest()),
+            "platforms": platforms.collect::<Vec<_>>(),
+            "fetched_bytes": stats.fetched_bytes,
+            "requests": stats.requests,
+            "cache": { "held_bytes": stats.held_bytes, "limit_bytes": stats.limit_bytes },
+            "errors": errors.collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn layer_status<S: Names + Blobs>(layer: &Layer<S>) -> Value {
+    let mut status = json!({ "digest": layer.blob.digest.to_string(), "size": layer.blob.size });
+    let Some(index) = layer.known_index() else {
+        status["indexed"] = json!(false);
+        if let Some(pass) = layer.pass() {
+            status["passed_bytes"] = json!(pass.passed());
+        }
+        return status;
+    };
+    status["indexed"] = json!(true);
+    status["entries"] = json!(index.table().len());
+    status["uncompressed_bytes"] = json!(index.stream_bytes());
+    status["compression"] = json!(index.compression().as_str());
+    if let Some(damage) = index.damage() {
+        status["damage"] = json!(damage.kind.to_string());
+    }
+    let notes: Vec<Value> = index
+        .notes()
+        .iter()
+        .map(|note| {
+            json!({
+                "entry": note.entry,
+                "name": String::from_utf8_lossy(&note.name),
+                "note": note.kind.to_string(),
+            })
+        })
+        .collect();
+    if !notes.is_empty() {
+        status["notes"] = json!(notes);
+        status["more_notes"] = json!(index.more_notes());
+    }
+    status
+}
+
+async fn collect(stream: &mut impl ByteStream, blob: &Descriptor) -> Result<Bytes> {
+    let mut bytes = BytesMut::new();
+    let failed = |kind: Kind| Error::new(SIDE, format_args!("reading {}", blob.digest), kind);
+    while let Some(piece) = stream.next().await? {
+        bytes.extend_from_slice(&piece);
+        if bytes.len() as u64 > blob.size {
+            break;
+        }
+    }
+    if bytes.len() as u64 != blob.size {
+        return Err(failed(Kind::Size { expected: blob.size, found: bytes.len() as u64 }));
+    }
+    let found = Digest::of(blob.digest.algorithm(), &bytes);
+    if found != blob.digest {
+        return Err(failed(Kind::Digest { expected: blob.digest, found }));
+    }
+    Ok(bytes.freeze())
+}
+
+/// The platforms of an index by name. What is for none, such as an attestation, is left out.
+fn platforms_of(children: &[Descriptor]) -> Vec<(String, Choice)> {
+    let mut platforms: Vec<(String, Choice)> = Vec::new();
+    for child in children {
+        let Some(platform) = child.platform.as_ref().filter(|p| !p.is_unknown()) else { continue };
+        let mut name = name_of(platform);
+        let is_taken = |name: &str| platforms.iter().any(|(taken, _)| taken == name);
+        if is_taken(&name) && !platform.os_version.is_empty() {
+            name = format!("{name}-{}", safe(&platform.os_version));
+        }
+        let plain = name.clone();
+        let mut number = 1;
+        while is_taken(&name) {
+            number += 1;
+            name = format!("{plain}-{number}");
+        }
+        platforms.push((name, Choice::Child(Box::new(child.clone()))));
+    }
+    platforms
+}
+
+/// The name of a platform: `linux-amd64`, `linux-arm64-v8`.
+fn name_of(platform: &Platform) -> String {
+    let parts = [&platform.os, &platform.architecture, &platform.variant];
+    let parts = parts.into_iter().filter(|part| !part.is_empty()).map(|part| safe(part));
+    parts.collect::<Vec<_>>().join("-")
+}
+
+/// A text that comes from outside, as part of a file name.
+fn safe(text: &str) -> String {
+    let is_fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    text.chars().take(64).map(|c| if is_fine(c) { c } else { '_' }).collect()
+}

@@ -1,0 +1,400 @@
+//! A layer of images: its index, made once, and its parts, fetched and decompressed when they are
+//! read.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use tokio::time::timeout;
+
+use super::{SIDE, Store, pass::Pass, stream::Decompressed};
+use crate::{
+    cache::CachedBlob,
+    image::{Descriptor, Digest, Repository},
+    layer::{DecodeError, IndexError, LayerIndex, SpanDecoder},
+    lock::locked,
+    tree::{Blobs, Error, Kind, Names, Result},
+};
+
+/// What of a blob is read at a time when all of it is.
+pub(super) const STEP: usize = 1 << 20;
+
+/// Bytes a second that a link has at least.
+const SLOW: u64 = 64 << 10;
+
+/// What layers are known by: of several sizes that manifests give a digest, one can be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct LayerKey {
+    pub digest: Digest,
+    pub size: u64,
+}
+
+/// Something that is being found out, for all who want to know.
+type Coming<T> = Shared<BoxFuture<'static, Result<T>>>;
+
+pub(super) struct Layer<S: Blobs> {
+    pub store: Arc<Store<S>>,
+    pub blob: Descriptor,
+    /// Says by which algorithm the stream is hashed.
+    diff_id: Option<Digest>,
+    repositories: Mutex<Vec<Repository>>,
+    index: Mutex<Known>,
+    /// Spans that are being decompressed.
+    decoding: Mutex<HashMap<u32, Coming<Bytes>>>,
+    /// What is local is not what it should be.
+    local_is_bad: AtomicBool,
+}
+
+enum Known {
+    Nothing,
+    /// It is being read, or made by the pass.
+    Coming(Coming<Arc<LayerIndex>>, Arc<Pass>),
+    Index(Arc<LayerIndex>),
+}
+
+/// The compressed bytes of a layer.
+pub(super) enum Compressed {
+    File(Arc<File>),
+    Cached(CachedBlob),
+}
+
+impl Compressed {
+    /// The bytes `range`, all of them.
+    pub(super) async fn read(&self, range: Range<u64>) -> Result<Bytes> {
+        // Nobody asks for more than a group of spans.
+        let length = (range.end - range.start) as usize;
+        let failed = |e| Error::new(SIDE, "reading a layer", e);
+        match self {
+            Self::File(file) => {
+                let file = file.clone();
+                let read = tokio::task::spawn_blocking(move || {
+                    let mut bytes = vec![0; length];
+                    file.read_exact_at(&mut bytes, range.start).map(|()| bytes.into())
+                });
+                read.await.map_err(io::Error::other).and_then(|read| read).map_err(failed)
+            }
+            Self::Cached(blob) => blob.read(range.start, length).await,
+        }
+    }
+}
+
+impl<S: Names + Blobs> Layer<S> {
+    pub(super) fn new(
+        store: Arc<Store<S>>,
+        blob: Descriptor,
+        diff_id: Option<Digest>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            blob,
+            diff_id,
+            repositories: Mutex::default(),
+            index: Mutex::new(Known::Nothing),
+            decoding: Mutex::default(),
+            local_is_bad: AtomicBool::new(false),
+        })
+    }
+
+    /// Notes that `repository` has it.
+    pub(super) fn is_in(&self, repository: &Repository) {
+        let mut repositories = locked(&self.repositories);
+        if !repositories.contains(repository) {
+            repositories.push(repository.clone());
+        }
+    }
+
+    pub(super) fn key(&self) -> LayerKey {
+        LayerKey { digest: self.blob.digest, size: self.blob.size }
+    }
+
+    /// The index, if it is here.
+    pub(super) fn known_index(&self) -> Option<Arc<LayerIndex>> {
+        match &*locked(&self.index) {
+            Known::Index(index) => Some(index.clone()),
+            Known::Nothing | Known::Coming(..) => None,
+        }
+    }
+
+    /// The pass that is under way.
+    pub(super) fn pass(&self) -> Option<Arc<Pass>> {
+        match &*locked(&self.index) {
+            Known::Coming(_, pass) => Some(pass.clone()),
+            Known::Nothing | Known::Index(_) => None,
+        }
+    }
+
+    /// The index, made now if need be. Whoever gives up waiting does not end that; after an error
+    /// the next one tries again.
+    pub(super) fn index(self: &Arc<Self>) -> Coming<Arc<LayerIndex>> {
+        let mut known = locked(&self.index);
+        match &*known {
+            Known::Index(index) => {
+                let index = index.clone();
+                async move { Ok(index) }.boxed().shared()
+            }
+            Known::Coming(coming, _) => coming.clone(),
+            Known::Nothing => {
+                let pass = Arc::new(Pass::new(&self.blob, self.diff_id));
+                let (layer, of) = (self.clone(), pass.clone());
+                let coming = spawned(async move { layer.find_index(of).await });
+                *known = Known::Coming(coming.clone(), pass);
+                coming
+            }
+        }
+    }
+
+    async fn find_index(self: Arc<Self>, pass: Arc<Pass>) -> Result<Arc<LayerIndex>> {
+        let found = match self.stored_index().await {
+            Some(index) => Ok(Arc::new(index)),
+            None => self.make_index(&pass).await,
+        };
+        *locked(&self.index) = match &found {
+            Ok(index) => Known::Index(index.clone()),
+            Err(_) => Known::Nothing,
+        };
+        if let Err(error) = &found {
+            self.store.note(error);
+        }
+        // Who waits for the pass looks again.
+        pass.end();
+        found
+    }
+
+    async fn stored_index(self: &Arc<Self>) -> Option<LayerIndex> {
+        let layer = self.clone();
+        tokio::task::spawn_blocking(move || layer.store.shelf.index(&layer.blob)).await.ok()?
+    }
+
+    async fn make_index(self: &Arc<Self>, pass: &Arc<Pass>) -> Result<Arc<LayerIndex>> {
+        let _permit = self
+            .store
+            .passes
+            .acquire()
+            .await
+            .map_err(|e| self.error(Kind::Interrupted(e.to_string())))?;
+        let was_local = self.is_local();
+        let index = match self.run_pass(pass).await {
+            // What is wrong here may be right there.
+            Err(_) if was_local && self.store.sources.remote.is_some() => {
+                self.local_is_bad.store(true, Ordering::Relaxed);
+                pass.begin_again();
+                self.run_pass(pass).await
+            }
+            done => done,
+        }?;
+        let layer = self.clone();
+        let kept = tokio::task::spawn_blocking(move || match layer.store.shelf.put_index(&index) {
+            Some(kept) => kept,
+            // With its windows in memory it serves as well, until the process ends.
+            None => index,
+        });
+        kept.await.map(Arc::new).map_err(|e| self.error(io::Error::other(e)))
+    }
+
+    /// Passes the layer from its beginning to its end.
+    async fn run_pass(&self, pass: &Arc<Pass>) -> Result<LayerIndex> {
+        let compressed = self.compressed()?;
+        let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(2);
+        let of = pass.clone();
+        let work = tokio::task::spawn_blocking(move || -> std::result::Result<(), IndexError> {
+            while let Some(bytes) = receiver.blocking_recv() {
+                of.push(&bytes)?;
+            }
+            Ok(())
+        });
+        let mut at = 0;
+        while at < self.blob.size {
+            let end = self.blob.size.min(at + STEP as u64);
+            let bytes = self.fetch(&compressed, at..end).await?;
+            at += bytes.len() as u64;
+            if bytes.is_empty() || sender.send(bytes).await.is_err() {
+                // The digest says what is wrong.
+                break;
+            }
+        }
+        drop(sender);
+        let of = pass.clone();
+        let ended = async {
+            work.await.map_err(io::Error::other)?.map_err(|e| self.not_expected(&e))?;
+            let index = tokio::task::spawn_blocking(move || of.finish()).await;
+            index.map_err(io::Error::other)?.map_err(|e| self.not_expected(&e))
+        };
+        ended.await.map_err(|kind: Kind| self.error(kind))
+    }
+
+    fn not_expected(&self, error: &IndexError) -> Kind {
+        match error {
+            IndexError::Digest { expected, found } => {
+                Kind::Digest { expected: *expected, found: **found }
+            }
+            IndexError::Size { expected, found, .. } => {
+                Kind::Size { expected: *expected, found: *found }
+            }
+            other => Kind::Layer(other.to_string()),
+        }
+    }
+
+    /// Reads compressed bytes, and does not wait for ever: only as long as a slow link takes.
+    pub(super) async fn fetch(&self, from: &Compressed, range: Range<u64>) -> Result<Bytes> {
+        let link = Duration::from_secs((range.end - range.start) / SLOW);
+        let patience = self.store.sources.patience + link;
+        match timeout(patience, from.read(range)).await {
+            Ok(done) => done,
+            Err(_) => Err(self.error(Kind::Stalled(patience))),
+        }
+    }
+
+    pub(super) fn error(&self, kind: impl Into<Kind>) -> Error {
+        Error::new(SIDE, format_args!("reading layer {}", self.blob.digest), kind)
+    }
+
+    fn is_local(&self) -> bool {
+        self.local().is_some()
+    }
+
+    fn local(&self) -> Option<File> {
+        if self.local_is_bad.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.store.sources.dir.unverified_file(self.blob.digest, self.blob.size)
+    }
+
+    /// Where the layer's bytes come from now. Nobody has checked them.
+    pub(super) fn compressed(&self) -> Result<Compressed> {
+        if self.blob.media_type.ends_with("+encrypted") {
+            return Err(self.error(Kind::Layer("the layer is encrypted".into())));
+        }
+        if let Some(file) = self.local() {
+            return Ok(Compressed::File(Arc::new(file)));
+        }
+        let sources = &self.store.sources;
+        let Some(remote) = &sources.remote else {
+            return Err(self.error(Kind::Offline));
+        };
+        let repositories = locked(&self.repositories).clone();
+        Ok(Compressed::Cached(sources.cache.blob(remote, repositories, &self.blob)))
+    }
+
+    /// A reader of the layer's decompressed stream.
+    pub(super) fn stream(self: &Arc<Self>, index: &Arc<LayerIndex>) -> Result<CachedBlob> {
+        let repository = locked(&self.repositories).first().cloned();
+        let repository =
+            repository.ok_or_else(|| self.error(Kind::NotFound("nobody has it".into())))?;
+        // What it is the digest of does not matter, as long as nothing else has it. A stream that
+        // is damaged has no digest of its own.
+        let name = format!("imgfs: the decompressed stream of {}", self.blob.digest);
+        let content = Descriptor::new("", Digest::sha256(name.as_bytes()), index.stream_bytes());
+        let source = Arc::new(Decompressed { layer: self.clone(), index: index.clone() });
+        Ok(self.store.sources.cache.derived(&source, repository, &content))
+    }
+
+    /// A span of the stream, checked.
+    pub(super) fn span(self: &Arc<Self>, index: &Arc<LayerIndex>, span: u32) -> Coming<Bytes> {
+        if let Some(bytes) = self.store.recent.get(&self.key(), span) {
+            return async move { Ok(bytes) }.boxed().shared();
+        }
+        let mut decoding = locked(&self.decoding);
+        let (layer, index) = (self.clone(), index.clone());
+        let begin = || {
+            spawned(async move {
+                let decoded = layer.decode(&index, span).await;
+                locked(&layer.decoding).remove(&span);
+                decoded
+            })
+        };
+        decoding.entry(span).or_insert_with(begin).clone()
+    }
+
+    async fn decode(self: &Arc<Self>, index: &Arc<LayerIndex>, span: u32) -> Result<Bytes> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let compressed = self.compressed()?;
+            let group = index.group(span).start..span + 1;
+            let bytes = self.fetch(&compressed, index.fetch_range(group.clone())).await?;
+            let (layer, of) = (self.clone(), index.clone());
+            let decoded = tokio::task::spawn_blocking(move || layer.decode_now(&of, group, &bytes));
+            let error = match decoded.await.map_err(|e| self.error(io::Error::other(e)))? {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => error,
+            };
+            if attempts > 1 {
+                return Err(self.error(Kind::Layer(error.to_string())));
+            }
+            self.distrust(&compressed, &error);
+        }
+    }
+
+    /// Sees to it that the next attempt does not get what has just been found to be wrong.
+    pub(super) fn distrust(&self, compressed: &Compressed, error: &DecodeError) {
+        self.store.note(&self.error(Kind::Layer(error.to_string())));
+        if matches!(error, DecodeError::Window(_) | DecodeError::NoWindow(_)) {
+            self.store.shelf.drop_index(&self.blob.digest);
+            *locked(&self.index) = Known::Nothing;
+        }
+        match compressed {
+            Compressed::File(_) if self.store.sources.remote.is_some() => {
+                self.local_is_bad.store(true, Ordering::Relaxed);
+            }
+            Compressed::File(_) => {}
+            Compressed::Cached(blob) => blob.discard(),
+        }
+    }
+
+    /// The window that decompressing begins with at the group of `span`, where it is not in memory.
+    pub(super) fn window(&self, index: &LayerIndex, span: u32) -> Option<Vec<u8>> {
+        let range = index.window_range(span)?;
+        // If it cannot be read, decoding says that it is missing.
+        self.store.shelf.window(&self.blob.digest, range).ok()
+    }
+
+    fn decode_now(
+        &self,
+        index: &LayerIndex,
+        spans: Range<u32>,
+        compressed: &[u8],
+    ) -> std::result::Result<Bytes, DecodeError> {
+        let wanted = spans.end - 1;
+        let window = self.window(index, spans.start);
+        let mut decoder = SpanDecoder::new(index, spans, window.as_deref())?;
+        let mut found = None;
+        let key = self.key();
+        decoder.push(compressed, &mut |span, bytes| {
+            let bytes = Bytes::from(bytes);
+            if span == wanted {
+                found = Some(bytes.clone());
+            }
+            self.store.recent.put(&key, span, bytes);
+        })?;
+        found.ok_or(DecodeError::Short(wanted))
+    }
+}
+
+/// Runs `work` to its end whoever waits for it.
+fn spawned<T: Clone + Send + Sync + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Coming<T> {
+    let task = tokio::spawn(work);
+    async move {
+        match task.await {
+            Ok(done) => done,
+            Err(died) => Err(Error::new(SIDE, "reading a layer", io::Error::other(died))),
+        }
+    }
+    .boxed()
+    .shared()
+}

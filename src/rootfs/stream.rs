@@ -1,0 +1,157 @@
+//! The decompressed stream of a layer, as content for the cache.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::layer::{Compressed, Layer, STEP};
+use crate::{
+    image::{Descriptor, Repository},
+    layer::{LayerIndex, SpanDecoder},
+    tree::{Blobs, ByteStream, Kind, Names, Result},
+};
+
+/// A layer as the source of its stream.
+pub(super) struct Decompressed<S: Blobs> {
+    pub layer: Arc<Layer<S>>,
+    pub index: Arc<LayerIndex>,
+}
+
+impl<S: Names + Blobs> Blobs for Decompressed<S> {
+    type Stream = Spans<S>;
+
+    async fn read(&self, _: &Repository, _: &Descriptor, range: Range<u64>) -> Result<Spans<S>> {
+        let all = 0..self.index.stream_bytes();
+        let first = self.index.span_of(range.start).unwrap_or(0);
+        let last = self.index.span_of(range.end.saturating_sub(1)).unwrap_or(0);
+        let is_sequential = (first..=last).any(|span| self.index.needs_sequential(span));
+        let spans = match is_sequential && range == all {
+            true => Way::InOrder(self.in_order()?),
+            false => Way::Each(first..last + 1),
+        };
+        let (layer, index) = (self.layer.clone(), self.index.clone());
+        // What can only be decompressed from its beginning is decompressed once, and all kept.
+        Ok(Spans { layer, index, left: range, spans, ignores_ranges: is_sequential })
+    }
+}
+
+/// How spans come.
+enum Way {
+    /// One by one, wherever they are.
+    Each(Range<u32>),
+    /// All of the layer, decompressed in order.
+    InOrder(mpsc::Receiver<Result<Bytes>>),
+}
+
+/// A part of a stream.
+pub(super) struct Spans<S: Blobs> {
+    layer: Arc<Layer<S>>,
+    index: Arc<LayerIndex>,
+    /// What is still to come of the range that was asked for.
+    left: Range<u64>,
+    spans: Way,
+    ignores_ranges: bool,
+}
+
+impl<S: Names + Blobs> ByteStream for Spans<S> {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        if self.left.is_empty() {
+            return Ok(None);
+        }
+        let bytes = match &mut self.spans {
+            Way::Each(spans) => {
+                let Some(span) = spans.next() else { return Ok(None) };
+                if spans.start < spans.end {
+                    // The next one is on its way while this one is read.
+                    drop(self.layer.span(&self.index, spans.start));
+                }
+                let bytes = self.layer.span(&self.index, span).await?;
+                // It has the first byte that is left, and 8 MiB at most.
+                let begin = self.index.stream_range(span).start;
+                bytes
+                    .slice(self.left.start.saturating_sub(begin).min(bytes.len() as u64) as usize..)
+            }
+            Way::InOrder(comes) => match comes.recv().await {
+                Some(bytes) => bytes?,
+                None => {
+                    let ended = Kind::Interrupted("decompressing has ended early".into());
+                    return Err(self.layer.error(ended));
+                }
+            },
+        };
+        let left = self.left.end - self.left.start;
+        let bytes = bytes.slice(..(bytes.len() as u64).min(left) as usize);
+        self.left.start += bytes.len() as u64;
+        Ok(Some(bytes))
+    }
+
+    fn ignores_ranges(&self) -> bool {
+        self.ignores_ranges
+    }
+}
+
+impl<S: Names + Blobs> Decompressed<S> {
+    /// Decompresses all of the layer from its beginning.
+    fn in_order(&self) -> Result<mpsc::Receiver<Result<Bytes>>> {
+        let (layer, index) = (self.layer.clone(), self.index.clone());
+        let compressed = layer.compressed()?;
+        let (gives, comes) = mpsc::channel(1);
+        let (sender, mut receiver) = mpsc::channel::<Bytes>(2);
+        let (reader, failed) = (layer.clone(), gives.clone());
+        let fetch = index.fetch_range(0..index.span_count());
+        let compressed = Arc::new(compressed);
+        let source = compressed.clone();
+        tokio::spawn(async move {
+            let mut at = fetch.start;
+            while at < fetch.end {
+                let end = fetch.end.min(at + STEP as u64);
+                match reader.fetch(&source, at..end).await {
+                    Ok(bytes) if bytes.is_empty() => break,
+                    Ok(bytes) => {
+                        at += bytes.len() as u64;
+                        if sender.send(bytes).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        // Who has gone away does not want to know.
+                        let _ = failed.send(Err(error)).await;
+                        return;
+                    }
+                }
+            }
+        });
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = decompress(&layer, &index, &compressed, &mut receiver, &gives) {
+                let _ = gives.blocking_send(Err(error));
+            }
+        });
+        Ok(comes)
+    }
+}
+
+fn decompress<S: Names + Blobs>(
+    layer: &Arc<Layer<S>>,
+    index: &LayerIndex,
+    compressed: &Compressed,
+    comes: &mut mpsc::Receiver<Bytes>,
+    gives: &mpsc::Sender<Result<Bytes>>,
+) -> Result<()> {
+    let failed = |error| {
+        layer.distrust(compressed, &error);
+        layer.error(Kind::Layer(error.to_string()))
+    };
+    let window = layer.window(index, 0);
+    let spans = 0..index.span_count();
+    let mut decoder = SpanDecoder::new(index, spans, window.as_deref()).map_err(failed)?;
+    let mut is_wanted = true;
+    while is_wanted {
+        let Some(bytes) = comes.blocking_recv() else { return Ok(()) };
+        let is_done = decoder.push(&bytes, &mut |_, bytes| {
+            is_wanted &= gives.blocking_send(Ok(bytes.into())).is_ok();
+        });
+        is_wanted &= !is_done.map_err(failed)?;
+    }
+    Ok(())
+}

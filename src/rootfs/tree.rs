@@ -1,0 +1,266 @@
+//! The files of a platform or of a single layer.
+
+use std::{borrow::Cow, ops::Range, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+
+use super::SIDE;
+use crate::{
+    cache::CachedBlob,
+    image::Digest,
+    layer::{Extent, Kind as FileKind, Node, Rootfs},
+    tree::{Error, Kind, Result},
+};
+
+/// Symbolic links that a path may lead through.
+const MAX_LINKS: u32 = 40;
+
+/// The name of the attribute that says which layer a file comes from: number and digest.
+const LAYER_XATTR: &[u8] = b"user.imgfs.layer";
+
+/// The name of the attribute that says what made that layer: its line of the image's history.
+const CREATED_BY_XATTR: &[u8] = b"user.imgfs.created_by";
+
+/// Opens the stream of a layer.
+pub(super) type OpenStream = Box<dyn Fn() -> Result<CachedBlob> + Send + Sync>;
+
+/// What a tree knows of each of its layers besides the index.
+pub(super) struct Origin {
+    /// From 0 for the lowest of the image.
+    pub number: usize,
+    pub digest: Digest,
+    pub created_by: Option<String>,
+    pub open: OpenStream,
+}
+
+/// Files that can be looked at and read. What it shows has been checked against the manifest.
+pub struct Tree {
+    rootfs: Rootfs,
+    origins: Vec<Origin>,
+}
+
+/// Why a path leads to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// It is not there.
+    #[error("there is no such file or directory in the image")]
+    Missing,
+    /// Something on the way is no directory.
+    #[error("something on the way there is no directory")]
+    NotADirectory,
+    /// It goes through more than 40 symbolic links.
+    #[error("it goes through too many symbolic links")]
+    Loop,
+}
+
+impl Tree {
+    pub(super) fn new(rootfs: Rootfs, origins: Vec<Origin>) -> Arc<Self> {
+        Arc::new(Self { rootfs, origins })
+    }
+
+    /// Names and attributes.
+    pub fn rootfs(&self) -> &Rootfs {
+        &self.rootfs
+    }
+
+    /// Bytes that it takes in memory, with the tables of its layers.
+    pub fn memory_bytes(&self) -> u64 {
+        let layers = self.rootfs.layers().iter().map(|layer| layer.memory_bytes());
+        self.rootfs.memory_bytes() + layers.sum::<u64>()
+    }
+
+    /// Opens a file for reading. An error if it is a hard link that leads nowhere; `None` if it is
+    /// no file.
+    pub fn open(&self, node: Node) -> Result<Option<TreeFile>> {
+        if self.rootfs.attributes(node).kind != FileKind::File {
+            return Ok(None);
+        }
+        let data = self.rootfs.data(node).map_err(|broken| {
+            let path = String::from_utf8_lossy(&self.rootfs.path(node)).into_owned();
+            Error::new(SIDE, format_args!("opening /{path}"), Kind::Layer(broken.to_string()))
+        })?;
+        let index = self.rootfs.layers().get(data.layer);
+        let origin = self.origins.get(data.layer);
+        let (Some(index), Some(origin)) = (index, origin) else { return Ok(None) };
+        Ok(Some(TreeFile {
+            size: data.size,
+            // An empty file has nothing to read.
+            stream: if data.extents.is_empty() { None } else { Some((origin.open)()?) },
+            extents: data.extents,
+            readable: index.stream_bytes(),
+            damage: index.damage().map(|note| note.kind.to_string()),
+            layer: origin.digest,
+        }))
+    }
+
+    /// The extended attributes of a node, with those that say where it comes from.
+    pub fn xattrs(&self, node: Node) -> Vec<(&[u8], Cow<'_, [u8]>)> {
+        let own = self.rootfs.xattrs(node);
+        let mut all: Vec<_> = own.map(|(name, value)| (name, Cow::Borrowed(value))).collect();
+        // Linux has attributes of this kind for these two only.
+        let kind = self.rootfs.attributes(node).kind;
+        if matches!(kind, FileKind::File | FileKind::Dir)
+            && let Some(origin) = self.origins.get(self.rootfs.layer_of(node))
+        {
+            let layer = format!("{} {}", origin.number, origin.digest);
+            all.push((LAYER_XATTR, Cow::Owned(layer.into_bytes())));
+            if let Some(created_by) = &origin.created_by {
+                all.push((CREATED_BY_XATTR, Cow::Borrowed(created_by.as_bytes())));
+            }
+        }
+        all
+    }
+
+    /// What is at `path`, as a process in a container would find it: symbolic links are followed,
+    /// and lead nowhere outside. The last one is followed only if `follows_last`.
+    pub fn resolve(&self, path: &[u8], follows_last: bool) -> std::result::Result<Node, PathError> {
+        let mut left: Vec<Vec<u8>> = Vec::new();
+        let push = |left: &mut Vec<Vec<u8>>, path: &[u8]| {
+            left.extend(path.split(|b| *b == b'/').rev().map(<[u8]>::to_vec));
+        };
+        push(&mut left, path);
+        let (mut at, mut links) = (self.rootfs.root(), 0);
+        while let Some(name) = left.pop() {
+            if self.rootfs.attributes(at).kind != FileKind::Dir {
+                return Err(PathError::NotADirectory);
+            }
+            at = match &name[..] {
+                b"" | b"." => at,
+                b".." => self.rootfs.parent(at),
+                name => {
+                    let found = self.rootfs.lookup(at, name).ok_or(PathError::Missing)?;
+                    let is_last = left.iter().all(Vec::is_empty);
+                    match self.rootfs.symlink_target(found) {
+                        Some(target) if follows_last || !is_last => {
+                            links += 1;
+                            if links > MAX_LINKS {
+                                return Err(PathError::Loop);
+                            }
+                            push(&mut left, target);
+                            if target.starts_with(b"/") { self.rootfs.root() } else { at }
+                        }
+                        _ => found,
+                    }
+                }
+            };
+        }
+        Ok(at)
+    }
+}
+
+/// An open file of a [`Tree`].
+pub struct TreeFile {
+    size: u64,
+    extents: Vec<Extent>,
+    stream: Option<CachedBlob>,
+    /// Bytes of the stream that can be read.
+    readable: u64,
+    /// Why no more.
+    damage: Option<String>,
+    layer: Digest,
+}
+
+/// A piece of a file.
+enum Piece {
+    Zeros(usize),
+    Stream(u64, usize),
+}
+
+impl TreeFile {
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The digest of the layer that it is in.
+    pub fn layer(&self) -> Digest {
+        self.layer
+    }
+
+    /// Reads without waiting for a registry, if that can be. At most `length` bytes; fewer only at
+    /// the end.
+    pub fn read_now(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
+        let pieces = match self.pieces(offset, length) {
+            Ok(pieces) => pieces,
+            Err(error) => return Some(Err(error)),
+        };
+        let mut parts = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            parts.push(match (piece, &self.stream) {
+                (Piece::Stream(offset, length), Some(stream)) => {
+                    match stream.try_read(offset, length)? {
+                        Ok(bytes) => bytes,
+                        Err(error) => return Some(Err(error)),
+                    }
+                }
+                (Piece::Zeros(length) | Piece::Stream(_, length), _) => zeros(length),
+            });
+        }
+        Some(Ok(joined(parts)))
+    }
+
+    /// Reads, however long that takes. It ends by itself when nothing comes.
+    pub async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
+        let mut parts = Vec::new();
+        for piece in self.pieces(offset, length)? {
+            parts.push(match (piece, &self.stream) {
+                (Piece::Stream(offset, length), Some(stream)) => {
+                    stream.read(offset, length).await?
+                }
+                (Piece::Zeros(length) | Piece::Stream(_, length), _) => zeros(length),
+            });
+        }
+        Ok(joined(parts))
+    }
+
+    fn pieces(&self, offset: u64, length: usize) -> Result<Vec<Piece>> {
+        let end = offset.saturating_add(length as u64).min(self.size);
+        let mut pieces = Vec::new();
+        let mut at = offset;
+        // The first extent that ends behind the beginning.
+        let first = self.extents.partition_point(|e| e.file_offset + e.length <= offset);
+        for extent in self.extents[first..].iter().take_while(|e| e.file_offset < end) {
+            if extent.file_offset > at {
+                // No longer than what was asked for.
+                pieces.push(Piece::Zeros((extent.file_offset - at) as usize));
+                at = extent.file_offset;
+            }
+            let stop = end.min(extent.file_offset + extent.length);
+            let from = extent.stream_offset + (at - extent.file_offset);
+            self.check(from..from + (stop - at))?;
+            pieces.push(Piece::Stream(from, (stop - at) as usize));
+            at = stop;
+        }
+        if at < end {
+            pieces.push(Piece::Zeros((end - at) as usize));
+        }
+        Ok(pieces)
+    }
+
+    /// What lies behind the place where a layer is damaged is an error, and not the end of a file.
+    fn check(&self, range: Range<u64>) -> Result<()> {
+        if range.end <= self.readable {
+            return Ok(());
+        }
+        let why = self.damage.as_deref().unwrap_or("the layer ends before the file does");
+        let doing = format!("reading layer {}", self.layer);
+        Err(Error::new(SIDE, doing, Kind::Layer(why.to_owned())))
+    }
+}
+
+fn zeros(length: usize) -> Bytes {
+    vec![0; length].into()
+}
+
+fn joined(mut parts: Vec<Bytes>) -> Bytes {
+    match (parts.len(), parts.pop()) {
+        (1, Some(only)) => only,
+        (_, None) => Bytes::new(),
+        (_, Some(last)) => {
+            let mut all = BytesMut::new();
+            parts.iter().for_each(|part| all.extend_from_slice(part));
+            all.extend_from_slice(&last);
+            all.freeze()
+        }
+    }
+}

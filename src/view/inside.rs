@@ -1,0 +1,637 @@
+//! The part of a mount below `.imgfs`: what is inside images.
+//!
+//! ```text
+//! .imgfs/<registry>/<repository>:<tag>        -> <name>@<digest>
+//! .imgfs/<registry>/<repository>@<digest>/    an image
+//!     manifest.json  status.json
+//!     rootfs                                  -> <platform>/rootfs
+//!     <platform>/config.json  manifest.json
+//!     <platform>/rootfs/                      a tree: what a container sees
+//!     <platform>/layers/<number>/             a tree: what the layer has by itself
+//! ```
+//!
+//! What is above the trees is known by its path, as in the rest of the mount. What is in a tree is
+//! known by numbers: an inode's has a bit that says so, the number of the tree, and that of the node.
+//! All of that is made of digests, so it is the same after a remount, and nothing has to be
+//! remembered of a file for the kernel's sake.
+//!
+//! A tree is made when somebody looks into it, which takes a pass over each layer that nobody has
+//! looked into before.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    sync::{Arc, Mutex, OnceLock},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+
+use super::{
+    ABSENT, About, Attributes, Entry, FOR_GOOD, Found, Handle, InsideAttributes, Question, ROOT,
+    Settings, View, ViewError, below,
+    names::{self, InsideForm, inside_path},
+    table::Kind,
+};
+use crate::{
+    image::{Digest, Platform, Reference, is_referrers_tag},
+    layer::{Kind as FileKind, Node},
+    lock::locked,
+    rootfs::{Image, Images, Tree, Variant},
+    tree::{self, Attachments, Blobs, Error, Names, images_dir::published_time},
+};
+
+/// Says of a number that it is one of a node in a tree.
+const TREE: u64 = 1 << 62;
+
+/// Bits of the number of a tree; those of its nodes have 32.
+const ID_BITS: u32 = 30;
+
+const MANIFEST: &str = "manifest.json";
+const CONFIG: &str = "config.json";
+const STATUS: &str = "status.json";
+const ROOTFS: &str = "rootfs";
+const LAYERS: &str = "layers";
+
+/// The number of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TreeId(u32);
+
+/// Whether an inode is one of a tree.
+pub(super) fn is_in_tree(ino: u64) -> bool {
+    ino & TREE != 0
+}
+
+fn number(id: TreeId, node: Node) -> u64 {
+    TREE | u64::from(id.0) << 32 | u64::from(node.number())
+}
+
+/// What the inside of images is, as far as anybody has looked.
+pub(super) struct Inside<S: Blobs> {
+    images: Images<S>,
+    platform: Platform,
+    tag_ttl: Duration,
+    /// Where tags lead, and until when that holds.
+    tags: Mutex<HashMap<Reference, (Digest, Instant)>>,
+    /// Images that somebody has looked into, as paths below `.imgfs`; whether they are links.
+    seen: Mutex<BTreeMap<String, FileKind>>,
+    trees: Mutex<HashMap<TreeId, Arc<Slot>>>,
+    /// The tree that is shown in place of everything else.
+    root: OnceLock<TreeId>,
+}
+
+/// A tree that may not have been made yet.
+struct Slot {
+    path: String,
+    variant: Arc<Variant>,
+    /// The layer that it is, if it is not all of them.
+    layer: Option<usize>,
+    tree: OnceCell<Arc<Tree>>,
+}
+
+/// Extended attributes: names and values.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// What takes time to find out.
+#[derive(Clone, Debug)]
+pub(super) enum Wanted {
+    /// Where a tag leads.
+    Tag(Reference),
+    /// What an image is.
+    Image(Reference, Digest),
+    /// What a platform of an image is.
+    Platform(Arc<Image>, String),
+    /// What has this name in a directory of a tree.
+    Name(TreeId, u32, Vec<u8>),
+}
+
+/// What a path inside an image leads to, without the trees.
+enum Place {
+    Directory(Vec<(String, FileKind)>),
+    Link(String),
+    File(Bytes),
+    /// A file whose content changes.
+    Fresh(Bytes),
+    Tree(TreeId),
+    Nothing,
+    Ask(Wanted),
+}
+
+impl<S: Names + Blobs> Inside<S> {
+    pub(super) fn new(images: Images<S>, settings: &Settings) -> Self {
+        Self {
+            images,
+            platform: settings.platform.clone(),
+            tag_ttl: settings.tag_ttl,
+            tags: Mutex::default(),
+            seen: Mutex::default(),
+            trees: Mutex::default(),
+            root: OnceLock::new(),
+        }
+    }
+
+    fn slot(&self, id: TreeId) -> Option<Arc<Slot>> {
+        locked(&self.trees).get(&id).cloned()
+    }
+
+    /// The tree, if it has been made.
+    fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
+        self.slot(id)?.tree.get().cloned()
+    }
+
+    /// The number of a tree, which is told by what is in it.
+    fn tree_id(&self, path: &str, variant: &Arc<Variant>, layer: Option<usize>) -> TreeId {
+        let name = format!("{} {layer:?}", variant.manifest().digest());
+        let digest = Digest::sha256(name.as_bytes());
+        let mut head = [0; 4];
+        head.copy_from_slice(&digest.as_bytes()[..4]);
+        let mut id = TreeId(u32::from_be_bytes(head) >> (32 - ID_BITS));
+        let mut trees = locked(&self.trees);
+        loop {
+            let same = |slot: &Arc<Slot>| {
+                slot.layer == layer
+                    && slot.variant.manifest().digest() == variant.manifest().digest()
+            };
+            match trees.get(&id) {
+                Some(slot) if same(slot) => return id,
+                Some(_) => id = TreeId((id.0 + 1) & ((1 << ID_BITS) - 1)),
+                None => break,
+            }
+        }
+        let (path, variant) = (path.to_owned(), variant.clone());
+        trees.insert(id, Arc::new(Slot { path, variant, layer, tree: OnceCell::new() }));
+        id
+    }
+
+    /// The tree, made now if need be.
+    async fn make_tree(&self, id: TreeId) -> Result<Option<Arc<Tree>>, ViewError> {
+        let Some(slot) = self.slot(id) else { return Err(ViewError::Stale) };
+        let make = || async {
+            match slot.layer {
+                None => self.images.tree(&slot.variant).await.map(Some),
+                Some(number) => self.images.layer_tree(&slot.variant, number).await,
+            }
+        };
+        if let Some(tree) = slot.tree.get() {
+            return Ok(Some(tree.clone()));
+        }
+        // One merges, the others wait for it.
+        let made = slot
+            .tree
+            .get_or_try_init(|| async { make().await.map_err(Some)?.ok_or(None::<Error>) });
+        match made.await {
+            Ok(tree) => Ok(Some(tree.clone())),
+            Err(None) => Ok(None),
+            Err(Some(error)) => Err(error.into()),
+        }
+    }
+
+    /// Where a tag leads, as long as that holds.
+    fn tag(&self, name: &Reference) -> Option<Digest> {
+        let tags = locked(&self.tags);
+        let (digest, until) = tags.get(name)?;
+        (*until > Instant::now()).then_some(*digest)
+    }
+
+    /// What the path `rest` in an image leads to.
+    fn place(&self, path: &str, name: &Reference, digest: Digest, rest: &str) -> Place {
+        let Some(image) = self.images.known_image(&digest) else {
+            return Place::Ask(Wanted::Image(name.clone(), digest));
+        };
+        let mut parts = rest.split('/');
+        let first = parts.next().unwrap_or_default();
+        let more: Vec<&str> = parts.collect();
+        if more.is_empty() {
+            match first {
+                "" => return Place::Directory(entries_of(&image)),
+                MANIFEST => return Place::File(image.manifest().bytes().clone()),
+                STATUS => return Place::Fresh(self.status(&image)),
+                ROOTFS => {
+                    let platform = image.platform_for(&self.platform);
+                    let platform = platform.or_else(|| image.platforms().next());
+                    return platform
+                        .map_or(Place::Nothing, |name| Place::Link(format!("{name}/{ROOTFS}")));
+                }
+                _ => {}
+            }
+        }
+        if !image.platforms().any(|platform| platform == first) {
+            return Place::Nothing;
+        }
+        if more.is_empty() {
+            let files = [CONFIG, MANIFEST].map(|name| (name.to_owned(), FileKind::File));
+            let dirs = [LAYERS, ROOTFS].map(|name| (name.to_owned(), FileKind::Dir));
+            return Place::Directory([files, dirs].concat());
+        }
+        let Some(variant) = self.images.known_variant(&image, first) else {
+            return Place::Ask(Wanted::Platform(image, first.to_owned()));
+        };
+        match more[..] {
+            [MANIFEST] => Place::File(variant.manifest().bytes().clone()),
+            [CONFIG] => Place::File(variant.config().clone()),
+            [ROOTFS] => Place::Tree(self.tree_id(path, &variant, None)),
+            [LAYERS] => {
+                let numbers = 0..variant.layer_count();
+                let layers = numbers.map(|number| (number.to_string(), FileKind::Dir));
+                Place::Directory(layers.collect())
+            }
+            [LAYERS, number] => match number.parse::<usize>() {
+                // `00` is another name than `0`.
+                Ok(at) if at < variant.layer_count() && number == at.to_string() => {
+                    Place::Tree(self.tree_id(path, &variant, Some(at)))
+                }
+                _ => Place::Nothing,
+            },
+            _ => Place::Nothing,
+        }
+    }
+
+    fn status(&self, image: &Image) -> Bytes {
+        let mut text = format!("{:#}", self.images.status(image));
+        text.push('\n');
+        text.into()
+    }
+
+    /// What of the images that somebody has looked into is in the directory `way`.
+    fn seen_in(&self, way: &str) -> Vec<(String, FileKind)> {
+        let seen = locked(&self.seen);
+        let below = seen.iter().filter_map(|(name, kind)| {
+            let rest = if way.is_empty() {
+                name.as_str()
+            } else {
+                name.strip_prefix(way)?.strip_prefix('/')?
+            };
+            Some(match rest.split_once('/') {
+                Some((directory, _)) => (directory.to_owned(), FileKind::Dir),
+                None => (rest.to_owned(), *kind),
+            })
+        });
+        below.collect()
+    }
+
+    async fn find_out(&self, wanted: &Wanted) -> tree::Result<()> {
+        match wanted {
+            Wanted::Tag(name) => {
+                let digest = self.images.manifest(name).await?.digest();
+                let until = Instant::now() + self.tag_ttl;
+                locked(&self.tags).insert(name.clone(), (digest, until));
+                locked(&self.seen).insert(name.to_string(), FileKind::Symlink);
+            }
+            Wanted::Image(name, digest) => {
+                self.images.image(name.repository(), *digest).await?;
+                locked(&self.seen).insert(name.to_string(), FileKind::Dir);
+            }
+            Wanted::Platform(image, platform) => {
+                self.images.variant(image, platform).await?;
+            }
+            Wanted::Name(..) => {}
+        }
+        Ok(())
+    }
+}
+
+fn entries_of(image: &Image) -> Vec<(String, FileKind)> {
+    let mut entries =
+        vec![(MANIFEST.to_owned(), FileKind::File), (STATUS.to_owned(), FileKind::File)];
+    entries.extend(image.platforms().map(|name| (name.to_owned(), FileKind::Dir)));
+    if entries.len() > 2 {
+        entries.push((ROOTFS.to_owned(), FileKind::Symlink));
+    }
+    entries
+}
+
+impl<S: Names + Blobs + Attachments> View<S> {
+    /// The tree and the node that `ino` is, if it is in a tree.
+    pub(super) fn in_tree(&self, ino: u64) -> Option<(TreeId, u32)> {
+        if ino == ROOT {
+            return Some((*self.inside.as_ref()?.root.get()?, 0));
+        }
+        // The lower half, and of the upper one what is the tree's.
+        let id = (ino >> 32) as u32 & ((1 << ID_BITS) - 1);
+        is_in_tree(ino).then_some((TreeId(id), ino as u32))
+    }
+
+    fn number_in_tree(&self, id: TreeId, node: Node) -> u64 {
+        let root = self.inside.as_ref().and_then(|inside| inside.root.get());
+        if root == Some(&id) && node.number() == 0 { ROOT } else { number(id, node) }
+    }
+
+    /// Shows the root file system of `image` in place of everything else. Fails if there is no such
+    /// image, or not for the platform.
+    pub async fn show_only(&self, image: &Reference) -> Result<(), ViewError> {
+        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
+        let digest = inside.images.manifest(image).await?.digest();
+        let opened = inside.images.image(image.repository(), digest).await?;
+        let unfit = |reason: String| {
+            Error::new("image", format_args!("opening {image}"), tree::Kind::Unfit(reason))
+        };
+        let platform = opened.platform_for(&inside.platform).or_else(|| {
+            let mut all = opened.platforms();
+            all.next().filter(|_| all.next().is_none())
+        });
+        let Some(platform) = platform else {
+            let all: Vec<&str> = opened.platforms().collect();
+            let (wanted, all) = (&inside.platform, all.join(", "));
+            return Err(unfit(format!("it is not for {wanted}; --platform takes: {all}")).into());
+        };
+        let variant = inside.images.variant(&opened, platform).await?;
+        let variant = variant.ok_or_else(|| unfit("it has no such platform".into()))?;
+        let _ = inside.root.set(inside.tree_id("", &variant, None));
+        Ok(())
+    }
+
+    // --- names above the trees ---
+
+    fn place(&self, path: &str) -> Place {
+        let Some(inside) = &self.inside else { return Place::Nothing };
+        match names::inside(path) {
+            InsideForm::Way(_) => Place::Directory(Vec::new()),
+            InsideForm::Tag(name) => match inside.tag(&name) {
+                Some(digest) => {
+                    let last = name.repository().path().rsplit('/').next().unwrap_or_default();
+                    Place::Link(format!("{last}@{digest}"))
+                }
+                None => Place::Ask(Wanted::Tag(name)),
+            },
+            InsideForm::Image(name, digest, rest) => inside.place(path, &name, digest, rest),
+            InsideForm::Nothing => Place::Nothing,
+        }
+    }
+
+    /// What `path`, which is below `.imgfs`, leads to.
+    pub(super) fn look_inside(&self, path: &str) -> Result<Found, ViewError> {
+        let place = self.place(path);
+        Ok(match place {
+            Place::Nothing => Found::Absent(ABSENT),
+            Place::Ask(wanted) => {
+                Found::Ask(Question { path: path.to_owned(), about: About::Inside(wanted) })
+            }
+            Place::Tree(id) => Found::Entry(self.entry_of_root(id)),
+            place => {
+                let ino = self.tell(path, &content_of(&place), Kind::Inside);
+                Found::Entry(self.entry_of_place(ino, &place))
+            }
+        })
+    }
+
+    fn entry_of_place(&self, ino: u64, place: &Place) -> Entry {
+        let time = published_time(None);
+        match place {
+            Place::Directory(_) => {
+                Entry { attributes: Attributes::directory(ino, time), ttl: FOR_GOOD }
+            }
+            Place::Link(target) => {
+                let attributes = Attributes::symlink(ino, target.len() as u64);
+                let is_tag = target.contains('@');
+                let ttl = if is_tag { self.settings.tag_ttl } else { FOR_GOOD };
+                Entry { attributes, ttl }
+            }
+            Place::File(content) => {
+                let attributes = Attributes::file(ino, content.len() as u64, time);
+                Entry { attributes, ttl: FOR_GOOD }
+            }
+            Place::Fresh(content) => {
+                let attributes = Attributes::file(ino, content.len() as u64, time);
+                Entry { attributes, ttl: Duration::ZERO }
+            }
+            Place::Tree(id) => self.entry_of_root(*id),
+            Place::Nothing | Place::Ask(_) => {
+                Entry { attributes: Attributes::file(ino, 0, time), ttl: Duration::ZERO }
+            }
+        }
+    }
+
+    /// Finds out what it takes, and answers the lookup again.
+    pub(super) async fn find_out_inside(
+        &self,
+        path: &str,
+        wanted: &Wanted,
+    ) -> Result<Found, ViewError> {
+        let Some(inside) = &self.inside else { return Ok(Found::Absent(ABSENT)) };
+        if let Wanted::Name(id, node, name) = wanted {
+            return match inside.make_tree(*id).await? {
+                Some(tree) => Ok(self.found_in_tree(*id, &tree, *node, name)),
+                None => Ok(Found::Absent(ABSENT)),
+            };
+        }
+        let mut wanted = wanted.clone();
+        loop {
+            match inside.find_out(&wanted).await {
+                Err(error) if error.is_not_found() => return Ok(Found::Absent(ABSENT)),
+                done => done?,
+            }
+            match self.look_inside(path)? {
+                Found::Ask(Question { about: About::Inside(next), .. }) => {
+                    // A tag holds for no time at all if the user wants that.
+                    if let (Wanted::Tag(name), Wanted::Tag(_)) = (&wanted, &next) {
+                        let target = locked(&inside.tags).get(name).map(|(digest, _)| *digest);
+                        let Some(digest) = target else { return Ok(Found::Absent(ABSENT)) };
+                        let last = name.repository().path().rsplit('/').next().unwrap_or_default();
+                        let link = Place::Link(format!("{last}@{digest}"));
+                        let ino = self.tell(path, &content_of(&link), Kind::Inside);
+                        return Ok(Found::Entry(self.entry_of_place(ino, &link)));
+                    }
+                    wanted = next;
+                }
+                found => return Ok(found),
+            }
+        }
+    }
+
+    pub(super) fn attributes_inside(&self, ino: u64, path: &str) -> Result<Entry, ViewError> {
+        match self.place(path) {
+            Place::Nothing => Err(ViewError::Stale),
+            // It is a tag, which may lead elsewhere by now.
+            Place::Ask(_) => {
+                let attributes = Attributes::symlink(ino, 0);
+                Ok(Entry { attributes, ttl: Duration::ZERO })
+            }
+            place => Ok(self.entry_of_place(ino, &place)),
+        }
+    }
+
+    pub(super) fn open_inside(&self, path: &str) -> Result<Handle, ViewError> {
+        match self.place(path) {
+            Place::File(content) => Ok(Handle::Content(content)),
+            Place::Fresh(content) => Ok(Handle::Fresh(content)),
+            Place::Directory(_) | Place::Tree(_) => {
+                Err(ViewError::Wrong(std::io::ErrorKind::IsADirectory))
+            }
+            Place::Link(_) | Place::Nothing | Place::Ask(_) => Err(ViewError::Stale),
+        }
+    }
+
+    /// Where the symbolic link `ino` leads.
+    pub fn link_target(&self, ino: u64) -> Result<Bytes, ViewError> {
+        if let Some((id, node)) = self.in_tree(ino) {
+            let tree = self.tree(id)?;
+            let target = tree
+                .rootfs()
+                .node(node)
+                .and_then(|node| tree.rootfs().symlink_target(node).map(Bytes::copy_from_slice));
+            return target.ok_or(ViewError::Wrong(std::io::ErrorKind::InvalidInput));
+        }
+        let path = self.path_of(ino)?;
+        match self.place(&path) {
+            Place::Link(target) => Ok(target.into()),
+            // The time for which it holds is over: what it was is better than nothing.
+            Place::Ask(Wanted::Tag(name)) => {
+                let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
+                let digest = locked(&inside.tags).get(&name).map(|(digest, _)| *digest);
+                let digest = digest.ok_or(ViewError::Stale)?;
+                let last = name.repository().path().rsplit('/').next().unwrap_or_default();
+                Ok(format!("{last}@{digest}").into())
+            }
+            _ => Err(ViewError::Wrong(std::io::ErrorKind::InvalidInput)),
+        }
+    }
+
+    /// What is in a directory below `.imgfs` that is no tree: names and kinds.
+    pub(super) fn names_inside(&self, path: &str) -> Result<Vec<(String, FileKind)>, ViewError> {
+        let InsideForm::Way(way) = names::inside(path) else {
+            return match self.place(path) {
+                Place::Directory(entries) => Ok(entries),
+                _ => Err(ViewError::Stale),
+            };
+        };
+        let mut entries = self.inside.as_ref().map_or(Vec::new(), |inside| inside.seen_in(way));
+        for (name, is_directory) in self.names_in(way)?.entries {
+            let path = below(way, &name);
+            if !is_directory || !matches!(names::inside(&inside_path(&path)), InsideForm::Way(_)) {
+                continue;
+            }
+            let mut has_images = false;
+            let mut digests = Vec::new();
+            for (image, _) in self.names_in(&format!("{path}/manifests"))?.entries {
+                match image.parse::<Digest>() {
+                    Ok(_) => digests.push((format!("{name}@{image}"), FileKind::Dir)),
+                    Err(_) if is_referrers_tag(&image) => {}
+                    Err(_) => {
+                        has_images = true;
+                        entries.push((format!("{name}:{image}"), FileKind::Symlink));
+                    }
+                }
+            }
+            // Most digests are those of what tags lead to, or of platforms.
+            if !has_images {
+                has_images = !digests.is_empty();
+                entries.append(&mut digests);
+            }
+            let has_more = self
+                .names_in(&path)?
+                .entries
+                .iter()
+                .any(|(name, is_directory)| *is_directory && name != "manifests");
+            if has_more || !has_images {
+                entries.push((name, FileKind::Dir));
+            }
+        }
+        Ok(entries)
+    }
+
+    // --- trees ---
+
+    pub(super) fn tree(&self, id: TreeId) -> Result<Arc<Tree>, ViewError> {
+        // The kernel has no number of a tree that has not been made, but for its root.
+        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
+        inside.tree(id).ok_or(ViewError::Stale)
+    }
+
+    /// The tree of a directory, made now if need be.
+    pub(super) async fn made_tree(&self, id: TreeId) -> Result<Arc<Tree>, ViewError> {
+        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
+        inside.make_tree(id).await?.ok_or(ViewError::Stale)
+    }
+
+    /// The directory that a tree is, also if it has not been made.
+    fn entry_of_root(&self, id: TreeId) -> Entry {
+        self.attributes_in_tree(id, 0)
+    }
+
+    pub(super) fn attributes_in_tree(&self, id: TreeId, node: u32) -> Entry {
+        let known = self.tree(id).ok();
+        match known.as_ref().and_then(|tree| Some((tree, tree.rootfs().node(node)?))) {
+            Some((tree, node)) => self.entry_in_tree(id, tree, node),
+            None => {
+                let ino = if self.in_tree(ROOT) == Some((id, 0)) {
+                    ROOT
+                } else {
+                    TREE | u64::from(id.0) << 32 | u64::from(node)
+                };
+                let attributes = Attributes::directory(ino, published_time(None));
+                Entry { attributes, ttl: Duration::ZERO }
+            }
+        }
+    }
+
+    pub(super) fn entry_in_tree(&self, id: TreeId, tree: &Tree, node: Node) -> Entry {
+        let found = tree.rootfs().attributes(node);
+        let attributes = Attributes {
+            ino: self.number_in_tree(id, tree.rootfs().inode(node)),
+            kind: found.kind,
+            size: found.size,
+            mtime: (found.mtime.secs, found.mtime.nanos),
+            inside: Some(InsideAttributes {
+                mode: found.mode,
+                uid: found.uid,
+                gid: found.gid,
+                links: found.links,
+                device: found.device,
+            }),
+        };
+        Entry { attributes, ttl: FOR_GOOD }
+    }
+
+    pub(super) fn lookup_in_tree(
+        &self,
+        id: TreeId,
+        node: u32,
+        name: &OsStr,
+    ) -> Result<Found, ViewError> {
+        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
+        if let Some(tree) = inside.tree(id) {
+            return Ok(self.found_in_tree(id, &tree, node, name.as_bytes()));
+        }
+        let slot = inside.slot(id).ok_or(ViewError::Stale)?;
+        let path = below(&slot.path, &name.to_string_lossy());
+        let wanted = Wanted::Name(id, node, name.as_bytes().to_vec());
+        Ok(Found::Ask(Question { path, about: About::Inside(wanted) }))
+    }
+
+    fn found_in_tree(&self, id: TreeId, tree: &Tree, node: u32, name: &[u8]) -> Found {
+        let rootfs = tree.rootfs();
+        match rootfs.node(node).and_then(|node| rootfs.lookup(node, name)) {
+            Some(node) => Found::Entry(self.entry_in_tree(id, tree, node)),
+            None => Found::Absent(FOR_GOOD),
+        }
+    }
+
+    pub(super) fn open_in_tree(&self, id: TreeId, node: u32) -> Result<Handle, ViewError> {
+        let tree = self.tree(id)?;
+        let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
+        match tree.open(node)? {
+            Some(file) => Ok(Handle::Inside(Box::new(file))),
+            None => Err(ViewError::Wrong(std::io::ErrorKind::IsADirectory)),
+        }
+    }
+
+    /// The extended attributes of `ino`: names and values.
+    pub fn xattrs(&self, ino: u64) -> Result<Xattrs, ViewError> {
+        let Some((id, node)) = self.in_tree(ino) else { return Ok(Vec::new()) };
+        // Nobody has looked into it: then it is its root, which has none worth waiting for.
+        let Ok(tree) = self.tree(id) else { return Ok(Vec::new()) };
+        let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
+        let all = tree.xattrs(node).into_iter();
+        Ok(all.map(|(name, value)| (name.to_vec(), value.into_owned())).collect())
+    }
+}
+
+/// What tells one content of a path from the next.
+fn content_of(place: &Place) -> Vec<u8> {
+    match place {
+        Place::Link(target) => target.as_bytes().to_vec(),
+        _ => Vec::new(),
+    }
+}
