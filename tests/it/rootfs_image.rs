@@ -15,9 +15,10 @@ use std::path::PathBuf;
 
 /// The image's root file system, mounted.
 struct OfImage {
-    hostile: Hostile,
-    imgfs: Imgfs,
+    // The mount ends first: it uses the rest.
     mount: Mounted,
+    _hostile: Hostile,
+    _imgfs: Imgfs,
 }
 
 impl OfImage {
@@ -29,7 +30,7 @@ impl OfImage {
         let imgfs = Imgfs::scratch();
         let args = [&["--image", &name, "--platform", "linux/amd64"], args].concat();
         let mount = Mounted::start(imgfs.images_dir(), &args);
-        Self { hostile, imgfs, mount }
+        Self { mount, _hostile: hostile, _imgfs: imgfs }
     }
 }
 
@@ -49,10 +50,8 @@ fn busybox() -> (Vec<Archive>, Built) {
         base = base.link(format!("bin/{name}"), "bin/busybox");
     }
     let top = Archive::new().file("etc/name", b"top\n").whiteout("etc/gone");
-    let image = Image::new()
-        .step("base", &base.gzip())
-        .step("top", &top.pack(Packing::Zstd))
-        .build();
+    let image =
+        Image::new().step("base", &base.gzip()).step("top", &top.pack(Packing::Zstd)).build();
     (vec![base, top], image)
 }
 
@@ -91,9 +90,7 @@ impl Overlay {
         let at = |name: &str| overlay.place.path().join(name).display().to_string();
         let options =
             format!("lowerdir={},upperdir={},workdir={}", mount.path(""), at("upper"), at("work"));
-        mount
-            .run("mount", &["-t", "overlay", "overlay", "-o", &options, &at("merged")])
-            .success();
+        mount.run("mount", &["-t", "overlay", "overlay", "-o", &options, &at("merged")]).success();
         overlay
     }
 
@@ -114,7 +111,8 @@ fn an_overlay_on_top_takes_writes() {
     let of = OfImage::start(&image, &[]);
     let overlay = Overlay::over(&of.mount);
     let root = overlay.at();
-    let script = "echo changed > /etc/name && echo new > /etc/new && rm /bin/ls && cat /etc/name /etc/new";
+    let script =
+        "echo changed > /etc/name && echo new > /etc/new && rm /bin/ls && cat /etc/name /etc/new";
     let said = of.mount.run("chroot", &[text(&root), "/bin/sh", "-c", script]).success().text();
     assert_eq!(said, "changed\nnew\n");
     assert_eq!(of.mount.cat("etc/name").success().text(), "top\n");
@@ -196,7 +194,7 @@ fn tools_that_read_trees_work_on_it() {
     let count: usize = lines.map(|n| n.parse::<usize>().expect("a number")).sum();
     assert_eq!(count, (1..=50).sum::<usize>() + 8);
 
-    let diff = one.mount.run("diff", &["-r", &old, &new]);
+    let diff = one.mount.run("diff", &["-r", "--no-dereference", &old, &new]);
     assert_eq!(diff.status.code(), Some(1), "{}", diff.stderr);
     let said = diff.text();
     let differing = said.lines().filter(|line| line.starts_with("diff ")).count();
@@ -235,8 +233,7 @@ fn an_image_that_cannot_be_had_is_no_mount() {
 fn without_a_mount_an_image_is_listed_and_read() {
     let archive = everything_of_pax(everything(Archive::new()));
     let top = Archive::new().file("bin/new", b"new\n").whiteout("bin/wall");
-    let image =
-        Image::new().step("x", &archive.gzip()).step("y", &top.pack(Packing::Zstd)).build();
+    let image = Image::new().step("x", &archive.gzip()).step("y", &top.pack(Packing::Zstd)).build();
     let hostile = Hostile::start();
     image.push_to(&hostile, REPOSITORY, "1");
     let name = format!("{}/{REPOSITORY}:1", hostile.host());

@@ -158,7 +158,7 @@ fn layered() -> (Vec<Archive>, Built) {
         })
         .collect();
     layers.push(Archive::new().file("app/hello", b"hello, world").noise("app/data", 3, 2 * MIB));
-    let packings = [Packing::Gzip, Packing::ZstdFrames(3_000_000), Packing::Gzip];
+    let packings = [Packing::Gzip, Packing::ZstdFrames(1_000_000), Packing::Gzip];
     let mut image = Image::new();
     for (number, (layer, packing)) in layers.iter().zip(packings).enumerate() {
         image = image.step(&format!("step {number}"), &layer.pack(packing));
@@ -178,6 +178,7 @@ fn with_an_index_a_small_file_costs_little() {
         for (file, right) in [
             ("app/hello", b"hello, world".to_vec()),
             ("dir1/file100", lines(1100, 20_000)),
+            ("dir1/file199", lines(1199, 20_000)),
             ("dir2/file199", lines(2199, 20_000)),
         ] {
             inside.restart_cold();
@@ -191,7 +192,9 @@ fn with_an_index_a_small_file_costs_little() {
             let sent: u64 = log.iter().map(|served| served.sent).sum();
             let shown: Vec<_> = log
                 .iter()
-                .map(|served| format!("{} {} {:?} {}", served.method, served.path, served.range, served.sent))
+                .map(|served| {
+                    format!("{} {} {:?} {}", served.method, served.path, served.range, served.sent)
+                })
                 .collect();
             assert!(log.len() <= 3, "{file}, by tag: {by_tag}: {shown:#?}");
             assert!(sent <= 5 * MIB / 2, "{file}, by tag: {by_tag}: {sent} bytes: {shown:#?}");
@@ -262,16 +265,13 @@ fn a_mount_that_is_killed_while_a_layer_passes_begins_again() {
     let archive = archive(&files);
     for packing in [Packing::Gzip, Packing::Zstd] {
         let image = Image::new().step("x", &archive.pack(packing)).build();
-        let layer = image.layers()[0].clone();
         let mut inside = Inside::start(image, &["--platform", "linux/amd64"]);
-        for share in [20, 3, 2] {
-            let enough = inside.image.blobs[&layer].size() / share;
+        for _ in 0..3 {
             inside.hostile.clear_log();
             inside.hostile.set_pace(64 * 1024, Duration::from_millis(10));
             let reading = inside.mount.begin("cat", &[inside.mount.path(&inside.rootfs("last"))]);
-            wait_for("the layer to pass", SOON, || {
-                let gets = inside.hostile.blob_gets_now();
-                gets.iter().filter(|get| get.digest() == layer).any(|get| get.sent > enough)
+            wait_for("some of the layer to pass", SOON, || {
+                inside.hostile.blob_gets_now().iter().any(|get| get.sent > 400_000)
             });
             inside.mount.kill9();
             assert!(!reading.wait().status.success());
@@ -341,7 +341,8 @@ fn under_random_faults_bytes_are_right_or_not_there() {
         let mut inside = Inside::start(image, &args);
         let known = known(&[inside.rootfs("")], &files);
         let number = number as u64;
-        for (round, kinds) in (0..scale(1, 10)).flat_map(|r| [(r, Kinds::Retryable), (r, Kinds::All)])
+        for (round, kinds) in
+            (0..scale(1, 10)).flat_map(|r| [(r, Kinds::Retryable), (r, Kinds::All)])
         {
             inside.restart_cold();
             inside.hostile.faults_random(seed() + number + round as u64, 300, kinds, 2);
@@ -357,7 +358,8 @@ fn under_random_faults_bytes_are_right_or_not_there() {
             // And then all is well, without another mount.
             wait_for("the mount to recover", SOON, || {
                 let read = inside.mount.cat(&inside.rootfs("last"));
-                read.status.success() && content::digest(&read.stdout) == content::digest(&lines(13, 70_000))
+                read.status.success()
+                    && content::digest(&read.stdout) == content::digest(&lines(13, 70_000))
             });
             all_files_are_right(&inside.mount, &inside.rootfs(""), &files);
             eprintln!("{packing:?} {kinds:?}: {seen:?}");

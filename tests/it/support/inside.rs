@@ -13,9 +13,10 @@ pub(crate) const REPOSITORY: &str = "team/app";
 
 /// An image under `team/app:1` in a registry of its own, and a mount.
 pub(crate) struct Inside {
+    // The mount ends first: it uses the rest.
+    pub(crate) mount: Mounted,
     pub(crate) hostile: Hostile,
     pub(crate) imgfs: Imgfs,
-    pub(crate) mount: Mounted,
     pub(crate) image: Built,
 }
 
@@ -27,7 +28,7 @@ impl Inside {
         image.push_to(&hostile, REPOSITORY, "1");
         let imgfs = Imgfs::scratch();
         let mount = Mounted::start(imgfs.images_dir(), args);
-        Self { hostile, imgfs, mount, image }
+        Self { mount, hostile, imgfs, image }
     }
 
     /// `HOST/team/app:1`

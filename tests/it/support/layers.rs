@@ -14,8 +14,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 
 /// What a layer is called that is encrypted.
-pub(crate) const OCI_ENCRYPTED: &str =
-    "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
+pub(crate) const OCI_ENCRYPTED: &str = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
 
 const BLOCK: usize = 512;
 
