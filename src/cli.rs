@@ -4,6 +4,7 @@ mod args;
 mod copy;
 mod daemon;
 mod fstab;
+mod inside;
 mod inspect;
 mod manual;
 mod mount;
@@ -85,6 +86,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Umount(args) => mounts::umount(&args, &output),
         Command::Mounts(args) => mounts::list(&args, &output),
         Command::Ls(args) => inspect::ls(&args, &output),
+        Command::Cat(args) => inside::cat(&args, &output),
         Command::Verify(args) => inspect::verify(&args, &output),
         Command::Prune(args) => inspect::prune(&args, &output),
         Command::Render(args) => render::run(&args),

@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! Images    what an image is: its manifests, configurations, platforms
-//!   Tree      the files of a platform, or of one layer: names, attributes, content
+//!   Files     those of a platform, or of one layer, from before anything of them is known
+//!   Tree      the same when all is known: names, attributes, content
 //!     Layer     the index of a layer, and its stream: decompressed spans, each checked
 //!       Shelf     what is kept on the disk: indexes, manifests
 //! ```
@@ -16,10 +17,8 @@
 //! is derived from the layer by [`stream`], whose spans have been compared with the digests that the
 //! pass has taken. So both forms share one bound, and what is read twice is decompressed once.
 //!
-//! Until the pass over a layer has reached its end nobody knows whether it is the right one. What
-//! has passed can be seen and read before that (`pass.rs`), so that the first file of a large image
-//! does not wait for the last; whoever needs certainty asks for the whole tree.
 
+mod files;
 mod image;
 mod layer;
 mod pass;
@@ -36,8 +35,9 @@ use std::{
 
 use tokio::sync::Semaphore;
 
+pub use files::{FileFound, Files, PathError};
 pub use image::{Image, Images, Variant};
-pub use tree::{PathError, Tree, TreeFile};
+pub use tree::{Tree, TreeFile};
 
 use shelf::Shelf;
 use spans::RecentSpans;

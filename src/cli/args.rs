@@ -39,7 +39,8 @@ pub(crate) enum Command {
     Mount(Box<MountArgs>),
     Umount(UmountArgs),
     Mounts(MountsArgs),
-    Ls(LsArgs),
+    Ls(Box<LsArgs>),
+    Cat(Box<CatArgs>),
     Verify(VerifyArgs),
     Prune(PruneArgs),
     Render(RenderArgs),
@@ -64,7 +65,7 @@ impl Command {
             Self::Push(args) => args.output,
             Self::Copy(args) => args.output,
             Self::Run(args) => args.output,
-            Self::Mount(_) | Self::Umount(_) => OutputArgs::default(),
+            Self::Mount(_) | Self::Umount(_) | Self::Cat(_) => OutputArgs::default(),
             Self::Mounts(args) => OutputArgs { json: args.json, quiet: false },
             Self::Ls(args) => OutputArgs { json: args.json, quiet: false },
             Self::Verify(args) => args.output,
@@ -519,12 +520,15 @@ pub(crate) enum LayoutArg {
     Kubekey403,
 }
 
-/// List the images in a directory, with what they lack
+/// List the images in a directory with what they lack, or the files in an image
+///
+/// `imgfs ls` lists the images of a directory; `imgfs ls IMAGE:/PATH` lists what is inside an image,
+/// wherever it is, without pulling it.
 #[derive(ClapArgs)]
 #[command(after_help = EXIT_STATUS)]
 pub(crate) struct LsArgs {
-    /// Only images whose name contains this
-    #[arg(value_name = "PATTERN")]
+    /// Only images whose name contains this; or an image and a path in it, as in nginx:1.25:/etc
+    #[arg(value_name = "PATTERN|IMAGE:/PATH")]
     pub(crate) pattern: Option<String>,
     #[command(flatten)]
     pub(crate) tree: TreeArgs,
@@ -534,6 +538,44 @@ pub(crate) struct LsArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// List what is in directories within directories, too
+    #[arg(long, short = 'R')]
+    pub(crate) recursive: bool,
+    #[command(flatten)]
+    pub(crate) inside: InsideArgs,
+}
+
+/// Print a file that is inside an image
+///
+/// The image need not be pulled: of each layer that nobody has looked into before, from the top down
+/// to the one that has the file, an index is made once; from then on only the parts are fetched
+/// that are read. Indexes are kept in the directory of images, if there is one.
+#[derive(ClapArgs)]
+#[command(after_help = EXIT_STATUS)]
+pub(crate) struct CatArgs {
+    /// The image, such as nginx:1.25
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Paths in it, such as /etc/os-release
+    #[arg(value_name = "PATH", required = true)]
+    pub(crate) paths: Vec<String>,
+    #[command(flatten)]
+    pub(crate) tree: TreeArgs,
+    #[command(flatten)]
+    pub(crate) inside: InsideArgs,
+}
+
+/// How to look into an image.
+#[derive(ClapArgs)]
+pub(crate) struct InsideArgs {
+    /// Look into the image for this platform, such as linux/arm64; by default for this machine's
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+    /// Take what is local, and ask no registry
+    #[arg(long)]
+    pub(crate) offline: bool,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
 }
 
 /// Check that a directory of images is whole, and repair it

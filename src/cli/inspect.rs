@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use super::{
     Failure, Outcome,
     args::{LsArgs, PruneArgs, VerifyArgs},
-    block_on,
+    block_on, inside,
     output::{Output, bytes, count, table},
     progress::Progress,
     registries,
@@ -36,6 +36,13 @@ use super::{
 const SHOWN_STRAYS: usize = 20;
 
 pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
+    if let Some(place) = args.pattern.as_deref().and_then(inside::split) {
+        return inside::ls(args, place, output);
+    }
+    if args.recursive || args.inside.offline || args.inside.platform.is_some() {
+        let message = "--recursive, --platform and --offline are for IMAGE:/PATH";
+        return Err(Failure::new(message).hint("for instance: imgfs ls nginx:1.25:/etc"));
+    }
     let dir = ImagesDir::open(&args.tree.images_dir)?;
     let inventory = dir.inventory()?;
     for problem in inventory.problems.iter().filter(|problem| problem.kind.is_harmful()) {

@@ -12,14 +12,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    SIDE, Sources, Store,
+    Files, SIDE, Sources, Store,
     layer::{Layer, LayerKey},
     shelf::MAX_DOCUMENT,
     tree::{Origin, Tree},
 };
 use crate::{
     image::{Descriptor, Digest, Manifest, Platform, Reference, Repository, View},
-    layer::{LayerIndex, MergeError, Rootfs},
+    layer::{LayerIndex, Rootfs},
     lock::locked,
     tree::{Blobs, ByteStream, Error, Kind, Names, Result},
 };
@@ -52,9 +52,6 @@ pub struct Variant {
     diff_ids: Vec<Digest>,
     created_by: Vec<Option<String>>,
 }
-
-/// Layers that have been put together.
-type Merged = std::result::Result<Rootfs, MergeError>;
 
 /// What is read of a configuration.
 #[derive(Deserialize)]
@@ -308,69 +305,85 @@ impl<S: Names + Blobs> Images<S> {
         Some(layer.clone())
     }
 
-    /// What a container of this image sees. The first time that takes a pass over each layer that
-    /// has not been indexed before.
-    pub async fn tree(&self, variant: &Arc<Variant>) -> Result<Arc<Tree>> {
+    /// The files of a platform, or of its layer with this number, from 0 for the lowest. Nothing is
+    /// fetched yet.
+    pub fn files(&self, variant: &Arc<Variant>, layer: Option<usize>) -> Files<S> {
         let numbers = 0..variant.layer_count();
-        self.merged(variant, numbers.collect(), Rootfs::new).await
+        let layers = numbers.filter_map(|number| self.layer(variant, number)).collect();
+        Files::new(self.clone(), variant.clone(), layer, layers)
     }
 
-    /// What the layer with this number has by itself, from 0 for the lowest; `None` if there is no
-    /// such layer.
-    pub async fn layer_tree(
+    /// The tree of a platform or of one of its layers.
+    pub(super) async fn merge(
         &self,
         variant: &Arc<Variant>,
-        number: usize,
-    ) -> Result<Option<Arc<Tree>>> {
-        if number >= variant.layer_count() {
-            return Ok(None);
-        }
-        let raw = |mut layers: Vec<_>| match layers.pop() {
-            Some(layer) => Rootfs::raw(layer),
-            None => Rootfs::new(Vec::new()),
-        };
-        self.merged(variant, vec![number], raw).await.map(Some)
-    }
-
-    async fn merged(
-        &self,
-        variant: &Arc<Variant>,
-        numbers: Vec<usize>,
-        merge: impl FnOnce(Vec<Arc<LayerIndex>>) -> Merged + Send + 'static,
+        layer: Option<usize>,
     ) -> Result<Arc<Tree>> {
+        let numbers = match layer {
+            None => 0..variant.layer_count(),
+            Some(number) => number..number + 1,
+        };
         let layers: Vec<_> =
-            numbers.iter().filter_map(|number| self.layer(variant, *number)).collect();
+            numbers.clone().filter_map(|number| self.layer(variant, number)).collect();
         // From the top down: what is asked for first is most often there.
         let mut indexes: Vec<_> = layers.iter().rev().map(Layer::index).collect();
         indexes.reverse();
-        let indexes = try_join_all(indexes).await?;
+        let mut indexes = try_join_all(indexes).await?;
         let mut origins = Vec::new();
-        for ((number, layer), index) in numbers.iter().zip(&layers).zip(&indexes) {
-            let diff_ids = (index.diff_id(), variant.diff_ids.get(*number));
-            if let (Some(found), Some(expected)) = diff_ids
-                && found != *expected
-            {
-                let reason = format!(
-                    "decompressed it has the digest {found}; the image's configuration says {expected}"
-                );
-                let error = layer.error(Kind::Layer(reason));
-                self.inner.store.note(&error);
-                return Err(error);
-            }
-            let (of, index) = (layer.clone(), index.clone());
-            origins.push(Origin {
-                number: *number,
-                digest: index.blob(),
-                created_by: variant.created_by.get(*number).cloned().flatten(),
-                open: Box::new(move || of.stream(&index)),
-            });
+        for ((number, of), index) in numbers.zip(&layers).zip(&indexes) {
+            origins.push(self.origin(variant, number, of, index)?);
         }
-        let made = tokio::task::spawn_blocking(move || merge(indexes)).await;
+        let made = tokio::task::spawn_blocking(move || match (layer, indexes.pop()) {
+            (Some(_), Some(index)) => Rootfs::raw(index),
+            (_, last) => Rootfs::new(indexes.into_iter().chain(last).collect()),
+        });
         let doing = || format!("merging the layers of {}", variant.manifest.digest());
         let rootfs = made
+            .await
             .map_err(|e| Error::new(SIDE, doing(), std::io::Error::other(e)))?
             .map_err(|e| Error::new(SIDE, doing(), Kind::Unfit(e.to_string())))?;
         Ok(Tree::new(rootfs, origins))
+    }
+
+    /// What a tree has to know of a layer, which has to be the one that the configuration means.
+    fn origin(
+        &self,
+        variant: &Variant,
+        number: usize,
+        layer: &Arc<Layer<S>>,
+        index: &Arc<LayerIndex>,
+    ) -> Result<Origin> {
+        if let (Some(found), Some(expected)) = (index.diff_id(), variant.diff_ids.get(number))
+            && found != *expected
+        {
+            let reason = format!(
+                "decompressed it has the digest {found}; the image's configuration says {expected}"
+            );
+            let error = layer.error(Kind::Layer(reason));
+            self.inner.store.note(&error);
+            return Err(error);
+        }
+        let (of, index) = (layer.clone(), index.clone());
+        Ok(Origin {
+            number,
+            digest: index.blob(),
+            created_by: variant.created_by.get(number).cloned().flatten(),
+            open: Box::new(move || of.stream(&index)),
+        })
+    }
+
+    /// A layer by itself, whose index is known.
+    pub(super) fn raw_tree(
+        &self,
+        variant: &Variant,
+        number: usize,
+        layer: &Arc<Layer<S>>,
+        index: &Arc<LayerIndex>,
+    ) -> Result<Arc<Tree>> {
+        let origin = self.origin(variant, number, layer, index)?;
+        let rootfs = Rootfs::raw(index.clone());
+        let rootfs = rootfs.map_err(|e| layer.error(Kind::Unfit(e.to_string())))?;
+        Ok(Tree::new(rootfs, vec![origin]))
     }
 
     /// Nobody reads at the moment: gives back memory.

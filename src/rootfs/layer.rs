@@ -169,8 +169,6 @@ impl<S: Names + Blobs> Layer<S> {
         if let Err(error) = &found {
             self.store.note(error);
         }
-        // Who waits for the pass looks again.
-        pass.end();
         found
     }
 

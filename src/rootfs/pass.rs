@@ -1,8 +1,9 @@
 //! The pass over a layer while it is under way.
 
-use std::sync::Mutex;
-
-use tokio::sync::watch;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicU64, Ordering},
+};
 
 use crate::{
     image::{Algorithm, Descriptor, Digest},
@@ -15,8 +16,8 @@ pub(super) struct Pass {
     options: Options,
     /// `None` when it has ended.
     indexer: Mutex<Option<Indexer>>,
-    /// Bytes of the blob that have passed; told after each step, and when it ends.
-    passed: watch::Sender<u64>,
+    /// Bytes of the blob that have passed.
+    passed: AtomicU64,
 }
 
 impl Pass {
@@ -30,12 +31,13 @@ impl Pass {
         // not the layer's.
         let expected = Expected { blob: blob.digest, blob_bytes: blob.size, diff_id: None };
         let indexer = Mutex::new(Some(Indexer::new(options)));
-        Self { expected, options, indexer, passed: watch::Sender::new(0) }
+        Self { expected, options, indexer, passed: AtomicU64::new(0) }
     }
 
     /// Forgets what has passed.
     pub(super) fn begin_again(&self) {
         *locked(&self.indexer) = Some(Indexer::new(self.options));
+        self.passed.store(0, Ordering::Relaxed);
     }
 
     /// Takes the next bytes of the blob.
@@ -43,24 +45,18 @@ impl Pass {
         if let Some(indexer) = &mut *locked(&self.indexer) {
             indexer.push(bytes)?;
         }
-        self.passed.send_modify(|passed| *passed += bytes.len() as u64);
+        self.passed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
     /// Bytes of the blob that have passed.
     pub(super) fn passed(&self) -> u64 {
-        *self.passed.borrow()
+        self.passed.load(Ordering::Relaxed)
     }
 
     /// All bytes have come.
     pub(super) fn finish(&self) -> Result<LayerIndex, IndexError> {
         let indexer = locked(&self.indexer).take();
         indexer.ok_or(IndexError::Died)?.finish(&self.expected)
-    }
-
-    /// Tells those who watch that nothing more comes.
-    pub(super) fn end(&self) {
-        *locked(&self.indexer) = None;
-        self.passed.send_modify(|_| {});
     }
 }

@@ -12,9 +12,6 @@ use crate::{
     tree::{Error, Kind, Result},
 };
 
-/// Symbolic links that a path may lead through.
-const MAX_LINKS: u32 = 40;
-
 /// The name of the attribute that says which layer a file comes from: number and digest.
 const LAYER_XATTR: &[u8] = b"user.imgfs.layer";
 
@@ -37,20 +34,6 @@ pub(super) struct Origin {
 pub struct Tree {
     rootfs: Rootfs,
     origins: Vec<Origin>,
-}
-
-/// Why a path leads to nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PathError {
-    /// It is not there.
-    #[error("there is no such file or directory in the image")]
-    Missing,
-    /// Something on the way is no directory.
-    #[error("something on the way there is no directory")]
-    NotADirectory,
-    /// It goes through more than 40 symbolic links.
-    #[error("it goes through too many symbolic links")]
-    Loop,
 }
 
 impl Tree {
@@ -109,42 +92,6 @@ impl Tree {
             }
         }
         all
-    }
-
-    /// What is at `path`, as a process in a container would find it: symbolic links are followed,
-    /// and lead nowhere outside. The last one is followed only if `follows_last`.
-    pub fn resolve(&self, path: &[u8], follows_last: bool) -> std::result::Result<Node, PathError> {
-        let mut left: Vec<Vec<u8>> = Vec::new();
-        let push = |left: &mut Vec<Vec<u8>>, path: &[u8]| {
-            left.extend(path.split(|b| *b == b'/').rev().map(<[u8]>::to_vec));
-        };
-        push(&mut left, path);
-        let (mut at, mut links) = (self.rootfs.root(), 0);
-        while let Some(name) = left.pop() {
-            if self.rootfs.attributes(at).kind != FileKind::Dir {
-                return Err(PathError::NotADirectory);
-            }
-            at = match &name[..] {
-                b"" | b"." => at,
-                b".." => self.rootfs.parent(at),
-                name => {
-                    let found = self.rootfs.lookup(at, name).ok_or(PathError::Missing)?;
-                    let is_last = left.iter().all(Vec::is_empty);
-                    match self.rootfs.symlink_target(found) {
-                        Some(target) if follows_last || !is_last => {
-                            links += 1;
-                            if links > MAX_LINKS {
-                                return Err(PathError::Loop);
-                            }
-                            push(&mut left, target);
-                            if target.starts_with(b"/") { self.rootfs.root() } else { at }
-                        }
-                        _ => found,
-                    }
-                }
-            };
-        }
-        Ok(at)
     }
 }
 

@@ -18,20 +18,19 @@
 //! A tree is made when somebody looks into it, which takes a pass over each layer that nobody has
 //! looked into before.
 
+mod trees;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    ffi::OsStr,
-    os::unix::ffi::OsStrExt,
     sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use tokio::sync::OnceCell;
 
 use super::{
-    ABSENT, About, Attributes, Entry, FOR_GOOD, Found, Handle, InsideAttributes, Question, ROOT,
-    Settings, View, ViewError, below,
+    ABSENT, About, Attributes, Entry, FOR_GOOD, Found, Handle, Question, Settings, View, ViewError,
+    below,
     names::{self, InsideForm, inside_path},
     table::Kind,
 };
@@ -39,9 +38,11 @@ use crate::{
     image::{Digest, Platform, Reference, is_referrers_tag},
     layer::{Kind as FileKind, Node},
     lock::locked,
-    rootfs::{Image, Images, Tree, Variant},
+    rootfs::{Files, Image, Images, Tree, Variant},
     tree::{self, Attachments, Blobs, Error, Names, images_dir::published_time},
 };
+
+use trees::{inside_tree, open_node};
 
 /// Says of a number that it is one of a node in a tree.
 const TREE: u64 = 1 << 62;
@@ -64,10 +65,6 @@ pub(super) fn is_in_tree(ino: u64) -> bool {
     ino & TREE != 0
 }
 
-fn number(id: TreeId, node: Node) -> u64 {
-    TREE | u64::from(id.0) << 32 | u64::from(node.number())
-}
-
 /// What the inside of images is, as far as anybody has looked.
 pub(super) struct Inside<S: Blobs> {
     images: Images<S>,
@@ -77,22 +74,19 @@ pub(super) struct Inside<S: Blobs> {
     tags: Mutex<HashMap<Reference, (Digest, Instant)>>,
     /// Images that somebody has looked into, as paths below `.imgfs`; whether they are links.
     seen: Mutex<BTreeMap<String, FileKind>>,
-    trees: Mutex<HashMap<TreeId, Arc<Slot>>>,
+    trees: Mutex<HashMap<TreeId, Arc<Slot<S>>>>,
     /// The tree that is shown in place of everything else.
     root: OnceLock<TreeId>,
 }
 
 /// A tree that may not have been made yet.
-struct Slot {
+struct Slot<S: Blobs> {
     path: String,
     variant: Arc<Variant>,
     /// The layer that it is, if it is not all of them.
     layer: Option<usize>,
-    tree: OnceCell<Arc<Tree>>,
+    files: Files<S>,
 }
-
-/// Extended attributes: names and values.
-type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What takes time to find out.
 #[derive(Clone, Debug)]
@@ -103,8 +97,8 @@ pub(super) enum Wanted {
     Image(Reference, Digest),
     /// What a platform of an image is.
     Platform(Arc<Image>, String),
-    /// What has this name in a directory of a tree.
-    Name(TreeId, u32, Vec<u8>),
+    /// What has this path in a tree.
+    Below(TreeId, String),
 }
 
 /// What a path inside an image leads to, without the trees.
@@ -115,6 +109,8 @@ enum Place {
     /// A file whose content changes.
     Fresh(Bytes),
     Tree(TreeId),
+    /// This path in a tree.
+    Below(TreeId, String),
     Nothing,
     Ask(Wanted),
 }
@@ -132,17 +128,23 @@ impl<S: Names + Blobs> Inside<S> {
         }
     }
 
-    fn slot(&self, id: TreeId) -> Option<Arc<Slot>> {
+    fn slot(&self, id: TreeId) -> Option<Arc<Slot<S>>> {
         locked(&self.trees).get(&id).cloned()
     }
 
     /// The tree, if it has been made.
     fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
-        self.slot(id)?.tree.get().cloned()
+        self.slot(id)?.files.made().cloned()
     }
 
     /// The number of a tree, which is told by what is in it.
-    fn tree_id(&self, path: &str, variant: &Arc<Variant>, layer: Option<usize>) -> TreeId {
+    fn tree_id(
+        &self,
+        image: &Reference,
+        platform: &str,
+        variant: &Arc<Variant>,
+        layer: Option<usize>,
+    ) -> TreeId {
         let name = format!("{} {layer:?}", variant.manifest().digest());
         let digest = Digest::sha256(name.as_bytes());
         let mut head = [0; 4];
@@ -150,7 +152,7 @@ impl<S: Names + Blobs> Inside<S> {
         let mut id = TreeId(u32::from_be_bytes(head) >> (32 - ID_BITS));
         let mut trees = locked(&self.trees);
         loop {
-            let same = |slot: &Arc<Slot>| {
+            let same = |slot: &Arc<Slot<S>>| {
                 slot.layer == layer
                     && slot.variant.manifest().digest() == variant.manifest().digest()
             };
@@ -160,32 +162,14 @@ impl<S: Names + Blobs> Inside<S> {
                 None => break,
             }
         }
-        let (path, variant) = (path.to_owned(), variant.clone());
-        trees.insert(id, Arc::new(Slot { path, variant, layer, tree: OnceCell::new() }));
-        id
-    }
-
-    /// The tree, made now if need be.
-    async fn make_tree(&self, id: TreeId) -> Result<Option<Arc<Tree>>, ViewError> {
-        let Some(slot) = self.slot(id) else { return Err(ViewError::Stale) };
-        let make = || async {
-            match slot.layer {
-                None => self.images.tree(&slot.variant).await.map(Some),
-                Some(number) => self.images.layer_tree(&slot.variant, number).await,
-            }
+        let path = match layer {
+            None => format!("{image}/{platform}/{ROOTFS}"),
+            Some(number) => format!("{image}/{platform}/{LAYERS}/{number}"),
         };
-        if let Some(tree) = slot.tree.get() {
-            return Ok(Some(tree.clone()));
-        }
-        // One merges, the others wait for it.
-        let made = slot
-            .tree
-            .get_or_try_init(|| async { make().await.map_err(Some)?.ok_or(None::<Error>) });
-        match made.await {
-            Ok(tree) => Ok(Some(tree.clone())),
-            Err(None) => Ok(None),
-            Err(Some(error)) => Err(error.into()),
-        }
+        let files = self.images.files(variant, layer);
+        let slot = Slot { path: inside_path(&path), variant: variant.clone(), layer, files };
+        trees.insert(id, Arc::new(slot));
+        id
     }
 
     /// Where a tag leads, as long as that holds.
@@ -196,7 +180,7 @@ impl<S: Names + Blobs> Inside<S> {
     }
 
     /// What the path `rest` in an image leads to.
-    fn place(&self, path: &str, name: &Reference, digest: Digest, rest: &str) -> Place {
+    fn place(&self, name: &Reference, digest: Digest, rest: &str) -> Place {
         let Some(image) = self.images.known_image(&digest) else {
             return Place::Ask(Wanted::Image(name.clone(), digest));
         };
@@ -231,20 +215,31 @@ impl<S: Names + Blobs> Inside<S> {
         match more[..] {
             [MANIFEST] => Place::File(variant.manifest().bytes().clone()),
             [CONFIG] => Place::File(variant.config().clone()),
-            [ROOTFS] => Place::Tree(self.tree_id(path, &variant, None)),
+            [ROOTFS, ref below @ ..] => {
+                let id = self.tree_id(name, first, &variant, None);
+                Self::tree_place(id, below)
+            }
             [LAYERS] => {
                 let numbers = 0..variant.layer_count();
                 let layers = numbers.map(|number| (number.to_string(), FileKind::Dir));
                 Place::Directory(layers.collect())
             }
-            [LAYERS, number] => match number.parse::<usize>() {
+            [LAYERS, number, ref below @ ..] => match number.parse::<usize>() {
                 // `00` is another name than `0`.
                 Ok(at) if at < variant.layer_count() && number == at.to_string() => {
-                    Place::Tree(self.tree_id(path, &variant, Some(at)))
+                    let id = self.tree_id(name, first, &variant, Some(at));
+                    Self::tree_place(id, below)
                 }
                 _ => Place::Nothing,
             },
             _ => Place::Nothing,
+        }
+    }
+
+    fn tree_place(id: TreeId, below: &[&str]) -> Place {
+        match below {
+            [] => Place::Tree(id),
+            below => Place::Below(id, below.join("/")),
         }
     }
 
@@ -286,7 +281,7 @@ impl<S: Names + Blobs> Inside<S> {
             Wanted::Platform(image, platform) => {
                 self.images.variant(image, platform).await?;
             }
-            Wanted::Name(..) => {}
+            Wanted::Below(..) => {}
         }
         Ok(())
     }
@@ -303,21 +298,6 @@ fn entries_of(image: &Image) -> Vec<(String, FileKind)> {
 }
 
 impl<S: Names + Blobs + Attachments> View<S> {
-    /// The tree and the node that `ino` is, if it is in a tree.
-    pub(super) fn in_tree(&self, ino: u64) -> Option<(TreeId, u32)> {
-        if ino == ROOT {
-            return Some((*self.inside.as_ref()?.root.get()?, 0));
-        }
-        // The lower half, and of the upper one what is the tree's.
-        let id = (ino >> 32) as u32 & ((1 << ID_BITS) - 1);
-        is_in_tree(ino).then_some((TreeId(id), ino as u32))
-    }
-
-    fn number_in_tree(&self, id: TreeId, node: Node) -> u64 {
-        let root = self.inside.as_ref().and_then(|inside| inside.root.get());
-        if root == Some(&id) && node.number() == 0 { ROOT } else { number(id, node) }
-    }
-
     /// Shows the root file system of `image` in place of everything else. Fails if there is no such
     /// image, or not for the platform.
     pub async fn show_only(&self, image: &Reference) -> Result<(), ViewError> {
@@ -338,7 +318,8 @@ impl<S: Names + Blobs + Attachments> View<S> {
         };
         let variant = inside.images.variant(&opened, platform).await?;
         let variant = variant.ok_or_else(|| unfit("it has no such platform".into()))?;
-        let _ = inside.root.set(inside.tree_id("", &variant, None));
+        let name = image.repository().pinned(digest);
+        let _ = inside.root.set(inside.tree_id(&name, platform, &variant, None));
         Ok(())
     }
 
@@ -349,13 +330,10 @@ impl<S: Names + Blobs + Attachments> View<S> {
         match names::inside(path) {
             InsideForm::Way(_) => Place::Directory(Vec::new()),
             InsideForm::Tag(name) => match inside.tag(&name) {
-                Some(digest) => {
-                    let last = name.repository().path().rsplit('/').next().unwrap_or_default();
-                    Place::Link(format!("{last}@{digest}"))
-                }
+                Some(digest) => Place::Link(link_to(&name, digest)),
                 None => Place::Ask(Wanted::Tag(name)),
             },
-            InsideForm::Image(name, digest, rest) => inside.place(path, &name, digest, rest),
+            InsideForm::Image(name, digest, rest) => inside.place(&name, digest, rest),
             InsideForm::Nothing => Place::Nothing,
         }
     }
@@ -369,6 +347,13 @@ impl<S: Names + Blobs + Attachments> View<S> {
                 Found::Ask(Question { path: path.to_owned(), about: About::Inside(wanted) })
             }
             Place::Tree(id) => Found::Entry(self.entry_of_root(id)),
+            Place::Below(id, rest) => match inside_tree(&self.inside, id) {
+                Some(tree) => self.found_in_tree(id, &tree, tree.rootfs().find(rest.as_bytes())),
+                None => {
+                    let about = About::Inside(Wanted::Below(id, rest));
+                    Found::Ask(Question { path: path.to_owned(), about })
+                }
+            },
             place => {
                 let ino = self.tell(path, &content_of(&place), Kind::Inside);
                 Found::Entry(self.entry_of_place(ino, &place))
@@ -397,7 +382,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
                 Entry { attributes, ttl: Duration::ZERO }
             }
             Place::Tree(id) => self.entry_of_root(*id),
-            Place::Nothing | Place::Ask(_) => {
+            Place::Below(..) | Place::Nothing | Place::Ask(_) => {
                 Entry { attributes: Attributes::file(ino, 0, time), ttl: Duration::ZERO }
             }
         }
@@ -410,11 +395,8 @@ impl<S: Names + Blobs + Attachments> View<S> {
         wanted: &Wanted,
     ) -> Result<Found, ViewError> {
         let Some(inside) = &self.inside else { return Ok(Found::Absent(ABSENT)) };
-        if let Wanted::Name(id, node, name) = wanted {
-            return match inside.make_tree(*id).await? {
-                Some(tree) => Ok(self.found_in_tree(*id, &tree, *node, name)),
-                None => Ok(Found::Absent(ABSENT)),
-            };
+        if let Wanted::Below(id, rest) = wanted {
+            return self.find_out_below(path, *id, rest).await;
         }
         let mut wanted = wanted.clone();
         loop {
@@ -428,8 +410,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
                     if let (Wanted::Tag(name), Wanted::Tag(_)) = (&wanted, &next) {
                         let target = locked(&inside.tags).get(name).map(|(digest, _)| *digest);
                         let Some(digest) = target else { return Ok(Found::Absent(ABSENT)) };
-                        let last = name.repository().path().rsplit('/').next().unwrap_or_default();
-                        let link = Place::Link(format!("{last}@{digest}"));
+                        let link = Place::Link(link_to(name, digest));
                         let ino = self.tell(path, &content_of(&link), Kind::Inside);
                         return Ok(Found::Entry(self.entry_of_place(ino, &link)));
                     }
@@ -443,6 +424,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
     pub(super) fn attributes_inside(&self, ino: u64, path: &str) -> Result<Entry, ViewError> {
         match self.place(path) {
             Place::Nothing => Err(ViewError::Stale),
+            Place::Below(id, rest) => self.attributes_below(ino, id, &rest),
             // It is a tag, which may lead elsewhere by now.
             Place::Ask(_) => {
                 let attributes = Attributes::symlink(ino, 0);
@@ -456,6 +438,10 @@ impl<S: Names + Blobs + Attachments> View<S> {
         match self.place(path) {
             Place::File(content) => Ok(Handle::Content(content)),
             Place::Fresh(content) => Ok(Handle::Fresh(content)),
+            Place::Below(id, rest) => {
+                let (tree, node) = self.node_below(id, &rest)?;
+                open_node(&tree, node)
+            }
             Place::Directory(_) | Place::Tree(_) => {
                 Err(ViewError::Wrong(std::io::ErrorKind::IsADirectory))
             }
@@ -465,26 +451,30 @@ impl<S: Names + Blobs + Attachments> View<S> {
 
     /// Where the symbolic link `ino` leads.
     pub fn link_target(&self, ino: u64) -> Result<Bytes, ViewError> {
+        let wrong = || ViewError::Wrong(std::io::ErrorKind::InvalidInput);
+        let of_node = |tree: &Tree, node: Node| {
+            let target = tree.rootfs().symlink_target(node);
+            target.map(Bytes::copy_from_slice).ok_or_else(wrong)
+        };
         if let Some((id, node)) = self.in_tree(ino) {
             let tree = self.tree(id)?;
-            let target = tree
-                .rootfs()
-                .node(node)
-                .and_then(|node| tree.rootfs().symlink_target(node).map(Bytes::copy_from_slice));
-            return target.ok_or(ViewError::Wrong(std::io::ErrorKind::InvalidInput));
+            return of_node(&tree, tree.rootfs().node(node).ok_or(ViewError::Stale)?);
         }
         let path = self.path_of(ino)?;
         match self.place(&path) {
             Place::Link(target) => Ok(target.into()),
+            Place::Below(id, rest) => {
+                let (tree, node) = self.node_below(id, &rest)?;
+                of_node(&tree, node)
+            }
             // The time for which it holds is over: what it was is better than nothing.
             Place::Ask(Wanted::Tag(name)) => {
                 let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
                 let digest = locked(&inside.tags).get(&name).map(|(digest, _)| *digest);
                 let digest = digest.ok_or(ViewError::Stale)?;
-                let last = name.repository().path().rsplit('/').next().unwrap_or_default();
-                Ok(format!("{last}@{digest}").into())
+                Ok(link_to(&name, digest).into())
             }
-            _ => Err(ViewError::Wrong(std::io::ErrorKind::InvalidInput)),
+            _ => Err(wrong()),
         }
     }
 
@@ -530,102 +520,12 @@ impl<S: Names + Blobs + Attachments> View<S> {
         }
         Ok(entries)
     }
+}
 
-    // --- trees ---
-
-    pub(super) fn tree(&self, id: TreeId) -> Result<Arc<Tree>, ViewError> {
-        // The kernel has no number of a tree that has not been made, but for its root.
-        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
-        inside.tree(id).ok_or(ViewError::Stale)
-    }
-
-    /// The tree of a directory, made now if need be.
-    pub(super) async fn made_tree(&self, id: TreeId) -> Result<Arc<Tree>, ViewError> {
-        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
-        inside.make_tree(id).await?.ok_or(ViewError::Stale)
-    }
-
-    /// The directory that a tree is, also if it has not been made.
-    fn entry_of_root(&self, id: TreeId) -> Entry {
-        self.attributes_in_tree(id, 0)
-    }
-
-    pub(super) fn attributes_in_tree(&self, id: TreeId, node: u32) -> Entry {
-        let known = self.tree(id).ok();
-        match known.as_ref().and_then(|tree| Some((tree, tree.rootfs().node(node)?))) {
-            Some((tree, node)) => self.entry_in_tree(id, tree, node),
-            None => {
-                let ino = if self.in_tree(ROOT) == Some((id, 0)) {
-                    ROOT
-                } else {
-                    TREE | u64::from(id.0) << 32 | u64::from(node)
-                };
-                let attributes = Attributes::directory(ino, published_time(None));
-                Entry { attributes, ttl: Duration::ZERO }
-            }
-        }
-    }
-
-    pub(super) fn entry_in_tree(&self, id: TreeId, tree: &Tree, node: Node) -> Entry {
-        let found = tree.rootfs().attributes(node);
-        let attributes = Attributes {
-            ino: self.number_in_tree(id, tree.rootfs().inode(node)),
-            kind: found.kind,
-            size: found.size,
-            mtime: (found.mtime.secs, found.mtime.nanos),
-            inside: Some(InsideAttributes {
-                mode: found.mode,
-                uid: found.uid,
-                gid: found.gid,
-                links: found.links,
-                device: found.device,
-            }),
-        };
-        Entry { attributes, ttl: FOR_GOOD }
-    }
-
-    pub(super) fn lookup_in_tree(
-        &self,
-        id: TreeId,
-        node: u32,
-        name: &OsStr,
-    ) -> Result<Found, ViewError> {
-        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
-        if let Some(tree) = inside.tree(id) {
-            return Ok(self.found_in_tree(id, &tree, node, name.as_bytes()));
-        }
-        let slot = inside.slot(id).ok_or(ViewError::Stale)?;
-        let path = below(&slot.path, &name.to_string_lossy());
-        let wanted = Wanted::Name(id, node, name.as_bytes().to_vec());
-        Ok(Found::Ask(Question { path, about: About::Inside(wanted) }))
-    }
-
-    fn found_in_tree(&self, id: TreeId, tree: &Tree, node: u32, name: &[u8]) -> Found {
-        let rootfs = tree.rootfs();
-        match rootfs.node(node).and_then(|node| rootfs.lookup(node, name)) {
-            Some(node) => Found::Entry(self.entry_in_tree(id, tree, node)),
-            None => Found::Absent(FOR_GOOD),
-        }
-    }
-
-    pub(super) fn open_in_tree(&self, id: TreeId, node: u32) -> Result<Handle, ViewError> {
-        let tree = self.tree(id)?;
-        let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
-        match tree.open(node)? {
-            Some(file) => Ok(Handle::Inside(Box::new(file))),
-            None => Err(ViewError::Wrong(std::io::ErrorKind::IsADirectory)),
-        }
-    }
-
-    /// The extended attributes of `ino`: names and values.
-    pub fn xattrs(&self, ino: u64) -> Result<Xattrs, ViewError> {
-        let Some((id, node)) = self.in_tree(ino) else { return Ok(Vec::new()) };
-        // Nobody has looked into it: then it is its root, which has none worth waiting for.
-        let Ok(tree) = self.tree(id) else { return Ok(Vec::new()) };
-        let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
-        let all = tree.xattrs(node).into_iter();
-        Ok(all.map(|(name, value)| (name.to_vec(), value.into_owned())).collect())
-    }
+/// Where a tag that leads to `digest` points, in its own directory.
+fn link_to(name: &Reference, digest: Digest) -> String {
+    let last = name.repository().path().rsplit('/').next().unwrap_or_default();
+    format!("{last}@{digest}")
 }
 
 /// What tells one content of a path from the next.

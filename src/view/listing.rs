@@ -12,8 +12,8 @@ use std::{
 use rustix::fs::{AtFlags, FileType, Stat, statat};
 
 use super::{
-    Attributes, Entry, Found, View, ViewError, below,
-    inside::TreeId,
+    Attributes, Entry, Found, ROOT, View, ViewError, below,
+    inside::{TreeId, is_in_tree},
     names::{self, Form, form},
     table::Kind,
 };
@@ -150,16 +150,36 @@ impl<S: tree::Names + Blobs + Attachments> View<S> {
             Some((id, node)) => {
                 Ok(self.tree(id).ok().and_then(|tree| self.list_tree(ino, id, tree, node)))
             }
-            None => self.list_names(ino).map(Some),
+            None => match self.early_directory(ino)? {
+                Some(_) => Ok(None),
+                None => self.list_names(ino).map(Some),
+            },
         }
     }
 
     /// What is in the directory `ino`, however long that takes. It ends by itself when nothing
     /// comes.
     pub async fn list(&self, ino: u64) -> Result<Listing, ViewError> {
-        let Some((id, node)) = self.in_tree(ino) else { return self.list_names(ino) };
-        let tree = self.made_tree(id).await?;
-        self.list_tree(ino, id, tree, node).ok_or(ViewError::Stale)
+        let (tree, id, node) = match (self.in_tree(ino), self.early_directory(ino)?) {
+            (Some((id, node)), _) => (self.made_tree(id).await?, id, Some(node)),
+            (None, Some((id, path))) => {
+                let tree = self.made_tree(id).await?;
+                let node = tree.rootfs().find(path.as_bytes()).map(Node::number);
+                (tree, id, node)
+            }
+            (None, None) => return self.list_names(ino),
+        };
+        let listing = node.and_then(|node| self.list_tree(ino, id, tree, node));
+        listing.ok_or(ViewError::Stale)
+    }
+
+    /// A directory of a tree that the kernel was told of before the tree had been made.
+    fn early_directory(&self, ino: u64) -> Result<Option<(TreeId, String)>, ViewError> {
+        if ino == ROOT || is_in_tree(ino) {
+            return Ok(None);
+        }
+        let path = self.path_of(ino)?;
+        Ok(if form(&path) == Form::Inside { self.tree_path(&path) } else { None })
     }
 
     fn list_tree(&self, ino: u64, id: TreeId, tree: Arc<Tree>, node: u32) -> Option<Listing> {

@@ -1,0 +1,340 @@
+//! `imgfs cat`, and `imgfs ls` of what is inside an image.
+
+use std::{
+    fs::{self, DirBuilder},
+    io::{self, Write},
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use imgfs::{
+    cache::{Cache, CacheConfig},
+    image::{PlatformFilter, Reference},
+    layer::{Kind, Node},
+    rootfs::{Files, Images, Sources, Tree},
+    transfer::Options,
+    tree::{images_dir::ImagesDir, registry::Registry},
+};
+use serde_json::{Value, json};
+
+use super::{
+    Failure, Outcome,
+    args::{CatArgs, InsideArgs, LsArgs, TreeArgs},
+    mount::shown_platform,
+    output::{Output, table},
+    registries, runtime,
+};
+
+/// What is read of a file at a time, in bytes.
+const STEP: usize = 1 << 20;
+
+/// What may be kept of blobs while a command runs that has no images_dir, in bytes.
+const SCRATCH_BYTES: u64 = 4 << 30;
+
+/// What may be kept in the cache of an images_dir, as by `imgfs mount`.
+const CACHE_BYTES: u64 = 10 << 30;
+
+/// `image:/path`, if `text` is that: an image and a path in it.
+pub(crate) fn split(text: &str) -> Option<(&str, &str)> {
+    let at = text.find(":/")?;
+    Some((&text[..at], &text[at + 1..]))
+}
+
+pub(crate) fn ls(
+    args: &LsArgs,
+    (image, path): (&str, &str),
+    output: &Output,
+) -> Result<Outcome, Failure> {
+    let runtime = runtime()?;
+    let entered = runtime.enter();
+    let opened = runtime.block_on(Opened::new(image, &args.tree, &args.inside, output))?;
+    let entries = runtime.block_on(async {
+        let node = match opened.files.resolve(path.as_bytes(), true).await? {
+            // What is in a directory is told by all layers.
+            Ok((tree, node)) if is_directory(&tree, node) => {
+                let place = tree.rootfs().path(node);
+                let tree = opened.files.tree().await?;
+                tree.rootfs().find(&place).map(|node| (tree, node))
+            }
+            Ok(found) => Some(found),
+            Err(error) => return Err(Failure::new(format!("{image}:{path}: {error}"))),
+        };
+        let Some((tree, node)) = node else {
+            return Err(Failure::new(format!("{image}:{path}: it is not there")));
+        };
+        let mut entries = Vec::new();
+        match is_directory(&tree, node) {
+            true => list(&tree, node, &mut Vec::new(), args.recursive, &mut entries),
+            false => entries.push(Line::new(&tree, node, tree.rootfs().name(node).to_vec())),
+        }
+        Ok(entries)
+    });
+    drop(entered);
+    let entries = entries?;
+    let report: Vec<Value> = entries.iter().map(Line::json).collect();
+    output.event(&json!({"event": "report", "command": "ls", "image": image, "entries": report}));
+    let rows: Vec<Vec<String>> = entries.iter().map(Line::row).collect();
+    if !rows.is_empty() {
+        output.line(&table(&rows));
+    }
+    runtime.shutdown_background();
+    Ok(Outcome::Done)
+}
+
+pub(crate) fn cat(args: &CatArgs, output: &Output) -> Result<Outcome, Failure> {
+    let runtime = runtime()?;
+    let entered = runtime.enter();
+    let mut outcome = Outcome::Done;
+    let opened = runtime.block_on(Opened::new(&args.image, &args.tree, &args.inside, output))?;
+    for path in &args.paths {
+        if let Err(failure) = runtime.block_on(print(&opened, path)) {
+            let message = format!("{}:{path}: {}", args.image, failure.message);
+            output.error(&message, failure.hint.as_deref());
+            outcome = Outcome::SomeFailed;
+        }
+    }
+    drop(entered);
+    runtime.shutdown_background();
+    Ok(outcome)
+}
+
+async fn print(opened: &Opened, path: &str) -> Result<(), Failure> {
+    let (tree, node) = opened
+        .files
+        .resolve(path.as_bytes(), true)
+        .await?
+        .map_err(|error| Failure::new(error.to_string()))?;
+    let Some(file) = tree.open(node)? else {
+        let what = if is_directory(&tree, node) { "a directory" } else { "no regular file" };
+        return Err(Failure::new(format!("it is {what}")));
+    };
+    let mut at = 0;
+    while at < file.size() {
+        let bytes = file.read(at, STEP).await?;
+        at += bytes.len() as u64;
+        match io::stdout().lock().write_all(&bytes) {
+            Ok(()) => {}
+            // Whoever closes it early wants no more of it.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(e) => return Err(Failure::new(format!("standard output: {e}"))),
+        }
+    }
+    io::stdout().flush().map_err(|e| Failure::new(format!("standard output: {e}")))
+}
+
+/// An image that is being looked into.
+struct Opened {
+    files: Files<Registry>,
+    _scratch: Option<Scratch>,
+}
+
+impl Opened {
+    async fn new(
+        image: &str,
+        tree: &TreeArgs,
+        args: &InsideArgs,
+        output: &Output,
+    ) -> Result<Self, Failure> {
+        let name: Reference = image.parse()?;
+        let registry = name.repository().registry().to_owned();
+        let config = registries::config(&args.registries, &[registry], output)?;
+        let patience = config.stall_timeout * 2 + config.connect_timeout;
+        let platforms: Vec<&str> = args.platform.as_deref().into_iter().collect();
+        let platforms = PlatformFilter::parse(&platforms)
+            .map_err(|e| Failure::new(format!("--platform: {e}")))?;
+        let wanted = shown_platform(&Options { platforms, ..Options::default() })?;
+        let (dir, cache, scratch) = cache(tree)?;
+        let remote = (!args.offline).then(|| Arc::new(Registry::new(config)));
+        let images = Images::new(Sources { dir, remote, cache, patience });
+        let digest = images.manifest(&name).await?.digest();
+        let opened = images.image(name.repository(), digest).await?;
+        let only = || {
+            let mut all = opened.platforms();
+            all.next().filter(|_| all.next().is_none() && args.platform.is_none())
+        };
+        let Some(platform) = opened.platform_for(&wanted).or_else(only) else {
+            let all: Vec<&str> = opened.platforms().collect();
+            return Err(Failure::new(format!("{image} is not for {wanted}"))
+                .hint(format!("give --platform; it is for {}", all.join(", "))));
+        };
+        let variant = images.variant(&opened, platform).await?;
+        let variant = variant.ok_or_else(|| Failure::new(format!("{image} has no {platform}")))?;
+        Ok(Self { files: images.files(&variant, None), _scratch: scratch })
+    }
+}
+
+/// The images_dir, and where to keep what is fetched: in its cache, or in a directory that goes with
+/// the process if there is no images_dir, or somebody else has its cache open.
+fn cache(tree: &TreeArgs) -> Result<(ImagesDir, Cache, Option<Scratch>), Failure> {
+    let root = &tree.images_dir;
+    let dir = if root.exists() { ImagesDir::open(root)? } else { ImagesDir::absent(root) };
+    if root.exists()
+        && let Ok(cache) = Cache::open(CacheConfig::new(dir.cache_dir(), CACHE_BYTES))
+    {
+        return Ok((dir, cache, None));
+    }
+    let scratch = Scratch::new()?;
+    let cache = Cache::open(CacheConfig::new(scratch.0.clone(), SCRATCH_BYTES))?;
+    let dir = if root.exists() { dir } else { ImagesDir::absent(&scratch.0.join("images")) };
+    Ok((dir, cache, Some(scratch)))
+}
+
+/// A directory that goes with the process.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self, Failure> {
+        let path = std::env::temp_dir().join(format!("imgfs-{}", std::process::id()));
+        // Nobody else can have made it before, or look into it.
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left is a matter for whoever tidies up temporary files.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn is_directory(tree: &Tree, node: Node) -> bool {
+    tree.rootfs().attributes(node).kind == Kind::Dir
+}
+
+fn list(tree: &Tree, dir: Node, path: &mut Vec<u8>, recursive: bool, into: &mut Vec<Line>) {
+    for (name, node) in tree.rootfs().entries(dir) {
+        let length = path.len();
+        path.extend_from_slice(name);
+        into.push(Line::new(tree, node, path.clone()));
+        if recursive && is_directory(tree, node) {
+            path.push(b'/');
+            list(tree, node, path, recursive, into);
+        }
+        path.truncate(length);
+    }
+}
+
+/// A file as it is listed.
+struct Line {
+    path: String,
+    target: Option<String>,
+    attributes: imgfs::layer::Attributes,
+}
+
+impl Line {
+    fn new(tree: &Tree, node: Node, path: Vec<u8>) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            path: text(&path),
+            target: tree.rootfs().symlink_target(node).map(text),
+            attributes: tree.rootfs().attributes(node),
+        }
+    }
+
+    fn time(&self) -> String {
+        let mtime = self.attributes.mtime;
+        let since = Duration::from_secs(mtime.secs.unsigned_abs());
+        let time = match mtime.secs < 0 {
+            true => UNIX_EPOCH.checked_sub(since),
+            false => UNIX_EPOCH.checked_add(since),
+        };
+        let time = time.unwrap_or(SystemTime::UNIX_EPOCH);
+        humantime::format_rfc3339_seconds(time).to_string()
+    }
+
+    fn row(&self) -> Vec<String> {
+        let a = &self.attributes;
+        let size = match a.kind {
+            Kind::Char | Kind::Block => format!("{}, {}", a.device.0, a.device.1),
+            _ => a.size.to_string(),
+        };
+        let name = match &self.target {
+            Some(target) => format!("{} -> {target}", self.path),
+            None => self.path.clone(),
+        };
+        vec![mode(a.kind, a.mode), format!("{}:{}", a.uid, a.gid), size, self.time(), name]
+    }
+
+    fn json(&self) -> Value {
+        let a = &self.attributes;
+        let mut line = json!({
+            "path": self.path,
+            "type": type_name(a.kind),
+            "mode": format!("{:04o}", a.mode),
+            "uid": a.uid,
+            "gid": a.gid,
+            "size": a.size,
+            "links": a.links,
+            "mtime": self.time(),
+        });
+        if let Some(target) = &self.target {
+            line["target"] = json!(target);
+        }
+        line
+    }
+}
+
+fn type_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::File | Kind::Link => "file",
+        Kind::Dir => "directory",
+        Kind::Symlink => "symlink",
+        Kind::Char => "char",
+        Kind::Block => "block",
+        Kind::Fifo => "fifo",
+    }
+}
+
+/// `drwxr-xr-t`, as ls(1) has it.
+fn mode(kind: Kind, mode: u16) -> String {
+    let kind = match kind {
+        Kind::File | Kind::Link => '-',
+        Kind::Dir => 'd',
+        Kind::Symlink => 'l',
+        Kind::Char => 'c',
+        Kind::Block => 'b',
+        Kind::Fifo => 'p',
+    };
+    let mut text = String::from(kind);
+    for (shift, special, letter) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
+        let bits = mode >> shift;
+        text.push(if bits & 4 != 0 { 'r' } else { '-' });
+        text.push(if bits & 2 != 0 { 'w' } else { '-' });
+        text.push(match (mode & special != 0, bits & 1 != 0) {
+            (true, true) => letter,
+            (true, false) => letter.to_ascii_uppercase(),
+            (false, true) => 'x',
+            (false, false) => '-',
+        });
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_and_a_path_in_it() {
+        assert_eq!(split("nginx:1.25:/etc"), Some(("nginx:1.25", "/etc")));
+        assert_eq!(split("host:5000/a/b:/"), Some(("host:5000/a/b", "/")));
+        assert_eq!(split("nginx:1.25"), None);
+        assert_eq!(split("host:5000/a"), None);
+    }
+
+    #[test]
+    fn modes_are_written_as_ls_does() {
+        for (kind, bits, expected) in [
+            (Kind::Dir, 0o1777, "drwxrwxrwt"),
+            (Kind::File, 0o4755, "-rwsr-xr-x"),
+            (Kind::File, 0o6644, "-rwSr-Sr--"),
+            (Kind::Symlink, 0o777, "lrwxrwxrwx"),
+        ] {
+            assert_eq!(mode(kind, bits), expected);
+        }
+    }
+}
