@@ -120,7 +120,8 @@ fn the_tree_above_stays_as_it_was() {
 fn names_that_are_not_there_are_not_found() {
     let inside = Inside::start(two_platforms(), &["--platform", "linux/amd64"]);
     let Inside { mount, hostile, .. } = &inside;
-    mount.cat(&inside.rootfs("app")).success();
+    // So that all layers are known.
+    mount.run("find", &[mount.path(&inside.rootfs(""))]).success();
     let host = hostile.host();
     hostile.clear_log();
     let absent = "sha256:0000000000000000000000000000000000000000000000000000000000000000";

@@ -244,12 +244,12 @@ fn without_a_mount_an_image_is_listed_and_read() {
         imgfs.run(&[&args[..1], &common, &args[1..]].concat())
     };
     let wanted = model::merged(&[&archive, &top]);
-    let listed = run(&["ls", &format!("{name}:bin")]).success().stdout;
+    let listed = run(&["ls", &format!("{name}:/bin")]).success().stdout;
     for entry in ["su", "su2", "new"] {
         assert!(listed.lines().any(|line| line.ends_with(entry)), "{entry}: {listed}");
     }
     assert!(!listed.contains("wall"), "{listed}");
-    let listed = run(&["ls", &name]).success().stdout;
+    let listed = run(&["ls", &format!("{name}:/")]).success().stdout;
     for path in wanted.keys().filter(|path| !path.is_empty() && !path.contains(&b'/')) {
         if let Ok(path) = std::str::from_utf8(path) {
             assert!(listed.contains(path), "{path}: {listed}");
