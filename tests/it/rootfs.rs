@@ -392,6 +392,37 @@ fn many_entries_of_a_directory_are_listed_once_each() {
 }
 
 #[test]
+fn what_is_found_before_all_layers_are_known_stays_the_same() {
+    let base = Archive::new()
+        .dir("d")
+        .file("d/kept", b"1")
+        .link("another", "d/kept")
+        .dir("both")
+        .file("both/lower", b"2");
+    let top = Archive::new()
+        .entry(Entry::file("top", b"3").mode(0o755))
+        .entry(Entry::new("both", What::Dir).mode(0o700).owner(3, 4))
+        .file("both/upper", b"4")
+        .file("implied/x", b"5")
+        .symlink("link", "both/lower");
+    let image = Image::new().step("base", &base.gzip()).step("top", &top.gzip()).build();
+    let paths = ["top", "both", "both/upper", "implied", "link", "both/lower", "d/kept", "another"];
+    // Each of them in a mount that knows nothing yet.
+    for first in paths {
+        let inside = Inside::start(image.clone(), &["--platform", "linux/amd64"]);
+        let stat = |path: &str| {
+            let path = inside.mount.path(&inside.rootfs(path));
+            let args = ["-c", "%i %F %a %u %g %s %h %y", &path];
+            inside.mount.run("stat", &args).success().text()
+        };
+        let early = stat(first);
+        inside.mount.run("find", &[inside.mount.path(&inside.rootfs(""))]).success();
+        inside.mount.forget();
+        assert_eq!(stat(first), early, "{first}");
+    }
+}
+
+#[test]
 fn every_file_says_where_it_comes_from() {
     let base = Archive::new()
         .dir("d")

@@ -63,11 +63,12 @@ fn what_comes_before_a_damage_stays_readable() {
             }
             let inside = Inside::start(of(&[&packed]), &PATIENCE);
             let read = |name| inside.mount.cat(&inside.rootfs(name));
+            eprintln!("{packing:?}, cut off: {cut}");
             // Whoever comes first, and whoever comes later.
             for _ in 0..2 {
-                assert!(read("first").success().stdout == noise(1), "{packing:?} {cut}");
+                assert!(read("first").success().stdout == noise(1));
                 let failed = read("middle").fails_with(EIO);
-                assert!(noise(2).starts_with(&failed.stdout), "{packing:?} {cut}");
+                assert!(noise(2).starts_with(&failed.stdout));
                 assert!(!read("last").status.success());
             }
             is_told(&inside, &[&inside.image.layers()[0]]);
