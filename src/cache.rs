@@ -275,6 +275,13 @@ impl Cache {
         CachedBlob::new(core.clone(), key, Arc::new(origin))
     }
 
+    /// Counts what has been fetched past it.
+    pub fn count_fetched(&self, requests: u64, bytes: u64) {
+        let counts = &mut self.core.lock().counts;
+        counts.requests += requests;
+        counts.fetched_bytes += bytes;
+    }
+
     /// What it holds and has done.
     pub fn stats(&self) -> CacheStats {
         let state = self.core.lock();

@@ -39,6 +39,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Failure {
     message: String,
     hint: Option<String>,
+    /// Of the process.
+    status: u8,
 }
 
 /// Exit statuses, as the manual documents them.
@@ -48,7 +50,12 @@ const NOTHING_MATCHED: u8 = 3;
 
 impl Failure {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None }
+        Self { message: message.into(), hint: None, status: USAGE }
+    }
+
+    /// The same as the failure of an image, and not of what was asked for.
+    pub(crate) fn of_image(self) -> Self {
+        Self { status: SOME_FAILED, ..self }
     }
 
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
@@ -58,7 +65,7 @@ impl Failure {
 
 impl From<tree::Error> for Failure {
     fn from(error: tree::Error) -> Self {
-        Self { message: error.to_string(), hint: error.hint().map(str::to_owned) }
+        Self { hint: error.hint().map(str::to_owned), ..Self::new(error.to_string()) }
     }
 }
 
@@ -103,7 +110,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(Outcome::NothingMatched) => ExitCode::from(NOTHING_MATCHED),
         Err(failure) => {
             output.error(&failure.message, failure.hint.as_deref());
-            ExitCode::from(USAGE)
+            ExitCode::from(failure.status)
         }
     }
 }

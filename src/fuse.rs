@@ -264,6 +264,11 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
             let (name, kind) = listing.entry(at)?;
             Some((name, Line::Entry { at, kind }))
         });
+        if skip >= dots.len() + listing.len()
+            && let Some(damage) = listing.damage()
+        {
+            return Err(damage);
+        }
         for ((name, line), at) in dots.into_iter().skip(skip).chain(entries).zip(offset..) {
             if add(at + 1, name, line)? {
                 break;

@@ -118,6 +118,16 @@ impl CachedBlob {
         core.reset(&mut core.lock(), key, Place::New);
     }
 
+    /// Whether a read up to `end` would wait for the digest of everything.
+    pub fn holds_back(&self, end: u64) -> bool {
+        let state = self.handle.core.lock();
+        let blob = state.blobs.get(&self.handle.key);
+        let first = |blob: &Blob| u64::from(blob.blocks.saturating_sub(1)) * BLOCK_BYTES;
+        blob.is_some_and(|blob| {
+            !matches!(blob.place, Place::Whole(_)) && !blob.verified && end > first(blob)
+        })
+    }
+
     /// Whether all of it is here and has been verified.
     pub fn is_whole(&self) -> bool {
         let state = self.handle.core.lock();

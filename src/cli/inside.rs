@@ -50,24 +50,27 @@ pub(crate) fn ls(
     let runtime = runtime()?;
     let entered = runtime.enter();
     let opened = runtime.block_on(Opened::new(image, &args.tree, &args.inside, output))?;
+    let of_image = |error| Failure::from(error).of_image();
     let entries = runtime.block_on(async {
-        let node = match opened.files.resolve(path.as_bytes(), true).await? {
+        let node = match opened.files.resolve(path.as_bytes(), true).await.map_err(of_image)? {
             // What is in a directory is told by all layers.
             Ok((tree, node)) if is_directory(&tree, node) => {
                 let place = tree.rootfs().path(node);
-                let tree = opened.files.tree().await?;
+                let tree = opened.files.tree().await.map_err(of_image)?;
                 tree.rootfs().find(&place).map(|node| (tree, node))
             }
             Ok(found) => Some(found),
-            Err(error) => return Err(Failure::new(format!("{image}:{path}: {error}"))),
+            Err(error) => {
+                return Err(Failure::new(format!("{image}:{path}: {error}")).of_image());
+            }
         };
         let Some((tree, node)) = node else {
-            return Err(Failure::new(format!("{image}:{path}: it is not there")));
+            return Err(Failure::new(format!("{image}:{path}: it is not there")).of_image());
         };
         let mut entries = Vec::new();
         match is_directory(&tree, node) {
             true => list(&tree, node, &mut Vec::new(), args.recursive, &mut entries),
-            false => entries.push(Line::new(&tree, node, tree.rootfs().name(node).to_vec())),
+            false => entries.push(Line::new(&tree, node, tree.rootfs().name(node))),
         }
         Ok(entries)
     });
@@ -148,8 +151,9 @@ impl Opened {
         let (dir, cache, scratch) = cache(tree)?;
         let remote = (!args.offline).then(|| Arc::new(Registry::new(config)));
         let images = Images::new(Sources { dir, remote, cache, patience });
-        let digest = images.manifest(&name).await?.digest();
-        let opened = images.image(name.repository(), digest).await?;
+        let of_image = |error| Failure::from(error).of_image();
+        let digest = images.manifest(&name).await.map_err(of_image)?.digest();
+        let opened = images.image(name.repository(), digest).await.map_err(of_image)?;
         let only = || {
             let mut all = opened.platforms();
             all.next().filter(|_| all.next().is_none() && args.platform.is_none())
@@ -157,9 +161,10 @@ impl Opened {
         let Some(platform) = opened.platform_for(&wanted).or_else(only) else {
             let all: Vec<&str> = opened.platforms().collect();
             return Err(Failure::new(format!("{image} is not for {wanted}"))
+                .of_image()
                 .hint(format!("give --platform; it is for {}", all.join(", "))));
         };
-        let variant = images.variant(&opened, platform).await?;
+        let variant = images.variant(&opened, platform).await.map_err(of_image)?;
         let variant = variant.ok_or_else(|| Failure::new(format!("{image} has no {platform}")))?;
         Ok(Self { files: images.files(&variant, None), _scratch: scratch })
     }
@@ -209,7 +214,7 @@ fn list(tree: &Tree, dir: Node, path: &mut Vec<u8>, recursive: bool, into: &mut 
     for (name, node) in tree.rootfs().entries(dir) {
         let length = path.len();
         path.extend_from_slice(name);
-        into.push(Line::new(tree, node, path.clone()));
+        into.push(Line::new(tree, node, path));
         if recursive && is_directory(tree, node) {
             path.push(b'/');
             list(tree, node, path, recursive, into);
@@ -226,10 +231,10 @@ struct Line {
 }
 
 impl Line {
-    fn new(tree: &Tree, node: Node, path: Vec<u8>) -> Self {
+    fn new(tree: &Tree, node: Node, path: &[u8]) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self {
-            path: text(&path),
+            path: text(path),
             target: tree.rootfs().symlink_target(node).map(text),
             attributes: tree.rootfs().attributes(node),
         }

@@ -80,7 +80,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     let view = View::new(dir, source, cache, settings);
     if let Some(image) = &only {
         let opened = runtime.block_on(view.show_only(image));
-        opened.map_err(|e| Failure::new(format!("--image: {e}")))?;
+        opened.map_err(|e| Failure::new(format!("--image: {e}")).of_image())?;
     }
     for image in &images {
         view.declare(image);

@@ -26,6 +26,15 @@ pub enum CodecError {
         /// What is wrong.
         what: String,
     },
+    /// They decompress to something else than what was compressed, as a checksum says. Where it is
+    /// wrong nobody knows.
+    #[error("what comes of the compressed data before byte {at} is wrong: {what}")]
+    Wrong {
+        /// Where the checksum stands.
+        at: u64,
+        /// Which one it is.
+        what: String,
+    },
     /// They end too early.
     #[error("the compressed data ends at byte {at}, in the middle of a {what}")]
     Truncated {

@@ -153,6 +153,10 @@ impl Decoder {
         CodecError::Damaged { at: self.at, what: what.into() }
     }
 
+    fn wrong(&self, what: &str) -> CodecError {
+        CodecError::Wrong { at: self.at, what: what.to_owned() }
+    }
+
     fn begin_member(&mut self) -> Result<(), CodecError> {
         self.inflate = Inflate::new().map_err(|what| self.damaged(what))?;
         self.member = Member { crc: crc32fast::Hasher::new(), bytes: 0, is_whole: true };
@@ -219,11 +223,11 @@ impl Decoder {
         }
         let crc = std::mem::take(&mut self.member.crc).finalize();
         if crc != u32::from_le_bytes([a, b, c, d]) {
-            return Err(self.damaged("the CRC-32 of a gzip member is wrong"));
+            return Err(self.wrong("the CRC-32 of a gzip member is another"));
         }
         // The length is that modulo 4 GiB.
         if self.member.bytes as u32 != u32::from_le_bytes(length) {
-            return Err(self.damaged("the length of a gzip member is wrong"));
+            return Err(self.wrong("the length of a gzip member is another"));
         }
         Ok(())
     }

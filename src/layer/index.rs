@@ -48,6 +48,9 @@ pub enum NoteKind {
     /// From here on nothing of the stream can be read.
     #[error("{0}")]
     Damaged(String),
+    /// Something of the stream is wrong, and nobody knows what.
+    #[error("{0}")]
+    Wrong(String),
     /// From here on the archive's entries are not known.
     #[error("{0}")]
     Unreadable(String),
@@ -63,7 +66,11 @@ impl Note {
     }
 
     fn damaged(error: &CodecError) -> Self {
-        Self { entry: None, name: Vec::new(), kind: NoteKind::Damaged(error.to_string()) }
+        let kind = match error {
+            CodecError::Wrong { .. } => NoteKind::Wrong,
+            _ => NoteKind::Damaged,
+        };
+        Self { entry: None, name: Vec::new(), kind: kind(error.to_string()) }
     }
 
     fn too_large(limit: u64) -> Self {
@@ -152,9 +159,16 @@ impl LayerIndex {
 
     /// Why the layer cannot be read to its end, if that is so. What comes before is readable.
     pub fn damage(&self) -> Option<&Note> {
-        self.notes
-            .iter()
-            .find(|note| matches!(note.kind, NoteKind::Damaged(_) | NoteKind::Unreadable(_)))
+        self.notes.iter().find(|note| match note.kind {
+            NoteKind::Damaged(_) | NoteKind::Wrong(_) | NoteKind::Unreadable(_) => true,
+            NoteKind::Refused(_) | NoteKind::Trailing(_) => false,
+        })
+    }
+
+    /// Why nothing of the layer can be believed, if that is so: a checksum in it is another, though
+    /// it is the layer that the manifest means.
+    pub fn wrong(&self) -> Option<&Note> {
+        self.notes.iter().find(|note| matches!(note.kind, NoteKind::Wrong(_)))
     }
 
     /// How many spans the stream is cut into. They are numbered from 0.

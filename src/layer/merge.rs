@@ -309,6 +309,11 @@ impl Rootfs {
         usize::from(self.row(node).layer)
     }
 
+    /// The number of the layer that the attributes and the content of a node come from.
+    pub fn content_layer(&self, node: Node) -> usize {
+        self.entry(node).map_or(self.layer_of(node), |(layer, ..)| layer)
+    }
+
     /// Whether a node is a directory that no layer has an entry for.
     pub fn is_implied(&self, node: Node) -> bool {
         self.row(node).form == Form::Implied

@@ -213,10 +213,7 @@ impl Decoder {
         loop {
             let mut from = InBuffer::around(input);
             let mut to = OutBuffer::around(&mut self.buffer[..]);
-            let hint = self
-                .raw
-                .run(&mut from, &mut to)
-                .map_err(|e| CodecError::Damaged { at: self.at, what: e.to_string() })?;
+            let hint = self.raw.run(&mut from, &mut to).map_err(|e| failed(self.at, &e))?;
             let (consumed, produced) = (from.pos(), to.pos());
             *input = &input[consumed..];
             self.at += consumed as u64;
@@ -286,6 +283,15 @@ fn parse_header(bytes: &[u8]) -> Header {
         Some(Header::Frame { window_bytes, dictionary })
     };
     frame().unwrap_or(Header::Incomplete)
+}
+
+/// What the library says of a frame. It has errors as texts only.
+fn failed(at: u64, error: &std::io::Error) -> CodecError {
+    let what = error.to_string();
+    match what.contains("checksum") {
+        true => CodecError::Wrong { at, what },
+        false => CodecError::Damaged { at, what },
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::{Images, Tree, Variant, layer::Layer};
 use crate::{
     layer::{Found, Kind, Node, Rootfs, find_from_top},
     lock::locked,
-    tree::{Blobs, Names, Result},
+    tree::{Blobs, Error, Names, Result},
 };
 
 /// Symbolic links that a path may lead through.
@@ -75,6 +75,14 @@ impl<S: Names + Blobs> Files<S> {
         self.tree.get()
     }
 
+    /// Whether the tree can be made without passing a layer.
+    pub fn is_indexed(&self) -> bool {
+        match self.layer {
+            None => self.layers.iter().all(|layer| layer.is_indexed()),
+            Some(number) => self.layers.get(number).is_some_and(|layer| layer.is_indexed()),
+        }
+    }
+
     /// The tree, made now if need be. That takes a pass over each layer that nobody has looked into
     /// before; it ends by itself when nothing comes.
     pub async fn tree(&self) -> Result<Arc<Tree>> {
@@ -94,11 +102,19 @@ impl<S: Names + Blobs> Files<S> {
     pub async fn find(&self, path: &[u8]) -> Result<FileFound> {
         loop {
             match self.look(path) {
+                Ok(FileFound::Missing) if self.damage().is_some() => {
+                    // It may be in what cannot be read.
+                    return self.damage().map_or(Ok(FileFound::Missing), Err);
+                }
                 Ok(found) => return Ok(found),
                 Err(Waits::Layer(layer)) => drop(layer.index().await?),
                 Err(Waits::All) => drop(self.tree().await?),
             }
         }
+    }
+
+    fn damage(&self) -> Option<Error> {
+        self.made().and_then(|tree| tree.damage().cloned())
     }
 
     fn look(&self, path: &[u8]) -> std::result::Result<FileFound, Waits<S>> {
@@ -119,6 +135,9 @@ impl<S: Names + Blobs> Files<S> {
                 Some(tree) => Ok(FileFound::At(tree, node)),
                 None => Err(Waits::All),
             },
+            Found::Missing if known.iter().flatten().any(|layer| is_damaged(layer)) => {
+                Err(Waits::All)
+            }
             Found::Missing => Ok(FileFound::Missing),
             Found::Waits(number) => match self.layers.get(number) {
                 // It cannot be told of a layer that is not what the configuration says.
@@ -187,4 +206,8 @@ impl<S: Names + Blobs> Files<S> {
         }
         trees.clone()
     }
+}
+
+fn is_damaged(tree: &Rootfs) -> bool {
+    tree.layers().iter().any(|layer| layer.damage().is_some())
 }

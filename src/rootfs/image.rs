@@ -18,7 +18,7 @@ use super::{
     tree::{Origin, Tree},
 };
 use crate::{
-    image::{Descriptor, Digest, Manifest, Platform, Reference, Repository, View},
+    image::{Descriptor, Digest, Manifest, Platform, PlatformFilter, Reference, Repository, View},
     layer::{LayerIndex, Rootfs},
     lock::locked,
     tree::{Blobs, ByteStream, Error, Kind, Names, Result},
@@ -87,19 +87,29 @@ impl Image {
         self.platforms.iter().map(|(name, _)| name.as_str())
     }
 
-    /// The platform with this name or, where several are fit for `wanted`, the first of them.
+    /// The name of the first platform that is fit for `wanted`: the same, or a lower variant.
     pub fn platform_for(&self, wanted: &Platform) -> Option<&str> {
-        let platforms: Vec<Option<Platform>> = self
-            .platforms
-            .iter()
-            .map(|(_, choice)| match choice {
-                Choice::Itself(variant) => variant.platform.clone(),
-                Choice::Child(child) => child.platform.clone(),
-            })
-            .collect();
-        let filter = crate::image::PlatformFilter::Only(vec![wanted.clone()]);
+        let platforms: Vec<Option<Platform>> =
+            self.platforms.iter().map(|(_, choice)| choice.platform().cloned()).collect();
+        let filter = PlatformFilter::Only(vec![wanted.clone()]);
         let chosen = filter.select(&platforms).kept.into_iter().next()?;
         self.platforms.get(chosen).map(|(name, _)| name.as_str())
+    }
+
+    /// The name of the platform that is just this one.
+    pub fn platform_named(&self, platform: &Platform) -> Option<&str> {
+        let mut all = self.platforms.iter();
+        let found = all.find(|(_, choice)| choice.platform() == Some(platform))?;
+        Some(&found.0)
+    }
+}
+
+impl Choice {
+    fn platform(&self) -> Option<&Platform> {
+        match self {
+            Self::Itself(variant) => variant.platform.as_ref(),
+            Self::Child(child) => child.platform.as_ref(),
+        }
     }
 }
 
@@ -191,7 +201,7 @@ impl<S: Names + Blobs> Images<S> {
         }
         let sources = &self.inner.store.sources;
         let manifest = match (sources.dir.manifest(name).await, &sources.remote) {
-            (Ok(manifest), _) => return Ok(manifest),
+            (Ok(manifest), _) => manifest,
             (Err(_), Some(remote)) => remote.manifest(name).await?,
             (Err(error), None) if error.is_not_found() => {
                 return Err(error.with_kind(Kind::Offline));
@@ -353,6 +363,9 @@ impl<S: Names + Blobs> Images<S> {
         layer: &Arc<Layer<S>>,
         index: &Arc<LayerIndex>,
     ) -> Result<Origin> {
+        if let Some(note) = index.wrong() {
+            return Err(layer.error(Kind::Layer(note.kind.to_string())));
+        }
         if let (Some(found), Some(expected)) = (index.diff_id(), variant.diff_ids.get(number))
             && found != *expected
         {

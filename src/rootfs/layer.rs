@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
@@ -27,7 +27,7 @@ use crate::{
     image::{Descriptor, Digest, Repository},
     layer::{DecodeError, IndexError, LayerIndex, SpanDecoder},
     lock::locked,
-    tree::{Blobs, Error, Kind, Names, Result},
+    tree::{Blobs, ByteStream, Error, Kind, Names, Result},
 };
 
 /// What of a blob is read at a time when all of it is.
@@ -90,6 +90,15 @@ impl Compressed {
             Self::Cached(blob) => blob.read(range.start, length).await,
         }
     }
+
+    /// Whether reading `range` would wait until everything has been fetched and hashed: the cache
+    /// holds back the end of what nobody has verified.
+    fn holds_back(&self, range: &Range<u64>) -> bool {
+        match self {
+            Self::File(_) => false,
+            Self::Cached(blob) => blob.holds_back(range.end),
+        }
+    }
 }
 
 impl<S: Names + Blobs> Layer<S> {
@@ -127,6 +136,11 @@ impl<S: Names + Blobs> Layer<S> {
             Known::Index(index) => Some(index.clone()),
             Known::Nothing | Known::Coming(..) => None,
         }
+    }
+
+    /// Whether the index is here, or can be read from the disk.
+    pub(super) fn is_indexed(&self) -> bool {
+        self.known_index().is_some() || self.store.shelf.has_index(&self.blob.digest)
     }
 
     /// The pass that is under way.
@@ -248,12 +262,48 @@ impl<S: Names + Blobs> Layer<S> {
 
     /// Reads compressed bytes, and does not wait for ever: only as long as a slow link takes.
     pub(super) async fn fetch(&self, from: &Compressed, range: Range<u64>) -> Result<Bytes> {
-        let link = Duration::from_secs((range.end - range.start) / SLOW);
-        let patience = self.store.sources.patience + link;
-        match timeout(patience, from.read(range)).await {
+        self.in_time(range.end - range.start, from.read(range)).await
+    }
+
+    async fn in_time<T>(&self, bytes: u64, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let patience = self.store.sources.patience + Duration::from_secs(bytes / SLOW);
+        match timeout(patience, work).await {
             Ok(done) => done,
             Err(_) => Err(self.error(Kind::Stalled(patience))),
         }
+    }
+
+    /// Reads compressed bytes past the cache.
+    async fn fetch_directly(&self, range: Range<u64>) -> Result<Bytes> {
+        let sources = &self.store.sources;
+        let remote = sources.remote.as_ref().ok_or_else(|| self.error(Kind::Offline))?;
+        let repositories = locked(&self.repositories).clone();
+        let mut refusal = self.error(Kind::NotFound("nobody has it".into()));
+        for repository in &repositories {
+            let read = async {
+                let mut stream = remote.read(repository, &self.blob, range.clone()).await?;
+                let length = (range.end - range.start) as usize;
+                let mut bytes = BytesMut::with_capacity(length);
+                // A source that sends everything sends it from the beginning.
+                let mut skip = if stream.ignores_ranges() { range.start } else { 0 };
+                while bytes.len() < length
+                    && let Some(piece) = stream.next().await?
+                {
+                    sources.cache.count_fetched(0, piece.len() as u64);
+                    let skipped = skip.min(piece.len() as u64);
+                    skip -= skipped;
+                    bytes.extend_from_slice(&piece[skipped as usize..]);
+                }
+                bytes.truncate(length);
+                Ok(bytes.freeze())
+            };
+            sources.cache.count_fetched(1, 0);
+            match self.in_time(range.end - range.start, read).await {
+                Err(error) if error.is_refusal() => refusal = error,
+                done => return done,
+            }
+        }
+        Err(refusal)
     }
 
     pub(super) fn error(&self, kind: impl Into<Kind>) -> Error {
@@ -323,7 +373,12 @@ impl<S: Names + Blobs> Layer<S> {
             attempts += 1;
             let compressed = self.compressed()?;
             let group = index.group(span).start..span + 1;
-            let bytes = self.fetch(&compressed, index.fetch_range(group.clone())).await?;
+            let range = index.fetch_range(group.clone());
+            let bytes = match compressed.holds_back(&range) {
+                // A span has a digest of its own.
+                true => self.fetch_directly(range).await?,
+                false => self.fetch(&compressed, range).await?,
+            };
             let (layer, of) = (self.clone(), index.clone());
             let decoded = tokio::task::spawn_blocking(move || layer.decode_now(&of, group, &bytes));
             let error = match decoded.await.map_err(|e| self.error(io::Error::other(e)))? {

@@ -10,12 +10,16 @@
 //! error. Nobody removes anything: an index has at most a fiftieth of its layer's size.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::{self, Read, Write},
     ops::Range,
     os::unix::fs::FileExt,
     path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -23,6 +27,7 @@ use bytes::Bytes;
 use crate::{
     image::{Descriptor, Digest},
     layer::{LayerIndex, StoredHead},
+    lock::locked,
 };
 
 const LAYERS: &str = "layers";
@@ -35,15 +40,22 @@ pub(super) struct Shelf {
     dir: PathBuf,
     /// Tells temporary files apart.
     next: AtomicU64,
+    /// Documents that could not be written.
+    unwritten: Mutex<HashMap<Digest, Bytes>>,
 }
 
 impl Shelf {
     pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir, next: AtomicU64::new(0) }
+        Self { dir, next: AtomicU64::new(0), unwritten: Mutex::default() }
     }
 
     fn index_path(&self, blob: &Digest) -> PathBuf {
         self.dir.join(LAYERS).join(blob.to_string())
+    }
+
+    /// Whether there is an index of `blob`, though it may turn out to be of no use.
+    pub(super) fn has_index(&self, blob: &Digest) -> bool {
+        self.index_path(blob).exists()
     }
 
     /// The index of `blob` without its windows, if it is here.
@@ -87,16 +99,20 @@ impl Shelf {
 
     /// The document with this digest, if it is here.
     pub(super) fn document(&self, digest: &Digest) -> Option<Bytes> {
+        if let Some(bytes) = locked(&self.unwritten).get(digest) {
+            return Some(bytes.clone());
+        }
         let file = File::open(self.dir.join(DOCUMENTS).join(digest.to_string())).ok()?;
         let mut bytes = Vec::new();
         file.take(MAX_DOCUMENT).read_to_end(&mut bytes).ok()?;
         (Digest::of(digest.algorithm(), &bytes) == *digest).then(|| bytes.into())
     }
 
-    /// Keeps a document, if that can be.
-    pub(super) fn put_document(&self, digest: &Digest, bytes: &[u8]) {
-        // Else it is fetched again the next time.
-        let _ = self.put(DOCUMENTS, digest, bytes);
+    /// Keeps a document, if only as long as this is in use.
+    pub(super) fn put_document(&self, digest: &Digest, bytes: &Bytes) {
+        if self.document(digest).is_none() && self.put(DOCUMENTS, digest, bytes).is_err() {
+            locked(&self.unwritten).insert(*digest, bytes.clone());
+        }
     }
 
     fn put(&self, kind: &str, digest: &Digest, bytes: &[u8]) -> io::Result<()> {

@@ -34,11 +34,24 @@ pub(super) struct Origin {
 pub struct Tree {
     rootfs: Rootfs,
     origins: Vec<Origin>,
+    /// Why names may be missing.
+    damage: Option<Error>,
 }
 
 impl Tree {
     pub(super) fn new(rootfs: Rootfs, origins: Vec<Origin>) -> Arc<Self> {
-        Arc::new(Self { rootfs, origins })
+        let damaged = rootfs.layers().iter().find_map(|layer| Some((layer, layer.damage()?)));
+        let damage = damaged.map(|(layer, note)| {
+            let doing = format!("reading layer {}", layer.blob());
+            Error::new(SIDE, doing, Kind::Layer(note.kind.to_string()))
+        });
+        Arc::new(Self { rootfs, origins, damage })
+    }
+
+    /// Why there may be more files than can be seen: a layer is damaged, though it is the one that
+    /// the manifest means. What is not there is an error then.
+    pub fn damage(&self) -> Option<&Error> {
+        self.damage.as_ref()
     }
 
     /// Names and attributes.
@@ -83,7 +96,7 @@ impl Tree {
         // Linux has attributes of this kind for these two only.
         let kind = self.rootfs.attributes(node).kind;
         if matches!(kind, FileKind::File | FileKind::Dir)
-            && let Some(origin) = self.origins.get(self.rootfs.layer_of(node))
+            && let Some(origin) = self.origins.get(self.rootfs.content_layer(node))
         {
             let layer = format!("{} {}", origin.number, origin.digest);
             all.push((LAYER_XATTR, Cow::Owned(layer.into_bytes())));

@@ -88,6 +88,13 @@ struct Slot<S: Blobs> {
     files: Files<S>,
 }
 
+impl<S: Names + Blobs> Slot<S> {
+    /// Whether `tree` is all of it, and not one of its layers.
+    fn is_made_of(&self, tree: &Arc<Tree>) -> bool {
+        self.files.made().is_some_and(|made| Arc::ptr_eq(made, tree))
+    }
+}
+
 /// What takes time to find out.
 #[derive(Clone, Debug)]
 pub(super) enum Wanted {
@@ -202,7 +209,13 @@ impl<S: Names + Blobs> Inside<S> {
             }
         }
         if !image.platforms().any(|platform| platform == first) {
-            return Place::Nothing;
+            // Another way to write it, such as `linux-arm64-v8`.
+            let meant = first.replacen('-', "/", 2).parse().ok();
+            let known = meant.and_then(|platform: Platform| image.platform_named(&platform));
+            return match known.filter(|_| more.is_empty()) {
+                Some(name) => Place::Link(name.to_owned()),
+                None => Place::Nothing,
+            };
         }
         if more.is_empty() {
             let files = [CONFIG, MANIFEST].map(|name| (name.to_owned(), FileKind::File));
@@ -319,7 +332,11 @@ impl<S: Names + Blobs + Attachments> View<S> {
         let variant = inside.images.variant(&opened, platform).await?;
         let variant = variant.ok_or_else(|| unfit("it has no such platform".into()))?;
         let name = image.repository().pinned(digest);
-        let _ = inside.root.set(inside.tree_id(&name, platform, &variant, None));
+        let id = inside.tree_id(&name, platform, &variant, None);
+        if self.can_be_made(id) {
+            self.made_tree(id).await?;
+        }
+        let _ = inside.root.set(id);
         Ok(())
     }
 
@@ -346,9 +363,14 @@ impl<S: Names + Blobs + Attachments> View<S> {
             Place::Ask(wanted) => {
                 Found::Ask(Question { path: path.to_owned(), about: About::Inside(wanted) })
             }
+            // What its root looks like can be told soon.
+            Place::Tree(id) if self.can_be_made(id) => {
+                let about = About::Inside(Wanted::Below(id, String::new()));
+                Found::Ask(Question { path: path.to_owned(), about })
+            }
             Place::Tree(id) => Found::Entry(self.entry_of_root(id)),
             Place::Below(id, rest) => match inside_tree(&self.inside, id) {
-                Some(tree) => self.found_in_tree(id, &tree, tree.rootfs().find(rest.as_bytes())),
+                Some(tree) => self.found_in_tree(id, &tree, tree.rootfs().find(rest.as_bytes()))?,
                 None => {
                     let about = About::Inside(Wanted::Below(id, rest));
                     Found::Ask(Question { path: path.to_owned(), about })

@@ -134,6 +134,14 @@ impl Listing {
         }
     }
 
+    /// Why there may be more entries than it has.
+    pub fn damage(&self) -> Option<ViewError> {
+        match &self.content {
+            Content::Names(_) => None,
+            Content::Tree(_, tree, _) => tree.damage().map(|error| error.clone().into()),
+        }
+    }
+
     /// Looks at the next entries while those before them are on their way to whoever asked.
     pub fn look_ahead(&self) {
         if let Content::Names(names) = &self.content {

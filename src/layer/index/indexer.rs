@@ -318,7 +318,9 @@ impl Indexer {
 
     fn stopped(&mut self, error: &CodecError) -> Input {
         self.used_bytes = match error {
-            CodecError::Damaged { at, .. } => Some((at + 1).min(self.blob_bytes)),
+            CodecError::Damaged { at, .. } | CodecError::Wrong { at, .. } => {
+                Some((at + 1).min(self.blob_bytes))
+            }
             CodecError::Window { at, .. } | CodecError::Dictionary { at, .. } => Some(*at),
             CodecError::Truncated { .. } | CodecError::Unsupported(_) => None,
         };

@@ -88,6 +88,11 @@ impl<S: Names + Blobs + Attachments> View<S> {
         Ok(self.slot(id)?.files.tree().await?)
     }
 
+    /// Whether a tree has not been made, but can be without passing a layer.
+    pub(super) fn can_be_made(&self, id: TreeId) -> bool {
+        self.slot(id).is_ok_and(|slot| slot.files.made().is_none() && slot.files.is_indexed())
+    }
+
     // --- by number ---
 
     /// The directory that a tree is, also if it has not been made.
@@ -121,17 +126,24 @@ impl<S: Names + Blobs + Attachments> View<S> {
         if let Ok(tree) = self.tree(id) {
             let rootfs = tree.rootfs();
             let found = rootfs.node(node).and_then(|node| rootfs.lookup(node, name.as_bytes()));
-            return Ok(self.found_in_tree(id, &tree, found));
+            return self.found_in_tree(id, &tree, found);
         }
         // It is the root.
         let slot = self.slot(id)?;
         self.look_inside(&below(&slot.path, &name.to_string_lossy()))
     }
 
-    pub(super) fn found_in_tree(&self, id: TreeId, tree: &Tree, node: Option<Node>) -> Found {
-        match node {
-            Some(node) => Found::Entry(self.entry_in_tree(id, tree, node)),
-            None => Found::Absent(FOR_GOOD),
+    pub(super) fn found_in_tree(
+        &self,
+        id: TreeId,
+        tree: &Tree,
+        node: Option<Node>,
+    ) -> Result<Found, ViewError> {
+        match (node, tree.damage()) {
+            (Some(node), _) => Ok(Found::Entry(self.entry_in_tree(id, tree, node))),
+            // It may be in what cannot be read.
+            (None, Some(damage)) => Err(damage.clone().into()),
+            (None, None) => Ok(Found::Absent(FOR_GOOD)),
         }
     }
 
@@ -151,10 +163,11 @@ impl<S: Names + Blobs + Attachments> View<S> {
         rest: &str,
     ) -> Result<Found, ViewError> {
         let slot = self.slot(id)?;
+        if self.can_be_made(id) {
+            slot.files.tree().await?;
+        }
         Ok(match slot.files.find(rest.as_bytes()).await? {
-            FileFound::At(tree, node)
-                if slot.files.made().is_some_and(|made| Arc::ptr_eq(made, &tree)) =>
-            {
+            FileFound::At(tree, node) if slot.is_made_of(&tree) => {
                 Found::Entry(self.entry_in_tree(id, &tree, node))
             }
             FileFound::At(tree, node) => {

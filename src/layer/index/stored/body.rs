@@ -419,6 +419,7 @@ fn write_notes(index: &LayerIndex, out: &mut Writer) {
             NoteKind::Damaged(text) => (1, text),
             NoteKind::Unreadable(text) => (2, text),
             NoteKind::Trailing(text) => (3, text),
+            NoteKind::Wrong(text) => (4, text),
         };
         out.number(kind);
         out.bytes(text.as_bytes());
@@ -439,6 +440,7 @@ fn read_notes(index: &mut LayerIndex, from: &mut Reader<'_>) -> Result<()> {
             1 => NoteKind::Damaged(text),
             2 => NoteKind::Unreadable(text),
             3 => NoteKind::Trailing(text),
+            4 => NoteKind::Wrong(text),
             _ => return wrong("the kind of a note is unknown"),
         };
         index.notes.push(Note { entry, name, kind });
