@@ -203,6 +203,52 @@ fn with_an_index_a_small_file_costs_little() {
 }
 
 #[test]
+fn what_is_in_an_upper_layer_does_not_wait_for_the_lower_ones() {
+    let (_, image) = layered();
+    let inside = Inside::start(image, &["--platform", "linux/amd64"]);
+    assert_eq!(inside.mount.cat(&inside.rootfs("app/hello")).success().text(), "hello, world");
+    for lower in &inside.image.layers()[..2] {
+        assert_eq!(inside.hostile.count("GET", lower), 0, "{:?}", inside.hostile.log());
+    }
+}
+
+#[test]
+fn what_has_passed_is_readable_while_the_rest_passes() {
+    let archive = Archive::new().file("first", b"here").noise("noise", 1, 12 * MIB);
+    for packing in [Packing::Gzip, Packing::Zstd, Packing::ZstdFrames(1_000_000), Packing::Plain] {
+        let image = Image::new().step("x", &archive.pack(packing)).build();
+        let inside = Inside::start(image, &["--platform", "linux/amd64"]);
+        // About three seconds for all of it.
+        inside.hostile.set_pace(64 * 1024, Duration::from_millis(15));
+        assert_eq!(inside.mount.cat(&inside.rootfs("first")).success().text(), "here");
+        let sent: u64 = inside.hostile.blob_gets_now().iter().map(|get| get.sent).sum();
+        assert!(sent < 8 * MIB, "{packing:?}: {sent} bytes had been sent");
+        inside.hostile.no_pace();
+        let right = content::Content::Generated { seed: 1, size: 12 * MIB }.digest();
+        let read = inside.mount.cat(&inside.rootfs("noise")).success();
+        assert_eq!(content::digest(&read.stdout), right);
+        assert_eq!(inside.mount.log(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn many_who_look_at_once_share_a_pass() {
+    let (_, image) = layered();
+    let inside = Inside::start(image, &["--platform", "linux/amd64"]);
+    let rootfs = inside.mount.path(&inside.rootfs(""));
+    let layer = |number| inside.mount.path(&inside.at(&format!("linux-amd64/layers/{number}")));
+    let mut places = vec![rootfs; 6];
+    places.extend((0..3).map(layer));
+    let all: Vec<_> = places.iter().map(|place| inside.mount.begin("find", &[place])).collect();
+    for one in all {
+        one.wait().success();
+    }
+    let (requests, sent) = inside.fetched();
+    let all = inside.image.blob_bytes();
+    assert!(sent <= all + all / 100, "{sent} bytes of {all} in {requests} requests");
+}
+
+#[test]
 fn an_index_is_made_once() {
     let (layers, image) = layered();
     let mut inside = Inside::start(image, &["--platform", "linux/amd64"]);
