@@ -150,6 +150,7 @@ fn layered() -> (Vec<Archive>, Built) {
     let mut layers: Vec<_> = (1..3)
         .map(|number: u64| {
             let mut archive = Archive::new().noise(format!("noise{number}"), number, 7 * MIB);
+            archive = archive.dir(format!("dir{number}"));
             for file in 0..200 {
                 let text = lines(1000 * number + file, 20_000);
                 archive = archive.file(format!("dir{number}/file{file}"), text);
@@ -157,7 +158,11 @@ fn layered() -> (Vec<Archive>, Built) {
             archive
         })
         .collect();
-    layers.push(Archive::new().file("app/hello", b"hello, world").noise("app/data", 3, 2 * MIB));
+    layers.push(Archive::new().dir("app").file("app/hello", b"hello, world").noise(
+        "app/data",
+        3,
+        2 * MIB,
+    ));
     let packings = [Packing::Gzip, Packing::ZstdFrames(1_000_000), Packing::Gzip];
     let mut image = Image::new();
     for (number, (layer, packing)) in layers.iter().zip(packings).enumerate() {
@@ -220,7 +225,18 @@ fn what_has_passed_is_readable_while_the_rest_passes() {
         let inside = Inside::start(image, &["--platform", "linux/amd64"]);
         // About three seconds for all of it.
         inside.hostile.set_pace(64 * 1024, Duration::from_millis(15));
-        assert_eq!(inside.mount.cat(&inside.rootfs("first")).success().text(), "here");
+        let read = inside.mount.cat(&inside.rootfs("first")).success();
+        assert_eq!(read.text(), "here");
+        eprintln!(
+            "{packing:?}: {:?} {:?}",
+            read.elapsed,
+            inside
+                .hostile
+                .blob_gets_now()
+                .iter()
+                .map(|g| (g.range.clone(), g.sent))
+                .collect::<Vec<_>>()
+        );
         let sent: u64 = inside.hostile.blob_gets_now().iter().map(|get| get.sent).sum();
         assert!(sent < 8 * MIB, "{packing:?}: {sent} bytes had been sent");
         inside.hostile.no_pace();

@@ -25,10 +25,11 @@ struct Allowed {
 
 /// What differs between what umoci has unpacked and what a mount shows, a line each.
 fn compare(name: &str, unpacked: &Snapshot, shown: &Snapshot) -> Vec<String> {
-    let used = RefCell::new(BTreeSet::new());
+    let used = RefCell::new(BTreeSet::<&str>::new());
     let lines = differences(unpacked, shown, |difference| {
         let known = ALLOWED.iter().find(|allowed| (allowed.is)(difference));
-        known.inspect(|allowed| drop(used.borrow_mut().insert(allowed.reason))).is_some()
+        used.borrow_mut().extend(known.map(|allowed| allowed.reason));
+        known.is_some()
     });
     let files = shown.values().filter(|item| item.kind == Kind::File);
     let bytes: u64 = files.clone().map(|item| item.size).sum();
