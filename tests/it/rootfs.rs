@@ -10,6 +10,8 @@ use crate::support::snapshot::assert_same;
 use crate::support::tree::{self, assert_tree_sound};
 use crate::support::{model, text};
 use serde_json::Value;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 
 /// The names in a directory of a mount, sorted.
 #[track_caller]
@@ -419,6 +421,18 @@ fn what_is_found_before_all_layers_are_known_stays_the_same() {
         inside.mount.run("find", &[inside.mount.path(&inside.rootfs(""))]).success();
         inside.mount.forget();
         assert_eq!(stat(first), early, "{first}");
+    }
+}
+
+#[test]
+fn names_that_are_no_text_are_found_without_a_listing() {
+    let archive = Archive::new().dir(b"d\xff").file(b"d\xff/\xfe", b"1").file(b"\xfd", b"2");
+    let image = Image::new().step("x", &archive.gzip()).build();
+    for (path, right) in [(&b"\xfd"[..], "2"), (b"d\xff/\xfe", "1")] {
+        let inside = Inside::start(image.clone(), &["--platform", "linux/amd64"]);
+        let rootfs = inside.mount.path(&inside.rootfs(""));
+        let path = OsString::from_vec([rootfs.as_bytes(), path].concat());
+        assert_eq!(inside.mount.run("cat", &[path]).success().text(), right);
     }
 }
 

@@ -6,7 +6,7 @@ use crate::support::cli::Imgfs;
 use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image};
 use crate::support::inside::REPOSITORY;
-use crate::support::layers::{Archive, Entry, Packing};
+use crate::support::layers::{Archive, Entry, Packing, What};
 use crate::support::mount::{Mounted, free};
 use crate::support::process::require_program;
 use crate::support::snapshot::{Kind, assert_same, snapshot};
@@ -138,6 +138,15 @@ fn owners_are_the_images_or_squashed() {
         (item.uid, item.gid) = (1234, 4321);
     }
     assert_same(&squashed, &of.mount.snapshot(""));
+}
+
+#[test]
+fn the_mount_point_has_the_attributes_of_the_root() {
+    let root = Entry::new("./", What::Dir).mode(0o1711).owner(5, 6).mtime(77, 0);
+    let image = Image::new().step("x", &Archive::new().entry(root).dir("d").gzip()).build();
+    let of = OfImage::start(&image, &[]);
+    let said = of.mount.run("stat", &["-c", "%a %u %g %h %Y", &of.mount.path("")]);
+    assert_eq!(said.success().text(), "1711 5 6 3 77\n");
 }
 
 #[test]

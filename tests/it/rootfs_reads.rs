@@ -227,16 +227,6 @@ fn what_has_passed_is_readable_while_the_rest_passes() {
         inside.hostile.set_pace(64 * 1024, Duration::from_millis(15));
         let read = inside.mount.cat(&inside.rootfs("first")).success();
         assert_eq!(read.text(), "here");
-        eprintln!(
-            "{packing:?}: {:?} {:?}",
-            read.elapsed,
-            inside
-                .hostile
-                .blob_gets_now()
-                .iter()
-                .map(|g| (g.range.clone(), g.sent))
-                .collect::<Vec<_>>()
-        );
         let sent: u64 = inside.hostile.blob_gets_now().iter().map(|get| get.sent).sum();
         assert!(sent < 8 * MIB, "{packing:?}: {sent} bytes had been sent");
         inside.hostile.no_pace();

@@ -215,7 +215,10 @@ impl Mounted {
     /// The tree at a path of the mount.
     #[track_caller]
     pub(crate) fn snapshot(&self, below: &str) -> Snapshot {
-        self.watched(PATIENCE * 4, || super::snapshot::snapshot(&self.at().join(below)))
+        let root = self.at().join(below);
+        // What the root of a tree is nobody knows before somebody has looked into it.
+        self.run("ls", &[&root]).success();
+        self.watched(PATIENCE * 4, || super::snapshot::snapshot(&root))
     }
 
     /// All paths of the mount, sorted, as `find` prints them.
