@@ -78,13 +78,14 @@ struct Tree {
 
 impl Tree {
     fn new() -> Self {
-        let mut tree = Self { inodes: Vec::new(), paths: BTreeMap::new(), implied_mtime: (0, 0) };
-        tree.imply(b"");
-        tree
+        Self { inodes: Vec::new(), paths: BTreeMap::new(), implied_mtime: (0, 0) }
     }
 
     fn begin_layer(&mut self, layer: &Archive) {
         self.implied_mtime = layer.entries().map(|entry| entry.mtime).min().unwrap_or_default();
+        if self.paths.is_empty() {
+            self.imply(b"");
+        }
     }
 
     fn imply(&mut self, path: &[u8]) {

@@ -190,8 +190,8 @@ pub(crate) struct Difference<'a> {
     /// The name of the attribute; `entry` if there is none on one side.
     pub(crate) what: &'static str,
     pub(crate) kind: Kind,
-    wanted: String,
-    found: String,
+    pub(crate) wanted: String,
+    pub(crate) found: String,
 }
 
 fn differences_at<'a>(
