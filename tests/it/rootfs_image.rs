@@ -288,10 +288,10 @@ fn without_a_mount_an_image_is_listed_and_read() {
         assert_eq!(run(&["cat", &links, path]).success().stdout, "here\n", "{path}");
     }
     for (path, text) in [
-        ("nope", "not found"),
-        ("passwd", "not found"),
+        ("nope", "no such file"),
+        ("passwd", "no such file"),
         ("real", "directory"),
-        ("real/file/x", "not"),
+        ("real/file/x", "no directory"),
         ("round", "symbolic links"),
     ] {
         let output = run(&["cat", &links, path]);
