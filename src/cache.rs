@@ -192,6 +192,17 @@ struct Core {
     fails_to_write: std::sync::atomic::AtomicBool,
 }
 
+/// Who sees to it that content is right.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// The cache, by the digest of everything.
+    Digest,
+    /// Whoever reads it.
+    Reader,
+    /// Whoever gives it.
+    Source,
+}
+
 impl Cache {
     /// Opens the cache in `config.dir`, or creates it. What it does, it does in the runtime that
     /// this is called in.
@@ -240,7 +251,18 @@ impl Cache {
         repositories: Vec<Repository>,
         blob: &Descriptor,
     ) -> CachedBlob {
-        self.handle(source, repositories, blob, false)
+        self.handle(source, repositories, blob, Trust::Digest)
+    }
+
+    /// The same for those who compare what they read with digests of parts: nothing is held back
+    /// from them, and the digest of everything is not computed for their sake.
+    pub fn parts<B: Blobs>(
+        &self,
+        source: &Arc<B>,
+        repositories: Vec<Repository>,
+        blob: &Descriptor,
+    ) -> CachedBlob {
+        self.handle(source, repositories, blob, Trust::Reader)
     }
 
     /// A handle for reading what `source` makes of other content, and has checked before it gives
@@ -252,7 +274,7 @@ impl Cache {
         repository: Repository,
         content: &Descriptor,
     ) -> CachedBlob {
-        self.handle(source, vec![repository], content, true)
+        self.handle(source, vec![repository], content, Trust::Source)
     }
 
     fn handle<B: Blobs>(
@@ -260,26 +282,19 @@ impl Cache {
         source: &Arc<B>,
         repositories: Vec<Repository>,
         blob: &Descriptor,
-        is_derived: bool,
+        trust: Trust,
     ) -> CachedBlob {
         let core = &self.core;
         let key = Key { digest: blob.digest, size: blob.size };
-        core.enter(&key, is_derived);
+        core.enter(&key, trust);
         let origin = Source {
             id: core.origins.fetch_add(1, Ordering::Relaxed),
             source: source.clone(),
             repositories,
             blob: blob.clone(),
-            is_derived,
+            is_derived: trust == Trust::Source,
         };
-        CachedBlob::new(core.clone(), key, Arc::new(origin))
-    }
-
-    /// Counts what has been fetched past it.
-    pub fn count_fetched(&self, requests: u64, bytes: u64) {
-        let counts = &mut self.core.lock().counts;
-        counts.requests += requests;
-        counts.fetched_bytes += bytes;
+        CachedBlob::new(core.clone(), key, Arc::new(origin), trust == Trust::Reader)
     }
 
     /// What it holds and has done.
@@ -304,7 +319,7 @@ impl Core {
     }
 
     /// Counts one more handle of a blob, which may be new.
-    fn enter(&self, key: &Key, is_derived: bool) {
+    fn enter(&self, key: &Key, trust: Trust) {
         let mut state = self.lock();
         let state = &mut *state;
         if !state.blobs.contains_key(key) {
@@ -315,8 +330,10 @@ impl Core {
         }
         if let Some(blob) = state.blobs.get_mut(key) {
             blob.handles += 1;
-            if is_derived {
-                blob.set_derived();
+            match trust {
+                Trust::Digest => blob.is_digest_wanted = true,
+                Trust::Reader => {}
+                Trust::Source => blob.set_derived(),
             }
         }
     }

@@ -277,6 +277,17 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
         Ok(())
     }
 
+    /// A directory that is open, or that the kernel lists without having opened it.
+    fn directory(&self, ino: u64, fh: u64) -> Result<Arc<Listing>, Errno> {
+        if fh != 0 {
+            return self.files.directory(fh).ok_or(Errno::EBADF);
+        }
+        match self.view.list_now(ino) {
+            Ok(listing) => listing.map(Arc::new).ok_or(Errno::EBADF),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
     fn listing(&self, listing: Listing, reply: ReplyOpen) {
         let mut flags = FopenFlags::FOPEN_CACHE_DIR;
         if listing.unchanged {
@@ -351,6 +362,11 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.shared.view.is_fixed() {
+            // From now on the kernel reads without asking first, which is half of what it costs to
+            // read a small file.
+            return reply.error(Errno::ENOSYS);
+        }
         match self.shared.view.open_now(ino.0) {
             Ok(Some(handle)) => self.shared.opened(ino.0, handle, reply),
             Ok(None) => {
@@ -369,7 +385,7 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -377,7 +393,15 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(handle) = self.shared.files.get(fh.0) else { return reply.error(Errno::EBADF) };
+        let handle = match fh.0 {
+            0 => self.shared.files.unopened(ino.0, || self.shared.view.open_now(ino.0)),
+            fh => Ok(self.shared.files.get(fh)),
+        };
+        let handle = match handle {
+            Ok(Some(handle)) => handle,
+            Ok(None) => return reply.error(Errno::EBADF),
+            Err(error) => return reply.error(self.shared.failed(&error)),
+        };
         // 32 bits always fit.
         let length = size as usize;
         match handle.read_now(offset, length) {
@@ -427,6 +451,10 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.shared.view.is_fixed() {
+            // And lists directories without asking first.
+            return reply.error(Errno::ENOSYS);
+        }
         match self.shared.view.list_now(ino.0) {
             Ok(Some(listing)) => self.shared.listing(listing, reply),
             Ok(None) => {
@@ -445,14 +473,15 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
     fn readdir(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
         let shared = &self.shared;
-        let Some(listing) = shared.files.directory(fh.0) else {
-            return reply.error(Errno::EBADF);
+        let listing = match shared.directory(ino.0, fh.0) {
+            Ok(listing) => listing,
+            Err(errno) => return reply.error(errno),
         };
         let listed = shared.listed(&listing, offset, |next, name, line| {
             let (ino, kind) = match line {
@@ -470,14 +499,15 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
     fn readdirplus(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         let shared = &self.shared;
-        let Some(listing) = shared.files.directory(fh.0) else {
-            return reply.error(Errno::EBADF);
+        let listing = match shared.directory(ino.0, fh.0) {
+            Ok(listing) => listing,
+            Err(errno) => return reply.error(errno),
         };
         let listed = shared.listed(&listing, offset, |next, name, line| {
             let entry = match line {

@@ -3,11 +3,13 @@
 //! Nothing here does I/O: compressed bytes are pushed in, values come out. A layer is passed once
 //! from its beginning to its end by an [`Indexer`]. That makes a [`LayerIndex`]: the table of the
 //! files in its tar archive, and what it takes to decompress any part of it later from a range of
-//! the blob, with a digest for each part. A [`Rootfs`] is what a container sees of a list of
+//! the blob, with a digest for each part. Some layers come with a table of contents, of which a
+//! [`TocReader`] makes an index without a pass. A [`Rootfs`] is what a container sees of a list of
 //! layers.
 //!
 //! ```text
 //! merge      Rootfs: whiteouts, opaque directories, hard links over layers
+//! toc        TocReader -> LayerIndex, from the tables of eStargz and zstd:chunked
 //! index      Indexer -> LayerIndex: table of entries, spans and their digests, stored form
 //! tar        a push parser of archives
 //! gzip zstd  push decoders that say where one can begin again
@@ -23,15 +25,17 @@ mod merge;
 mod tar;
 #[cfg(test)]
 mod tests;
+mod toc;
 mod zstd;
 
 pub use codec::{CodecError, Compression};
 pub use index::{
     Chunk, DecodeError, Entry, Expected, Hashing, IndexError, Indexer, LayerIndex, Note, NoteKind,
-    Options, Span, SpanDecoder, StoredError, StoredHead, Table, TableError, Xattrs,
+    Options, Origin, Span, SpanDecoder, StoredError, StoredHead, Table, TableError, Xattrs,
 };
 pub use merge::{Attributes, Broken, Data, Found, MergeError, Node, Rootfs, find_from_top};
 pub use tar::{Extent, Kind, Refusal, TarError, Time};
+pub use toc::{TocError, TocReader};
 
 /// What the parsers of a layer accept, so that a hostile one costs bounded memory and time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +81,11 @@ impl Default for Limits {
 pub mod fuzzing {
     use std::sync::Arc;
 
-    use super::{Expected, Hashing, Indexer, LayerIndex, Limits, Options, Rootfs};
-    use crate::image::Digest;
+    use super::{
+        Compression, Expected, Hashing, Indexer, LayerIndex, Limits, Options, Origin, Rootfs,
+        SpanDecoder, TocReader, index::Source,
+    };
+    use crate::image::{Descriptor, Digest};
 
     /// Indexes a blob, plain or compressed, in pieces of `piece` bytes, and reads all that its
     /// index promises.
@@ -122,8 +129,8 @@ pub mod fuzzing {
     }
 
     /// Reads the body of a stored index whose digest does not matter, of a blob of `blob_bytes`.
-    pub fn body(body: &[u8], blob_bytes: u64, stream_bytes: u64) {
-        if let Ok(index) = LayerIndex::from_body(body, blob_bytes, stream_bytes) {
+    pub fn body(origin: Origin, body: &[u8], blob_bytes: u64, stream_bytes: u64) {
+        if let Ok(index) = LayerIndex::from_body(origin, body, blob_bytes, stream_bytes) {
             for span in 0..index.span_count() {
                 let _ = index.decode(span, &[0; 64]);
             }
@@ -132,6 +139,69 @@ pub mod fuzzing {
             tree(index);
         }
         let _ = LayerIndex::from_bytes(body);
+    }
+
+    /// Reads a table of contents with the right digest, of a blob that has `members` before it, and
+    /// all that it promises. It is that of an eStargz or of zstd:chunked.
+    pub fn toc(is_stargz: bool, members: &[u8], json: &[u8]) {
+        let limits = Limits {
+            max_entries: 1000,
+            max_table_bytes: 1 << 20,
+            max_stream_bytes: 32 << 20,
+            ..Limits::default()
+        };
+        let compression = if is_stargz { Compression::Gzip } else { Compression::Zstd };
+        let (blob, used_bytes) = (Digest::sha256(members), members.len() as u64);
+        let source = Source { blob, blob_bytes: used_bytes, used_bytes, compression };
+        let Ok(index) = super::toc::index_of(source, json, &limits) else { return };
+        for span in 0..index.span_count() {
+            let range = index.fetch_range(span..span + 1);
+            let compressed = &members[range.start as usize..range.end as usize];
+            let known = index.stream_range(span);
+            if let Ok(found) = index.decode(span, compressed) {
+                assert_eq!(found.len() as u64, known.end - known.start);
+            }
+            assert_eq!(index.span_of(known.start), Some(span));
+        }
+        if let Ok(mut decoder) = SpanDecoder::new(&index, 0..index.span_count(), None) {
+            let range = index.fetch_range(0..index.span_count());
+            let compressed = &members[range.start as usize..range.end as usize];
+            let _ = decoder.push(compressed, &mut |_, _| {});
+        }
+        for (number, entry) in (0..).zip(index.table().entries()) {
+            for extent in index.table().extents(number) {
+                let end = extent.stream_offset + extent.length;
+                assert!(extent.file_offset + extent.length <= entry.size);
+                assert!(index.span_of(extent.stream_offset).is_some());
+                assert!(index.span_of(end - 1).is_some());
+            }
+        }
+        let stored = index.to_bytes();
+        let again = stored.as_deref().map(LayerIndex::from_bytes);
+        assert!(matches!(&again, Ok(Ok(again)) if again.table() == index.table()), "{again:?}");
+        tree(index);
+    }
+
+    /// Reads the end of a blob of `blob_bytes` as that of an eStargz.
+    pub fn tail(blob_bytes: u64, digest: Digest, tail: &[u8]) {
+        let mut layer = Descriptor::new("", digest, blob_bytes);
+        let name = "containerd.io/snapshot/stargz/toc.digest";
+        layer.annotations.insert(name.to_owned(), digest.to_string());
+        let Ok(Some(mut reader)) = TocReader::new(&layer, Limits::default()) else { return };
+        loop {
+            let wanted = reader.wanted();
+            assert!(wanted.start <= wanted.end && wanted.end <= blob_bytes);
+            // Whatever is not there is zeros.
+            let mut bytes = vec![0; (wanted.end - wanted.start) as usize];
+            let count = bytes.len().min(tail.len());
+            let end = bytes.len();
+            bytes[end - count..].copy_from_slice(&tail[tail.len() - count..]);
+            match reader.push(&bytes) {
+                Ok(None) => {}
+                Ok(Some(index)) => return tree(index),
+                Err(_) => return,
+            }
+        }
     }
 
     fn tree(index: LayerIndex) {

@@ -260,6 +260,7 @@ impl Core {
         new.lent = blob.lent;
         new.origin = blob.origin.take();
         new.ignores_ranges = blob.ignores_ranges;
+        new.is_digest_wanted = blob.is_digest_wanted;
         if blob.is_derived {
             new.set_derived();
         }

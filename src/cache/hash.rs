@@ -38,7 +38,8 @@ impl Core {
         let State { blobs, memory, .. } = state;
         let Some(blob) = blobs.get_mut(key) else { return };
         let next = blob.prefix.to;
-        if blob.prefix.running || blob.verified || next >= blob.blocks {
+        let is_wanted = blob.is_digest_wanted && !blob.verified;
+        if blob.prefix.running || !is_wanted || next >= blob.blocks {
             return;
         }
         if blob.prefix.feed.is_empty() && !blob.has(next, memory) {
@@ -152,7 +153,7 @@ impl Core {
         let Some(blob) = state.blob(key, id).filter(|blob| blob.prefix.run == run) else { return };
         blob.prefix.running = false;
         if found == key.digest {
-            blob.verified = true;
+            blob.set_verified();
             let block = blob.blocks.saturating_sub(1);
             blob.give(block, last);
             self.seal_if_whole(&mut state, key);

@@ -136,9 +136,7 @@ impl Core {
         let mut plans: Vec<Plan> = Vec::new();
         let awaited: Vec<u32> = blob.waiters.keys().copied().collect();
         for block in awaited {
-            if blob.is_held_back(block) {
-                // It comes when all others have.
-            } else if blob.has(block, memory) {
+            if blob.has(block, memory) {
                 // They look again when nobody answers.
                 blob.waiters.remove(&block);
             } else if !blob.is_coming(block) && !plans.iter().any(|p| p.range.contains(&block)) {
@@ -176,8 +174,7 @@ impl Core {
                 let streams = || blob.jobs.iter().position(|running| running.is_stream);
                 if let Some(at) = streams() {
                     let running = &blob.jobs[at];
-                    let mut awaited = blob.waiters.range(running.next..).map(|(block, _)| *block);
-                    let is_needed = awaited.any(|block| !blob.is_held_back(block));
+                    let is_needed = blob.waiters.range(running.next..).next().is_some();
                     if running.next <= range.start || is_needed || !plan.urgent {
                         // It comes, or is asked for again when this stream has ended.
                         continue;
@@ -241,9 +238,7 @@ impl Core {
             false => is_refused.then_some(UNCACHED_BLOCKS * 2),
         };
         let Some(ahead) = ahead else { return Pace::GoOn };
-        let last = blob.blocks.saturating_sub(1);
-        let mut awaited = blob.waiters.range(running.next..running.end).map(|(block, _)| *block);
-        if awaited.any(|block| block != last || blob.verified) {
+        if blob.waiters.range(running.next..running.end).next().is_some() {
             return Pace::GoOn;
         }
         let reader = match (blob.is_last_awaited(), running.is_stream) {
@@ -259,7 +254,7 @@ impl Core {
             return Pace::GoOn;
         }
         // Somebody waits for what has already passed.
-        let mut awaited = blob.waiters.keys().filter(|block| !blob.is_held_back(**block));
+        let mut awaited = blob.waiters.keys();
         let is_in_the_way = awaited.any(|block| !blob.is_coming(*block))
             || blob.is_last_awaited() && !blob.is_settled(blob.prefix.to, &state.memory);
         match running.is_stream && !is_in_the_way {

@@ -40,6 +40,8 @@ struct Handle {
     core: Arc<Core>,
     key: Key,
     origin: Arc<dyn Origin>,
+    /// Whoever reads compares digests of parts by itself.
+    checks_itself: bool,
     /// The file has been given to somebody.
     lent: AtomicBool,
 }
@@ -84,8 +86,14 @@ impl From<Error> for Trouble {
 }
 
 impl CachedBlob {
-    pub(super) fn new(core: Arc<Core>, key: Key, origin: Arc<dyn Origin>) -> Self {
-        Self { handle: Arc::new(Handle { core, key, origin, lent: AtomicBool::new(false) }) }
+    pub(super) fn new(
+        core: Arc<Core>,
+        key: Key,
+        origin: Arc<dyn Origin>,
+        checks_itself: bool,
+    ) -> Self {
+        let lent = AtomicBool::new(false);
+        Self { handle: Arc::new(Handle { core, key, origin, checks_itself, lent }) }
     }
 
     /// The size of the blob in bytes, as its descriptor states it.
@@ -118,14 +126,15 @@ impl CachedBlob {
         core.reset(&mut core.lock(), key, Place::New);
     }
 
-    /// Whether a read up to `end` would wait for the digest of everything.
-    pub fn holds_back(&self, end: u64) -> bool {
-        let state = self.handle.core.lock();
-        let blob = state.blobs.get(&self.handle.key);
-        let first = |blob: &Blob| u64::from(blob.blocks.saturating_sub(1)) * BLOCK_BYTES;
-        blob.is_some_and(|blob| {
-            !matches!(blob.place, Place::Whole(_)) && !blob.verified && end > first(blob)
-        })
+    /// Notes that all of it has been read and had the right digest.
+    pub fn vouch(&self) {
+        let Handle { core, key, .. } = &*self.handle;
+        let mut state = core.lock();
+        if let Some(blob) = state.blobs.get_mut(key) {
+            blob.set_verified();
+        }
+        core.seal_if_whole(&mut state, key);
+        core.pump(&mut state, key);
     }
 
     /// Whether all of it is here and has been verified.
@@ -299,8 +308,9 @@ impl Handle {
             return Some(Err(self.error(Kind::Size { expected: key.size, found })));
         }
         let blocks = Blob::blocks_of(range);
+        let holds_back = |blob: &Blob, block| !self.checks_itself && blob.is_held_back(block);
         let is_here =
-            |blob: &Blob, block| !blob.is_held_back(block) && blob.has(block, &state.memory);
+            |blob: &Blob, block| !holds_back(blob, block) && blob.has(block, &state.memory);
         if !waits && !blocks.clone().all(|block| is_here(blob, block)) {
             return None;
         }
@@ -308,7 +318,7 @@ impl Handle {
         let mut pieces = Vec::with_capacity(blocks.len());
         let mut is_on_disk = false;
         for block in blocks.clone() {
-            let is_held_back = blob.is_held_back(block);
+            let is_held_back = holds_back(blob, block);
             pieces.push(match state.memory.get(blob.id, block) {
                 Some(bytes) if !is_held_back => Piece::Memory(bytes.clone()),
                 _ if !is_held_back && blob.sum(block).is_some() => {
@@ -317,7 +327,10 @@ impl Handle {
                 }
                 _ => {
                     let (gets, comes) = oneshot::channel();
-                    blob.waiters.entry(block).or_default().push(gets);
+                    match is_held_back {
+                        true => blob.last_waiters.push(gets),
+                        false => blob.waiters.entry(block).or_default().push(gets),
+                    }
                     Piece::Awaited(comes)
                 }
             });

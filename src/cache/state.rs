@@ -186,7 +186,12 @@ pub(super) struct Blob {
     /// Of the file of a whole blob.
     pub age: u64,
     pub jobs: Vec<Running>,
+    /// Who gets a block as soon as it comes.
     pub waiters: BTreeMap<u32, Vec<Waiter>>,
+    /// Who gets the last block when everything has been verified.
+    pub last_waiters: Vec<Waiter>,
+    /// Somebody wants everything to be verified.
+    pub is_digest_wanted: bool,
     pub windows: Windows,
     pub prefix: Prefix,
     /// The digest of all blocks, one after the other, has been right.
@@ -266,6 +271,8 @@ impl Blob {
             age: 0,
             jobs: Vec::new(),
             waiters: BTreeMap::new(),
+            last_waiters: Vec::new(),
+            is_digest_wanted: false,
             windows: Windows::default(),
             prefix: Prefix::new(key),
             verified: false,
@@ -412,23 +419,30 @@ impl Blob {
 
     /// Whether somebody waits for the block that is held back.
     pub(super) fn is_last_awaited(&self) -> bool {
-        !self.verified
-            && self.blocks.checked_sub(1).is_some_and(|last| self.waiters.contains_key(&last))
+        !self.verified && !self.last_waiters.is_empty()
     }
 
     /// Forgets readers that have gone away.
     pub(super) fn prune_waiters(&mut self) {
+        self.last_waiters.retain(|waiter| !waiter.is_closed());
         self.waiters.retain(|_, waiters| {
             waiters.retain(|waiter| !waiter.is_closed());
             !waiters.is_empty()
         });
     }
 
+    /// Notes that everything is right: nothing is held back any more.
+    pub(super) fn set_verified(&mut self) {
+        self.verified = true;
+        if let Some(last) = self.blocks.checked_sub(1)
+            && !self.last_waiters.is_empty()
+        {
+            self.waiters.entry(last).or_default().append(&mut self.last_waiters);
+        }
+    }
+
     /// Gives a block to those who wait for it.
     pub(super) fn give(&mut self, block: u32, bytes: &Bytes) {
-        if self.is_held_back(block) {
-            return;
-        }
         for waiter in self.waiters.remove(&block).unwrap_or_default() {
             // Who has gone away does not want it.
             let _ = waiter.send(Ok(bytes.clone()));
@@ -438,6 +452,11 @@ impl Blob {
     /// Tells those who wait for any of `blocks` that they wait in vain; returns how many.
     pub(super) fn fail(&mut self, blocks: Range<u32>, failed: &Failed) -> usize {
         let mut told = 0;
+        if self.blocks.checked_sub(1).is_some_and(|last| blocks.contains(&last)) {
+            for waiter in self.last_waiters.drain(..) {
+                told += usize::from(waiter.send(Err(failed.clone())).is_ok());
+            }
+        }
         let all: Vec<u32> = self.waiters.range(blocks).map(|(block, _)| *block).collect();
         for block in all {
             for waiter in self.waiters.remove(&block).unwrap_or_default() {

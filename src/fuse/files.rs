@@ -11,7 +11,10 @@ use std::{
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
 
 use crate::lock::locked;
-use crate::view::{Handle, Listing};
+use crate::view::{Handle, Listing, ViewError};
+
+/// Files that are kept open because the kernel reads them without opening them.
+const MAX_UNOPENED: usize = 128;
 
 /// An open file.
 struct OpenFile {
@@ -35,6 +38,8 @@ pub(super) struct Files {
     modes: Mutex<HashMap<u64, Mode>>,
     /// Inodes of which the kernel may have kept what has not been verified.
     doubtful: Mutex<HashSet<u64>>,
+    /// Files that the kernel reads without having opened them, by inode.
+    unopened: Mutex<HashMap<u64, Arc<Handle>>>,
     next: AtomicU64,
     passthrough: AtomicBool,
 }
@@ -105,6 +110,26 @@ impl Files {
 
     pub(super) fn get(&self, fh: u64) -> Option<Arc<Handle>> {
         locked(&self.files).get(&fh).map(|file| file.handle.clone())
+    }
+
+    /// A file that the kernel reads without having opened it.
+    pub(super) fn unopened(
+        &self,
+        ino: u64,
+        open: impl FnOnce() -> Result<Option<Handle>, ViewError>,
+    ) -> Result<Option<Arc<Handle>>, ViewError> {
+        if let Some(handle) = locked(&self.unopened).get(&ino) {
+            return Ok(Some(handle.clone()));
+        }
+        let Some(handle) = open()? else { return Ok(None) };
+        let handle = Arc::new(handle);
+        let mut unopened = locked(&self.unopened);
+        // Nobody says when they are not needed any more.
+        if unopened.len() >= MAX_UNOPENED {
+            unopened.clear();
+        }
+        unopened.insert(ino, handle.clone());
+        Ok(Some(handle))
     }
 
     pub(super) fn close(&self, ino: u64, fh: u64) {

@@ -133,6 +133,15 @@ impl Decoder {
         })
     }
 
+    /// Lets it begin again with a member, a frame or a plain archive, which is at `blob_offset`.
+    pub(super) fn restart(&mut self, blob_offset: u64) {
+        match self {
+            Self::Plain(decoder) => *decoder = Plain { at: blob_offset, has_begun: false },
+            Self::Gzip(decoder) => decoder.restart(blob_offset),
+            Self::Zstd(decoder) => decoder.restart(blob_offset),
+        }
+    }
+
     /// Decompresses what comes next of the blob.
     pub(super) fn push(&mut self, input: &[u8], output: &mut dyn Output) -> Progress {
         match self {

@@ -84,6 +84,14 @@ impl Decoder {
         Ok(decoder)
     }
 
+    /// Lets it begin again at a member, which is at `blob_offset`.
+    pub(super) fn restart(&mut self, blob_offset: u64) {
+        self.phase = Phase::Header(HeaderParser::new());
+        self.at = blob_offset;
+        self.skipped_bits = 0;
+        self.filled = 0;
+    }
+
     /// Decompresses what comes next.
     pub(super) fn push(&mut self, mut input: &[u8], output: &mut dyn Output) -> Progress {
         while let Some(&first) = input.first() {

@@ -6,7 +6,12 @@
 //! *group* with the one that has it, and are only reached through it. Each span has a SHA-256 of
 //! its decompressed bytes. That is taken in the pass that checked the whole blob against its
 //! digest, so what is read by a range later is known to be right.
+//!
+//! A table of contents that a layer comes with has digests, too, one for each chunk of a file. An
+//! index that is made of one ([`Origin::Toc`]) has a span for each of these; what the archive has
+//! between them is in none.
 
+mod assembler;
 mod hashing;
 mod indexer;
 mod read;
@@ -20,6 +25,7 @@ use crate::image::Digest;
 
 use super::{CodecError, Compression, TarError, tar::Refusal};
 
+pub(super) use assembler::{Assembler, AssemblyError, Piece, Source};
 pub use hashing::Hashing;
 pub use indexer::{Chunk, Expected, IndexError, Indexer, Options};
 pub use read::{DecodeError, SpanDecoder};
@@ -59,6 +65,9 @@ pub enum NoteKind {
     Trailing(String),
 }
 
+/// Notes that are kept of what is refused in one layer.
+const MAX_NOTES: usize = 256;
+
 impl Note {
     fn refused(entry: u64, mut name: Vec<u8>, why: &Refusal) -> Self {
         name.truncate(4096);
@@ -92,15 +101,33 @@ impl Note {
     }
 }
 
-/// What one pass has found in a layer. Immutable; made by an [`Indexer`] or from its stored form.
+/// What an index was made of, and so what of the layer has been checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A pass over the whole blob, whose digest was the expected one.
+    Pass,
+    /// A table of contents whose digest the manifest has. Of the blob nothing has been checked: its
+    /// digest and its diff ID may be other ones. What is read of files is compared with the digests
+    /// in that table, so it is what the author of the image has listed; that the archive in the
+    /// blob has the same entries is not known.
+    Toc,
+}
+
+/// What is known of a layer. Immutable; made by an [`Indexer`] in one pass, from a table of contents
+/// that the layer comes with ([`TocReader`](crate::layer::TocReader)), or from its stored form.
+///
+/// An index that is made of a table of contents has a stream of its own: the contents of the files
+/// one after the other, each at a multiple of 512 bytes, and nothing in between.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerIndex {
-    /// The digest of the blob, which the pass has checked.
+    origin: Origin,
+    /// The digest of the blob, which a pass has checked.
     blob: Digest,
     blob_bytes: u64,
-    /// Bytes of the blob that the stream came from: fewer if it is damaged.
+    /// Bytes of the blob that the stream came from: fewer if it is damaged, or if a table of contents
+    /// comes behind them.
     used_bytes: u64,
-    /// The digest of the stream; `None` if it could not be read to its end.
+    /// The digest of the stream; `None` if it could not be read to its end or has not been read.
     diff_id: Option<Digest>,
     stream_bytes: u64,
     compression: Compression,
@@ -116,7 +143,13 @@ pub struct LayerIndex {
 }
 
 impl LayerIndex {
-    /// The digest of the blob.
+    /// What it was made of.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The digest of the blob, as the manifest has it; [`LayerIndex::origin`] says whether it has
+    /// been checked.
     pub fn blob(&self) -> Digest {
         self.blob
     }
@@ -127,12 +160,13 @@ impl LayerIndex {
     }
 
     /// The digest of the decompressed stream, which has been compared with the one that was
-    /// expected; `None` if the blob is as it should be, but cannot be decompressed to its end.
+    /// expected; `None` if the blob is as it should be, but cannot be decompressed to its end, and
+    /// always if the index was made of a table of contents.
     pub fn diff_id(&self) -> Option<Digest> {
         self.diff_id
     }
 
-    /// Decompressed bytes that can be read.
+    /// Decompressed bytes that can be read; see [`LayerIndex`] for those of a table of contents.
     pub fn stream_bytes(&self) -> u64 {
         self.stream_bytes
     }
@@ -176,20 +210,21 @@ impl LayerIndex {
         self.spans.len() as u32
     }
 
-    /// The span that has the byte at `stream_offset`; `None` behind the end.
+    /// The span that has the byte at `stream_offset`; `None` behind the end, and where there is
+    /// nothing between the files of a table of contents.
     pub fn span_of(&self, stream_offset: u64) -> Option<u32> {
-        if stream_offset >= self.stream_bytes {
-            return None;
-        }
         let after = self.spans.partition_point(|span| span.stream_offset <= stream_offset);
-        after.checked_sub(1).map(|at| at as u32)
+        let span = after.checked_sub(1)? as u32;
+        (stream_offset < self.stream_range(span).end).then_some(span)
     }
 
     /// The part of the stream that a span is; empty if there is no such span.
     pub fn stream_range(&self, span: u32) -> Range<u64> {
-        let start = |span: u32| self.spans.get(span as usize).map(|s| s.stream_offset);
-        let begin = start(span).unwrap_or(self.stream_bytes);
-        begin..span.checked_add(1).and_then(start).unwrap_or(self.stream_bytes)
+        let Some(known) = self.spans.get(span as usize) else {
+            return self.stream_bytes..self.stream_bytes;
+        };
+        let next = self.spans.get(span as usize + 1).map_or(self.stream_bytes, |s| s.stream_offset);
+        known.stream_offset..next - u64::from(known.padding)
     }
 
     /// The spans that are decompressed together with `span`: from the one before it at which
@@ -206,9 +241,17 @@ impl LayerIndex {
     /// because more than 16 MiB would have to be decompressed for it alone: zstd layers of one
     /// frame.
     pub fn needs_sequential(&self, span: u32) -> bool {
-        let group = self.group(span);
-        let begin = self.stream_range(group.start).start;
-        self.stream_range(group.end.saturating_sub(1)).end - begin > 16 << 20
+        self.decompressed_bytes(self.group(span)) > 16 << 20
+    }
+
+    /// Bytes that come out of decompressing these spans of one group, with those passed over.
+    fn decompressed_bytes(&self, spans: Range<u32>) -> u64 {
+        let bytes = |span: u32| {
+            let range = self.stream_range(span);
+            let skip = self.spans.get(span as usize).map_or(0, |span| span.skip);
+            u64::from(skip) + (range.end - range.start)
+        };
+        spans.map(bytes).sum()
     }
 
     /// The bytes of the blob that it takes to decompress these spans, from the beginning of the
@@ -221,7 +264,15 @@ impl LayerIndex {
         // Without a start behind them, nobody knows where in the blob they end.
         let rest = &self.spans[spans.end as usize..];
         let end = rest.iter().find(|span| span.is_start());
-        begin..end.map_or(self.used_bytes, |span| span.blob_bits.div_ceil(8))
+        let end = end.map_or(self.used_bytes, |span| span.blob_bits.div_ceil(8));
+        if self.origin == Origin::Pass {
+            return begin..end;
+        }
+        // A table of contents may have its members far from each other, with anything in between.
+        let last = self.group(spans.end - 1).start;
+        let start = self.spans[last as usize].blob_bits / 8;
+        let most = most_compressed_bytes(self.decompressed_bytes(last..spans.end));
+        begin..end.min(start.saturating_add(most))
     }
 
     /// Where in the stored form the window is that [`SpanDecoder::new`] needs to begin at the group
@@ -250,4 +301,11 @@ impl LayerIndex {
     pub(super) fn set_windows_offset(&mut self, offset: u64) {
         self.windows_offset = offset;
     }
+}
+
+/// What `bytes` bytes have at most when they are compressed, by anybody who wants to save room:
+/// deflate with its fixed codes takes an eighth more, zstd 3 bytes for each block, and headers are
+/// short.
+fn most_compressed_bytes(bytes: u64) -> u64 {
+    bytes + bytes / 8 + (64 << 10)
 }

@@ -19,23 +19,16 @@ pub(super) use block::BLOCK_BYTES;
 use std::sync::Arc;
 
 use block::Block;
+pub(super) use entry::{Claim, TarEntry, TarEvent, Xattr, is_xattr};
 pub use entry::{Extent, Kind, Refusal, TarError, Time};
-pub(super) use entry::{TarEntry, TarEvent, Xattr};
-use name::normalise;
 use pax::{Attributes, Records};
 use sparse::{MapText, OldMap};
 
 /// The longest PAX header or GNU long name that is accepted, in bytes.
-const MAX_HEADER_BYTES: u64 = 1 << 20;
+pub(super) const MAX_HEADER_BYTES: u64 = 1 << 20;
 
 /// The most that global PAX headers may say. It is read again for every entry.
 const MAX_GLOBAL_BYTES: u64 = 16 << 10;
-
-/// The longest name of an extended attribute, as in Linux (`XATTR_NAME_MAX`).
-const MAX_XATTR_NAME_BYTES: usize = 255;
-
-/// The longest value of an extended attribute, as in Linux (`XATTR_SIZE_MAX`).
-const MAX_XATTR_VALUE_BYTES: usize = 64 << 10;
 
 /// What comes next in the stream.
 enum State {
@@ -348,42 +341,11 @@ impl Parser {
         }
         let mut refused = |why| sink(TarEvent::Refused { number, name: raw_name.clone(), why });
         let checked = kind.and_then(|kind| {
-            let name = normalise(&raw_name)?;
-            if name.is_empty() && kind != Kind::Dir {
-                return Err(Refusal::NoName);
-            }
-            let target = match kind {
-                Kind::Link => normalise(&target)?,
-                Kind::Symlink if target.contains(&0) => return Err(Refusal::ZeroByte),
-                Kind::Symlink if target.len() > name::MAX_NAME_BYTES => {
-                    return Err(Refusal::LongName);
-                }
-                Kind::Symlink => target,
-                _ => Vec::new(),
-            };
-            let owner = |id: u64| {
-                // The last one stands for "no owner" in chown(2).
-                u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or(Refusal::Owner(id))
-            };
-            // What fits a Linux `dev_t` of 32 bits.
-            let (major, minor) = match device {
-                (major @ 0..=0xfff, minor @ 0..=0xf_ffff) => (major as u16, minor as u32),
-                (major, minor) => return Err(Refusal::Device(major, minor)),
-            };
-            Ok(TarEntry {
-                name,
-                kind,
-                mode,
-                uid: owner(uid)?,
-                gid: owner(gid)?,
-                size: if kind == Kind::File { stored } else { 0 },
-                mtime,
-                target,
-                device: (major, minor),
-                xattrs: Vec::new(),
-                data_offset: self.at,
-                sparse: None,
-            })
+            let name = &raw_name;
+            let target = &target;
+            let data_offset = self.at;
+            let size = stored;
+            Claim { name, kind, mode, uid, gid, size, mtime, target, device, data_offset }.check()
         });
         let mut entry = match checked {
             Ok(entry) => entry,
@@ -402,17 +364,8 @@ impl Parser {
         };
         for (name, value) in pax.xattrs() {
             match value {
-                Some(value)
-                    if (1..=MAX_XATTR_NAME_BYTES).contains(&name.len())
-                        && !name.contains(&0)
-                        && value.len() <= MAX_XATTR_VALUE_BYTES =>
-                {
-                    entry.xattrs.push((name, value));
-                }
-                _ => {
-                    let name = &name[..name.len().min(MAX_XATTR_NAME_BYTES)];
-                    refused(Refusal::Xattr(String::from_utf8_lossy(name).into_owned()));
-                }
+                Some(value) if is_xattr(&name, &value) => entry.xattrs.push((name, value)),
+                _ => refused(Refusal::xattr(&name)),
             }
         }
         let draft = Draft { entry, raw_name, number, stored };

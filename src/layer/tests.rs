@@ -8,6 +8,7 @@ mod model;
 mod reading;
 mod spans;
 mod stored;
+mod toc;
 
 use std::sync::Arc;
 

@@ -80,6 +80,16 @@ impl Decoder {
         })
     }
 
+    /// Lets it begin again at a frame, which is at `blob_offset`.
+    pub(super) fn restart(&mut self, blob_offset: u64) {
+        self.phase = Phase::Header;
+        self.at = blob_offset;
+        self.header.clear();
+        self.has_frame = false;
+        self.wanted = 1;
+        self.pending.clear();
+    }
+
     /// Decompresses what comes next.
     pub(super) fn push(&mut self, mut input: &[u8], output: &mut dyn Output) -> Progress {
         loop {

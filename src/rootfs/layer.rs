@@ -14,20 +14,20 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
 use tokio::time::timeout;
 
-use super::{SIDE, Store, pass::Pass, stream::Decompressed};
+use super::{SIDE, Store, pass::Pass, spans::Group, stream::Decompressed};
 use crate::{
     cache::CachedBlob,
     image::{Descriptor, Digest, Repository},
     layer::{DecodeError, IndexError, LayerIndex, SpanDecoder},
     lock::locked,
-    tree::{Blobs, ByteStream, Error, Kind, Names, Result},
+    tree::{Blobs, Error, Kind, Names, Result},
 };
 
 /// What of a blob is read at a time when all of it is.
@@ -53,8 +53,8 @@ pub(super) struct Layer<S: Blobs> {
     diff_id: Option<Digest>,
     repositories: Mutex<Vec<Repository>>,
     index: Mutex<Known>,
-    /// Spans that are being decompressed.
-    decoding: Mutex<HashMap<u32, Coming<Bytes>>>,
+    /// Groups of spans that are being decompressed, by their first.
+    decoding: Mutex<HashMap<u32, Coming<Group>>>,
     /// What is local is not what it should be.
     local_is_bad: AtomicBool,
 }
@@ -88,15 +88,6 @@ impl Compressed {
                 read.await.map_err(io::Error::other).and_then(|read| read).map_err(failed)
             }
             Self::Cached(blob) => blob.read(range.start, length).await,
-        }
-    }
-
-    /// Whether reading `range` would wait until everything has been fetched and hashed: the cache
-    /// holds back the end of what nobody has verified.
-    fn holds_back(&self, range: &Range<u64>) -> bool {
-        match self {
-            Self::File(_) => false,
-            Self::Cached(blob) => blob.holds_back(range.end),
         }
     }
 }
@@ -245,7 +236,14 @@ impl<S: Names + Blobs> Layer<S> {
             let index = tokio::task::spawn_blocking(move || of.finish()).await;
             index.map_err(io::Error::other)?.map_err(|e| self.not_expected(&e))
         };
-        ended.await.map_err(|kind: Kind| self.error(kind))
+        let index = ended.await.map_err(|kind: Kind| self.error(kind));
+        match (&index, &compressed) {
+            (Ok(_), Compressed::Cached(blob)) => blob.vouch(),
+            // Nothing of it is to be believed, and it is not to come again.
+            (Err(error), Compressed::Cached(blob)) if error.is_mismatch() => blob.discard(),
+            _ => {}
+        }
+        index
     }
 
     fn not_expected(&self, error: &IndexError) -> Kind {
@@ -271,39 +269,6 @@ impl<S: Names + Blobs> Layer<S> {
             Ok(done) => done,
             Err(_) => Err(self.error(Kind::Stalled(patience))),
         }
-    }
-
-    /// Reads compressed bytes past the cache.
-    async fn fetch_directly(&self, range: Range<u64>) -> Result<Bytes> {
-        let sources = &self.store.sources;
-        let remote = sources.remote.as_ref().ok_or_else(|| self.error(Kind::Offline))?;
-        let repositories = locked(&self.repositories).clone();
-        let mut refusal = self.error(Kind::NotFound("nobody has it".into()));
-        for repository in &repositories {
-            let read = async {
-                let mut stream = remote.read(repository, &self.blob, range.clone()).await?;
-                let length = (range.end - range.start) as usize;
-                let mut bytes = BytesMut::with_capacity(length);
-                // A source that sends everything sends it from the beginning.
-                let mut skip = if stream.ignores_ranges() { range.start } else { 0 };
-                while bytes.len() < length
-                    && let Some(piece) = stream.next().await?
-                {
-                    sources.cache.count_fetched(0, piece.len() as u64);
-                    let skipped = skip.min(piece.len() as u64);
-                    skip -= skipped;
-                    bytes.extend_from_slice(&piece[skipped as usize..]);
-                }
-                bytes.truncate(length);
-                Ok(bytes.freeze())
-            };
-            sources.cache.count_fetched(1, 0);
-            match self.in_time(range.end - range.start, read).await {
-                Err(error) if error.is_refusal() => refusal = error,
-                done => return done,
-            }
-        }
-        Err(refusal)
     }
 
     pub(super) fn error(&self, kind: impl Into<Kind>) -> Error {
@@ -334,7 +299,7 @@ impl<S: Names + Blobs> Layer<S> {
             return Err(self.error(Kind::Offline));
         };
         let repositories = locked(&self.repositories).clone();
-        Ok(Compressed::Cached(sources.cache.blob(remote, repositories, &self.blob)))
+        Ok(Compressed::Cached(sources.cache.parts(remote, repositories, &self.blob)))
     }
 
     /// A reader of the layer's decompressed stream.
@@ -350,39 +315,39 @@ impl<S: Names + Blobs> Layer<S> {
         Ok(self.store.sources.cache.derived(&source, repository, &content))
     }
 
-    /// A span of the stream, checked.
-    pub(super) fn span(self: &Arc<Self>, index: &Arc<LayerIndex>, span: u32) -> Coming<Bytes> {
-        if let Some(bytes) = self.store.recent.get(&self.key(), span) {
-            return async move { Ok(bytes) }.boxed().shared();
+    /// The spans of the group that `span` is in, checked.
+    pub(super) fn group(self: &Arc<Self>, index: &Arc<LayerIndex>, span: u32) -> Coming<Group> {
+        let spans = index.group(span);
+        if let Some(group) = self.store.recent.get(&self.key(), spans.start) {
+            return async move { Ok(group) }.boxed().shared();
         }
-        let mut decoding = locked(&self.decoding);
+        let (key, mut decoding) = (spans.start, locked(&self.decoding));
         let (layer, index) = (self.clone(), index.clone());
         let begin = || {
             spawned(async move {
-                let decoded = layer.decode(&index, span).await;
-                locked(&layer.decoding).remove(&span);
-                decoded
+                let first = spans.start;
+                let group = layer.decode(&index, spans).await;
+                if let Ok(group) = &group {
+                    layer.store.recent.put(&layer.key(), group.clone());
+                }
+                locked(&layer.decoding).remove(&first);
+                group
             })
         };
-        decoding.entry(span).or_insert_with(begin).clone()
+        decoding.entry(key).or_insert_with(begin).clone()
     }
 
-    async fn decode(self: &Arc<Self>, index: &Arc<LayerIndex>, span: u32) -> Result<Bytes> {
+    async fn decode(self: &Arc<Self>, index: &Arc<LayerIndex>, spans: Range<u32>) -> Result<Group> {
         let mut attempts = 0;
         loop {
             attempts += 1;
             let compressed = self.compressed()?;
-            let group = index.group(span).start..span + 1;
-            let range = index.fetch_range(group.clone());
-            let bytes = match compressed.holds_back(&range) {
-                // A span has a digest of its own.
-                true => self.fetch_directly(range).await?,
-                false => self.fetch(&compressed, range).await?,
-            };
-            let (layer, of) = (self.clone(), index.clone());
-            let decoded = tokio::task::spawn_blocking(move || layer.decode_now(&of, group, &bytes));
+            let bytes = self.fetch(&compressed, index.fetch_range(spans.clone())).await?;
+            let (layer, of, wanted) = (self.clone(), index.clone(), spans.clone());
+            let decoded =
+                tokio::task::spawn_blocking(move || layer.decode_now(&of, wanted, &bytes));
             let error = match decoded.await.map_err(|e| self.error(io::Error::other(e)))? {
-                Ok(bytes) => return Ok(bytes),
+                Ok(group) => return Ok(group),
                 Err(error) => error,
             };
             if attempts > 1 {
@@ -420,20 +385,17 @@ impl<S: Names + Blobs> Layer<S> {
         index: &LayerIndex,
         spans: Range<u32>,
         compressed: &[u8],
-    ) -> std::result::Result<Bytes, DecodeError> {
-        let wanted = spans.end - 1;
+    ) -> std::result::Result<Group, DecodeError> {
         let window = self.window(index, spans.start);
+        let (first, last) = (spans.start, spans.end.saturating_sub(1));
         let mut decoder = SpanDecoder::new(index, spans, window.as_deref())?;
-        let mut found = None;
-        let key = self.key();
-        decoder.push(compressed, &mut |span, bytes| {
-            let bytes = Bytes::from(bytes);
-            if span == wanted {
-                found = Some(bytes.clone());
-            }
-            self.store.recent.put(&key, span, bytes);
-        })?;
-        found.ok_or(DecodeError::Short(wanted))
+        let mut found = Vec::new();
+        let is_whole = decoder.push(compressed, &mut |_, bytes| found.push(bytes.into()))?;
+        if is_whole {
+            Ok(Group { first, spans: found.into() })
+        } else {
+            Err(DecodeError::Short(last))
+        }
     }
 }
 

@@ -5,7 +5,10 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::layer::{Compressed, Layer, STEP};
+use super::{
+    layer::{Compressed, Layer, STEP},
+    spans::Group,
+};
 use crate::{
     image::{Descriptor, Repository},
     layer::{LayerIndex, SpanDecoder},
@@ -28,7 +31,7 @@ impl<S: Names + Blobs> Blobs for Decompressed<S> {
         let is_sequential = (first..=last).any(|span| self.index.needs_sequential(span));
         let spans = match is_sequential && range == all {
             true => Way::InOrder(self.in_order()?),
-            false => Way::Each(first..last + 1),
+            false => Way::Each(first..last + 1, None),
         };
         let (layer, index) = (self.layer.clone(), self.index.clone());
         // What can only be decompressed from its beginning is decompressed once, and all kept.
@@ -39,7 +42,7 @@ impl<S: Names + Blobs> Blobs for Decompressed<S> {
 /// How spans come.
 enum Way {
     /// One by one, wherever they are.
-    Each(Range<u32>),
+    Each(Range<u32>, Option<Group>),
     /// All of the layer, decompressed in order.
     InOrder(mpsc::Receiver<Result<Bytes>>),
 }
@@ -60,17 +63,22 @@ impl<S: Names + Blobs> ByteStream for Spans<S> {
             return Ok(None);
         }
         let bytes = match &mut self.spans {
-            Way::Each(spans) => {
+            Way::Each(spans, group) => {
                 let Some(span) = spans.next() else { return Ok(None) };
-                if spans.start < spans.end {
-                    // The next one is on its way while this one is read.
-                    drop(self.layer.span(&self.index, spans.start));
+                if group.as_ref().is_none_or(|group| group.get(span).is_none()) {
+                    *group = Some(self.layer.group(&self.index, span).await?);
+                    let next = self.index.group(span).end;
+                    if next < spans.end {
+                        // It is on its way while this one is read.
+                        drop(self.layer.group(&self.index, next));
+                    }
                 }
-                let bytes = self.layer.span(&self.index, span).await?;
+                let bytes = group.as_ref().and_then(|group| group.get(span)).cloned();
+                let bytes = bytes.unwrap_or_default();
                 // It has the first byte that is left, and 8 MiB at most.
                 let begin = self.index.stream_range(span).start;
-                bytes
-                    .slice(self.left.start.saturating_sub(begin).min(bytes.len() as u64) as usize..)
+                let skip = self.left.start.saturating_sub(begin).min(bytes.len() as u64);
+                bytes.slice(skip as usize..)
             }
             Way::InOrder(comes) => match comes.recv().await {
                 Some(bytes) => bytes?,

@@ -149,6 +149,11 @@ impl Error {
         matches!(self.kind(), Kind::NotFound(_) | Kind::Denied(_) | Kind::Unauthorized(_))
     }
 
+    /// Whether content came that is another than was asked for.
+    pub fn is_mismatch(&self) -> bool {
+        matches!(self.kind(), Kind::Digest { .. } | Kind::Size { .. })
+    }
+
     /// Whether the other side has found that it lacks what a manifest names.
     pub fn is_incomplete(&self) -> bool {
         matches!(self.kind(), Kind::Incomplete(_))

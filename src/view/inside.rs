@@ -340,6 +340,12 @@ impl<S: Names + Blobs + Attachments> View<S> {
         Ok(())
     }
 
+    /// Whether nothing that is shown can change any more: it is one tree, which has been made.
+    pub fn is_fixed(&self) -> bool {
+        let root = self.inside.as_ref().and_then(|inside| inside.tree(*inside.root.get()?));
+        root.is_some()
+    }
+
     // --- names above the trees ---
 
     fn place(&self, path: &str) -> Place {

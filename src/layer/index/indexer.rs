@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{
-    Compression, LayerIndex, Note, Table, TableError,
+    Compression, LayerIndex, MAX_NOTES, Note, Origin, Table, TableError,
     hashing::{Died, Hashes, Hashing},
     span::Cutter,
     table::TableBuilder,
@@ -16,9 +16,6 @@ use crate::{
         tar::{Parser, TarEvent},
     },
 };
-
-/// Notes that are kept of one layer.
-const MAX_NOTES: usize = 256;
 
 /// How a layer is to be indexed.
 #[derive(Clone, Copy, Debug)]
@@ -288,6 +285,7 @@ impl Indexer {
         spans.shrink_to_fit();
         windows.shrink_to_fit();
         Ok(LayerIndex {
+            origin: Origin::Pass,
             blob,
             blob_bytes: self.blob_bytes,
             used_bytes: self.used_bytes.unwrap_or(self.blob_bytes),

@@ -4,7 +4,7 @@ use std::ops::{ControlFlow, Range};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Compression, LayerIndex, span::Start};
+use super::{Compression, LayerIndex, Origin, span::Start};
 use crate::layer::{
     codec::{Boundary, CodecError, Decoder, Output},
     gzip,
@@ -28,9 +28,14 @@ pub enum DecodeError {
     /// They end before the span does.
     #[error("the compressed bytes end before span {0} does")]
     Short(u32),
-    /// They decompress to something else than in the pass that made the index.
+    /// They decompress to something else than in the pass that made the index, or than the table
+    /// of contents says that it was made of.
     #[error("span {0} has not the content that it had when the layer was indexed")]
     Digest(u32),
+    /// It begins in the blob before the end of the one before, although a table of contents says
+    /// that it has a beginning of its own.
+    #[error("the compressed bytes of span {0} begin before those of the span before it end")]
+    Overlap(u32),
 }
 
 impl LayerIndex {
@@ -69,6 +74,8 @@ impl LayerIndex {
 /// Decompresses spans one after the other, from bytes of the blob that come in pieces.
 pub struct SpanDecoder<'a> {
     decoder: Decoder,
+    /// Offset in the blob of the next byte to be pushed.
+    blob_offset: u64,
     spans: Collector<'a>,
 }
 
@@ -81,6 +88,12 @@ struct Collector<'a> {
     at: u32,
     end: u32,
     bytes: Vec<u8>,
+    /// Decompressed bytes that are passed over before the next one of a span.
+    skip: u64,
+    /// Where in the blob the decoder has to begin anew for that span. What comes before are headers
+    /// of the archive, and holes.
+    restart: Option<u64>,
+    /// The span whose digest is wrong.
     wrong: Option<u32>,
 }
 
@@ -118,9 +131,11 @@ impl<'a> SpanDecoder<'a> {
             at,
             end: spans.end,
             bytes: Vec::new(),
+            skip: start.skip.into(),
+            restart: None,
             wrong: None,
         };
-        Ok(Self { decoder, spans })
+        Ok(Self { decoder, blob_offset: start.blob_bits / 8, spans })
     }
 
     /// Takes the next bytes of the blob; gives each span that is complete and right to `sink`.
@@ -130,18 +145,31 @@ impl<'a> SpanDecoder<'a> {
         compressed: &[u8],
         sink: &mut dyn FnMut(u32, Vec<u8>),
     ) -> Result<bool, DecodeError> {
-        if self.spans.at >= self.spans.end {
-            return Ok(true);
+        let begin = self.blob_offset;
+        self.blob_offset += compressed.len() as u64;
+        let mut rest = compressed;
+        while self.spans.at < self.spans.end {
+            if let Some(restart) = self.spans.restart {
+                let overlap = DecodeError::Overlap(self.spans.at);
+                let passed = restart.checked_sub(begin).ok_or(overlap)?;
+                rest = match usize::try_from(passed).ok().and_then(|at| compressed.get(at..)) {
+                    Some(rest) if !rest.is_empty() => rest,
+                    _ => return Ok(false),
+                };
+                self.decoder.restart(restart);
+                self.spans.restart = None;
+            }
+            let result = self.decoder.push(rest, &mut Giving { spans: &mut self.spans, sink });
+            if let Some(span) = self.spans.wrong {
+                return Err(DecodeError::Digest(span));
+            }
+            // What is wrong behind a span that was wanted does not matter.
+            if self.spans.at < self.spans.end && self.spans.restart.is_none() {
+                let _ = result?;
+                return Ok(false);
+            }
         }
-        let result = self.decoder.push(compressed, &mut Giving { spans: &mut self.spans, sink });
-        if let Some(span) = self.spans.wrong {
-            return Err(DecodeError::Digest(span));
-        }
-        // What is wrong behind the last span does not matter.
-        if self.spans.at < self.spans.end {
-            let _ = result?;
-        }
-        Ok(self.spans.at >= self.spans.end)
+        Ok(true)
     }
 }
 
@@ -158,7 +186,16 @@ impl Giving<'_, '_> {
             (self.sink)(spans.at, bytes);
         }
         spans.at += 1;
-        if spans.at < spans.end { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if spans.at >= spans.end {
+            return ControlFlow::Break(());
+        }
+        let next = &spans.index.spans[spans.at as usize];
+        spans.skip = next.skip.into();
+        if spans.index.origin == Origin::Toc && next.is_start() {
+            spans.restart = Some(next.blob_bits / 8);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
     }
 }
 
@@ -168,6 +205,12 @@ impl Output for Giving<'_, '_> {
             let spans = &mut *self.spans;
             if spans.at >= spans.end {
                 return ControlFlow::Break(());
+            }
+            let skipped = usize::try_from(spans.skip).unwrap_or(usize::MAX).min(bytes.len());
+            if skipped > 0 {
+                spans.skip -= skipped as u64;
+                bytes = &bytes[skipped..];
+                continue;
             }
             let range = spans.index.stream_range(spans.at);
             // A span has 8 MiB at most.

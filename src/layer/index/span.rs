@@ -22,6 +22,10 @@ const MAX_ZSTD_BYTES: u64 = 2 << 20;
 /// No span has more bytes.
 pub(super) const MAX_BYTES: u64 = MAX_GZIP_BYTES;
 
+/// Decompressed bytes that have to be passed over at most to get to the beginning of a span of a
+/// table of contents. Those who put several files into one member do that with small ones.
+pub(super) const MAX_REACH_BYTES: u64 = 64 << 20;
+
 /// Windows may take one part of this many of the blob's bytes: 1.4 %, so that 2 % are enough for
 /// all of the index.
 const WINDOW_SHARE: u64 = 70;
@@ -39,6 +43,12 @@ pub struct Span {
     /// The SHA-256 of its decompressed bytes.
     pub(super) digest: [u8; 32],
     pub(super) start: Start,
+    /// Decompressed bytes to be passed over before its first one: from where decompressing begins,
+    /// or from the end of the span before if it is no start. 0 in an index that a pass has made.
+    pub(super) skip: u32,
+    /// Bytes of the stream between its end and the next span, where there is nothing. 0 in an index
+    /// that a pass has made.
+    pub(super) padding: u16,
 }
 
 /// How decompressing can begin at a span.
@@ -180,7 +190,8 @@ impl Cutter {
     }
 
     fn begin(&mut self, blob_bits: u64, start: Start) {
-        self.spans.push(Span { stream_offset: self.at, blob_bits, digest: [0; 32], start });
+        let (stream_offset, digest) = (self.at, [0; 32]);
+        self.spans.push(Span { stream_offset, blob_bits, digest, start, skip: 0, padding: 0 });
     }
 
     /// Takes back a span that has just begun with nothing in it.

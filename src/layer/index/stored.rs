@@ -9,7 +9,7 @@ mod varint;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{LayerIndex, Table, span::Span};
+use super::{LayerIndex, Origin, Table, span::Span};
 use crate::{image::Digest, layer::Compression};
 
 use body::parse_body;
@@ -122,7 +122,10 @@ impl LayerIndex {
         });
         out.push(algorithm(Some(&self.blob)));
         out.push(algorithm(self.diff_id.as_ref()));
-        out.push(0);
+        out.push(match self.origin {
+            Origin::Pass => 0,
+            Origin::Toc => 1,
+        });
         for digest in [Some(&self.blob), self.diff_id.as_ref()] {
             let hash = digest.map_or(&[][..], Digest::as_bytes);
             out.extend_from_slice(hash);
@@ -178,11 +181,20 @@ impl LayerIndex {
             2 => Compression::Zstd,
             _ => return Err(StoredError::Content("the compression is unknown")),
         };
+        let origin = match bytes[15] {
+            0 => Origin::Pass,
+            1 if compression != Compression::Plain => Origin::Toc,
+            _ => return Err(StoredError::Content("what it was made of is unknown")),
+        };
         let blob = read_digest(bytes[13], &bytes[16..80])?
             .ok_or(StoredError::Content("the digest is missing"))?;
         let diff_id = read_digest(bytes[14], &bytes[80..144])?;
+        if origin == Origin::Toc && diff_id.is_some() {
+            return Err(StoredError::Content("nobody has computed its diff ID"));
+        }
         let number = |at| u64_at(bytes, at).ok_or(StoredError::Digest);
         let mut index = Self {
+            origin,
             blob,
             blob_bytes: number(144)?,
             used_bytes: 0,
@@ -209,11 +221,13 @@ impl LayerIndex {
 impl LayerIndex {
     /// An index with this body, of a gzip blob.
     pub(in crate::layer) fn from_body(
+        origin: Origin,
         body: &[u8],
         blob_bytes: u64,
         stream_bytes: u64,
     ) -> Result<Self, StoredError> {
         let mut index = Self {
+            origin,
             blob: Digest::sha256(b""),
             blob_bytes,
             used_bytes: 0,

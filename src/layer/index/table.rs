@@ -400,7 +400,27 @@ impl TableBuilder {
         Ok(())
     }
 
-    fn reserve(&mut self, bytes: usize) -> Result<(), TableError> {
+    /// Says where the data of a file is that was pushed without it, which is done in the order of
+    /// the entries. `extents` as in [`TarEntry::sparse`].
+    pub(super) fn place(
+        &mut self,
+        entry: u32,
+        data_offset: u64,
+        extents: Option<&[Extent]>,
+    ) -> Result<(), TableError> {
+        if let Some(extents) = extents {
+            self.reserve(8 + mem::size_of_val(extents))?;
+            self.table.sparse.push((entry, self.table.extents.len() as u32));
+            self.table.extents.extend_from_slice(extents);
+        }
+        if let Some(row) = self.table.rows.get_mut(entry as usize) {
+            // The limit of the stream keeps it below 32 bits.
+            row.block = (data_offset / BLOCK_BYTES as u64) as u32;
+        }
+        Ok(())
+    }
+
+    pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), TableError> {
         self.bytes += bytes as u64;
         if self.bytes > self.limit {
             Err(TableError::TooLarge { limit: self.limit })

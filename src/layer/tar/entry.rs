@@ -1,5 +1,13 @@
 //! What archives have in them, and what may be wrong with it.
 
+use super::name::{self, normalise};
+
+/// The longest name of an extended attribute, as in Linux (`XATTR_NAME_MAX`).
+const MAX_XATTR_NAME_BYTES: usize = 255;
+
+/// The longest value of an extended attribute, as in Linux (`XATTR_SIZE_MAX`).
+const MAX_XATTR_VALUE_BYTES: usize = 64 << 10;
+
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -66,6 +74,74 @@ pub(in crate::layer) struct TarEntry {
     pub(in crate::layer) sparse: Option<Vec<Extent>>,
 }
 
+/// What somebody says of an entry: the header of an archive, or a table of contents.
+pub(in crate::layer) struct Claim<'a> {
+    pub(in crate::layer) name: &'a [u8],
+    pub(in crate::layer) kind: Kind,
+    /// 12 bits.
+    pub(in crate::layer) mode: u16,
+    pub(in crate::layer) uid: u64,
+    pub(in crate::layer) gid: u64,
+    /// Of no meaning for what is no file.
+    pub(in crate::layer) size: u64,
+    pub(in crate::layer) mtime: Time,
+    /// Of no meaning for what is no link.
+    pub(in crate::layer) target: &'a [u8],
+    /// 0 and 0 for what is no device.
+    pub(in crate::layer) device: (u64, u64),
+    pub(in crate::layer) data_offset: u64,
+}
+
+impl Claim<'_> {
+    /// The entry, if there can be such a one.
+    pub(in crate::layer) fn check(&self) -> Result<TarEntry, Refusal> {
+        let kind = self.kind;
+        let name = normalise(self.name)?;
+        if name.is_empty() && kind != Kind::Dir {
+            return Err(Refusal::NoName);
+        }
+        let target = match kind {
+            Kind::Link => normalise(self.target)?,
+            Kind::Symlink if self.target.contains(&0) => return Err(Refusal::ZeroByte),
+            Kind::Symlink if self.target.len() > name::MAX_NAME_BYTES => {
+                return Err(Refusal::LongName);
+            }
+            Kind::Symlink => self.target.to_vec(),
+            _ => Vec::new(),
+        };
+        let owner = |id: u64| {
+            // The last one stands for "no owner" in chown(2).
+            u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or(Refusal::Owner(id))
+        };
+        // What fits a Linux `dev_t` of 32 bits.
+        let (major, minor) = match self.device {
+            (major @ 0..=0xfff, minor @ 0..=0xf_ffff) => (major as u16, minor as u32),
+            (major, minor) => return Err(Refusal::Device(major, minor)),
+        };
+        Ok(TarEntry {
+            name,
+            kind,
+            mode: self.mode,
+            uid: owner(self.uid)?,
+            gid: owner(self.gid)?,
+            size: if kind == Kind::File { self.size } else { 0 },
+            mtime: self.mtime,
+            target,
+            device: (major, minor),
+            xattrs: Vec::new(),
+            data_offset: self.data_offset,
+            sparse: None,
+        })
+    }
+}
+
+/// Whether Linux would have an extended attribute of this name and value.
+pub(in crate::layer) fn is_xattr(name: &[u8], value: &[u8]) -> bool {
+    (1..=MAX_XATTR_NAME_BYTES).contains(&name.len())
+        && !name.contains(&0)
+        && value.len() <= MAX_XATTR_VALUE_BYTES
+}
+
 /// Why an entry, or something of it, is not shown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -99,6 +175,14 @@ pub enum Refusal {
     /// An extended attribute cannot be shown; the entry is.
     #[error("its extended attribute `{0}` is not valid")]
     Xattr(String),
+}
+
+impl Refusal {
+    /// That of the extended attribute `name`.
+    pub(in crate::layer) fn xattr(name: &[u8]) -> Self {
+        let name = &name[..name.len().min(MAX_XATTR_NAME_BYTES)];
+        Self::Xattr(String::from_utf8_lossy(name).into_owned())
+    }
 }
 
 /// Why an archive cannot be read any further. `offset` is one of the decompressed stream.

@@ -12,7 +12,7 @@ use crate::layer::{
 };
 
 /// One entry in words: path, kind, mode, owner, size, time, target, attributes.
-fn describe(index: &LayerIndex, number: u32) -> String {
+pub(super) fn describe(index: &LayerIndex, number: u32) -> String {
     let table = index.table();
     let e = table.entry(number).unwrap();
     let mut text = format!(

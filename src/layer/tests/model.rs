@@ -12,7 +12,7 @@ use crate::layer::{Found, Kind, Rootfs, find_from_top};
 
 /// An entry of a random layer.
 #[derive(Clone, Debug)]
-struct Item {
+pub(super) struct Item {
     path: String,
     what: What,
     mode: u16,
@@ -157,7 +157,7 @@ fn extract(model: &mut Model, layer: &[Item], number: usize) {
     }
 }
 
-fn archive(layer: &[Item]) -> Archive {
+pub(super) fn archive(layer: &[Item]) -> Archive {
     layer.iter().fold(Archive::new(), |mut archive, item| {
         let (flag, data, target) = match &item.what {
             What::File(seed) => (b'0', content(*seed), ""),
@@ -188,7 +188,7 @@ fn paths() -> impl Strategy<Value = String> {
     proptest::collection::vec(part, 1..4).prop_map(|parts| parts.join("/"))
 }
 
-fn items() -> impl Strategy<Value = Item> {
+pub(super) fn items() -> impl Strategy<Value = Item> {
     let what = prop_oneof![
         4 => any::<u8>().prop_map(What::File),
         4 => Just(What::Dir),

@@ -102,7 +102,7 @@ fn damaged_windows_are_found_when_they_are_used() {
 }
 
 /// A stored index whose body is `change`d, with a digest that is right.
-fn with_body(stored: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+pub(super) fn with_body(stored: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     use sha2::{Digest, Sha256};
     let head = StoredHead::parse(stored).unwrap();
     let windows = &stored[head.table_bytes() as usize..];

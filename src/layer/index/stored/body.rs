@@ -7,10 +7,11 @@ use super::{
 use crate::layer::{
     Extent, Kind,
     index::{
-        LayerIndex, Note, NoteKind, Table,
-        span::{MAX_BYTES, Span, Start},
+        LayerIndex, Note, NoteKind, Origin, Table,
+        span::{MAX_BYTES, MAX_REACH_BYTES, Span, Start},
         table::{NONE, PathPart, ROOT, Row, kind_of},
     },
+    tar::BLOCK_BYTES,
 };
 
 type Result<T> = std::result::Result<T, StoredError>;
@@ -28,7 +29,7 @@ pub(super) fn write(index: &LayerIndex) -> Vec<u8> {
     write_rows(&index.table, &mut out);
     write_extras(&index.table, &mut out);
     out.number(index.blob_bytes - index.used_bytes);
-    write_spans(&index.spans, &mut out);
+    write_spans(index, &mut out);
     write_notes(index, &mut out);
     out.0
 }
@@ -347,10 +348,10 @@ fn read_extras(table: &mut Table, from: &mut Reader<'_>) -> Result<()> {
     Ok(())
 }
 
-fn write_spans(spans: &[Span], out: &mut Writer) {
-    out.number(spans.len() as u64);
+fn write_spans(index: &LayerIndex, out: &mut Writer) {
+    out.number(index.spans.len() as u64);
     let (mut last, mut last_bits) = (0, 0);
-    for span in spans {
+    for span in &index.spans {
         out.number(span.stream_offset - last);
         last = span.stream_offset;
         let (kind, bytes) = match span.start {
@@ -366,19 +367,30 @@ fn write_spans(spans: &[Span], out: &mut Writer) {
         if let Some(bytes) = bytes {
             out.number(u64::from(bytes));
         }
+        if index.origin == Origin::Toc {
+            out.number(u64::from(span.skip));
+            out.number(u64::from(span.padding));
+        }
         out.0.extend_from_slice(&span.digest);
     }
 }
 
 fn read_spans(index: &mut LayerIndex, from: &mut Reader<'_>) -> Result<()> {
     let count = from.count()?;
+    let is_toc = index.origin == Origin::Toc;
     let (mut at, mut bits, mut window_at) = (0_u64, 0_u64, 0_u64);
+    // Of the span before, and how much is decompressed to get to its beginning.
+    let (mut padding, mut reach) = (0, 0);
     let blob_bits = index.used_bytes.saturating_mul(8);
     for number in 0..count {
         let step = from.number()?;
-        if (number == 0) != (step == 0) || step > MAX_BYTES {
-            return wrong("a span has a wrong length");
+        let bytes = step.checked_sub(u64::from(padding));
+        match bytes {
+            Some(0) if number == 0 => {}
+            Some(1..=MAX_BYTES) if number > 0 => {}
+            _ => return wrong("a span has a wrong length"),
         }
+        reach += bytes.unwrap_or(0);
         at += step;
         let kind = from.number()?;
         if kind > 0 {
@@ -390,17 +402,33 @@ fn read_spans(index: &mut LayerIndex, from: &mut Reader<'_>) -> Result<()> {
         let start = match kind {
             0 if number > 0 => Start::No,
             1 => Start::Clean,
-            2 if number > 0 => {
+            2 if number > 0 && !is_toc => {
                 let (offset, bytes) = (window_at, from.number_u32()?);
                 window_at += u64::from(bytes);
                 Start::Window { offset, bytes }
             }
             _ => return wrong("the kind of a span is unknown"),
         };
+        let mut skip = 0;
+        if is_toc {
+            skip = from.number_u32()?;
+            padding = match u16::try_from(from.number()?) {
+                Ok(padding) if padding < BLOCK_BYTES as u16 => padding,
+                _ => return wrong("there is too much between two spans"),
+            };
+            // As much as any span has may still come.
+            reach = if kind > 0 { 0 } else { reach } + u64::from(skip);
+            if reach > MAX_REACH_BYTES {
+                return wrong("a span is too far from its start");
+            }
+        }
         let mut digest = [0; 32];
         digest.copy_from_slice(from.take(32)?);
         let blob_bits = if kind > 0 { bits } else { 0 };
-        index.spans.push(Span { stream_offset: at, blob_bits, digest, start });
+        index.spans.push(Span { stream_offset: at, blob_bits, digest, start, skip, padding });
+    }
+    if padding > 0 {
+        return wrong("there is nothing after the last span");
     }
     match index.stream_bytes.checked_sub(at) {
         Some(0) if count == 0 => Ok(()),
