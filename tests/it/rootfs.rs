@@ -12,6 +12,7 @@ use crate::support::{model, text};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 
 /// The names in a directory of a mount, sorted.
 #[track_caller]
@@ -422,6 +423,68 @@ fn what_is_found_before_all_layers_are_known_stays_the_same() {
         inside.mount.forget();
         assert_eq!(stat(first), early, "{first}");
     }
+}
+
+#[test]
+fn who_is_in_a_directory_stays_there_while_the_tree_is_made() {
+    let base = Archive::new().dir("both").file("both/lower", b"lower ").file("other", b"other");
+    let top = Archive::new().dir("both").file("both/upper", b"upper ").dir("both/sub");
+    let image = Image::new().step("base", &base.gzip()).step("top", &top.gzip()).build();
+    let inside = Inside::start(image, &["--platform", "linux/amd64"]);
+    let rootfs = inside.mount.path(&inside.rootfs(""));
+    let script = "cd \"$0both\" && exec 5<upper && cat upper && find \"$0\" >/dev/null && \
+        cat lower <&5 upper && cat <&5 && ls && cd sub && cd ../.. && cat other";
+    let said = inside.mount.run("bash", &["-c", script, &rootfs]).success().text();
+    assert_eq!(said, "upper lower upper upper lower\nsub\nupper\nother");
+}
+
+#[test]
+fn modes_and_owners_of_an_image_are_obeyed() {
+    let archive = Archive::new()
+        .entry(Entry::file("private", b"private").mode(0o600))
+        .entry(Entry::file("theirs", b"theirs").mode(0o600).owner(65534, 65534))
+        .file("public", b"public")
+        .entry(Entry::new("closed", What::Dir).mode(0o700))
+        .file("closed/inside", b"closed")
+        .entry(Entry::file("su", b"su").mode(0o4755));
+    let image = Image::new().step("x", &archive.gzip()).build();
+    // As it is at first, and when all is known.
+    for is_listed in [false, true] {
+        let args = ["--platform", "linux/amd64", "--allow-other"];
+        let inside = Inside::start(image.clone(), &args);
+        let mount = &inside.mount;
+        let place = mount.at().parent().expect("a directory").to_owned();
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&place, open).expect("setting a mode");
+        if is_listed {
+            mount.run("find", &[mount.path(&inside.rootfs(""))]).success();
+        }
+        let as_nobody = |path: &str| {
+            let user = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--", "cat"];
+            mount.run("setpriv", &[&user[..], &[&mount.path(&inside.rootfs(path))]].concat())
+        };
+        assert_eq!(as_nobody("public").success().text(), "public");
+        assert_eq!(as_nobody("theirs").success().text(), "theirs");
+        as_nobody("private").fails_with("Permission denied");
+        as_nobody("closed/inside").fails_with("Permission denied");
+        assert_eq!(mount.cat(&inside.rootfs("closed/inside")).success().text(), "closed");
+    }
+}
+
+#[test]
+fn the_directory_of_images_stays_in_order() {
+    let inside = Inside::start(two_platforms(), &["--platform", "linux/amd64"]);
+    let mount = &inside.mount;
+    mount.run("find", &[mount.path(&inside.rootfs(""))]).success();
+    assert_tree_sound(inside.imgfs.images_dir());
+    // No image has been pulled yet.
+    inside.imgfs.verify().expect_code(3);
+    inside.imgfs.pull(&[inside.name()]).success();
+    inside.imgfs.prune().success();
+    inside.imgfs.verify().success();
+    assert_tree_sound(inside.imgfs.images_dir());
+    assert_eq!(mount.cat(&inside.rootfs("app")).success().text(), "linux/amd64");
+    assert_eq!(mount.log(), Vec::<String>::new());
 }
 
 #[test]

@@ -4,10 +4,11 @@
 use crate::support::cli::Imgfs;
 use crate::support::disk::{Watch, used_below};
 use crate::support::hostile::{Fault, Hostile, Kinds, Match};
-use crate::support::image::{Built, Image};
+use crate::support::image::{Built, Image, OCI_GZIP, OCI_ZSTD};
 use crate::support::inside::{Inside, REPOSITORY, debians, pinned};
-use crate::support::layers::{Archive, Packing};
+use crate::support::layers::{Archive, Packed, Packing};
 use crate::support::mount::Mounted;
+use crate::support::process::require_program;
 use crate::support::readers::{Known, Manner, Readers};
 use crate::support::snapshot::assert_same;
 use crate::support::{content, model, scale, seed, wait_for};
@@ -122,6 +123,50 @@ fn whatever_the_packing_all_bytes_are_right() {
     }
 }
 
+/// What these programs make of their input, with their own ideas of headers, blocks and frames.
+const PACKERS: [&[&str]; 9] = [
+    &["gzip", "-1", "-N", "archive.tar"],
+    &["gzip", "-9", "--rsyncable", "archive.tar"],
+    &["pigz", "-p", "3", "-b", "256", "archive.tar"],
+    &["pigz", "-p", "2", "-i", "-C", "a comment", "archive.tar"],
+    &["zstd", "-q", "-T2", "-19", "--adapt", "archive.tar"],
+    &["zstd", "-q", "--long=27", "--check", "archive.tar"],
+    &["zstd", "-q", "--no-check", "--fast=5", "archive.tar"],
+    &["zstd", "-q", "-T2", "-B512KiB", "--rsyncable", "archive.tar"],
+    &["zstd", "-q", "--stream-size=1000", "--no-content-size", "archive.tar"],
+];
+
+#[test]
+fn what_other_programs_pack_is_read() {
+    let files = files();
+    let archive = archive(&files);
+    let place = tempfile::tempdir().expect("making a temporary directory");
+    std::fs::write(place.path().join("archive.tar"), archive.to_bytes()).expect("writing");
+    for command in PACKERS {
+        let (program, args) = command.split_first().expect("a program");
+        let output = std::process::Command::new(require_program(program, program))
+            .args([&["-c"], args].concat())
+            .current_dir(place.path())
+            .output()
+            .expect("starting a program");
+        if !output.status.success() {
+            panic!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let media_type = if *program == "zstd" { OCI_ZSTD } else { OCI_GZIP }.to_owned();
+        let diff_id = archive.gzip().diff_id;
+        let packed = Packed { media_type, bytes: output.stdout, diff_id };
+        let image = Image::new().step("x", &packed).build();
+        let mut inside = Inside::start(image, &["--platform", "linux/amd64"]);
+        eprintln!("{command:?}");
+        all_files_are_right(&inside.mount, &inside.rootfs(""), &files);
+        // By the index, and not in the order of the archive.
+        inside.restart_cold();
+        let reversed: Vec<_> = files.iter().rev().cloned().collect();
+        all_files_are_right(&inside.mount, &inside.rootfs(""), &reversed);
+        assert_eq!(inside.mount.log(), Vec::<String>::new());
+    }
+}
+
 #[test]
 fn the_bound_of_the_cache_holds_for_decompressed_bytes_too() {
     const LIMIT: u64 = 8 * MIB;
@@ -205,6 +250,36 @@ fn with_an_index_a_small_file_costs_little() {
             assert!(sent <= 5 * MIB / 2, "{file}, by tag: {by_tag}: {sent} bytes: {shown:#?}");
         }
     }
+}
+
+#[test]
+fn large_images_take_little_memory() {
+    const FILES: usize = 100_000;
+    let hostile = Hostile::start();
+    let imgfs = Imgfs::scratch();
+    let mut mount = Mounted::start(imgfs.images_dir(), &["--platform", "linux/amd64"]);
+    for number in 0..scale(1, 10) {
+        let mut archive = Archive::new();
+        for file in 0..FILES {
+            if file % 50 == 0 {
+                archive = archive.dir(format!("usr/share/image{number}/directory{}", file / 50));
+            }
+            let directory = format!("usr/share/image{number}/directory{}", file / 50);
+            archive = archive.file(format!("{directory}/module_{file}.py"), b"");
+        }
+        let image = Image::new().step("x", &archive.gzip()).build();
+        image.push_to(&hostile, REPOSITORY, "1");
+        let rootfs = mount.path(&pinned(&hostile.host(), REPOSITORY, &image, "rootfs/"));
+        let found = mount.run("find", &[&rootfs, "-type", "f", "-printf", "."]).success();
+        assert_eq!(found.stdout.len(), FILES);
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", mount.id()));
+    let status = status.expect("reading the process's status");
+    let size = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+    let size: u64 = size.trim().trim_end_matches(" kB").parse().expect("a number");
+    eprintln!("{size} KiB");
+    assert!(size < 128 << 10, "{size} KiB");
+    assert_eq!(mount.stop().code(), Some(0));
 }
 
 #[test]
