@@ -341,7 +341,12 @@ impl<S: Names + Blobs + Attachments> View<S> {
         }
         let above = self.path_of(parent)?;
         // What is not UTF-8 is nothing that a registry has; in the images_dir it is nobody's.
-        let Some(name) = name.to_str() else { return Ok(Found::Absent(ABSENT)) };
+        let Some(name) = name.to_str() else {
+            return Ok(match self.tree_path(&above) {
+                Some((id, rest)) => self.ask_for_bytes(id, &above, &rest, name),
+                None => Found::Absent(ABSENT),
+            });
+        };
         self.look(&below(&above, name))
     }
 

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use imgfs::{
@@ -35,6 +35,9 @@ const SCRATCH_BYTES: u64 = 4 << 30;
 
 /// What may be kept in the cache of an images_dir, as by `imgfs mount`.
 const CACHE_BYTES: u64 = 10 << 30;
+
+/// Seconds of 400 years.
+const CYCLE: i64 = 146_097 * 86_400;
 
 /// `image:/path`, if `text` is that: an image and a path in it.
 pub(crate) fn split(text: &str) -> Option<(&str, &str)> {
@@ -241,14 +244,7 @@ impl Line {
     }
 
     fn time(&self) -> String {
-        let mtime = self.attributes.mtime;
-        let since = Duration::from_secs(mtime.secs.unsigned_abs());
-        let time = match mtime.secs < 0 {
-            true => UNIX_EPOCH.checked_sub(since),
-            false => UNIX_EPOCH.checked_add(since),
-        };
-        let time = time.unwrap_or(SystemTime::UNIX_EPOCH);
-        humantime::format_rfc3339_seconds(time).to_string()
+        time(self.attributes.mtime.secs)
     }
 
     fn row(&self) -> Vec<String> {
@@ -294,6 +290,18 @@ fn type_name(kind: Kind) -> &'static str {
     }
 }
 
+/// A time in seconds since 1970, which need not be one that anybody has lived to see.
+fn time(seconds: i64) -> String {
+    // The calendar is the same again after 400 years, and the library knows those after 1970.
+    let (cycles, rest) = (seconds.div_euclid(CYCLE), seconds.rem_euclid(CYCLE).unsigned_abs());
+    let time =
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(rest)).to_string();
+    match time.split_once('-').and_then(|(year, rest)| Some((year.parse::<i64>().ok()?, rest))) {
+        Some((year, rest)) => format!("{:04}-{rest}", year + 400 * cycles),
+        None => time,
+    }
+}
+
 /// `drwxr-xr-t`, as ls(1) has it.
 fn mode(kind: Kind, mode: u16) -> String {
     let kind = match kind {
@@ -329,6 +337,20 @@ mod tests {
         assert_eq!(split("host:5000/a/b:/"), Some(("host:5000/a/b", "/")));
         assert_eq!(split("nginx:1.25"), None);
         assert_eq!(split("host:5000/a"), None);
+    }
+
+    #[test]
+    fn times_of_any_age() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (-1, "1969-12-31T23:59:59Z"),
+            (1_700_000_000, "2023-11-14T22:13:20Z"),
+            (-62_135_596_800, "0001-01-01T00:00:00Z"),
+            (253_402_300_800, "10000-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(time(seconds), expected);
+        }
+        assert!(time(i64::MAX).ends_with('Z') && time(i64::MIN).starts_with('-'));
     }
 
     #[test]

@@ -69,6 +69,14 @@ pub enum NoteKind {
 const MAX_NOTES: usize = 256;
 
 impl Note {
+    /// Whether it says that something of the layer cannot be read.
+    fn is_damage(&self) -> bool {
+        match self.kind {
+            NoteKind::Damaged(_) | NoteKind::Wrong(_) | NoteKind::Unreadable(_) => true,
+            NoteKind::Refused(_) | NoteKind::Trailing(_) => false,
+        }
+    }
+
     fn refused(entry: u64, mut name: Vec<u8>, why: &Refusal) -> Self {
         name.truncate(4096);
         Self { entry: Some(entry), name, kind: NoteKind::Refused(why.to_string()) }
@@ -193,10 +201,7 @@ impl LayerIndex {
 
     /// Why the layer cannot be read to its end, if that is so. What comes before is readable.
     pub fn damage(&self) -> Option<&Note> {
-        self.notes.iter().find(|note| match note.kind {
-            NoteKind::Damaged(_) | NoteKind::Wrong(_) | NoteKind::Unreadable(_) => true,
-            NoteKind::Refused(_) | NoteKind::Trailing(_) => false,
-        })
+        self.notes.iter().find(|note| note.is_damage())
     }
 
     /// Why nothing of the layer can be believed, if that is so: a checksum in it is another, though

@@ -260,12 +260,13 @@ impl<S: Names + Blobs> Layer<S> {
 
     /// Reads compressed bytes, and does not wait for ever: only as long as a slow link takes.
     pub(super) async fn fetch(&self, from: &Compressed, range: Range<u64>) -> Result<Bytes> {
-        self.in_time(range.end - range.start, from.read(range)).await
-    }
-
-    async fn in_time<T>(&self, bytes: u64, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let patience = self.store.sources.patience + Duration::from_secs(bytes / SLOW);
-        match timeout(patience, work).await {
+        let link = Duration::from_secs((range.end - range.start) / SLOW);
+        let patience = self.store.sources.patience + link;
+        match timeout(patience, from.read(range)).await {
+            // It is the layer that is not there, and not the file that is read.
+            Ok(Err(error)) if error.is_not_found() => {
+                Err(error.with_kind(Kind::Layer(error.kind().to_string())))
+            }
             Ok(done) => done,
             Err(_) => Err(self.error(Kind::Stalled(patience))),
         }

@@ -42,6 +42,7 @@ use crate::{
     tree::{self, Attachments, Blobs, Error, Names, images_dir::published_time},
 };
 
+pub(super) use trees::EarlyNames;
 use trees::{inside_tree, open_node};
 
 /// Says of a number that it is one of a node in a tree.
@@ -86,6 +87,7 @@ struct Slot<S: Blobs> {
     /// The layer that it is, if it is not all of them.
     layer: Option<usize>,
     files: Files<S>,
+    early: Arc<EarlyNames>,
 }
 
 impl<S: Names + Blobs> Slot<S> {
@@ -106,6 +108,8 @@ pub(super) enum Wanted {
     Platform(Arc<Image>, String),
     /// What has this path in a tree.
     Below(TreeId, String),
+    /// The same of a path that is no text.
+    Bytes(TreeId, Vec<u8>),
 }
 
 /// What a path inside an image leads to, without the trees.
@@ -174,7 +178,13 @@ impl<S: Names + Blobs> Inside<S> {
             Some(number) => format!("{image}/{platform}/{LAYERS}/{number}"),
         };
         let files = self.images.files(variant, layer);
-        let slot = Slot { path: inside_path(&path), variant: variant.clone(), layer, files };
+        let slot = Slot {
+            path: inside_path(&path),
+            variant: variant.clone(),
+            layer,
+            files,
+            early: Arc::default(),
+        };
         trees.insert(id, Arc::new(slot));
         id
     }
@@ -294,7 +304,7 @@ impl<S: Names + Blobs> Inside<S> {
             Wanted::Platform(image, platform) => {
                 self.images.variant(image, platform).await?;
             }
-            Wanted::Below(..) => {}
+            Wanted::Below(..) | Wanted::Bytes(..) => {}
         }
         Ok(())
     }
@@ -333,9 +343,8 @@ impl<S: Names + Blobs + Attachments> View<S> {
         let variant = variant.ok_or_else(|| unfit("it has no such platform".into()))?;
         let name = image.repository().pinned(digest);
         let id = inside.tree_id(&name, platform, &variant, None);
-        if self.can_be_made(id) {
-            self.made_tree(id).await?;
-        }
+        // What is wrong with it is told now, and what is mounted never changes.
+        self.made_tree(id).await?;
         let _ = inside.root.set(id);
         Ok(())
     }
@@ -423,8 +432,13 @@ impl<S: Names + Blobs + Attachments> View<S> {
         wanted: &Wanted,
     ) -> Result<Found, ViewError> {
         let Some(inside) = &self.inside else { return Ok(Found::Absent(ABSENT)) };
-        if let Wanted::Below(id, rest) = wanted {
-            return self.find_out_below(path, *id, rest).await;
+        match wanted {
+            Wanted::Below(id, rest) => return self.find_out_below(path, *id, rest).await,
+            Wanted::Bytes(id, rest) => {
+                let tree = self.made_tree(*id).await?;
+                return self.found_in_tree(*id, &tree, tree.rootfs().find(rest));
+            }
+            _ => {}
         }
         let mut wanted = wanted.clone();
         loop {

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, FileType, Stat, statat};
 
 use super::{
     Attributes, Entry, Found, ROOT, View, ViewError, below,
-    inside::{TreeId, is_in_tree},
+    inside::{EarlyNames, TreeId, is_in_tree},
     names::{self, Form, form},
     table::Kind,
 };
@@ -42,7 +42,7 @@ pub struct Listing {
 enum Content {
     Names(Names),
     /// A directory of a tree.
-    Tree(TreeId, Arc<Tree>, Node),
+    Tree(TreeId, Arc<EarlyNames>, Arc<Tree>, Node),
 }
 
 /// A directory that is known by its path.
@@ -111,7 +111,7 @@ impl Listing {
         match &self.content {
             Content::Names(names) => names.entries.len(),
             // 32 bits always fit.
-            Content::Tree(_, tree, dir) => tree.rootfs().entry_count(*dir) as usize,
+            Content::Tree(_, _, tree, dir) => tree.rootfs().entry_count(*dir) as usize,
         }
     }
 
@@ -127,7 +127,7 @@ impl Listing {
                 let (name, kind) = names.entries.get(at)?;
                 Some((OsStr::new(name), *kind))
             }
-            Content::Tree(_, tree, dir) => {
+            Content::Tree(_, _, tree, dir) => {
                 let (name, node) = tree.rootfs().entry_at(*dir, u32::try_from(at).ok()?)?;
                 Some((OsStr::from_bytes(name), tree.rootfs().attributes(node).kind))
             }
@@ -138,7 +138,7 @@ impl Listing {
     pub fn damage(&self) -> Option<ViewError> {
         match &self.content {
             Content::Names(_) => None,
-            Content::Tree(_, tree, _) => tree.damage().map(|error| error.clone().into()),
+            Content::Tree(_, _, tree, _) => tree.damage().map(|error| error.clone().into()),
         }
     }
 
@@ -191,9 +191,15 @@ impl<S: tree::Names + Blobs + Attachments> View<S> {
     }
 
     fn list_tree(&self, ino: u64, id: TreeId, tree: Arc<Tree>, node: u32) -> Option<Listing> {
+        let early = self.early_names(id)?;
         let node = tree.rootfs().node(node)?;
         let parent = self.entry_in_tree(id, &tree, tree.rootfs().parent(node)).attributes.ino;
-        Some(Listing { ino, parent, unchanged: true, content: Content::Tree(id, tree, node) })
+        Some(Listing {
+            ino,
+            parent,
+            unchanged: true,
+            content: Content::Tree(id, early, tree, node),
+        })
     }
 
     fn list_names(&self, ino: u64) -> Result<Listing, ViewError> {
@@ -268,9 +274,9 @@ impl<S: tree::Names + Blobs + Attachments> View<S> {
     pub fn listed(&self, listing: &Listing, at: usize) -> Result<Option<Entry>, ViewError> {
         let names = match &listing.content {
             Content::Names(names) => names,
-            Content::Tree(id, tree, dir) => {
+            Content::Tree(id, early, tree, dir) => {
                 let found = u32::try_from(at).ok().and_then(|at| tree.rootfs().entry_at(*dir, at));
-                return Ok(found.map(|(_, node)| self.entry_in_tree(*id, tree, node)));
+                return Ok(found.map(|(_, node)| self.tell_of_node(*id, early, tree, node)));
             }
         };
         let Some((name, kind)) = names.entries.get(at) else { return Ok(None) };
@@ -319,10 +325,10 @@ impl<S: tree::Names + Blobs + Attachments> View<S> {
     /// told more of it.
     pub fn number_of(&self, listing: &Listing, at: usize) -> u64 {
         match &listing.content {
-            Content::Tree(..) => match self.listed(listing, at) {
-                Ok(Some(entry)) => entry.attributes.ino,
-                _ => 0,
-            },
+            Content::Tree(id, _, tree, dir) => {
+                let found = u32::try_from(at).ok().and_then(|at| tree.rootfs().entry_at(*dir, at));
+                found.map_or(0, |(_, node)| self.entry_in_tree(*id, tree, node).attributes.ino)
+            }
             Content::Names(names) => {
                 let name = names.entries.get(at).map_or("", |(name, _)| name);
                 locked(&self.table).number(&below(&names.path, name), &[])

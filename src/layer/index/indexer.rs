@@ -232,11 +232,11 @@ impl Indexer {
         }
         let is_whole = match &self.decoder {
             Input::Decoding(decoder) => match decoder.finish() {
-                Ok(trailing) => {
-                    if let Some(at) = trailing {
-                        self.pass.note_whole(Note::trailing(at));
-                    }
-                    true
+                Ok(None) => true,
+                Ok(Some(at)) => {
+                    self.pass.note_whole(Note::trailing(at));
+                    // If the archive has not ended before that, it was meant to be part of it.
+                    self.pass.tar.as_ref().is_none_or(|tar| tar.finish().is_ok())
                 }
                 Err(error) => {
                     self.pass.note_whole(Note::damaged(&error));
@@ -246,7 +246,9 @@ impl Indexer {
             Input::Magic(_) | Input::Stopped => false,
         };
         let mut pass = self.pass;
-        if is_whole && let Some(Err(error)) = pass.tar.as_ref().map(Parser::finish) {
+        if pass.notes.iter().all(|note| !note.is_damage())
+            && let Some(Err(error)) = pass.tar.as_ref().map(Parser::finish)
+        {
             let number = pass.entries;
             pass.note_whole(Note::unreadable(number, &error));
         }

@@ -1,17 +1,24 @@
 //! Files in trees: those that the kernel knows by the number of their node, and those that it has
 //! been told of by their path, because their tree had not been made yet.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
 
 use super::{
     super::{
-        ABSENT, Attributes, Entry, FOR_GOOD, Found, Handle, InsideAttributes, ROOT, View,
-        ViewError, below, table::Kind,
+        ABSENT, About, Attributes, Entry, FOR_GOOD, Found, Handle, InsideAttributes, Question,
+        ROOT, View, ViewError, below, table::Kind,
     },
-    ID_BITS, Inside, Place, Slot, TREE, TreeId, is_in_tree,
+    ID_BITS, Inside, Place, Slot, TREE, TreeId, Wanted, is_in_tree,
 };
 use crate::{
     layer::Node,
+    lock::locked,
     rootfs::{FileFound, Tree},
     tree::{Attachments, Blobs, Names, images_dir::published_time},
 };
@@ -36,6 +43,44 @@ pub(super) fn open_node(tree: &Tree, node: Node) -> Result<Handle, ViewError> {
     match tree.open(node)? {
         Some(file) => Ok(Handle::Inside(Box::new(file))),
         None => Err(ViewError::Wrong(std::io::ErrorKind::IsADirectory)),
+    }
+}
+
+/// What of a tree the kernel was told of by its path, before the tree had been made. It keeps its
+/// number: a file system that lies on top, such as overlayfs, does not take another one.
+#[derive(Default)]
+pub(in crate::view) struct EarlyNames {
+    /// The paths in the tree, and in the mount.
+    told: Mutex<HashMap<String, String>>,
+    /// The latter, by what the former have turned out to be.
+    nodes: OnceLock<HashMap<Node, String>>,
+}
+
+impl EarlyNames {
+    /// Notes that the kernel is told of a path. It is too late if the tree has been made.
+    fn add(&self, rest: &str, path: &str) -> bool {
+        let mut told = locked(&self.told);
+        let is_early = self.nodes.get().is_none();
+        if is_early {
+            told.insert(rest.to_owned(), path.to_owned());
+        }
+        is_early
+    }
+
+    /// The path by which the kernel knows a node of the tree, if it does.
+    fn path(&self, tree: &Tree, node: Node) -> Option<&str> {
+        let nodes = self.nodes.get_or_init(|| {
+            let told = locked(&self.told);
+            let found = told.iter().filter_map(|(rest, path)| {
+                let node = tree.rootfs().find(rest.as_bytes())?;
+                Some((tree.rootfs().inode(node), path.clone()))
+            });
+            found.collect()
+        });
+        if nodes.is_empty() {
+            return None;
+        }
+        nodes.get(&tree.rootfs().inode(node)).map(String::as_str)
     }
 }
 
@@ -112,6 +157,23 @@ impl<S: Names + Blobs + Attachments> View<S> {
         }
     }
 
+    /// What the kernel is told of a node, once more.
+    pub(in crate::view) fn tell_of_node(
+        &self,
+        id: TreeId,
+        early: &EarlyNames,
+        tree: &Tree,
+        node: Node,
+    ) -> Entry {
+        match early.path(tree, node) {
+            Some(path) => {
+                let ino = self.tell(path, b"early", Kind::Inside);
+                Entry { attributes: attributes_of(ino, tree, node), ttl: FOR_GOOD }
+            }
+            None => self.entry_in_tree(id, tree, node),
+        }
+    }
+
     pub(in crate::view) fn entry_in_tree(&self, id: TreeId, tree: &Tree, node: Node) -> Entry {
         let ino = self.number_in_tree(id, tree.rootfs().inode(node).number());
         Entry { attributes: attributes_of(ino, tree, node), ttl: FOR_GOOD }
@@ -130,7 +192,23 @@ impl<S: Names + Blobs + Attachments> View<S> {
         }
         // It is the root.
         let slot = self.slot(id)?;
-        self.look_inside(&below(&slot.path, &name.to_string_lossy()))
+        match name.to_str() {
+            Some(name) => self.look_inside(&below(&slot.path, name)),
+            None => Ok(self.ask_for_bytes(id, &slot.path, "", name)),
+        }
+    }
+
+    /// What has a name that is no text is told when the tree has been made.
+    pub(in crate::view) fn ask_for_bytes(
+        &self,
+        id: TreeId,
+        path: &str,
+        rest: &str,
+        name: &OsStr,
+    ) -> Found {
+        let path = below(path, &name.to_string_lossy());
+        let wanted = Wanted::Bytes(id, [rest.as_bytes(), b"/", name.as_bytes()].concat());
+        Found::Ask(Question { path, about: About::Inside(wanted) })
     }
 
     pub(super) fn found_in_tree(
@@ -140,7 +218,10 @@ impl<S: Names + Blobs + Attachments> View<S> {
         node: Option<Node>,
     ) -> Result<Found, ViewError> {
         match (node, tree.damage()) {
-            (Some(node), _) => Ok(Found::Entry(self.entry_in_tree(id, tree, node))),
+            (Some(node), _) => {
+                let slot = self.slot(id)?;
+                Ok(Found::Entry(self.tell_of_node(id, &slot.early, tree, node)))
+            }
             // It may be in what cannot be read.
             (None, Some(damage)) => Err(damage.clone().into()),
             (None, None) => Ok(Found::Absent(FOR_GOOD)),
@@ -168,7 +249,12 @@ impl<S: Names + Blobs + Attachments> View<S> {
         }
         Ok(match slot.files.find(rest.as_bytes()).await? {
             FileFound::At(tree, node) if slot.is_made_of(&tree) => {
-                Found::Entry(self.entry_in_tree(id, &tree, node))
+                Found::Entry(self.tell_of_node(id, &slot.early, &tree, node))
+            }
+            // It has been made just now.
+            FileFound::At(..) if !slot.early.add(rest, path) => {
+                let tree = slot.files.tree().await?;
+                return self.found_in_tree(id, &tree, tree.rootfs().find(rest.as_bytes()));
             }
             FileFound::At(tree, node) => {
                 let ino = self.tell(path, b"early", Kind::Inside);
@@ -191,6 +277,11 @@ impl<S: Names + Blobs + Attachments> View<S> {
         }
     }
 
+    /// What of a tree the kernel knows by its path.
+    pub(in crate::view) fn early_names(&self, id: TreeId) -> Option<Arc<EarlyNames>> {
+        self.slot(id).ok().map(|slot| slot.early.clone())
+    }
+
     fn slot(&self, id: TreeId) -> Result<Arc<Slot<S>>, ViewError> {
         let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
         inside.slot(id).ok_or(ViewError::Stale)
@@ -203,7 +294,8 @@ impl<S: Names + Blobs + Attachments> View<S> {
         rest: &str,
     ) -> Result<Entry, ViewError> {
         let (tree, node) = self.node_below(id, rest)?;
-        Ok(Entry { attributes: attributes_of(ino, &tree, node), ttl: Duration::ZERO })
+        let ttl = if self.slot(id)?.is_made_of(&tree) { FOR_GOOD } else { Duration::ZERO };
+        Ok(Entry { attributes: attributes_of(ino, &tree, node), ttl })
     }
 
     /// The tree and the path in it that the directory `path` is, if it was told of before the tree
