@@ -9,6 +9,11 @@
 //! hostile   a registry inside the test process that counts, waits, lies and breaks off, for pulls and pushes
 //! harbor    the same behind an imitation of Harbor's projects
 //! image     builders of images, indexes, artifacts, and whatever can receive them
+//! inside    a mount and an image in it that is looked into
+//! layers    archives of layers, entry by entry, and how they are packed
+//! model     what a container sees of layers, worked out plainly
+//! snapshot  trees of files with all their attributes, and what differs between two
+//! umoci     the independent unpacker
 //! content   deterministic bytes that can be produced from any offset
 //! http      the small HTTP/1.1 server under `hostile` and under the token server
 //! mount     a mount, and programs that look at it
@@ -32,13 +37,18 @@ pub(crate) mod harbor;
 pub(crate) mod hostile;
 pub(crate) mod http;
 pub(crate) mod image;
+pub(crate) mod inside;
+pub(crate) mod layers;
+pub(crate) mod model;
 pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod readers;
 pub(crate) mod registry;
 pub(crate) mod skopeo;
+pub(crate) mod snapshot;
 pub(crate) mod tls;
 pub(crate) mod tree;
+pub(crate) mod umoci;
 
 use std::path::Path;
 use std::sync::OnceLock;

@@ -8,6 +8,7 @@
 //! ```
 
 use super::content::{Content, digest};
+use super::layers::Packed;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -174,6 +175,7 @@ enum Layer {
     GzipTar(Vec<(String, Vec<u8>)>),
     ZstdTar(Vec<(String, Vec<u8>)>),
     Raw(String, Vec<u8>),
+    Packed(Packed),
 }
 
 /// One image for one platform.
@@ -182,6 +184,7 @@ pub(crate) struct Image {
     platform: String,
     os_version: Option<String>,
     layers: Vec<Layer>,
+    history: Vec<Value>,
     style: Style,
     with_media_type: bool,
     annotations: Map<String, Value>,
@@ -195,6 +198,7 @@ impl Image {
             platform: "linux/amd64".to_owned(),
             os_version: None,
             layers: Vec::new(),
+            history: Vec::new(),
             style: Style::Oci,
             with_media_type: true,
             annotations: Map::new(),
@@ -232,6 +236,19 @@ impl Image {
 
     pub(crate) fn layer_raw(mut self, media_type: &str, bytes: &[u8]) -> Self {
         self.layers.push(Layer::Raw(media_type.to_owned(), bytes.to_vec()));
+        self
+    }
+
+    /// A layer, and the line of the history that has made it.
+    pub(crate) fn step(mut self, created_by: &str, layer: &Packed) -> Self {
+        self.layers.push(Layer::Packed(layer.clone()));
+        self.history.push(json!({"created_by": created_by}));
+        self
+    }
+
+    /// A line of the history that has made no layer.
+    pub(crate) fn empty_step(mut self, created_by: &str) -> Self {
+        self.history.push(json!({"created_by": created_by, "empty_layer": true}));
         self
     }
 
@@ -300,6 +317,9 @@ impl Image {
             let object = config.as_object_mut().expect("made as an object");
             object.extend(platform.clone());
         }
+        if !self.history.is_empty() {
+            config["history"] = self.history.clone().into();
+        }
         let config = Blob::new(config_type, Content::from(config.to_string().into_bytes()));
         let mut manifest = json!({"schemaVersion": 2});
         if self.with_media_type {
@@ -345,6 +365,10 @@ impl Image {
             }
             Layer::Raw(media_type, bytes) => {
                 (Blob::new(media_type, bytes.clone().into()), bytes.clone())
+            }
+            Layer::Packed(packed) => {
+                let blob = Blob::new(&packed.media_type, packed.bytes.clone().into());
+                return (blob, packed.diff_id.clone());
             }
         };
         (blob, digest(&plain))

@@ -9,12 +9,14 @@
 //! answer cannot even be killed. Here a program that takes too long is freed by killing the mount.
 
 use super::process::{require_program, spawn_tied};
+use super::snapshot::Snapshot;
 use super::wait_for;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 /// How long one program may look at a mount.
@@ -187,6 +189,36 @@ impl Mounted {
                 format!("count={length}"),
             ],
         )
+    }
+
+    /// Looks at the mount in the test itself. When that takes too long, the mount is killed, which frees whoever
+    /// waits for it.
+    #[track_caller]
+    pub(crate) fn watched<T>(&self, limit: Duration, look: impl FnOnce() -> T) -> T {
+        let id = self.id();
+        let (done, waits) = std::sync::mpsc::channel::<()>();
+        let watch = std::thread::spawn(move || {
+            let in_time = waits.recv_timeout(limit) != Err(RecvTimeoutError::Timeout);
+            if !in_time {
+                signal(id, Signal::KILL);
+            }
+            in_time
+        });
+        // A look that panics drops the sender, too.
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(look));
+        drop(done);
+        let in_time = watch.join().expect("watching");
+        assert!(in_time, "looking at the mount took longer than {limit:?}");
+        found.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// The tree at a path of the mount.
+    #[track_caller]
+    pub(crate) fn snapshot(&self, below: &str) -> Snapshot {
+        let root = self.at().join(below);
+        // What the root of a tree is nobody knows before somebody has looked into it.
+        self.run("ls", &[&root]).success();
+        self.watched(PATIENCE * 4, || super::snapshot::snapshot(&root))
     }
 
     /// All paths of the mount, sorted, as `find` prints them.

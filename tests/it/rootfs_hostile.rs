@@ -1,0 +1,411 @@
+//! The inside of images that are damaged or hostile, and of images whose registry is: what was right stays
+//! readable, the rest is an error that is told once, and nothing hangs.
+
+use crate::support::hostile::{Fault, Match};
+use crate::support::image::{Blob, Built, Image};
+use crate::support::inside::{Inside, REPOSITORY};
+use crate::support::layers::{Archive, Entry, OCI_ENCRYPTED, Packed, Packing, What, pack};
+use crate::support::snapshot::assert_same;
+use crate::support::{content, model, scale, seed, wait_for};
+use std::time::Duration;
+
+const PATIENCE: [&str; 6] =
+    ["--stall-timeout", "1s", "--connect-timeout", "1s", "--platform", "linux/amd64"];
+
+const EIO: &str = "Input/output error";
+
+fn of(layers: &[&Packed]) -> Built {
+    let steps = layers.iter().enumerate();
+    steps.fold(Image::new(), |all, (n, layer)| all.step(&format!("step {n}"), layer)).build()
+}
+
+/// Three files of noise, 1 MiB each, so that the place of a damage is in the file that one wants.
+fn three_files() -> Archive {
+    Archive::new().noise("first", 1, 1 << 20).noise("middle", 2, 1 << 20).noise("last", 3, 1 << 20)
+}
+
+fn noise(seed: u64) -> Vec<u8> {
+    content::Content::Generated { seed, size: 1 << 20 }.to_vec()
+}
+
+/// Something is said of this once in the log, and in the status of the image.
+#[track_caller]
+fn is_told(inside: &Inside, texts: &[&str]) {
+    let log = inside.mount.log();
+    assert_eq!(inside.mount.logged(texts).len(), 1, "{texts:?} once in {log:#?}");
+    let status = inside.status().to_string();
+    for text in texts {
+        assert!(status.contains(text), "no {text:?} in the status: {status}");
+    }
+}
+
+#[test]
+fn what_comes_before_a_damage_stays_readable() {
+    let plain = three_files().to_bytes();
+    let near = |bytes: &[u8], pattern: &dyn Fn(&[u8]) -> bool| {
+        let middle = bytes.len() / 2;
+        let found = bytes[middle..].windows(5).position(pattern);
+        middle + found.expect("there is such a place")
+    };
+    // Noise does not compress: the middle of the blob is in the second file.
+    for packing in [Packing::Gzip, Packing::GzipMembers(100_000), Packing::ZstdFrames(100_000)] {
+        for cut in [false, true] {
+            let mut packed = pack(&plain, packing);
+            let at = near(&packed.bytes, &|b| match packing {
+                Packing::ZstdFrames(_) => b[..4] == [0x28, 0xb5, 0x2f, 0xfd],
+                // A stored block: its length, and the complement of that.
+                _ => b[0] == 0 && b[1] == !b[3] && b[2] == !b[4],
+            });
+            if cut {
+                packed.bytes.truncate(at + 2);
+            } else {
+                packed.bytes[at + 2] ^= 0x40;
+            }
+            let inside = Inside::start(of(&[&packed]), &PATIENCE);
+            let read = |name| inside.mount.cat(&inside.rootfs(name));
+            eprintln!("{packing:?}, cut off: {cut}");
+            // Whoever comes first, and whoever comes later.
+            for _ in 0..2 {
+                assert!(read("first").success().stdout == noise(1));
+                let failed = read("middle").fails_with(EIO);
+                assert!(noise(2).starts_with(&failed.stdout));
+                assert!(!read("last").status.success());
+            }
+            is_told(&inside, &[&inside.image.layers()[0]]);
+        }
+    }
+}
+
+#[test]
+fn bytes_that_were_changed_are_not_shown() {
+    // What a flipped bit of a stored block does to the archive nobody sees but by sums and digests.
+    for packing in [Packing::Gzip, Packing::GzipMembers(100_000), Packing::ZstdFrames(100_000)] {
+        let mut packed = three_files().pack(packing);
+        let middle = packed.bytes.len() / 2;
+        packed.bytes[middle] ^= 1;
+        let inside = Inside::start(of(&[&packed]), &PATIENCE);
+        for _ in 0..2 {
+            inside.mount.cat(&inside.rootfs("middle")).fails_with(EIO);
+        }
+        is_told(&inside, &[&inside.image.layers()[0]]);
+    }
+}
+
+#[test]
+fn an_archive_that_breaks_off_is_damaged() {
+    let plain = three_files().to_bytes();
+    let cut = pack(&plain[..plain.len() / 2], Packing::Gzip);
+    let mut header = plain.clone();
+    // The header of the last file, which says that its checksum is another.
+    let at = 2 * ((1 << 20) + 512);
+    header[at] ^= 1;
+    let wrong = pack(&header, Packing::Gzip);
+    for (packed, middle) in [(cut, false), (wrong, true)] {
+        let inside = Inside::start(of(&[&packed]), &PATIENCE);
+        assert!(inside.mount.cat(&inside.rootfs("first")).success().stdout == noise(1));
+        if middle {
+            assert!(inside.mount.cat(&inside.rootfs("middle")).success().stdout == noise(2));
+        } else {
+            inside.mount.cat(&inside.rootfs("middle")).fails_with(EIO);
+        }
+        assert!(!inside.mount.cat(&inside.rootfs("last")).status.success());
+        is_told(&inside, &[&inside.image.layers()[0]]);
+    }
+}
+
+#[test]
+fn a_layer_with_another_digest_is_not_trusted() {
+    let good = three_files().gzip();
+    let image = of(&[&good]);
+    let digest = image.layers()[0].clone();
+    let inside = Inside::start(image, &PATIENCE);
+    let mut other = Archive::new().noise("first", 9, 1 << 20).noise("x", 2, 1 << 20);
+    other = other.noise("last", 3, 1 << 20);
+    let wrong = |bytes: Vec<u8>| Blob {
+        digest: digest.clone(),
+        media_type: String::new(),
+        content: bytes.into(),
+    };
+    let put = |bytes: Vec<u8>| {
+        use crate::support::image::Receiver as _;
+        inside.hostile.put_blob(REPOSITORY, &wrong(bytes));
+    };
+    // A layer that is whole in itself, and another one than the manifest says.
+    put(other.gzip().bytes);
+    for _ in 0..2 {
+        inside.mount.run("find", &[inside.mount.path(&inside.rootfs(""))]).fails_with(EIO);
+    }
+    assert!(!inside.mount.logged(&[&digest]).is_empty(), "{:?}", inside.mount.log());
+    assert!(inside.status().to_string().contains(&digest));
+    // Nothing of it has been kept.
+    put(good.bytes.clone());
+    wait_for("the right layer", Duration::from_secs(10), || {
+        inside.mount.cat(&inside.rootfs("first")).status.success()
+    });
+    assert_same(&model::merged(&[&three_files()]), &inside.mount.snapshot(&inside.rootfs("")));
+}
+
+#[test]
+fn a_layer_with_another_diff_id_is_not_shown() {
+    let mut packed = three_files().gzip();
+    packed.diff_id = content::digest(b"something else");
+    let good = Archive::new().file("good", b"good").gzip();
+    let inside = Inside::start(of(&[&good, &packed]), &PATIENCE);
+    for _ in 0..2 {
+        inside.mount.run("find", &[inside.mount.path(&inside.rootfs(""))]).fails_with(EIO);
+        inside.mount.cat(&inside.rootfs("first")).fails_with(EIO);
+    }
+    is_told(&inside, &[&inside.image.layers()[1], &packed.diff_id]);
+    // The other layer is not to blame.
+    let good = inside.at("linux-amd64/layers/0/good");
+    assert_eq!(inside.mount.cat(&good).success().text(), "good");
+}
+
+#[test]
+fn a_layer_that_is_encrypted_is_unreadable() {
+    let mut packed = three_files().gzip();
+    packed.media_type = OCI_ENCRYPTED.to_owned();
+    content::fill(5, 0, &mut packed.bytes);
+    let good = Archive::new().file("good", b"good").gzip();
+    let inside = Inside::start(of(&[&good, &packed]), &PATIENCE);
+    for _ in 0..2 {
+        let failed = inside.mount.run("ls", &[inside.mount.path(&inside.rootfs(""))]);
+        assert!(!failed.status.success());
+    }
+    assert_eq!(inside.hostile.count("GET", &inside.image.layers()[1]), 0, "it was fetched");
+    is_told(&inside, &["encrypted"]);
+    let good = inside.at("linux-amd64/layers/0/good");
+    assert_eq!(inside.mount.cat(&good).success().text(), "good");
+}
+
+#[test]
+fn a_media_type_that_is_wrong_about_the_compression_does_no_harm() {
+    for (packing, said) in [(Packing::Zstd, Packing::Gzip), (Packing::Plain, Packing::Gzip)] {
+        let mut packed = three_files().pack(packing);
+        packed.media_type = three_files().pack(said).media_type;
+        let inside = Inside::start(of(&[&packed]), &PATIENCE);
+        assert_same(&model::merged(&[&three_files()]), &inside.mount.snapshot(&inside.rootfs("")));
+    }
+}
+
+#[test]
+fn names_that_lead_out_are_refused_and_the_rest_is_shown() {
+    let hostile = Archive::new()
+        .file("good", b"1")
+        .file("../out", b"x")
+        .file("a/../../out", b"x")
+        .file("a/..", b"x")
+        .dir("..")
+        .link("link-out", "../../etc/passwd")
+        .entry(Entry::new("odd", What::Fifo))
+        .symlink("allowed", "../../../etc/passwd")
+        .file(format!("too-long/{}", "x".repeat(256)), b"x")
+        .file("/absolute", b"2")
+        .file("also good", b"3");
+    let shown = Archive::new()
+        .file("good", b"1")
+        .entry(Entry::new("odd", What::Fifo))
+        .symlink("allowed", "../../../etc/passwd")
+        .file("/absolute", b"2")
+        .file("also good", b"3");
+    let inside = Inside::start(of(&[&hostile.gzip()]), &PATIENCE);
+    assert_same(&model::merged(&[&shown]), &inside.mount.snapshot(&inside.rootfs("")));
+    let status = inside.status().to_string();
+    assert!(status.contains("out"), "what was refused is not in the status: {status}");
+}
+
+#[test]
+fn links_to_nowhere_are_errors_and_loops_end() {
+    let archive = Archive::new()
+        .file("good", b"1")
+        .dir("dir")
+        .link("to-itself", "to-itself")
+        .link("to-nothing", "no/where")
+        .link("to-dir", "dir")
+        .link("round-a", "round-b")
+        .link("round-b", "round-a")
+        .link("to-broken", "to-nothing")
+        .symlink("loop-a", "loop-b")
+        .symlink("loop-b", "loop-a")
+        .symlink("self", "self")
+        .symlink("dir/up", "..");
+    let inside = Inside::start(of(&[&archive.gzip()]), &PATIENCE);
+    let names = ["to-itself", "to-nothing", "to-dir", "round-a", "round-b", "to-broken"];
+    let listed = inside.mount.run("ls", &["-A", &inside.mount.path(&inside.rootfs(""))]);
+    let listed = listed.success().text();
+    for name in names {
+        assert!(listed.lines().any(|line| line == name), "{name} is not listed: {listed}");
+        inside.mount.cat(&inside.rootfs(name)).fails_with(EIO);
+    }
+    for name in ["loop-a", "self"] {
+        inside.mount.cat(&inside.rootfs(name)).fails_with("Too many levels of symbolic links");
+    }
+    assert_eq!(inside.mount.cat(&inside.rootfs("good")).success().text(), "1");
+    assert_eq!(inside.mount.cat(&inside.rootfs("dir/up/dir/up/good")).success().text(), "1");
+    let find = ["-L", &inside.mount.path(&inside.rootfs(""))];
+    assert!(!inside.mount.run("find", &find).status.success());
+}
+
+#[test]
+fn a_bomb_is_refused_before_it_has_gone_off() {
+    const GIB: u64 = 1 << 30;
+    // 3 GiB of zeros in a file, as 48 frames in about 100 kB: twenty thousand times.
+    let mut header = tar::Header::new_ustar();
+    header.set_path("zeros").expect("a short name");
+    header.set_mode(0o644);
+    header.set_size(3 * GIB);
+    header.set_cksum();
+    let small = Archive::new().file("small", b"small").without_end().to_bytes();
+    let begin = [&small, header.as_bytes().as_slice()].concat();
+    let mut bytes = zstd::encode_all(begin.as_slice(), 3).expect("compressing memory");
+    let frame = zstd::encode_all(vec![0; 1 << 26].as_slice(), 3).expect("compressing memory");
+    for _ in 0..48 {
+        bytes.extend_from_slice(&frame);
+    }
+    let packed = Packed {
+        media_type: crate::support::image::OCI_ZSTD.to_owned(),
+        diff_id: content::digest(b"nobody gets that far"),
+        bytes,
+    };
+    let inside = Inside::start(of(&[&packed]), &PATIENCE);
+    assert_eq!(inside.mount.cat(&inside.rootfs("small")).success().text(), "small");
+    let last = 3 * GIB - 4096;
+    let failed = inside.mount.slice(&inside.rootfs("zeros"), last, 4096);
+    failed.fails_with(EIO);
+    is_told(&inside, &[&inside.image.layers()[0]]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", inside.mount.id()));
+    let status = status.expect("reading the process's status");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+    assert!(peak < 256 << 10, "{peak} KiB");
+}
+
+#[test]
+fn layers_of_nonsense_are_errors() {
+    for (what, bytes) in [
+        ("noise", content::Content::Generated { seed: 1, size: 100_000 }.to_vec()),
+        ("text", b"<html>this is no layer</html>".repeat(100)),
+        ("the beginning of gzip", vec![0x1f, 0x8b, 8, 0]),
+        ("a number of zstd", vec![0x28, 0xb5, 0x2f, 0xfd]),
+    ] {
+        let media_type = crate::support::image::OCI_GZIP.to_owned();
+        let packed = Packed { media_type, diff_id: content::digest(&bytes), bytes };
+        let inside = Inside::start(of(&[&packed]), &PATIENCE);
+        let failed = inside.mount.cat(&inside.rootfs("file"));
+        assert!(!failed.status.success(), "{what}");
+        eprintln!("{what}: {:?}", inside.mount.log());
+        is_told(&inside, &[&inside.image.layers()[0]]);
+    }
+}
+
+#[test]
+fn reads_that_fail_say_how_and_succeed_later() {
+    let archive = three_files();
+    let image = of(&[&archive.gzip()]);
+    for has_index in [false, true] {
+        let mut inside = Inside::start(image.clone(), &PATIENCE);
+        let digest = inside.image.layers()[0].clone();
+        if has_index {
+            inside.mount.run("find", &[inside.mount.path(&inside.rootfs(""))]).success();
+        }
+        for (fault, errnos) in [
+            (Fault::status(401), &["Permission denied"][..]),
+            (Fault::status(403), &["Permission denied"]),
+            (Fault::status(404), &["No such file or directory", EIO]),
+            (Fault::status(418), &[EIO]),
+            (Fault::HangBefore, &["Connection timed out", EIO]),
+            (Fault::FlipByte(1000), &[EIO]),
+            (Fault::HangAfter(1000), &["Connection timed out", EIO]),
+        ] {
+            inside.restart_cold();
+            let before = inside.mount.logged(&[&digest]).len();
+            let shown = format!("{fault:?}, has index: {has_index}");
+            inside.hostile.on(Match::blobs().about(&digest)).fault(fault);
+            let failed = inside.mount.cat(&inside.rootfs("last"));
+            assert!(!failed.status.success(), "{shown}");
+            assert!(
+                errnos.iter().any(|errno| failed.stderr.contains(errno)),
+                "{shown}: {}, {:?}",
+                failed.stderr,
+                inside.mount.log()
+            );
+            assert!(failed.elapsed < Duration::from_secs(20), "{shown}: {:?}", failed.elapsed);
+            assert!(noise(3).starts_with(&failed.stdout), "{shown}: wrong bytes");
+            let told = inside.mount.logged(&[&digest]).len() - before;
+            assert_eq!(told, 1, "{shown}: {:?}", inside.mount.log());
+            assert!(inside.status().to_string().contains(&digest), "{shown}");
+            inside.hostile.behave();
+            let read = inside.mount.cat(&inside.rootfs("last")).success();
+            assert!(read.stdout == noise(3), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn faults_that_pass_are_not_noticed() {
+    let archive = three_files();
+    for packing in [Packing::Gzip, Packing::Zstd, Packing::Plain] {
+        let mut inside = Inside::start(of(&[&archive.pack(packing)]), &PATIENCE);
+        let digest = inside.image.layers()[0].clone();
+        for fault in [
+            Fault::TruncateAt(100_000),
+            Fault::ResetAfter(100_000),
+            Fault::status(503),
+            Fault::LostConnection,
+            Fault::IgnoreRange,
+            Fault::Chunked,
+        ] {
+            for has_index in [false, true] {
+                eprintln!("{packing:?} {fault:?}, has index: {has_index}");
+                inside.restart_cold();
+                let matches = Match::blobs().about(&digest);
+                let always = matches!(fault, Fault::IgnoreRange | Fault::Chunked);
+                inside.hostile.behave();
+                inside
+                    .hostile
+                    .on(if always { matches } else { matches.nth(1) })
+                    .fault(fault.clone());
+                for (name, seed) in [("last", 3), ("first", 1), ("middle", 2)] {
+                    let read = inside.mount.cat(&inside.rootfs(name)).success();
+                    assert!(read.stdout == noise(seed), "{name}");
+                }
+            }
+            assert_eq!(inside.mount.log(), Vec::<String>::new());
+            let index = inside.imgfs.images_dir().join("blobs/.imgfs/inside/layers").join(&digest);
+            std::fs::remove_file(index).expect("removing an index");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_index_is_made_again() {
+    let archive = three_files();
+    let mut inside = Inside::start(of(&[&archive.gzip()]), &PATIENCE);
+    let wanted = model::merged(&[&archive]);
+    assert_same(&wanted, &inside.mount.snapshot(&inside.rootfs("")));
+    let digest = inside.image.layers()[0].clone();
+    let index = inside.imgfs.images_dir().join("blobs/.imgfs/inside/layers").join(&digest);
+    let right = std::fs::read(&index).expect("there is an index");
+    let mut random = content::Random::new(seed());
+    for case in 0..scale(12, 200) {
+        let mut wrong = right.clone();
+        match case % 3 {
+            0 => wrong.truncate(random.below(right.len() as u64) as usize),
+            1 => {
+                for _ in 0..1 + random.below(4) {
+                    let at = random.below(right.len() as u64) as usize;
+                    wrong[at] ^= 1 << random.below(8);
+                }
+            }
+            _ => content::fill(random.next(), 0, &mut wrong[right.len() / 2..]),
+        }
+        std::fs::write(&index, &wrong).expect("writing");
+        inside.restart_cold();
+        // Whatever is wrong with it is found out when it is used: at the latest the second time all is well.
+        if !inside.mount.cat(&inside.rootfs("middle")).status.success() {
+            eprintln!("case {case}: {:?}", inside.mount.log());
+        }
+        assert!(inside.mount.cat(&inside.rootfs("middle")).success().stdout == noise(2));
+        assert_same(&wanted, &inside.mount.snapshot(&inside.rootfs("")));
+    }
+}
