@@ -34,6 +34,10 @@ pub use stored::{StoredError, StoredHead};
 pub(super) use table::ROOT;
 pub use table::{Entry, Table, TableError, Xattrs};
 
+/// What has to be decompressed for one span before it is better to decompress all of the layer in
+/// order.
+const SEQUENTIAL_BYTES: u64 = 16 << 20;
+
 /// What cannot be shown of a layer, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
@@ -246,7 +250,7 @@ impl LayerIndex {
     /// because more than 16 MiB would have to be decompressed for it alone: zstd layers of one
     /// frame.
     pub fn needs_sequential(&self, span: u32) -> bool {
-        self.decompressed_bytes(self.group(span)) > 16 << 20
+        self.decompressed_bytes(self.group(span)) > SEQUENTIAL_BYTES
     }
 
     /// Bytes that come out of decompressing these spans of one group, with those passed over.

@@ -36,10 +36,10 @@ use crate::{
 };
 
 /// What of a blob is read at a time when all of it is.
-pub(super) const STEP: usize = 1 << 20;
+pub(super) const STEP: usize = 256 << 10;
 
 /// Bytes a second that a link has at least.
-const SLOW: u64 = 64 << 10;
+const SLOW: u64 = 256 << 10;
 
 /// What layers are known by: of several sizes that manifests give a digest, one can be right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -376,7 +376,7 @@ impl<S: Names + Blobs> Layer<S> {
         pass: &Arc<Pass>,
     ) -> Stream {
         let (layer, index, pass) = (self.clone(), index.clone(), pass.clone());
-        Stream::Passing(Arc::new(Passing { layer, index, pass }))
+        Stream::Passing(Arc::new(Passing { layer, index, pass, last: Mutex::default() }))
     }
 
     /// The spans of the group that `span` is in, checked.
@@ -401,7 +401,11 @@ impl<S: Names + Blobs> Layer<S> {
         decoding.entry(key).or_insert_with(begin).clone()
     }
 
-    async fn decode(self: &Arc<Self>, index: &Arc<LayerIndex>, spans: Range<u32>) -> Result<Group> {
+    pub(super) async fn decode(
+        self: &Arc<Self>,
+        index: &Arc<LayerIndex>,
+        spans: Range<u32>,
+    ) -> Result<Group> {
         let mut attempts = 0;
         loop {
             attempts += 1;

@@ -1,6 +1,9 @@
 //! The decompressed stream of a layer, and how it becomes content for the cache.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, future::BoxFuture};
@@ -15,6 +18,7 @@ use crate::{
     cache::CachedBlob,
     image::{Descriptor, Repository},
     layer::{LayerIndex, SpanDecoder},
+    lock::locked,
     tree::{Blobs, ByteStream, Kind, Names, Result},
 };
 
@@ -61,6 +65,22 @@ pub(super) struct Passing<S: Blobs> {
     pub layer: Arc<Layer<S>>,
     pub index: Arc<LayerIndex>,
     pub pass: Arc<Pass>,
+    /// What was read last.
+    pub last: Mutex<Option<Group>>,
+}
+
+impl<S: Names + Blobs> Passing<S> {
+    /// The group of a span up to that. It may become longer yet, so it is kept here only.
+    async fn group(&self, span: u32) -> Result<Group> {
+        let last = locked(&self.last).clone();
+        if let Some(group) = last.filter(|group| group.get(span).is_some()) {
+            return Ok(group);
+        }
+        let spans = self.index.group(span).start..span + 1;
+        let group = self.layer.decode(&self.index, spans).await?;
+        *locked(&self.last) = Some(group.clone());
+        Ok(group)
+    }
 }
 
 impl<S: Names + Blobs> ReadPassing for Passing<S> {
@@ -76,7 +96,7 @@ impl<S: Names + Blobs> ReadPassing for Passing<S> {
                 }
                 let ended = || self.layer.error(Kind::Layer("it ends before the file does".into()));
                 let span = self.index.span_of(at).ok_or_else(ended)?;
-                let group = self.layer.group(&self.index, span).await?;
+                let group = self.group(span).await?;
                 // A span has 8 MiB at most.
                 let skip = (at - self.index.stream_range(span).start) as usize;
                 let found = group.get(span).and_then(|found| found.get(skip..));

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{
-    Compression, LayerIndex, MAX_NOTES, Note, Origin, Table, TableError,
+    Compression, LayerIndex, MAX_NOTES, Note, Origin, SEQUENTIAL_BYTES, Table, TableError,
     hashing::{Died, Hashes, Hashing},
     span::{Cutter, Span},
     table::TableBuilder,
@@ -227,22 +227,29 @@ impl Indexer {
         self.settled().map_or(0, |end| self.pass.cutter.spans[end].stream_offset)
     }
 
-    /// The number of the last span at which decompressing can begin and before which everything has
-    /// been hashed; never the first one.
+    /// The number of the span that has to be known no more, because everything before it has been
+    /// hashed and can be decompressed again without too much ado; never the first one.
     fn settled(&self) -> Option<usize> {
         let spans = &self.pass.cutter.spans;
-        let hashed = (self.pass.hashes.span_count() + 1).min(spans.len());
-        spans[..hashed].iter().rposition(Span::is_start).filter(|end| *end > 0)
+        let hashed = self.pass.hashes.span_count().min(spans.len().checked_sub(1)?);
+        (1..=hashed).rev().find(|end| {
+            let start = spans[..*end].iter().rposition(Span::is_start).unwrap_or(0);
+            spans[*end].stream_offset - spans[start].stream_offset <= SEQUENTIAL_BYTES
+        })
     }
 
-    /// An index of what has passed so far, up to the last place at which decompressing can begin. The
-    /// layer may still turn out to be another than `expected`: what is read by this index is what has
+    /// An index of what has passed so far, as far as that can be decompressed again. The layer may still turn out to be another than `expected`: what is read by this index is what has
     /// passed, no more and no less.
     pub fn so_far(&self, expected: &Expected) -> Option<LayerIndex> {
         let end = self.settled()?;
         let digests = self.pass.hashes.spans();
         let mut spans = self.pass.cutter.spans.clone();
-        let (stream_bytes, blob_bits) = (spans[end].stream_offset, spans[end].blob_bits);
+        let stream_bytes = spans[end].stream_offset;
+        // Where nothing begins, nobody knows where in the blob it is.
+        let used_bytes = match spans[end].is_start() {
+            true => spans[end].blob_bits.div_ceil(8),
+            false => self.blob_bytes,
+        };
         spans.truncate(end);
         for (span, digest) in spans.iter_mut().zip(digests) {
             span.digest = digest;
@@ -251,7 +258,7 @@ impl Indexer {
             origin: Origin::Pass,
             blob: expected.blob,
             blob_bytes: expected.blob_bytes,
-            used_bytes: blob_bits.div_ceil(8),
+            used_bytes,
             diff_id: None,
             stream_bytes,
             compression: self.pass.compression,
