@@ -167,7 +167,8 @@ fn a_manifest_is_taken_when_all_its_parts_are_there() {
     assert_eq!(hostile.tags("r")["1"], index.digest());
     assert_eq!(hostile.manifest("r", "1").as_deref(), Some(&*index.root().bytes));
     assert_eq!(hostile.manifest_type("r", "1").as_deref(), Some(&*index.root().media_type));
-    assert_eq!(hostile.manifest_puts().iter().filter(|served| served.status == 201).count(), 6);
+    let taken = hostile.manifest_puts().iter().filter(|served| served.status == 201).count();
+    assert_eq!(taken, index.manifests.len() + 1);
     hostile.assert_complete();
 }
 
