@@ -63,6 +63,8 @@ pub struct Sources<S> {
     pub cache: Cache,
     /// A layer of which nothing comes for so long is given up.
     pub patience: Duration,
+    /// Whether nothing of a layer is shown before all of it has been verified.
+    pub verify_first: bool,
 }
 
 /// What all images of a process share.

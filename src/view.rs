@@ -74,6 +74,8 @@ pub struct Settings {
     pub platform: Platform,
     /// A layer of which nothing comes for so long is given up.
     pub patience: Duration,
+    /// Whether nothing inside a layer is shown before all of the layer has been verified.
+    pub verify_first: bool,
 }
 
 /// What an inode looks like.
@@ -229,8 +231,13 @@ impl<S: Names + Blobs + Attachments> View<S> {
         settings: Settings,
     ) -> Arc<Self> {
         let inside = cache.clone().map(|cache| {
-            let (dir, remote) = (dir.clone(), source.clone());
-            let images = Images::new(Sources { dir, remote, cache, patience: settings.patience });
+            let images = Images::new(Sources {
+                dir: dir.clone(),
+                remote: source.clone(),
+                cache,
+                patience: settings.patience,
+                verify_first: settings.verify_first,
+            });
             Inside::new(images, &settings)
         });
         Arc::new(Self {

@@ -389,6 +389,12 @@ pub(crate) struct MountArgs {
     /// Show what is local, and ask no registry
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Show nothing that is inside a layer before all of the layer has been verified
+    ///
+    /// Otherwise files can be read while their layer is looked into for the first time, as soon as
+    /// they have passed, when nobody knows yet whether it is the right layer.
+    #[arg(long)]
+    pub(crate) verify_first: bool,
     /// Directory of the cache; by default in the directory of images
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) cache_dir: Option<PathBuf>,

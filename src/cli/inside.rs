@@ -127,6 +127,8 @@ async fn print(opened: &Opened, path: &str) -> Result<(), Failure> {
             Err(e) => return Err(Failure::new(format!("standard output: {e}"))),
         }
     }
+    // What has been printed is only now known to be right.
+    file.verified().await?;
     io::stdout().flush().map_err(|e| Failure::new(format!("standard output: {e}")))
 }
 
@@ -153,7 +155,7 @@ impl Opened {
         let wanted = shown_platform(&Options { platforms, ..Options::default() })?;
         let (dir, cache, scratch) = cache(tree)?;
         let remote = (!args.offline).then(|| Arc::new(Registry::new(config)));
-        let images = Images::new(Sources { dir, remote, cache, patience });
+        let images = Images::new(Sources { dir, remote, cache, patience, verify_first: false });
         let of_image = |error| Failure::from(error).of_image();
         let digest = images.manifest(&name).await.map_err(of_image)?.digest();
         let opened = images.image(name.repository(), digest).await.map_err(of_image)?;

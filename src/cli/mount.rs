@@ -65,6 +65,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         options,
         tag_ttl: args.tag_ttl,
         patience: deadline,
+        verify_first: args.verify_first,
     };
     let log = log(args)?;
     let (runtime, source) = (runtime()?, Arc::new(Registry::new(config)));

@@ -11,7 +11,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,7 +21,7 @@ use futures_util::{
 use tokio::time::timeout;
 
 use super::{
-    SIDE, Store,
+    SIDE, Sources, Store,
     pass::Pass,
     spans::Group,
     stream::{Decompressed, Passing, Stream},
@@ -37,9 +36,6 @@ use crate::{
 
 /// What of a blob is read at a time when all of it is.
 pub(super) const STEP: usize = 256 << 10;
-
-/// Bytes a second that a link has at least.
-const SLOW: u64 = 256 << 10;
 
 /// What layers are known by: of several sizes that manifests give a digest, one can be right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -311,17 +307,21 @@ impl<S: Names + Blobs> Layer<S> {
         }
     }
 
-    /// Reads compressed bytes, and does not wait for ever: only as long as a slow link takes.
+    /// Reads compressed bytes, and does not wait for ever: only as long as something comes.
     pub(super) async fn fetch(&self, from: &Compressed, range: Range<u64>) -> Result<Bytes> {
-        let link = Duration::from_secs((range.end - range.start) / SLOW);
-        let patience = self.store.sources.patience + link;
-        match timeout(patience, from.read(range)).await {
-            // It is the layer that is not there, and not the file that is read.
-            Ok(Err(error)) if error.is_not_found() => {
-                Err(error.with_kind(Kind::Layer(error.kind().to_string())))
+        let Sources { cache, patience, .. } = &self.store.sources;
+        let mut read = std::pin::pin!(from.read(range));
+        loop {
+            let before = cache.fetched_bytes();
+            match timeout(*patience, &mut read).await {
+                // It is the layer that is not there, and not the file that is read.
+                Ok(Err(error)) if error.is_not_found() => {
+                    return Err(error.with_kind(Kind::Layer(error.kind().to_string())));
+                }
+                Ok(done) => return done,
+                Err(_) if cache.fetched_bytes() > before => {}
+                Err(_) => return Err(self.error(Kind::Stalled(*patience))),
             }
-            Ok(done) => done,
-            Err(_) => Err(self.error(Kind::Stalled(patience))),
         }
     }
 

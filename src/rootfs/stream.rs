@@ -35,12 +35,23 @@ pub(super) enum Stream {
 pub(super) trait ReadPassing: Send + Sync {
     /// The bytes `range`, all of them.
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>>;
+
+    /// Waits until it is known whether it is the right layer.
+    fn verified(&self) -> BoxFuture<'_, Result<()>>;
 }
 
 impl Stream {
     /// Whether what is read is known to be right.
     pub(super) fn is_certain(&self) -> bool {
         matches!(self, Self::Cached(_))
+    }
+
+    /// Waits until it is known whether what was read is right.
+    pub(super) async fn verified(&self) -> Result<()> {
+        match self {
+            Self::Cached(_) => Ok(()),
+            Self::Passing(stream) => stream.verified().await,
+        }
     }
 
     /// Reads without waiting for a registry, if that can be.
@@ -108,6 +119,17 @@ impl<S: Names + Blobs> ReadPassing for Passing<S> {
             Ok(bytes.freeze())
         };
         read.boxed()
+    }
+
+    fn verified(&self) -> BoxFuture<'_, Result<()>> {
+        async move {
+            let index = self.layer.index().await?;
+            match index.wrong() {
+                Some(note) => Err(self.layer.error(Kind::Layer(note.kind.to_string()))),
+                None => Ok(()),
+            }
+        }
+        .boxed()
     }
 }
 

@@ -144,6 +144,14 @@ impl TreeFile {
         self.stream.as_ref().is_none_or(Stream::is_certain)
     }
 
+    /// Waits until it is known whether what was read is right.
+    pub async fn verified(&self) -> Result<()> {
+        match &self.stream {
+            Some(stream) => stream.verified().await,
+            None => Ok(()),
+        }
+    }
+
     /// The digest of the layer that it is in.
     pub fn layer(&self) -> Digest {
         self.layer

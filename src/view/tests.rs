@@ -132,6 +132,7 @@ fn settings(tag_ttl: Duration) -> Settings {
         tag_ttl,
         platform: "linux/amd64".parse().unwrap(),
         patience: Duration::from_secs(10),
+        verify_first: false,
     }
 }
 
