@@ -359,6 +359,10 @@ fn reads_that_fail_say_how_and_succeed_later() {
             (Fault::FlipByte(1000), &[EIO]),
             (Fault::HangAfter(1000), &["Connection timed out", EIO]),
         ] {
+            if !has_index {
+                let index = inside.imgfs.images_dir().join("blobs/.imgfs/inside/layers");
+                let _ = std::fs::remove_file(index.join(&digest));
+            }
             inside.restart_cold();
             let before = inside.mount.logged(&[&digest]).len();
             let shown = format!("{fault:?}, has index: {has_index}");
@@ -374,7 +378,9 @@ fn reads_that_fail_say_how_and_succeed_later() {
             assert!(failed.elapsed < Duration::from_secs(40), "{shown}: {:?}", failed.elapsed);
             assert!(noise(3).starts_with(&failed.stdout), "{shown}: wrong bytes");
             let told = inside.mount.logged(&[&digest]).len() - before;
-            assert_eq!(told, 1, "{shown}: {:?}", inside.mount.log());
+            // What the kernel could not read ahead it asks for once more.
+            let most = if shown.starts_with("Hang") { 2 } else { 1 };
+            assert!((1..=most).contains(&told), "{shown}: {:?}", inside.mount.log());
             assert!(inside.status().to_string().contains(&digest), "{shown}");
             inside.hostile.behave();
             let read = inside.mount.cat(&inside.rootfs("last")).success();
