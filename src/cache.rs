@@ -294,7 +294,7 @@ impl Cache {
             blob: blob.clone(),
             is_derived: trust == Trust::Source,
         };
-        CachedBlob::new(core.clone(), key, Arc::new(origin), trust == Trust::Reader)
+        CachedBlob::new(core.clone(), key, Arc::new(origin), trust)
     }
 
     /// Bytes that sources have sent.

@@ -24,6 +24,7 @@ mod layer;
 mod pass;
 mod shelf;
 mod spans;
+mod status;
 mod stream;
 mod tree;
 
@@ -71,7 +72,7 @@ pub struct Sources<S> {
 struct Store<S: Blobs> {
     sources: Sources<S>,
     shelf: Shelf,
-    recent: RecentSpans,
+    recent: Arc<RecentSpans>,
     /// Passes that run at a time: each takes a processor or two.
     passes: Semaphore,
     troubles: Mutex<VecDeque<(SystemTime, String)>>,
@@ -83,7 +84,7 @@ impl<S: Names + Blobs> Store<S> {
         Arc::new(Self {
             shelf: Shelf::new(sources.dir.inside_dir()),
             sources,
-            recent: RecentSpans::default(),
+            recent: RecentSpans::new(),
             passes: Semaphore::new(processors.clamp(1, 4)),
             troubles: Mutex::default(),
         })

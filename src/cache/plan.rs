@@ -73,8 +73,17 @@ impl Core {
     }
 
     /// Has fetched what a read of the bytes `range` needs, and will need.
-    pub(super) fn plan_read(self: &Arc<Self>, state: &mut State, key: &Key, range: &Range<u64>) {
-        let max = self.max_blocks(state);
+    ///
+    /// No more than `ahead_bytes` are asked for at once.
+    pub(super) fn plan_read(
+        self: &Arc<Self>,
+        state: &mut State,
+        key: &Key,
+        range: &Range<u64>,
+        ahead_bytes: u64,
+    ) {
+        let ahead = u32::try_from(ahead_bytes / BLOCK_BYTES).unwrap_or(u32::MAX).max(1);
+        let max = self.max_blocks(state).min(ahead);
         let State { blobs, memory, .. } = state;
         let Some(blob) = blobs.get_mut(key) else { return };
         let blocks = Blob::blocks_of(range);

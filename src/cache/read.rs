@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
 use super::{
-    Core, SIDE,
+    Core, SIDE, Trust,
     fetch::Origin,
     state::{Blob, Failed, Files, Key, Place, State, WHOLE},
 };
@@ -29,6 +29,9 @@ use crate::{
 /// The largest blob that is read, in bytes: far above what any registry takes.
 pub(super) const MAX_SIZE: u64 = 1 << 46;
 
+/// What is asked for at once for somebody who reads parts: few read on for long, because files end.
+const PARTS_AHEAD_BYTES: u64 = 2 << 20;
+
 /// A blob that is read through the cache. Clones are the same handle; as long as one is there, the
 /// blob counts as open.
 #[derive(Clone)]
@@ -42,6 +45,8 @@ struct Handle {
     origin: Arc<dyn Origin>,
     /// Whoever reads compares digests of parts by itself.
     checks_itself: bool,
+    /// The most that is asked for at once.
+    ahead_bytes: u64,
     /// The file has been given to somebody.
     lent: AtomicBool,
 }
@@ -86,14 +91,19 @@ impl From<Error> for Trouble {
 }
 
 impl CachedBlob {
-    pub(super) fn new(
-        core: Arc<Core>,
-        key: Key,
-        origin: Arc<dyn Origin>,
-        checks_itself: bool,
-    ) -> Self {
-        let lent = AtomicBool::new(false);
-        Self { handle: Arc::new(Handle { core, key, origin, checks_itself, lent }) }
+    pub(super) fn new(core: Arc<Core>, key: Key, origin: Arc<dyn Origin>, trust: Trust) -> Self {
+        let handle = Handle {
+            checks_itself: trust == Trust::Reader,
+            ahead_bytes: match trust {
+                Trust::Digest => core.max_window_bytes,
+                Trust::Reader | Trust::Source => core.max_window_bytes.min(PARTS_AHEAD_BYTES),
+            },
+            core,
+            key,
+            origin,
+            lent: AtomicBool::new(false),
+        };
+        Self { handle: Arc::new(handle) }
     }
 
     /// The size of the blob in bytes, as its descriptor states it.
@@ -142,6 +152,16 @@ impl CachedBlob {
         let state = self.handle.core.lock();
         let blob = state.blobs.get(&self.handle.key);
         blob.is_some_and(|blob| matches!(blob.place, Place::Whole(_)))
+    }
+
+    /// The same handle for somebody who is going to read all of it, in order.
+    #[must_use]
+    pub fn for_all(mut self) -> Self {
+        let all = self.handle.core.max_window_bytes;
+        if let Some(handle) = Arc::get_mut(&mut self.handle) {
+            handle.ahead_bytes = all;
+        }
+        self
     }
 
     /// The bytes from `offset` on, `length` of them or as many as there are before the end.
@@ -350,7 +370,7 @@ impl Handle {
             true => Some(core.pin(state, key, blocks)?),
             false => None,
         };
-        core.plan_read(state, key, range);
+        core.plan_read(state, key, range, self.ahead_bytes);
         if is_last_awaited {
             core.pump(state, key);
         }

@@ -18,6 +18,7 @@ use imgfs::{
     tree::{images_dir::ImagesDir, registry::Registry},
 };
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use super::{
     Failure, Outcome,
@@ -26,6 +27,9 @@ use super::{
     output::{Output, table},
     registries, runtime,
 };
+
+/// How long what is under way in the end may take.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What is read of a file at a time, in bytes.
 const STEP: usize = 1 << 20;
@@ -78,14 +82,20 @@ pub(crate) fn ls(
         Ok(entries)
     });
     drop(entered);
-    let entries = entries?;
+    let entries = match entries {
+        Ok(entries) => entries,
+        Err(failure) => {
+            opened.close(runtime);
+            return Err(failure);
+        }
+    };
     let report: Vec<Value> = entries.iter().map(Line::json).collect();
     output.event(&json!({"event": "report", "command": "ls", "image": image, "entries": report}));
     let rows: Vec<Vec<String>> = entries.iter().map(Line::row).collect();
     if !rows.is_empty() {
         output.line(&table(&rows));
     }
-    runtime.shutdown_background();
+    opened.close(runtime);
     Ok(Outcome::Done)
 }
 
@@ -102,7 +112,7 @@ pub(crate) fn cat(args: &CatArgs, output: &Output) -> Result<Outcome, Failure> {
         }
     }
     drop(entered);
-    runtime.shutdown_background();
+    opened.close(runtime);
     Ok(outcome)
 }
 
@@ -135,7 +145,7 @@ async fn print(opened: &Opened, path: &str) -> Result<(), Failure> {
 /// An image that is being looked into.
 struct Opened {
     files: Files<Registry>,
-    _scratch: Option<Scratch>,
+    scratch: Option<Scratch>,
 }
 
 impl Opened {
@@ -171,7 +181,17 @@ impl Opened {
         };
         let variant = images.variant(&opened, platform).await.map_err(of_image)?;
         let variant = variant.ok_or_else(|| Failure::new(format!("{image} has no {platform}")))?;
-        Ok(Self { files: images.files(&variant, None), _scratch: scratch })
+        Ok(Self { files: images.files(&variant, None), scratch })
+    }
+}
+
+impl Opened {
+    /// Ends what is still under way, and then removes what was for this process only.
+    fn close(self, runtime: Runtime) {
+        let Self { files, scratch } = self;
+        drop(files);
+        runtime.shutdown_timeout(GRACE);
+        drop(scratch);
     }
 }
 
@@ -196,11 +216,17 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> Result<Self, Failure> {
-        let path = std::env::temp_dir().join(format!("imgfs-{}", std::process::id()));
-        // Nobody else can have made it before, or look into it.
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
-        Ok(Self(path))
+        let base = std::env::temp_dir();
+        for number in 0..100 {
+            let path = base.join(format!("imgfs-{}-{number}", std::process::id()));
+            // Nobody else can have made it before, or look into it.
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => return Ok(Self(path)),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Failure::new(format!("{}: {e}", path.display()))),
+            }
+        }
+        Err(Failure::new(format!("{}: it is full of what imgfs has left", base.display())))
     }
 }
 

@@ -227,6 +227,15 @@ impl LayerIndex {
         (stream_offset < self.stream_range(span).end).then_some(span)
     }
 
+    /// The first span that ends behind `stream_offset`; the number of spans if there is none.
+    pub fn span_from(&self, stream_offset: u64) -> u32 {
+        let after = self.spans.partition_point(|span| span.stream_offset <= stream_offset) as u32;
+        match after.checked_sub(1) {
+            Some(span) if stream_offset < self.stream_range(span).end => span,
+            _ => after,
+        }
+    }
+
     /// The part of the stream that a span is; empty if there is no such span.
     pub fn stream_range(&self, span: u32) -> Range<u64> {
         let Some(known) = self.spans.get(span as usize) else {

@@ -3,13 +3,11 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
-    time::UNIX_EPOCH,
 };
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::{
     Files, SIDE, Sources, Store,
@@ -77,6 +75,11 @@ struct HistoryLine {
 }
 
 impl Image {
+    /// Its name, by its digest.
+    pub fn name(&self) -> Reference {
+        self.repository.pinned(self.manifest.digest())
+    }
+
     /// The manifest or index as it is.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
@@ -304,6 +307,16 @@ impl<S: Names + Blobs> Images<S> {
         Ok(bytes)
     }
 
+    pub(super) fn store(&self) -> &Store<S> {
+        &self.inner.store
+    }
+
+    /// The layers of a platform, the lowest first.
+    pub(super) fn layers(&self, variant: &Variant) -> Vec<Arc<Layer<S>>> {
+        let numbers = 0..variant.layer_count();
+        numbers.filter_map(|number| self.layer(variant, number)).collect()
+    }
+
     fn layer(&self, variant: &Variant, number: usize) -> Option<Arc<Layer<S>>> {
         let blob = variant.layers().get(number)?;
         let diff_id = variant.diff_ids.get(number).copied();
@@ -318,9 +331,7 @@ impl<S: Names + Blobs> Images<S> {
     /// The files of a platform, or of its layer with this number, from 0 for the lowest. Nothing is
     /// fetched yet.
     pub fn files(&self, variant: &Arc<Variant>, layer: Option<usize>) -> Files<S> {
-        let numbers = 0..variant.layer_count();
-        let layers = numbers.filter_map(|number| self.layer(variant, number)).collect();
-        Files::new(self.clone(), variant.clone(), layer, layers)
+        Files::new(self.clone(), variant.clone(), layer, self.layers(variant))
     }
 
     /// The tree of a platform or of one of its layers.
@@ -418,43 +429,6 @@ impl<S: Names + Blobs> Images<S> {
         };
         raw(layer, &index, origin).ok()
     }
-
-    /// Nobody reads at the moment: gives back memory.
-    pub fn rest(&self) {
-        self.inner.store.recent.clear();
-    }
-
-    /// What is known of an image: its layers, as far as they are indexed, what has been fetched,
-    /// and what has gone wrong lately.
-    pub fn status(&self, image: &Image) -> Value {
-        let variants = locked(&self.inner.variants);
-        let platforms = image.platforms.iter().map(|(name, choice)| {
-            let variant = match choice {
-                Choice::Itself(variant) => Some(variant),
-                Choice::Child(child) => variants.get(&child.digest),
-            };
-            let layers = variant.map(|variant| {
-                let numbers = 0..variant.layer_count();
-                let layers = numbers.filter_map(|number| self.layer(variant, number));
-                layers.map(|layer| layer_status(&layer)).collect::<Vec<_>>()
-            });
-            json!({ "platform": name, "layers": layers })
-        });
-        let stats = self.inner.store.sources.cache.stats();
-        let troubles = locked(&self.inner.store.troubles);
-        let errors = troubles.iter().map(|(time, text)| {
-            let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            json!({ "time": seconds, "error": text })
-        });
-        json!({
-            "image": format!("{}@{}", image.repository, image.manifest.digest()),
-            "platforms": platforms.collect::<Vec<_>>(),
-            "fetched_bytes": stats.fetched_bytes,
-            "requests": stats.requests,
-            "cache": { "held_bytes": stats.held_bytes, "limit_bytes": stats.limit_bytes },
-            "errors": errors.collect::<Vec<_>>(),
-        })
-    }
 }
 
 fn raw<S: Names + Blobs>(
@@ -465,40 +439,6 @@ fn raw<S: Names + Blobs>(
     let rootfs = Rootfs::raw(index.clone());
     let rootfs = rootfs.map_err(|e| layer.error(Kind::Unfit(e.to_string())))?;
     Ok(Tree::new(rootfs, vec![origin]))
-}
-
-fn layer_status<S: Names + Blobs>(layer: &Layer<S>) -> Value {
-    let mut status = json!({ "digest": layer.blob.digest.to_string(), "size": layer.blob.size });
-    let Some(index) = layer.known_index() else {
-        status["indexed"] = json!(false);
-        if let Some(pass) = layer.pass() {
-            status["passed_bytes"] = json!(*pass.passed().borrow());
-        }
-        return status;
-    };
-    status["indexed"] = json!(true);
-    status["entries"] = json!(index.table().len());
-    status["uncompressed_bytes"] = json!(index.stream_bytes());
-    status["compression"] = json!(index.compression().as_str());
-    if let Some(damage) = index.damage() {
-        status["damage"] = json!(damage.kind.to_string());
-    }
-    let notes: Vec<Value> = index
-        .notes()
-        .iter()
-        .map(|note| {
-            json!({
-                "entry": note.entry,
-                "name": String::from_utf8_lossy(&note.name),
-                "note": note.kind.to_string(),
-            })
-        })
-        .collect();
-    if !notes.is_empty() {
-        status["notes"] = json!(notes);
-        status["more_notes"] = json!(index.more_notes());
-    }
-    status
 }
 
 async fn collect(stream: &mut impl ByteStream, blob: &Descriptor) -> Result<Bytes> {

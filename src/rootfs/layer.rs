@@ -76,6 +76,13 @@ enum TocTrouble {
     Toc(#[from] TocError),
 }
 
+/// What has been fetched or made anew because spans were not what they should be.
+enum Doubted {
+    Nothing,
+    Bytes,
+    Index,
+}
+
 /// The compressed bytes of a layer.
 pub(super) enum Compressed {
     File(Arc<File>),
@@ -83,6 +90,14 @@ pub(super) enum Compressed {
 }
 
 impl Compressed {
+    /// The same for somebody who is going to read all of it.
+    pub(super) fn for_all(self) -> Self {
+        match self {
+            Self::Cached(blob) => Self::Cached(blob.for_all()),
+            Self::File(file) => Self::File(file),
+        }
+    }
+
     /// The bytes `range`, all of them.
     pub(super) async fn read(&self, range: Range<u64>) -> Result<Bytes> {
         // Nobody asks for more than a group of spans.
@@ -258,7 +273,7 @@ impl<S: Names + Blobs> Layer<S> {
 
     /// Passes the layer from its beginning to its end.
     async fn run_pass(&self, pass: &Arc<Pass>) -> Result<LayerIndex> {
-        let compressed = self.compressed()?;
+        let compressed = self.compressed()?.for_all();
         pass.begin();
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(2);
         let of = pass.clone();
@@ -366,7 +381,8 @@ impl<S: Names + Blobs> Layer<S> {
         let name = format!("imgfs: the decompressed stream of {}", self.blob.digest);
         let content = Descriptor::new("", Digest::sha256(name.as_bytes()), index.stream_bytes());
         let source = Arc::new(Decompressed { layer: self.clone(), index: index.clone() });
-        Ok(Stream::Cached(self.store.sources.cache.derived(&source, repository, &content)))
+        let stream = self.store.sources.cache.derived(&source, repository, &content);
+        Ok(Stream::Cached { stream, _reader: self.store.recent.reader() })
     }
 
     /// The same of what has passed while the pass goes on.
@@ -406,9 +422,9 @@ impl<S: Names + Blobs> Layer<S> {
         index: &Arc<LayerIndex>,
         spans: Range<u32>,
     ) -> Result<Group> {
-        let mut attempts = 0;
+        let mut index = index.clone();
+        let mut doubted = Doubted::Nothing;
         loop {
-            attempts += 1;
             let compressed = self.compressed()?;
             let bytes = self.fetch(&compressed, index.fetch_range(spans.clone())).await?;
             let (layer, of, wanted) = (self.clone(), index.clone(), spans.clone());
@@ -418,20 +434,28 @@ impl<S: Names + Blobs> Layer<S> {
                 Ok(group) => return Ok(group),
                 Err(error) => error,
             };
-            if attempts > 1 {
-                return Err(self.error(Kind::Layer(error.to_string())));
-            }
-            self.distrust(&compressed, &error);
+            let of_window = matches!(error, DecodeError::Window(_) | DecodeError::NoWindow(_));
+            doubted = match doubted {
+                Doubted::Nothing if !of_window => {
+                    self.distrust(&compressed, &error);
+                    Doubted::Bytes
+                }
+                // The same bytes came again, so it is the index that has been damaged since it was
+                // read, or rather its windows.
+                Doubted::Nothing | Doubted::Bytes if !index.has_windows() => {
+                    self.store.shelf.drop_index(&self.blob.digest);
+                    *locked(&self.index) = Known::Nothing;
+                    index = self.index().await?;
+                    Doubted::Index
+                }
+                _ => return Err(self.error(Kind::Layer(error.to_string()))),
+            };
         }
     }
 
-    /// Sees to it that the next attempt does not get what has just been found to be wrong.
+    /// Sees to it that the next attempt does not get the bytes that have just been found to be wrong.
     pub(super) fn distrust(&self, compressed: &Compressed, error: &DecodeError) {
         self.store.note(&self.error(Kind::Layer(error.to_string())));
-        if matches!(error, DecodeError::Window(_) | DecodeError::NoWindow(_)) {
-            self.store.shelf.drop_index(&self.blob.digest);
-            *locked(&self.index) = Known::Nothing;
-        }
         match compressed {
             Compressed::File(_) if self.store.sources.remote.is_some() => {
                 self.local_is_bad.store(true, Ordering::Relaxed);

@@ -4,15 +4,20 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 
 use super::layer::LayerKey;
 use crate::lock::locked;
 
 /// Bytes that are kept.
 const LIMIT: usize = 16 << 20;
+
+/// How long they are kept when nobody reads.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// Spans that are decompressed together.
 #[derive(Clone)]
@@ -33,20 +38,33 @@ impl Group {
     }
 }
 
-#[derive(Default)]
-pub(super) struct RecentSpans(Mutex<Kept>);
+pub(super) struct RecentSpans {
+    kept: Mutex<Kept>,
+    /// Where it waits for readers to have ended.
+    runtime: Option<Handle>,
+}
 
 #[derive(Default)]
 struct Kept {
+    readers: usize,
+    /// Readers that have ended.
+    reads: u64,
+    /// Whether somebody waits for them to have ended for good.
+    is_watched: bool,
     bytes: usize,
     /// What was used last stands last.
     groups: VecDeque<(LayerKey, Group)>,
 }
 
 impl RecentSpans {
+    /// For the runtime that this is called in.
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { kept: Mutex::default(), runtime: Handle::try_current().ok() })
+    }
+
     /// The group that begins with the span `first` of a layer.
     pub(super) fn get(&self, layer: &LayerKey, first: u32) -> Option<Group> {
-        let mut kept = locked(&self.0);
+        let mut kept = locked(&self.kept);
         let at = kept.groups.iter().position(|(of, g)| of == layer && g.first == first)?;
         let found = kept.groups.remove(at)?;
         let group = found.1.clone();
@@ -55,7 +73,7 @@ impl RecentSpans {
     }
 
     pub(super) fn put(&self, layer: &LayerKey, group: Group) {
-        let mut kept = locked(&self.0);
+        let mut kept = locked(&self.kept);
         kept.bytes += group.bytes();
         kept.groups.push_back((*layer, group));
         // A single one is kept however large it is: somebody is about to read it.
@@ -65,8 +83,41 @@ impl RecentSpans {
         }
     }
 
-    /// Forgets all of them.
-    pub(super) fn clear(&self) {
-        *locked(&self.0) = Kept::default();
+    /// Notes that somebody reads. Some time after the last one has ended, everything is forgotten:
+    /// not at once, because programs that read everything read one file after the other.
+    pub(super) fn reader(self: &Arc<Self>) -> Reader {
+        locked(&self.kept).readers += 1;
+        Reader(self.clone())
+    }
+
+    /// Forgets everything once nobody has read for a while.
+    async fn forget_when_idle(self: Arc<Self>) {
+        loop {
+            let reads = locked(&self.kept).reads;
+            tokio::time::sleep(IDLE).await;
+            let mut kept = locked(&self.kept);
+            if kept.readers == 0 && kept.reads == reads {
+                *kept = Kept::default();
+                return;
+            }
+        }
+    }
+}
+
+/// Somebody who reads.
+pub(super) struct Reader(Arc<RecentSpans>);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut kept = locked(&self.0.kept);
+        kept.readers -= 1;
+        kept.reads += 1;
+        if let Some(runtime) = &self.0.runtime
+            && kept.readers == 0
+            && !kept.is_watched
+        {
+            kept.is_watched = true;
+            runtime.spawn(self.0.clone().forget_when_idle());
+        }
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::{
     layer::{Compressed, Layer, STEP},
     pass::Pass,
-    spans::Group,
+    spans::{Group, Reader},
 };
 use crate::{
     cache::CachedBlob,
@@ -23,10 +23,9 @@ use crate::{
 };
 
 /// The decompressed stream of a layer, open for reading.
-#[derive(Clone)]
 pub(super) enum Stream {
     /// By way of the cache.
-    Cached(CachedBlob),
+    Cached { stream: CachedBlob, _reader: Reader },
     /// What has passed, while nobody knows yet whether it is the right layer.
     Passing(Arc<dyn ReadPassing>),
 }
@@ -43,13 +42,13 @@ pub(super) trait ReadPassing: Send + Sync {
 impl Stream {
     /// Whether what is read is known to be right.
     pub(super) fn is_certain(&self) -> bool {
-        matches!(self, Self::Cached(_))
+        matches!(self, Self::Cached { .. })
     }
 
     /// Waits until it is known whether what was read is right.
     pub(super) async fn verified(&self) -> Result<()> {
         match self {
-            Self::Cached(_) => Ok(()),
+            Self::Cached { .. } => Ok(()),
             Self::Passing(stream) => stream.verified().await,
         }
     }
@@ -57,7 +56,7 @@ impl Stream {
     /// Reads without waiting for a registry, if that can be.
     pub(super) fn try_read(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
         match self {
-            Self::Cached(stream) => stream.try_read(offset, length),
+            Self::Cached { stream, .. } => stream.try_read(offset, length),
             Self::Passing(_) => None,
         }
     }
@@ -65,7 +64,7 @@ impl Stream {
     /// Reads, however long that takes.
     pub(super) async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
         match self {
-            Self::Cached(stream) => stream.read(offset, length).await,
+            Self::Cached { stream, .. } => stream.read(offset, length).await,
             Self::Passing(stream) => stream.read(offset..offset + length as u64).await,
         }
     }
@@ -144,23 +143,24 @@ impl<S: Names + Blobs> Blobs for Decompressed<S> {
 
     async fn read(&self, _: &Repository, _: &Descriptor, range: Range<u64>) -> Result<Spans<S>> {
         let all = 0..self.index.stream_bytes();
-        let first = self.index.span_of(range.start).unwrap_or(0);
-        let last = self.index.span_of(range.end.saturating_sub(1)).unwrap_or(0);
-        let is_sequential = (first..=last).any(|span| self.index.needs_sequential(span));
-        let spans = match is_sequential && range == all {
+        let first = self.index.span_from(range.start);
+        let last = self.index.span_from(range.end.saturating_sub(1));
+        let spans = first..self.index.span_count().min(last.saturating_add(1));
+        let is_sequential = spans.clone().any(|span| self.index.needs_sequential(span));
+        // What can only be decompressed from its beginning is decompressed once, and all kept.
+        let way = match is_sequential && range == all {
             true => Way::InOrder(self.in_order()?),
-            false => Way::Each(first..last + 1, None),
+            false => Way::Each(None),
         };
         let (layer, index) = (self.layer.clone(), self.index.clone());
-        // What can only be decompressed from its beginning is decompressed once, and all kept.
-        Ok(Spans { layer, index, left: range, spans, ignores_ranges: is_sequential })
+        Ok(Spans { layer, index, left: range, spans, way, ignores_ranges: is_sequential })
     }
 }
 
 /// How spans come.
 enum Way {
-    /// One by one, wherever they are.
-    Each(Range<u32>, Option<Group>),
+    /// Group by group, wherever they are; the one that came last.
+    Each(Option<Group>),
     /// All of the layer, decompressed in order.
     InOrder(mpsc::Receiver<Result<Bytes>>),
 }
@@ -169,42 +169,58 @@ enum Way {
 pub(super) struct Spans<S: Blobs> {
     layer: Arc<Layer<S>>,
     index: Arc<LayerIndex>,
-    /// What is still to come of the range that was asked for.
+    /// What is still to come of the range that was asked for, and of its spans.
     left: Range<u64>,
-    spans: Way,
+    spans: Range<u32>,
+    way: Way,
     ignores_ranges: bool,
 }
 
-impl<S: Names + Blobs> ByteStream for Spans<S> {
-    async fn next(&mut self) -> Result<Option<Bytes>> {
-        if self.left.is_empty() {
-            return Ok(None);
-        }
-        let bytes = match &mut self.spans {
-            Way::Each(spans, group) => {
-                let Some(span) = spans.next() else { return Ok(None) };
+impl<S: Names + Blobs> Spans<S> {
+    /// The next span, whole.
+    async fn span(&mut self, span: u32) -> Result<Bytes> {
+        let ended = || {
+            let reason = format!("decompressing has ended before span {span}");
+            self.layer.error(Kind::Interrupted(reason))
+        };
+        match &mut self.way {
+            Way::InOrder(comes) => comes.recv().await.ok_or_else(ended)?,
+            Way::Each(group) => {
                 if group.as_ref().is_none_or(|group| group.get(span).is_none()) {
                     *group = Some(self.layer.group(&self.index, span).await?);
                     let next = self.index.group(span).end;
-                    if next < spans.end {
+                    if next < self.spans.end {
                         // It is on its way while this one is read.
                         drop(self.layer.group(&self.index, next));
                     }
                 }
-                let bytes = group.as_ref().and_then(|group| group.get(span)).cloned();
-                let bytes = bytes.unwrap_or_default();
-                // It has the first byte that is left, and 8 MiB at most.
-                let begin = self.index.stream_range(span).start;
-                let skip = self.left.start.saturating_sub(begin).min(bytes.len() as u64);
-                bytes.slice(skip as usize..)
+                let found = group.as_ref().and_then(|group| group.get(span)).cloned();
+                found.ok_or_else(ended)
             }
-            Way::InOrder(comes) => match comes.recv().await {
-                Some(bytes) => bytes?,
-                None => {
-                    let ended = Kind::Interrupted("decompressing has ended early".into());
-                    return Err(self.layer.error(ended));
-                }
-            },
+        }
+    }
+}
+
+impl<S: Names + Blobs> ByteStream for Spans<S> {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        if self.left.start >= self.left.end {
+            return Ok(None);
+        }
+        let span = self.spans.start;
+        // Behind the last one there is nothing either.
+        let begin = match span < self.spans.end {
+            true => self.index.stream_range(span).start,
+            false => self.left.end,
+        };
+        let bytes = if self.left.start < begin {
+            // Between the files of a table of contents there is nothing, and not much of it.
+            let gap = begin.min(self.left.end) - self.left.start;
+            Bytes::from(vec![0; gap as usize])
+        } else {
+            let bytes = self.span(span).await?;
+            self.spans.start += 1;
+            let skip = (self.left.start - begin).min(bytes.len() as u64);
+            bytes.slice(skip as usize..)
         };
         let left = self.left.end - self.left.start;
         let bytes = bytes.slice(..(bytes.len() as u64).min(left) as usize);
@@ -221,7 +237,7 @@ impl<S: Names + Blobs> Decompressed<S> {
     /// Decompresses all of the layer from its beginning.
     fn in_order(&self) -> Result<mpsc::Receiver<Result<Bytes>>> {
         let (layer, index) = (self.layer.clone(), self.index.clone());
-        let compressed = layer.compressed()?;
+        let compressed = layer.compressed()?.for_all();
         let (gives, comes) = mpsc::channel(1);
         let (sender, mut receiver) = mpsc::channel::<Bytes>(2);
         let (reader, failed) = (layer.clone(), gives.clone());

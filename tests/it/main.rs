@@ -32,6 +32,7 @@ mod rootfs_hostile;
 mod rootfs_image;
 mod rootfs_reads;
 mod rootfs_real;
+mod rootfs_toc;
 mod run;
 mod selftest;
 mod selftest_harbor;
