@@ -15,6 +15,13 @@ pub(crate) struct Blob {
     pub(crate) repository: String,
 }
 
+/// A layer of an image.
+pub(crate) struct Layer {
+    /// Which of the layout's blobs it is.
+    pub(crate) blob: usize,
+    pub(crate) media_type: String,
+}
+
 pub(crate) struct Layout {
     pub(crate) path: PathBuf,
     /// `repository:tag` of the images proper; what is attached to them (`sha256-...` tags) comes along by itself.
@@ -104,6 +111,25 @@ impl Layout {
     /// The images' names without a registry.
     pub(crate) fn images(&self) -> &[String] {
         &self.images
+    }
+
+    /// The layers of an image with a manifest of its own, the lowest first; `None` if it has an index.
+    pub(crate) fn layers_of(&self, image: &str) -> Result<Option<Vec<Layer>>> {
+        let named = self.manifests.iter().flatten().find(|manifest| {
+            image.rsplit_once(':') == Some((&manifest.repository, &manifest.reference))
+        });
+        let named = named.ok_or_else(|| format!("{image} is not in the layout"))?;
+        let manifest = parse(&self.file_of(&named.digest))?;
+        if manifest.get("layers").is_none() {
+            return Ok(None);
+        }
+        let layers = list(&manifest, "layers").map(|layer| {
+            let digest = text(layer, "digest")?;
+            let blob = self.blobs.iter().position(|blob| blob.digest == digest);
+            let blob = blob.ok_or_else(|| format!("{digest} is not in the layout"))?;
+            Ok(Layer { blob, media_type: text(layer, "mediaType")?.to_owned() })
+        });
+        layers.collect::<Result<_>>().map(Some)
     }
 
     pub(crate) fn file_of(&self, digest: &str) -> PathBuf {

@@ -17,6 +17,7 @@ mod pull;
 mod push;
 mod registry;
 mod report;
+mod rootfs;
 mod rows;
 mod tally;
 mod targets;
@@ -104,6 +105,16 @@ enum Part {
     MountHang,
     /// Memory with 64 readers
     MountMemory,
+    /// The first file that is read of the inside of an image
+    RootfsFirst,
+    /// find and tar of the inside of an image that has been looked into
+    RootfsWalk,
+    /// tar of the inside of an image that nobody has looked into
+    RootfsScan,
+    /// Reads of 4 KiB of a large file inside an image
+    RootfsRandom,
+    /// Memory after find inside images with a million files
+    RootfsMemory,
 }
 
 fn main() -> ExitCode {
@@ -180,6 +191,11 @@ impl Bench {
             (Part::MountCopy, Self::copy_out),
             (Part::MountHang, Self::hanging_registry),
             (Part::MountMemory, Self::many_readers),
+            (Part::RootfsFirst, Self::first_reads_inside),
+            (Part::RootfsWalk, Self::walks_inside),
+            (Part::RootfsScan, Self::scans_inside),
+            (Part::RootfsRandom, Self::random_reads_inside),
+            (Part::RootfsMemory, Self::many_files_inside),
         ] {
             if wants(&self.options, part) {
                 measure(&mut self, &mut report)?;

@@ -1,6 +1,7 @@
 //! What a mount costs: against the files themselves, against curl, and against a pull.
 
 mod daemon;
+mod fio;
 mod local;
 mod remote;
 
@@ -8,8 +9,11 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 
+pub(crate) use daemon::Daemon;
+pub(crate) use fio::{Pattern, fio};
+
 /// How long something took.
-fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+pub(crate) fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
     let start = Instant::now();
     work()?;
     Ok(start.elapsed())

@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 
 use crate::{Bench, Result};
 
+/// The processor on which readers and daemons share their time, where that matters.
+pub(super) const PROCESSOR: &str = "0";
+
 /// A mount; it ends with this value.
-pub(super) struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
-    pub(super) mountpoint: PathBuf,
+    pub(crate) mountpoint: PathBuf,
 }
 
 impl Bench {
     /// Mounts `images_dir`, with these options too. The mount point is made beside it.
-    pub(super) fn mounted(
+    pub(crate) fn mounted(
         &self,
         images_dir: &Path,
         options: impl IntoIterator<Item = impl AsRef<OsStr>>,
@@ -59,12 +62,23 @@ impl Daemon {
         Ok(mounts.lines().any(|line| line.split(' ').nth(1) == self.mountpoint.to_str()))
     }
 
-    pub(super) fn blob(&self, digest: &str) -> PathBuf {
+    pub(crate) fn blob(&self, digest: &str) -> PathBuf {
         self.mountpoint.join("blobs").join(digest)
     }
 
+    /// Keeps it to the processor that [`super::Pattern::Random`] is read on. To be woken on another one takes
+    /// two to four times as long, in a virtual machine above all, and which it is, is chance.
+    pub(crate) fn pin(&self) -> Result<()> {
+        let id = self.child.id().to_string();
+        let status = Command::new("taskset")
+            .args(["--all-tasks", "--cpu-list", "--pid", PROCESSOR, &id])
+            .stdout(Stdio::null())
+            .status()?;
+        if status.success() { Ok(()) } else { Err(format!("taskset: {status}").into()) }
+    }
+
     /// What it has in memory, and the most that it had, in KiB.
-    pub(super) fn rss_kib(&self) -> Result<(u64, u64)> {
+    pub(crate) fn rss_kib(&self) -> Result<(u64, u64)> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
+use super::fio::{Pattern, fio};
 use crate::measure::Job;
 use crate::report::Report;
 use crate::tally::{Goal, Tally};
@@ -29,8 +29,8 @@ impl Bench {
                 self.progress(round, place.name, &format!("local reads of {block}"));
                 let mut measure = |name: &str, path: &Path, goals: [Option<Goal>; 2]| {
                     self.workshop.settle()?;
-                    cold.add(name, goals[0], fio(path, block)?);
-                    hot.add(name, goals[1], fio(path, block)?);
+                    cold.add(name, goals[0], fio(path, Pattern::Sequential(block))?);
+                    hot.add(name, goals[1], fio(path, Pattern::Sequential(block))?);
                     Ok::<_, Box<dyn std::error::Error>>(())
                 };
                 measure("the file itself", &native, [None, None])?;
@@ -98,30 +98,4 @@ fn tags_of(tree: &Path, image: &str) -> PathBuf {
 fn find(directory: &Path) -> Result<Duration> {
     let job = Job::new("find").arg(directory).args(["-type", "f", "-printf", "%s %p\\n"]);
     Ok(job.run()?.wall)
-}
-
-/// Reads a file from beginning to end; the time is what `fio` says that the reads took.
-fn fio(path: &Path, block: &str) -> Result<Duration> {
-    // A colon in a name means two files to fio.
-    let link = std::env::temp_dir().join(format!("imgfs-bench-{}.fio", std::process::id()));
-    let _ = fs::remove_file(&link);
-    std::os::unix::fs::symlink(path, &link)?;
-    let output = Command::new("fio")
-        .args(["--name=read", "--readonly", "--rw=read", "--ioengine=psync", "--invalidate=0"])
-        .args(["--output-format=json", &format!("--bs={block}")])
-        .arg(format!("--filename={}", link.display()))
-        .output()
-        .map_err(|e| format!("fio: {e} (Debian's package is called fio)"))?;
-    fs::remove_file(&link)?;
-    if !output.status.success() {
-        return Err(format!("fio: {}", String::from_utf8_lossy(&output.stderr)).into());
-    }
-    let said = String::from_utf8_lossy(&output.stdout);
-    // Warnings may stand before it.
-    let json = said.get(said.find('{').unwrap_or(0)..).unwrap_or_default();
-    let found: serde_json::Value = serde_json::from_str(json)?;
-    let read = &found["jobs"][0]["read"];
-    let rate = read["bw_bytes"].as_f64().filter(|rate| *rate > 0.0).ok_or("fio gives no rate")?;
-    let bytes = read["io_bytes"].as_f64().ok_or("fio gives no bytes")?;
-    Ok(Duration::from_secs_f64(bytes / rate))
 }

@@ -182,7 +182,8 @@ impl Bench {
         place.clear()
     }
 
-    fn curl_blobs(&self, place: &Place, host: &str, blobs: &[Blob]) -> Result<Duration> {
+    /// Fetches blobs into files of `place`.
+    pub(crate) fn curl_blobs(&self, place: &Place, host: &str, blobs: &[Blob]) -> Result<Duration> {
         let mut curl = Job::new("curl")
             .args(["-q", "--silent", "--show-error", "--fail", "--noproxy", "*"])
             .args(["--parallel", "--parallel-max", &PARALLEL.to_string()])
