@@ -180,7 +180,7 @@ impl Question {
 
     /// Whether that ends by itself when nothing comes, however long it takes.
     pub fn ends_by_itself(&self) -> bool {
-        matches!(self.about, About::Inside(_))
+        matches!(&self.about, About::Inside(wanted) if wanted.ends_by_itself())
     }
 }
 

@@ -112,6 +112,14 @@ pub(super) enum Wanted {
     Bytes(TreeId, Vec<u8>),
 }
 
+impl Wanted {
+    /// Whether finding it out ends by itself when nothing comes: layers are looked into as long as
+    /// something of them does.
+    pub(super) fn ends_by_itself(&self) -> bool {
+        matches!(self, Self::Below(..) | Self::Bytes(..))
+    }
+}
+
 /// What a path inside an image leads to, without the trees.
 enum Place {
     Directory(Vec<(String, FileKind)>),
@@ -432,16 +440,16 @@ impl<S: Names + Blobs + Attachments> View<S> {
         wanted: &Wanted,
     ) -> Result<Found, ViewError> {
         let Some(inside) = &self.inside else { return Ok(Found::Absent(ABSENT)) };
-        match wanted {
-            Wanted::Below(id, rest) => return self.find_out_below(path, *id, rest).await,
-            Wanted::Bytes(id, rest) => {
-                let tree = self.made_tree(*id).await?;
-                return self.found_in_tree(*id, &tree, tree.rootfs().find(rest));
-            }
-            _ => {}
-        }
         let mut wanted = wanted.clone();
         loop {
+            match &wanted {
+                Wanted::Below(id, rest) => return self.find_out_below(path, *id, rest).await,
+                Wanted::Bytes(id, rest) => {
+                    let tree = self.made_tree(*id).await?;
+                    return self.found_in_tree(*id, &tree, tree.rootfs().find(rest));
+                }
+                Wanted::Tag(_) | Wanted::Image(..) | Wanted::Platform(..) => {}
+            }
             match inside.find_out(&wanted).await {
                 Err(error) if error.is_not_found() => return Ok(Found::Absent(ABSENT)),
                 done => done?,

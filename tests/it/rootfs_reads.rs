@@ -4,7 +4,7 @@
 use crate::support::cli::Imgfs;
 use crate::support::disk::{Watch, used_below};
 use crate::support::hostile::{Fault, Hostile, Kinds, Match};
-use crate::support::image::{Built, Image, OCI_GZIP, OCI_ZSTD};
+use crate::support::image::{Built, Image, Index, OCI_GZIP, OCI_ZSTD};
 use crate::support::inside::{Inside, REPOSITORY, debians, pinned};
 use crate::support::layers::{Archive, Packed, Packing};
 use crate::support::mount::Mounted;
@@ -493,4 +493,28 @@ fn under_random_faults_bytes_are_right_or_not_there() {
         }
     }
     assert!(injected > 20, "{injected} faults");
+}
+
+#[test]
+fn a_platform_of_an_index_is_found_again_by_a_later_mount() {
+    let platform = |name: &str| {
+        let archive = Archive::new().dir("etc").file("etc/name", name);
+        Image::new().platform(name).step("COPY all", &archive.gzip()).build()
+    };
+    let (amd64, arm64) = (platform("linux/amd64"), platform("linux/arm64"));
+    let index = Index::new().child(&amd64).child(&arm64).build();
+    let mut inside = Inside::start(index, &["--platform", "linux/amd64"]);
+    for _ in 0..2 {
+        for (path, name) in [
+            ("rootfs/etc/name", "linux/amd64"),
+            ("linux-arm64/rootfs/etc/name", "linux/arm64"),
+            ("linux-arm64-v8/layers/0/etc/name", "linux/arm64"),
+        ] {
+            assert_eq!(inside.mount.cat(&inside.at(path)).success().text(), name, "{path}");
+        }
+        inside.restart_cold();
+    }
+    // The tree itself is the first that is looked up.
+    let listed = inside.mount.run("ls", &[inside.mount.path(&inside.at("linux-arm64/rootfs"))]);
+    assert_eq!(listed.success().text().trim(), "etc");
 }
