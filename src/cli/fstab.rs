@@ -10,7 +10,7 @@
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 24] = [
+const OPTIONS: [&str; 26] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -19,6 +19,7 @@ const OPTIONS: [&str; 24] = [
     "concurrency",
     "connect-timeout",
     "gid",
+    "image",
     "index",
     "insecure",
     "log-file",
@@ -35,6 +36,7 @@ const OPTIONS: [&str; 24] = [
     "tag-ttl",
     "uid",
     "username",
+    "verify-first",
 ];
 
 /// The arguments of `mount.imgfs SOURCE MOUNTPOINT [-sfnv] [-o OPTIONS]` as those of `imgfs mount`.
@@ -75,6 +77,8 @@ fn option(option: &str) -> Option<String> {
     match value {
         Some(value) if known => Some(format!("--{name}={value}")),
         None if known => Some(format!("--{name}")),
+        // What is inside an image may be obeyed then.
+        None if matches!(option, "suid" | "dev") => Some(format!("-o{option}")),
         _ => None,
     }
 }
@@ -90,11 +94,10 @@ mod tests {
             "/mnt/images",
             "-n",
             "-o",
-            "rw,nofail,_netdev,x-systemd.automount,cache_size=20G,plain_http",
+            "rw,nofail,_netdev,x-systemd.automount,cache_size=20G,plain_http,image=a:1,suid",
         ];
         let given: Vec<OsString> = given.iter().map(OsString::from).collect();
-        let expected =
-            "mount --cache-size=20G --plain-http --images-dir /var/lib/images /mnt/images";
+        let expected = "mount --cache-size=20G --plain-http --image=a:1 -osuid --images-dir /var/lib/images /mnt/images";
         let expected: Vec<OsString> = expected.split(' ').map(OsString::from).collect();
         assert_eq!(arguments(&given), expected);
     }
