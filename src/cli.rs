@@ -3,6 +3,7 @@
 mod args;
 mod copy;
 mod daemon;
+mod declared;
 mod fstab;
 mod inside;
 mod inspect;

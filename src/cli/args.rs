@@ -378,9 +378,12 @@ pub(crate) struct MountArgs {
     pub(crate) mountpoint: PathBuf,
     #[command(flatten)]
     pub(crate) tree: TreeArgs,
-    /// List this image, or those in a file with one a line; may be repeated
+    /// List this image, or those in a file with one a line, or those that a file of tasks (.yaml)
+    /// pulls; may be repeated
     #[arg(long, value_name = "FILE|IMAGE")]
     pub(crate) manifests: Vec<String>,
+    #[command(flatten)]
+    pub(crate) vars: VarsArgs,
     /// Show the root file system of this image, and nothing else
     #[arg(long, value_name = "IMAGE", conflicts_with = "manifests")]
     pub(crate) image: Option<String>,

@@ -26,7 +26,7 @@ use super::{
     Failure, Outcome,
     args::MountArgs,
     daemon::{self, Log, Ready},
-    mounts,
+    declared, mounts,
     output::Output,
     pull::options,
     registries, runtime,
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         return daemon::detach();
     }
     let ready = if args.detached { daemon::enter()? } else { Ready::foreground() };
-    let images = declared(args)?;
+    let images = declared::images(args, output)?;
     let only: Option<Reference> = match &args.image {
         Some(text) => Some(text.parse().map_err(|e| Failure::new(format!("--image: {e}")))?),
         None => None,
@@ -208,26 +208,6 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Failure {
     } else {
         Failure::new(message)
     }
-}
-
-/// The images of `--manifests`: each an image, or a file with one on each line.
-fn declared(args: &MountArgs) -> Result<Vec<Reference>, Failure> {
-    let mut images = Vec::new();
-    for text in &args.manifests {
-        let path = Path::new(text);
-        if !path.is_file() {
-            if text.starts_with(['/', '.']) {
-                return Err(Failure::new(format!("--manifests: there is no file {text}")));
-            }
-            images.push(text.parse().map_err(|e| Failure::new(format!("--manifests: {e}")))?);
-            continue;
-        }
-        let listed = super::pull::image_list(&[], Some(path), true)?;
-        for image in listed {
-            images.push(image.parse()?);
-        }
-    }
-    Ok(images)
 }
 
 fn cache(args: &MountArgs, dir: &ImagesDir, log: &Arc<Log>) -> Result<Cache, Failure> {

@@ -68,6 +68,27 @@ fn expected(seed: u64, size: u64, offset: u64, length: u64) -> Vec<u8> {
 }
 
 #[test]
+fn what_tasks_pull_is_listed() {
+    let hostile = Hostile::start();
+    let host = hostile.host();
+    for tag in ["1", "2", "3"] {
+        Image::new().layer(1, 1000).build().push_to(&hostile, "team/app", tag);
+    }
+    let home = Imgfs::scratch();
+    std::fs::create_dir(home.images_dir()).expect("making a directory");
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().expect("making a file");
+    let tasks = format!(
+        "- image:\n    pull:\n      images_dir: /nowhere\n      manifests: ['{host}/team/app:{{{{ .tag }}}}']\n\
+         - image:\n    pull:\n      images_dir: /nowhere\n      manifests: [{host}/team/app:2]\n"
+    );
+    std::fs::write(file.path(), tasks).expect("writing");
+    let args = ["--manifests", text(file.path()), "--set", "tag=1"];
+    let mount = Mounted::start(home.images_dir(), &args);
+    let listed = mount.run("ls", &[mount.path(&format!("{host}/team/app/manifests"))]);
+    assert_eq!(listed.success().text().split_whitespace().collect::<Vec<_>>(), ["1", "2"]);
+}
+
+#[test]
 fn a_copy_of_cold_images_is_what_a_pull_writes() {
     let hostile = Hostile::start();
     let names = zoo(&hostile);
