@@ -44,6 +44,10 @@ use crate::{
 /// round trips.
 const NAME_REQUESTS: usize = 24;
 
+/// Times that a request is made once more because a registry says 401. A new token may be used up
+/// again by others before it is used here.
+const MAX_CHALLENGES: u32 = 3;
+
 /// More redirects than this are a loop.
 const MAX_REDIRECTS: usize = 8;
 
@@ -398,7 +402,7 @@ impl Session {
         };
         let permit = limiter.acquire().await;
         let mut url = ask.via.as_ref().unwrap_or(&ask.url).clone();
-        let mut asked_again = false;
+        let (mut asked_again, mut challenges) = (false, 0);
         for _ in 0..MAX_REDIRECTS {
             let own = same_origin(&url, &self.base);
             let probing = if own { self.probe_if_unknown().await } else { None };
@@ -418,8 +422,8 @@ impl Session {
                     limiter.succeeded();
                     return Ok(Answer { response, url, _permit: permit });
                 }
-                StatusCode::UNAUTHORIZED if own && !asked_again => {
-                    asked_again = true;
+                StatusCode::UNAUTHORIZED if own && challenges < MAX_CHALLENGES => {
+                    challenges += 1;
                     self.challenged(response, ask, authorization).await?;
                 }
                 // A signed address that has run out: the registry gives a new one.
