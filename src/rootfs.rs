@@ -14,7 +14,7 @@
 //! ```
 //!
 //! The decompressed stream of a layer is content that the [`crate::cache`] keeps like any other: it
-//! is derived from the layer by [`stream`], whose spans have been compared with the digests that the
+//! is derived from the layer by `stream.rs`, whose spans have been compared with the digests that the
 //! pass has taken. So both forms share one bound, and what is read twice is decompressed once.
 //!
 
