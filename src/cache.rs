@@ -297,11 +297,6 @@ impl Cache {
         CachedBlob::new(core.clone(), key, Arc::new(origin), trust)
     }
 
-    /// Bytes that sources have sent.
-    pub fn fetched_bytes(&self) -> u64 {
-        self.core.lock().counts.fetched_bytes
-    }
-
     /// What it holds and has done.
     pub fn stats(&self) -> CacheStats {
         let state = self.core.lock();

@@ -62,7 +62,7 @@ pub struct Sources<S> {
     pub remote: Option<Arc<S>>,
     /// Keeps what is fetched and what is decompressed.
     pub cache: Cache,
-    /// A layer of which nothing comes for so long is given up.
+    /// A layer of which nothing that can be read comes for so long is given up.
     pub patience: Duration,
     /// Whether nothing of a layer is shown before all of it has been verified.
     pub verify_first: bool,

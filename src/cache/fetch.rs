@@ -308,6 +308,7 @@ impl Core {
             return Ok(Arrival::Stop);
         };
         running.next = block + 1;
+        blob.arrived += 1;
         if blob.has(block, &state.memory) {
             return Ok(Arrival::Pass);
         }

@@ -116,6 +116,13 @@ impl CachedBlob {
         self.handle.key.digest
     }
 
+    /// Blocks of it that have come, from the source and not from the disk: while they become more,
+    /// whoever waits does not wait in vain.
+    pub fn arrived_blocks(&self) -> u64 {
+        let state = self.handle.core.lock();
+        state.blobs.get(&self.handle.key).map_or(0, |blob| blob.arrived)
+    }
+
     /// How often the content has turned out to be wrong. Whoever has read something before it
     /// changes has perhaps read wrong bytes.
     pub fn mismatches(&self) -> u64 {

@@ -203,6 +203,8 @@ pub(super) struct Blob {
     /// No read-ahead until then: the source has failed.
     pub quiet_until: Option<Instant>,
     pub origin: Option<Arc<dyn Origin>>,
+    /// Blocks that have come since it was opened first.
+    pub arrived: u64,
     /// How often its content has turned out to be wrong since it was opened first.
     pub mismatches: u64,
     /// The last of these times.
@@ -281,6 +283,7 @@ impl Blob {
             ignores_ranges: false,
             quiet_until: None,
             origin: None,
+            arrived: 0,
             mismatches: 0,
             mismatch: None,
             handles: 0,

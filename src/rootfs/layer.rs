@@ -98,6 +98,14 @@ impl Compressed {
         }
     }
 
+    /// Grows whenever a part of it has come that can be read.
+    fn progress(&self) -> u64 {
+        match self {
+            Self::File(_) => 0,
+            Self::Cached(blob) => blob.arrived_blocks(),
+        }
+    }
+
     /// The bytes `range`, all of them.
     pub(super) async fn read(&self, range: Range<u64>) -> Result<Bytes> {
         // Nobody asks for more than a group of spans.
@@ -322,19 +330,21 @@ impl<S: Names + Blobs> Layer<S> {
         }
     }
 
-    /// Reads compressed bytes, and does not wait for ever: only as long as something comes.
+    /// Reads compressed bytes, and does not wait for ever: only as long as something comes. That
+    /// has to be of use; a registry that sends a few bytes at each attempt is given up like one that
+    /// sends none.
     pub(super) async fn fetch(&self, from: &Compressed, range: Range<u64>) -> Result<Bytes> {
-        let Sources { cache, patience, .. } = &self.store.sources;
+        let Sources { patience, .. } = &self.store.sources;
         let mut read = std::pin::pin!(from.read(range));
         loop {
-            let before = cache.fetched_bytes();
+            let before = from.progress();
             match timeout(*patience, &mut read).await {
                 // It is the layer that is not there, and not the file that is read.
                 Ok(Err(error)) if error.is_not_found() => {
                     return Err(error.with_kind(Kind::Layer(error.kind().to_string())));
                 }
                 Ok(done) => return done,
-                Err(_) if cache.fetched_bytes() > before => {}
+                Err(_) if from.progress() > before => {}
                 Err(_) => return Err(self.error(Kind::Stalled(*patience))),
             }
         }
