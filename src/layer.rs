@@ -35,7 +35,7 @@ pub use index::{
 };
 pub use merge::{Attributes, Broken, Data, Found, MergeError, Node, Rootfs, find_from_top};
 pub use tar::{Extent, Kind, Refusal, TarError, Time};
-pub use toc::{TocError, TocReader};
+pub use toc::{MAX_ZTOC_BYTES, TocError, TocReader, soci_index, ztoc_of};
 
 /// What the parsers of a layer accept, so that a hostile one costs bounded memory and time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +139,30 @@ pub mod fuzzing {
             tree(index);
         }
         let _ = LayerIndex::from_bytes(body);
+    }
+
+    /// Reads a table of contents of SOCI with the right digest, of a blob, and all that it promises.
+    pub fn ztoc(blob: &[u8], ztoc: &[u8]) {
+        let limits = Limits {
+            max_entries: 1000,
+            max_table_bytes: 1 << 20,
+            max_stream_bytes: 32 << 20,
+            ..Limits::default()
+        };
+        let layer = Descriptor::new("", Digest::sha256(blob), blob.len() as u64);
+        let Ok(index) = LayerIndex::of_ztoc(&layer, ztoc, &limits) else { return };
+        for span in 0..index.span_count() {
+            let range = index.fetch_range(span..span + 1);
+            let compressed = &blob[range.start as usize..range.end as usize];
+            let known = index.stream_range(span);
+            if let Ok(found) = index.decode(span, compressed) {
+                assert_eq!(found.len() as u64, known.end - known.start);
+            }
+        }
+        let stored = index.to_bytes();
+        let again = stored.as_deref().map(LayerIndex::from_bytes);
+        assert!(matches!(&again, Ok(Ok(again)) if *again == index), "{again:?}");
+        tree(index);
     }
 
     /// Reads a table of contents with the right digest, of a blob that has `members` before it, and

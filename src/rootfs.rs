@@ -18,6 +18,7 @@
 //! pass has taken. So both forms share one bound, and what is read twice is decompressed once.
 //!
 
+mod documents;
 mod files;
 mod image;
 mod layer;

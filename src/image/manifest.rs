@@ -30,6 +30,9 @@ pub struct Descriptor {
     /// In an index: what the child runs on.
     #[serde(default)]
     pub platform: Option<Platform>,
+    /// In an index: what the child is if it is no image but an artifact.
+    #[serde(default)]
+    pub artifact_type: Option<String>,
     /// Other places that have the content (foreign layers).
     #[serde(default)]
     pub urls: Vec<String>,
@@ -46,6 +49,7 @@ impl Descriptor {
             digest,
             size,
             platform: None,
+            artifact_type: None,
             urls: Vec::new(),
             annotations: BTreeMap::new(),
         }

@@ -9,9 +9,12 @@
 //!
 //! A table of contents that a layer comes with has digests, too, one for each chunk of a file. An
 //! index that is made of one ([`Origin::Toc`]) has a span for each of these; what the archive has
-//! between them is in none.
+//! between them is in none. One of SOCI ([`Origin::Ztoc`]) has spans like those of a pass, but the
+//! digest of each is that of its compressed bytes.
 
 mod assembler;
+mod cuts;
+mod entries;
 mod hashing;
 mod indexer;
 mod read;
@@ -25,7 +28,9 @@ use crate::image::Digest;
 
 use super::{CodecError, Compression, TarError, tar::Refusal};
 
-pub(super) use assembler::{Assembler, AssemblyError, Piece, Source};
+pub(super) use assembler::{Assembler, Piece, Source};
+pub(super) use cuts::{Cut, index_of_cuts};
+pub(super) use entries::{AssemblyError, Entries};
 pub use hashing::Hashing;
 pub use indexer::{Chunk, Expected, IndexError, Indexer, Options};
 pub use read::{DecodeError, SpanDecoder};
@@ -123,6 +128,9 @@ pub enum Origin {
     /// in that table, so it is what the author of the image has listed; that the archive in the
     /// blob has the same entries is not known.
     Toc,
+    /// A table of contents of SOCI. The same is true of it, except that its digests are those of the
+    /// compressed bytes of spans.
+    Ztoc,
 }
 
 /// What is known of a layer. Immutable; made by an [`Indexer`] in one pass, from a table of contents
@@ -283,7 +291,7 @@ impl LayerIndex {
         let rest = &self.spans[spans.end as usize..];
         let end = rest.iter().find(|span| span.is_start());
         let end = end.map_or(self.used_bytes, |span| span.blob_bits.div_ceil(8));
-        if self.origin == Origin::Pass {
+        if self.origin != Origin::Toc {
             return begin..end;
         }
         // A table of contents may have its members far from each other, with anything in between.

@@ -1,4 +1,4 @@
-//! Tables of contents that layers come with: eStargz and zstd:chunked.
+//! Tables of contents that layers come with: eStargz, zstd:chunked and SOCI.
 //!
 //! Some authors of images compress each file for itself, and put a table of contents into the blob
 //! that says which files there are, where, and with which digests. From it an index is made
@@ -11,6 +11,8 @@
 //! - The table, since its digest is in an annotation: of eStargz that of the JSON, of zstd:chunked
 //!   that of the compressed JSON. Where it is does not have to be believed.
 //! - What is read of a file, since the table has a digest for each chunk.
+//!
+//! SOCI's tables are blobs of their own; see `ztoc`. What follows is about the other two.
 //!
 //! Everything else in the blob is not believed and not looked at. In particular nothing says that
 //! the archive in it, which others unpack, has the same entries: see [`Origin::Toc`]. A table that
@@ -28,15 +30,19 @@
 //!
 //! [`Origin::Toc`]: super::Origin::Toc
 
+mod flatbuffer;
 mod footer;
 mod json;
 mod member;
 mod time;
+mod ztoc;
 
 use std::ops::Range;
 
+pub use ztoc::{MAX_ZTOC_BYTES, soci_index, ztoc_of};
+
 use super::{
-    CodecError, Compression, LayerIndex, Limits, TableError,
+    CodecError, Compression, Kind, LayerIndex, Limits, TableError,
     index::{Assembler, AssemblyError, Source},
 };
 use crate::image::{Descriptor, Digest};
@@ -128,6 +134,14 @@ pub enum TocError {
     Entry {
         /// The name of the file, at most 160 characters of it.
         name: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// What it says of a span cannot be.
+    #[error("the table of contents makes no sense for span {number}: {what}")]
+    Span {
+        /// The number of the span, from 0.
+        number: u32,
         /// What is wrong.
         what: &'static str,
     },
@@ -312,6 +326,7 @@ impl TocError {
             AssemblyError::Path(path, what) => {
                 Self::Entry { name: shorten(&String::from_utf8_lossy(&path)), what }
             }
+            AssemblyError::Span(number, what) => Self::Span { number, what },
             AssemblyError::Table(error) => Self::Table(error),
             AssemblyError::TooManyEntries { limit } => Self::TooManyEntries { limit },
             AssemblyError::TooLarge { limit } => Self::StreamTooLarge { limit },
@@ -352,6 +367,20 @@ impl Annotation<'_> {
             _ => Err(TocError::Position { offset, blob_bytes }),
         }
     }
+}
+
+/// What an entry is, as all of these tables write it.
+fn kind_of(text: &str) -> Option<Kind> {
+    Some(match text {
+        "reg" => Kind::File,
+        "hardlink" => Kind::Link,
+        "symlink" => Kind::Symlink,
+        "char" => Kind::Char,
+        "block" => Kind::Block,
+        "dir" => Kind::Dir,
+        "fifo" => Kind::Fifo,
+        _ => return None,
+    })
 }
 
 /// Hostile input is quoted in messages, but never at length.

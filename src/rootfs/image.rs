@@ -5,21 +5,20 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::try_join_all;
 use serde::Deserialize;
 
 use super::{
     Files, SIDE, Sources, Store,
     layer::{Layer, LayerKey},
-    shelf::MAX_DOCUMENT,
     tree::{Origin, Tree},
 };
 use crate::{
     image::{Descriptor, Digest, Manifest, Platform, PlatformFilter, Reference, Repository, View},
-    layer::{LayerIndex, Rootfs},
+    layer::{LayerIndex, Rootfs, soci_index},
     lock::locked,
-    tree::{Blobs, ByteStream, Error, Kind, Names, Result},
+    tree::{Blobs, Error, Kind, Names, Result},
 };
 
 /// An image, from the outside: which platforms it has.
@@ -196,23 +195,7 @@ impl<S: Names + Blobs> Images<S> {
 
     /// The manifest that `name` leads to: what is local goes before what a registry says.
     pub async fn manifest(&self, name: &Reference) -> Result<Manifest> {
-        if let Some(digest) = name.digest()
-            && let Some(bytes) = self.inner.store.shelf.document(&digest)
-            && let Ok(manifest) = Manifest::parse_as(digest.algorithm(), bytes, None)
-        {
-            return Ok(manifest);
-        }
-        let sources = &self.inner.store.sources;
-        let manifest = match (sources.dir.manifest(name).await, &sources.remote) {
-            (Ok(manifest), _) => manifest,
-            (Err(_), Some(remote)) => remote.manifest(name).await?,
-            (Err(error), None) if error.is_not_found() => {
-                return Err(error.with_kind(Kind::Offline));
-            }
-            (Err(error), None) => return Err(error),
-        };
-        self.inner.store.shelf.put_document(&manifest.digest(), manifest.bytes());
-        Ok(manifest)
+        self.inner.store.manifest(name).await
     }
 
     /// The image with this digest in `repository`.
@@ -273,38 +256,10 @@ impl<S: Names + Blobs> Images<S> {
             let doing = format!("reading {repository}@{digest}");
             return Err(Error::new(SIDE, doing, Kind::Unfit(reason)));
         };
-        let config = self.document(repository, config).await?;
+        let config = self.inner.store.document(repository, config).await?;
         let variant = Arc::new(Variant::new(repository.clone(), manifest, config)?);
         locked(&self.inner.variants).insert(digest, variant.clone());
         Ok(variant)
-    }
-
-    /// A small blob, checked.
-    async fn document(&self, repository: &Repository, blob: &Descriptor) -> Result<Bytes> {
-        let failed = |kind: Kind| Error::new(SIDE, format_args!("reading {}", blob.digest), kind);
-        if let Some(bytes) = self.inner.store.shelf.document(&blob.digest) {
-            return Ok(bytes);
-        }
-        if blob.size > MAX_DOCUMENT {
-            let reason = format!("it has {} bytes; at most {MAX_DOCUMENT} are read", blob.size);
-            return Err(failed(Kind::Unfit(reason)));
-        }
-        let sources = &self.inner.store.sources;
-        let local = match sources.dir.read(repository, blob, 0..blob.size).await {
-            Ok(mut stream) => collect(&mut stream, blob).await,
-            Err(error) => Err(error),
-        };
-        let bytes = match (local, &sources.remote) {
-            (Ok(bytes), _) => bytes,
-            (Err(_), Some(remote)) if blob.size > 0 => {
-                let mut stream = remote.read(repository, blob, 0..blob.size).await?;
-                collect(&mut stream, blob).await?
-            }
-            (Err(error), None) if error.is_not_found() => return Err(failed(Kind::Offline)),
-            (Err(error), _) => return Err(error),
-        };
-        self.inner.store.shelf.put_document(&blob.digest, &bytes);
-        Ok(bytes)
     }
 
     pub(super) fn store(&self) -> &Store<S> {
@@ -325,6 +280,9 @@ impl<S: Names + Blobs> Images<S> {
         let new = || Layer::new(self.inner.store.clone(), blob.clone(), diff_id);
         let layer = layers.entry(key).or_insert_with(new);
         layer.is_in(&variant.repository);
+        if let Some(digest) = soci_index(&variant.manifest) {
+            layer.is_described_in(variant.repository.pinned(digest));
+        }
         Some(layer.clone())
     }
 
@@ -441,29 +399,11 @@ fn raw<S: Names + Blobs>(
     Ok(Tree::new(rootfs, vec![origin]))
 }
 
-async fn collect(stream: &mut impl ByteStream, blob: &Descriptor) -> Result<Bytes> {
-    let mut bytes = BytesMut::new();
-    let failed = |kind: Kind| Error::new(SIDE, format_args!("reading {}", blob.digest), kind);
-    while let Some(piece) = stream.next().await? {
-        bytes.extend_from_slice(&piece);
-        if bytes.len() as u64 > blob.size {
-            break;
-        }
-    }
-    if bytes.len() as u64 != blob.size {
-        return Err(failed(Kind::Size { expected: blob.size, found: bytes.len() as u64 }));
-    }
-    let found = Digest::of(blob.digest.algorithm(), &bytes);
-    if found != blob.digest {
-        return Err(failed(Kind::Digest { expected: blob.digest, found }));
-    }
-    Ok(bytes.freeze())
-}
-
-/// The platforms of an index by name. What is for none, such as an attestation, is left out.
+/// The platforms of an index by name. What is for none, such as an attestation, is left out, and so
+/// are artifacts for one, such as a SOCI index.
 fn platforms_of(children: &[Descriptor]) -> Vec<(String, Choice)> {
     let mut platforms: Vec<(String, Choice)> = Vec::new();
-    for child in children {
+    for child in children.iter().filter(|child| child.artifact_type.is_none()) {
         let Some(platform) = child.platform.as_ref().filter(|p| !p.is_unknown()) else { continue };
         let mut name = name_of(platform);
         let is_taken = |name: &str| platforms.iter().any(|(taken, _)| taken == name);

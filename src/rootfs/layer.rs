@@ -28,8 +28,11 @@ use super::{
 };
 use crate::{
     cache::CachedBlob,
-    image::{Descriptor, Digest, Repository},
-    layer::{DecodeError, IndexError, LayerIndex, Limits, SpanDecoder, TocError, TocReader},
+    image::{Descriptor, Digest, Reference, Repository},
+    layer::{
+        DecodeError, IndexError, LayerIndex, Limits, MAX_ZTOC_BYTES, SpanDecoder, TocError,
+        TocReader, ztoc_of,
+    },
     lock::locked,
     tree::{Blobs, Error, Kind, Names, Result},
 };
@@ -53,6 +56,8 @@ pub(super) struct Layer<S: Blobs> {
     /// Says by which algorithm the stream is hashed.
     diff_id: Option<Digest>,
     repositories: Mutex<Vec<Repository>>,
+    /// The SOCI index of an image that has it.
+    soci_index: Mutex<Option<Reference>>,
     index: Mutex<Known>,
     /// Groups of spans that are being decompressed, by their first.
     decoding: Mutex<HashMap<u32, Coming<Group>>>,
@@ -71,7 +76,7 @@ enum Known {
 #[derive(Debug, thiserror::Error)]
 enum TocTrouble {
     #[error("{0}")]
-    Fetch(Error),
+    Fetch(#[from] Error),
     #[error("{0}")]
     Toc(#[from] TocError),
 }
@@ -136,6 +141,7 @@ impl<S: Names + Blobs> Layer<S> {
             blob,
             diff_id,
             repositories: Mutex::default(),
+            soci_index: Mutex::default(),
             index: Mutex::new(Known::Nothing),
             decoding: Mutex::default(),
             local_is_bad: AtomicBool::new(false),
@@ -148,6 +154,11 @@ impl<S: Names + Blobs> Layer<S> {
         if !repositories.contains(repository) {
             repositories.push(repository.clone());
         }
+    }
+
+    /// Notes that there may be a table of contents of it in a SOCI index.
+    pub(super) fn is_described_in(&self, soci_index: Reference) {
+        *locked(&self.soci_index) = Some(soci_index);
     }
 
     pub(super) fn key(&self) -> LayerKey {
@@ -223,27 +234,52 @@ impl<S: Names + Blobs> Layer<S> {
             // Then a pass takes no longer, and sees what is there and not what somebody says of it.
             return None;
         }
-        let found: std::result::Result<_, TocTrouble> = async {
-            let reader = TocReader::new(&self.blob, Limits::default())?;
-            let Some(mut reader) = reader else { return Ok(None) };
-            let compressed = self.compressed().map_err(TocTrouble::Fetch)?;
-            loop {
-                let bytes = self.fetch(&compressed, reader.wanted()).await;
-                let bytes = bytes.map_err(TocTrouble::Fetch)?;
-                if let Some(index) = reader.push(&bytes)? {
-                    return Ok(Some(index));
-                }
+        let no_use = |trouble: TocTrouble| {
+            let reason = format!("its table of contents is not used: {trouble}");
+            self.store.note(&self.error(Kind::Layer(reason)));
+        };
+        match self.read_toc().await.map_err(no_use) {
+            Ok(Some(index)) => Some(index),
+            _ => self.read_ztoc().await.map_err(no_use).ok().flatten(),
+        }
+    }
+
+    /// That which is in the layer.
+    async fn read_toc(&self) -> std::result::Result<Option<LayerIndex>, TocTrouble> {
+        let reader = TocReader::new(&self.blob, Limits::default())?;
+        let Some(mut reader) = reader else { return Ok(None) };
+        let compressed = self.compressed()?;
+        loop {
+            let bytes = self.fetch(&compressed, reader.wanted()).await?;
+            if let Some(index) = reader.push(&bytes)? {
+                return Ok(Some(index));
             }
         }
-        .await;
-        match found {
-            Ok(index) => index,
-            Err(trouble) => {
-                let reason = format!("its table of contents is not used: {trouble}");
-                self.store.note(&self.error(Kind::Layer(reason)));
-                None
-            }
+    }
+
+    /// That which SOCI has made of it.
+    async fn read_ztoc(self: &Arc<Self>) -> std::result::Result<Option<LayerIndex>, TocTrouble> {
+        let Some(name) = locked(&self.soci_index).clone() else { return Ok(None) };
+        let soci_index = self.store.manifest(&name).await?;
+        let Some(ztoc) = ztoc_of(&soci_index, &self.blob.digest) else { return Ok(None) };
+        let Sources { cache, remote: Some(remote), .. } = &self.store.sources else {
+            return Ok(None);
+        };
+        if ztoc.size > MAX_ZTOC_BYTES {
+            return Err(TocError::TooLarge.into());
         }
+        let blob = cache.parts(remote, vec![name.repository().clone()], ztoc);
+        let bytes = self.fetch(&Compressed::Cached(blob.clone()), 0..ztoc.size).await?;
+        let found = Digest::of(ztoc.digest.algorithm(), &bytes);
+        if found != ztoc.digest {
+            blob.discard();
+            return Err(TocError::Digest { expected: ztoc.digest, found: found.into() }.into());
+        }
+        let layer = self.clone();
+        let index = tokio::task::spawn_blocking(move || {
+            LayerIndex::of_ztoc(&layer.blob, &bytes, &Limits::default())
+        });
+        Ok(Some(index.await.map_err(|e| self.error(io::Error::other(e)))??))
     }
 
     async fn make_index(self: &Arc<Self>, pass: &Arc<Pass>) -> Result<Arc<LayerIndex>> {

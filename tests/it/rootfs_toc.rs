@@ -2,10 +2,11 @@
 
 use crate::support::content::Content;
 use crate::support::hostile::{Fault, Match};
-use crate::support::image::{Blob, Image, Receiver};
+use crate::support::image::{Artifact, Blob, Built, Image, Index, Receiver};
 use crate::support::inside::{Inside, REPOSITORY};
-use crate::support::layers::{Archive, Packing};
+use crate::support::layers::{Archive, Packing, pack};
 use crate::support::process::require_program;
+use crate::support::ztoc;
 use serde_json::Value;
 use std::process::Command;
 
@@ -96,4 +97,119 @@ fn what_a_table_says_is_compared_with_what_comes() {
     inside.hostile.behave();
     let read = inside.mount.cat(&path(&inside, "file0")).success();
     assert!(read.stdout == truth(0));
+}
+
+const SOCI_INDEX: &str = "application/vnd.amazon.soci.index.v2+json";
+const SOCI_INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
+const SOCI_LAYER_DIGEST: &str = "com.amazon.soci.image-layer-digest";
+
+/// An image as `soci convert` makes it: an index with an image of one layer and, before it, its SOCI index.
+struct Soci {
+    image: Built,
+    layer: String,
+    ztoc: String,
+    soci_index: String,
+}
+
+fn soci() -> Soci {
+    let archive = archive().to_bytes();
+    let mut layer = pack(&archive, Packing::Gzip);
+    let (blob, points) = ztoc::gzip(&archive, 1_500_000);
+    let table = ztoc::ztoc(&archive, &blob, &points, ztoc::Form::Gzip);
+    layer.bytes = blob;
+    let layer_digest = Blob::new("", layer.bytes.clone().into()).digest;
+    let annotations = [(SOCI_LAYER_DIGEST, layer_digest.as_str())];
+    let soci_index = Artifact::new(SOCI_INDEX)
+        .annotated_blob("application/octet-stream", &table, &annotations)
+        .build();
+    let child = Image::new()
+        .step("COPY all", &layer)
+        .annotation(SOCI_INDEX_DIGEST, soci_index.digest())
+        .build();
+    let as_artifact = |descriptor: &mut Value| {
+        descriptor["artifactType"] = SOCI_INDEX.into();
+        descriptor["platform"] = serde_json::json!({"os": "linux", "architecture": "amd64"});
+    };
+    let image = Index::new().child_with(&soci_index, as_artifact).child(&child).build();
+    let ztoc = Blob::new("", table.into()).digest;
+    Soci { image, layer: layer_digest, ztoc, soci_index: soci_index.digest().to_owned() }
+}
+
+fn sent(inside: &Inside, blob: &str) -> u64 {
+    let gets = inside.hostile.blob_gets();
+    gets.iter().filter(|get| get.path.contains(blob)).map(|get| get.sent).sum()
+}
+
+#[test]
+fn what_soci_has_made_spares_the_pass() {
+    let soci = soci();
+    let mut inside = Inside::start(soci.image.clone(), &["--platform", "linux/amd64"]);
+    let names = inside.mount.run("ls", &[inside.mount.path(&inside.at(""))]).success().text();
+    assert!(names.contains("linux-amd64\n") && !names.contains("linux-amd64-2"), "{names}");
+    let listed = inside.mount.run("find", &[inside.mount.path(&inside.rootfs(""))]).success();
+    assert_eq!(listed.text().lines().count() as u64, FILES + 3, "{}", listed.text());
+    assert_eq!(sent(&inside, &soci.layer), 0, "a list takes nothing of the layer");
+    assert!(inside.mount.cat(&inside.rootfs("file5")).success().stdout == truth(5));
+    assert!(sent(&inside, &soci.layer) < 10 * MIB, "{} for one file", sent(&inside, &soci.layer));
+    for n in (0..FILES).rev() {
+        let file = inside.rootfs(&format!("file{n}"));
+        assert!(inside.mount.cat(&file).success().stdout == truth(n), "{file}");
+    }
+    // What has been found out stays.
+    inside.restart_cold();
+    inside.hostile.clear_log();
+    assert!(inside.mount.cat(&inside.rootfs("file7")).success().stdout == truth(7));
+    assert_eq!(sent(&inside, &soci.ztoc), 0);
+    // Wrong bytes are not given out, right ones are.
+    inside.restart_cold();
+    inside.hostile.on(Match::blobs().about(&soci.layer)).fault(Fault::FlipByte(1000));
+    inside.mount.cat(&inside.rootfs("file0")).fails_with("Input/output error");
+    inside.hostile.behave();
+    assert!(inside.mount.cat(&inside.rootfs("file0")).success().stdout == truth(0));
+}
+
+#[test]
+fn without_what_soci_has_made_there_is_the_pass() {
+    let soci = soci();
+    let faults = [
+        (Match::blobs().about(&soci.ztoc), Fault::status(404)),
+        (Match::blobs().about(&soci.ztoc), Fault::FlipByte(500)),
+        (Match::blobs().about(&soci.ztoc), Fault::HangBefore),
+        (Match::any().about(&soci.soci_index), Fault::status(404)),
+    ];
+    for (of, fault) in faults {
+        let shown = format!("{fault:?}");
+        let args =
+            ["--platform", "linux/amd64", "--stall-timeout", "1s", "--connect-timeout", "1s"];
+        let inside = Inside::start(soci.image.clone(), &args);
+        inside.hostile.on(of).fault(fault);
+        for n in [0, FILES - 1] {
+            let file = inside.rootfs(&format!("file{n}"));
+            assert!(inside.mount.cat(&file).success().stdout == truth(n), "{shown}");
+        }
+        let status = inside.status().to_string();
+        assert!(status.contains("its table of contents is not used"), "{shown}: {status}");
+    }
+}
+
+/// Whoever may write to the repository can add such an index: nothing in the image speaks of it.
+#[test]
+fn what_only_refers_to_the_image_is_not_believed() {
+    let archive = archive().to_bytes();
+    let other = Archive::new().file("planted", "by somebody else").to_bytes();
+    let mut layer = pack(&archive, Packing::Gzip);
+    let (blob, _) = ztoc::gzip(&archive, 1_500_000);
+    let (other_blob, points) = ztoc::gzip(&other, 1_500_000);
+    layer.bytes = blob;
+    let image = Image::new().step("COPY all", &layer).build();
+    let table = ztoc::ztoc(&other, &other_blob, &points, ztoc::Form::Gzip);
+    let annotations = [(SOCI_LAYER_DIGEST, &*image.layers()[0])];
+    let soci_index = Artifact::new("application/vnd.amazon.soci.index.v1+json")
+        .annotated_blob("application/octet-stream", &table, &annotations)
+        .subject(&image)
+        .build();
+    let inside = Inside::start(image, &["--platform", "linux/amd64"]);
+    soci_index.push_by_digest(&inside.hostile, REPOSITORY);
+    let listed = inside.mount.run("ls", &[inside.mount.path(&inside.rootfs(""))]).success().text();
+    assert!(listed.contains("file0") && !listed.contains("planted"), "{listed}");
 }

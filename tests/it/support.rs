@@ -49,6 +49,7 @@ pub(crate) mod snapshot;
 pub(crate) mod tls;
 pub(crate) mod tree;
 pub(crate) mod umoci;
+pub(crate) mod ztoc;
 
 use std::path::Path;
 use std::sync::OnceLock;

@@ -3,9 +3,8 @@
 use std::mem;
 
 use super::{
-    Compression, LayerIndex, MAX_NOTES, Note, Origin, TableError,
+    AssemblyError, Compression, Entries, LayerIndex, Origin,
     span::{MAX_BYTES, MAX_REACH_BYTES, Span, Start},
-    table::TableBuilder,
 };
 use crate::{
     image::Digest,
@@ -14,9 +13,6 @@ use crate::{
         tar::{BLOCK_BYTES, Extent, Kind, Refusal, TarEntry},
     },
 };
-
-/// Files are not larger than that.
-const MAX_FILE_BYTES: u64 = 1 << 62;
 
 /// A part of a file that is compressed together with its beginning, and has a digest.
 #[derive(Clone, Copy, Debug)]
@@ -42,21 +38,38 @@ pub(in crate::layer) struct Source {
     pub(in crate::layer) compression: Compression,
 }
 
-/// Why there can be no index of what was listed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(in crate::layer) enum AssemblyError {
-    /// What is wrong with the last entry.
-    #[error("{0}")]
-    Entry(&'static str),
-    /// What is wrong with another one, whose path this is.
-    #[error("{1}")]
-    Path(Vec<u8>, &'static str),
-    #[error(transparent)]
-    Table(#[from] TableError),
-    #[error("there are more than {limit} entries")]
-    TooManyEntries { limit: u32 },
-    #[error("the files have more than {limit} bytes")]
-    TooLarge { limit: u64 },
+/// The spans of an index that is being made.
+pub(super) struct Spans {
+    pub(super) spans: Vec<Span>,
+    pub(super) windows: Vec<u8>,
+    pub(super) stream_bytes: u64,
+}
+
+impl Source {
+    /// The index of what was listed of it.
+    pub(super) fn index(self, origin: Origin, entries: Entries, spans: Spans) -> LayerIndex {
+        LayerIndex {
+            origin,
+            blob: self.blob,
+            blob_bytes: self.blob_bytes,
+            used_bytes: self.used_bytes,
+            diff_id: None,
+            stream_bytes: spans.stream_bytes,
+            compression: self.compression,
+            table: entries.table.finish(),
+            spans: spans.spans,
+            windows: Some(spans.windows),
+            windows_offset: 0,
+            notes: entries.notes,
+            more_notes: entries.more_notes,
+        }
+    }
+}
+
+/// Bytes that the stream of a blob may have.
+pub(super) fn stream_limit(limits: &Limits, blob_bytes: u64) -> u64 {
+    // Blocks of tar are counted with 32 bits.
+    limits.stream_bytes(blob_bytes).min((1 << 41) - BLOCK_BYTES as u64)
 }
 
 /// A piece and whose it is.
@@ -70,15 +83,10 @@ struct Placed {
 /// Takes entries, each followed by its pieces in order.
 pub(in crate::layer) struct Assembler {
     source: Source,
-    table: TableBuilder,
-    max_entries: u32,
+    entries: Entries,
     stream_limit: u64,
     /// Bytes of all pieces, with what is between them at most.
     stream_bytes: u64,
-    /// Entries so far, with those that were refused.
-    entries: u64,
-    notes: Vec<Note>,
-    more_notes: u64,
     /// The last entry.
     current: Current,
     /// Files that are not empty, and which piece of `pieces` is the first of each.
@@ -99,14 +107,9 @@ struct Current {
 impl Assembler {
     pub(in crate::layer) fn new(source: Source, limits: &Limits) -> Self {
         Self {
-            table: TableBuilder::new(limits),
-            max_entries: limits.max_entries,
-            // Blocks of tar are counted with 32 bits.
-            stream_limit: limits.stream_bytes(source.used_bytes).min((1 << 41) - 512),
+            entries: Entries::new(limits),
+            stream_limit: stream_limit(limits, source.used_bytes),
             stream_bytes: 0,
-            entries: 0,
-            notes: Vec::new(),
-            more_notes: 0,
             current: Current { entry: None, size: 0, listed: 0 },
             files: Vec::new(),
             pieces: Vec::new(),
@@ -120,21 +123,16 @@ impl Assembler {
         raw_name: &[u8],
         entry: Result<&TarEntry, &Refusal>,
     ) -> Result<(), AssemblyError> {
-        self.pass_over()?;
-        match entry {
-            Ok(entry) => {
-                if entry.size > MAX_FILE_BYTES {
-                    return Err(AssemblyError::Entry("it is too large"));
-                }
-                let number = self.table.table().len();
-                self.table.push(entry)?;
-                self.current = Current { entry: Some(number), size: entry.size, listed: 0 };
-                if entry.kind == Kind::File && entry.size > 0 {
-                    self.table.reserve(mem::size_of::<(u32, u32)>())?;
-                    self.files.push((number, self.pieces.len() as u32));
-                }
-            }
-            Err(why) => self.refuse(raw_name, why),
+        self.end_entry()?;
+        let number = self.entries.push(raw_name, entry)?;
+        let size = entry.map_or(0, |entry| entry.size);
+        self.current = Current { entry: number, size, listed: 0 };
+        if let (Some(number), Ok(entry)) = (number, entry)
+            && entry.kind == Kind::File
+            && entry.size > 0
+        {
+            self.entries.table.reserve(mem::size_of::<(u32, u32)>())?;
+            self.files.push((number, self.pieces.len() as u32));
         }
         Ok(())
     }
@@ -142,22 +140,13 @@ impl Assembler {
     /// Takes the next entry, which is not to be shown.
     pub(in crate::layer) fn pass_over(&mut self) -> Result<(), AssemblyError> {
         self.end_entry()?;
-        if self.entries >= u64::from(self.max_entries) {
-            return Err(AssemblyError::TooManyEntries { limit: self.max_entries });
-        }
-        self.entries += 1;
         self.current = Current { entry: None, size: 0, listed: 0 };
-        Ok(())
+        self.entries.pass_over()
     }
 
     /// Notes that the last entry, or something of it, is not shown.
     pub(in crate::layer) fn refuse(&mut self, raw_name: &[u8], why: &Refusal) {
-        if self.notes.len() < MAX_NOTES {
-            let number = self.entries.saturating_sub(1);
-            self.notes.push(Note::refused(number, raw_name.to_vec(), why));
-        } else {
-            self.more_notes += 1;
-        }
+        self.entries.refuse(raw_name, why);
     }
 
     /// Says that the next bytes of the last entry are zeros.
@@ -183,7 +172,7 @@ impl Assembler {
         if self.stream_bytes > self.stream_limit {
             return Err(AssemblyError::TooLarge { limit: self.stream_limit });
         }
-        self.table.reserve(mem::size_of::<Placed>() + mem::size_of::<Span>())?;
+        self.entries.table.reserve(mem::size_of::<Placed>() + mem::size_of::<Span>())?;
         self.pieces.push(Placed { piece, entry, stream_offset: 0 });
         Ok(())
     }
@@ -212,7 +201,7 @@ impl Assembler {
     }
 
     fn about(&self, entry: u32, what: &'static str) -> AssemblyError {
-        let table = self.table.table();
+        let table = self.entries.table();
         let path = table.entry(entry).map_or(Vec::new(), |entry| table.full_path(entry.path));
         AssemblyError::Path(path, what)
     }
@@ -226,26 +215,13 @@ impl Assembler {
                 self.files.get(at + 1).map_or(self.pieces.len(), |(_, first)| *first as usize);
             let pieces = &self.pieces[*first as usize..end];
             let extents = extents(pieces);
-            let size = self.table.table().entry(*entry).map_or(0, |entry| entry.size);
+            let size = self.entries.table().entry(*entry).map_or(0, |entry| entry.size);
             let begin = extents.iter().map(|e| e.stream_offset).min().unwrap_or(0);
             let is_whole = extents.len() == 1 && extents[0].length == size;
-            self.table.place(*entry, begin, (!is_whole).then_some(&extents))?;
+            self.entries.table.place(*entry, begin, (!is_whole).then_some(&extents))?;
         }
-        Ok(LayerIndex {
-            origin: Origin::Toc,
-            blob: self.source.blob,
-            blob_bytes: self.source.blob_bytes,
-            used_bytes: self.source.used_bytes,
-            diff_id: None,
-            stream_bytes,
-            compression: self.source.compression,
-            table: self.table.finish(),
-            spans,
-            windows: Some(Vec::new()),
-            windows_offset: 0,
-            notes: self.notes,
-            more_notes: self.more_notes,
-        })
+        let spans = Spans { spans, windows: Vec::new(), stream_bytes };
+        Ok(self.source.index(Origin::Toc, self.entries, spans))
     }
 
     /// A span for each piece, in the order of the blob. Gives each piece its place in the stream: a

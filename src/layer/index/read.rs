@@ -58,6 +58,19 @@ impl LayerIndex {
         found.ok_or(DecodeError::Short(span))
     }
 
+    /// A decoder that begins at `span`, which is there and is a start. `window` is as for
+    /// [`SpanDecoder::new`].
+    fn decoder(&self, span: u32, window: Option<&[u8]>) -> Result<Decoder, DecodeError> {
+        let start = &self.spans[span as usize];
+        Ok(match start.start {
+            Start::Window { .. } if self.compression == Compression::Gzip => {
+                let window = self.window(span, window)?;
+                Decoder::Gzip(Box::new(gzip::Decoder::resume(start.blob_bits, &window)?))
+            }
+            _ => Decoder::new(self.compression, start.blob_bits / 8)?,
+        })
+    }
+
     /// The window before a group, decompressed.
     fn window(&self, span: u32, given: Option<&[u8]>) -> Result<Vec<u8>, DecodeError> {
         let in_memory = || {
@@ -77,6 +90,8 @@ pub struct SpanDecoder<'a> {
     /// Offset in the blob of the next byte to be pushed.
     blob_offset: u64,
     spans: Collector<'a>,
+    /// Compressed bytes from the beginning of a span on, where its digest is that of those.
+    unchecked: Vec<u8>,
 }
 
 /// Collects the bytes of spans and checks them.
@@ -118,13 +133,7 @@ impl<'a> SpanDecoder<'a> {
         let at = index.group(spans.start).start;
         // `group` gives numbers of spans that are there.
         let start = &index.spans[at as usize];
-        let decoder = match start.start {
-            Start::Window { .. } if index.compression == Compression::Gzip => {
-                let window = index.window(at, window)?;
-                Decoder::Gzip(Box::new(gzip::Decoder::resume(start.blob_bits, &window)?))
-            }
-            _ => Decoder::new(index.compression, start.blob_bits / 8)?,
-        };
+        let decoder = index.decoder(at, window)?;
         let spans = Collector {
             index,
             first: spans.start,
@@ -135,7 +144,7 @@ impl<'a> SpanDecoder<'a> {
             restart: None,
             wrong: None,
         };
-        Ok(Self { decoder, blob_offset: start.blob_bits / 8, spans })
+        Ok(Self { decoder, blob_offset: start.blob_bits / 8, spans, unchecked: Vec::new() })
     }
 
     /// Takes the next bytes of the blob; gives each span that is complete and right to `sink`.
@@ -145,6 +154,9 @@ impl<'a> SpanDecoder<'a> {
         compressed: &[u8],
         sink: &mut dyn FnMut(u32, Vec<u8>),
     ) -> Result<bool, DecodeError> {
+        if self.spans.index.origin == Origin::Ztoc {
+            return self.push_unchecked(compressed, sink);
+        }
         let begin = self.blob_offset;
         self.blob_offset += compressed.len() as u64;
         let mut rest = compressed;
@@ -171,22 +183,58 @@ impl<'a> SpanDecoder<'a> {
         }
         Ok(true)
     }
+
+    /// The same where digests are those of compressed bytes: of a span nothing is decompressed before
+    /// all of it is here.
+    fn push_unchecked(
+        &mut self,
+        compressed: &[u8],
+        sink: &mut dyn FnMut(u32, Vec<u8>),
+    ) -> Result<bool, DecodeError> {
+        self.unchecked.extend_from_slice(compressed);
+        let index = self.spans.index;
+        while self.spans.at < self.spans.end {
+            let span = self.spans.at;
+            let range = index.fetch_range(span..span + 1);
+            // A span has little more than 8 MiB at most, compressed or not.
+            let length = (range.end - range.start) as usize;
+            let Some(bytes) = self.unchecked.get(..length) else { return Ok(false) };
+            let digest: [u8; 32] = Sha256::digest(bytes).into();
+            if index.spans[span as usize].digest != digest {
+                return Err(DecodeError::Digest(span));
+            }
+            let result = self.decoder.push(bytes, &mut Giving { spans: &mut self.spans, sink });
+            if self.spans.at == span {
+                let _ = result?;
+                return Err(DecodeError::Short(span));
+            }
+            if self.spans.at < self.spans.end {
+                // Two spans may have a byte in common.
+                let next = index.fetch_range(span + 1..span + 2).start;
+                self.unchecked.drain(..(next - range.start) as usize);
+                self.decoder = index.decoder(span + 1, None)?;
+            }
+        }
+        Ok(true)
+    }
 }
 
 impl Giving<'_, '_> {
     fn finish_span(&mut self) -> ControlFlow<()> {
         let spans = &mut *self.spans;
-        let digest: [u8; 32] = Sha256::digest(&spans.bytes).into();
-        if spans.index.spans[spans.at as usize].digest != digest {
-            spans.wrong = Some(spans.at);
-            return ControlFlow::Break(());
+        if spans.index.origin != Origin::Ztoc {
+            let digest: [u8; 32] = Sha256::digest(&spans.bytes).into();
+            if spans.index.spans[spans.at as usize].digest != digest {
+                spans.wrong = Some(spans.at);
+                return ControlFlow::Break(());
+            }
         }
         let bytes = std::mem::take(&mut spans.bytes);
         if spans.at >= spans.first {
             (self.sink)(spans.at, bytes);
         }
         spans.at += 1;
-        if spans.at >= spans.end {
+        if spans.at >= spans.end || spans.index.origin == Origin::Ztoc {
             return ControlFlow::Break(());
         }
         let next = &spans.index.spans[spans.at as usize];

@@ -178,7 +178,7 @@ impl Cutter {
                     return false;
                 }
                 // If there is no memory for that, the span goes on.
-                let Ok(window) = zstd::bulk::compress(window, WINDOW_LEVEL) else { return false };
+                let Some(window) = compress_window(window) else { return false };
                 self.last_window_bytes = window.len() as u64;
                 let offset = self.windows.len() as u64;
                 self.windows.extend_from_slice(&window);
@@ -200,4 +200,9 @@ impl Cutter {
             self.spans.pop();
         }
     }
+}
+
+/// A window as it is kept; `None` if there is no memory for that.
+pub(super) fn compress_window(window: &[u8]) -> Option<Vec<u8>> {
+    zstd::bulk::compress(window, WINDOW_LEVEL).ok()
 }

@@ -125,6 +125,7 @@ impl LayerIndex {
         out.push(match self.origin {
             Origin::Pass => 0,
             Origin::Toc => 1,
+            Origin::Ztoc => 2,
         });
         for digest in [Some(&self.blob), self.diff_id.as_ref()] {
             let hash = digest.map_or(&[][..], Digest::as_bytes);
@@ -184,12 +185,13 @@ impl LayerIndex {
         let origin = match bytes[15] {
             0 => Origin::Pass,
             1 if compression != Compression::Plain => Origin::Toc,
+            2 if compression != Compression::Zstd => Origin::Ztoc,
             _ => return Err(StoredError::Content("what it was made of is unknown")),
         };
         let blob = read_digest(bytes[13], &bytes[16..80])?
             .ok_or(StoredError::Content("the digest is missing"))?;
         let diff_id = read_digest(bytes[14], &bytes[80..144])?;
-        if origin == Origin::Toc && diff_id.is_some() {
+        if origin != Origin::Pass && diff_id.is_some() {
             return Err(StoredError::Content("nobody has computed its diff ID"));
         }
         let number = |at| u64_at(bytes, at).ok_or(StoredError::Digest);

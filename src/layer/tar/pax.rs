@@ -81,6 +81,22 @@ impl Records {
     }
 }
 
+/// Extended attributes by name, with `None` for a value that is none.
+type Xattrs = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+/// The extended attributes that these keywords and values of an entry's records stand for; nothing at
+/// all if they have the map of a sparse file.
+pub(in crate::layer) fn xattrs_of<'a>(
+    records: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+) -> Result<Option<Xattrs>, &'static str> {
+    let (global, mut local) = (Records::default(), Records::default());
+    for (keyword, value) in records {
+        local.set(keyword, value);
+    }
+    let attributes = Attributes::new(&global, &local)?;
+    Ok((!attributes.is_sparse()).then(|| attributes.xattrs()))
+}
+
 /// What global and local records say of an entry.
 #[derive(Default)]
 pub(super) struct Attributes<'a> {
@@ -160,9 +176,9 @@ impl<'a> Attributes<'a> {
         self.path
     }
 
-    /// The extended attributes, with `None` for a value that is none. What star's form of a name
+    /// The extended attributes. What star's form of a name
     /// says counts more than libarchive's: bsdtar writes both.
-    pub(super) fn xattrs(&self) -> BTreeMap<Vec<u8>, Option<Vec<u8>>> {
+    pub(super) fn xattrs(&self) -> Xattrs {
         let of = |wanted| self.xattrs.iter().filter(move |(e, _, _)| *e == wanted);
         let libarchive = of(Encoding::Base64)
             .map(|(_, name, value)| (percent_decode(name), BASE64.decode(value).ok()));

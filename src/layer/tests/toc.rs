@@ -2,6 +2,7 @@
 
 mod builder;
 mod hostile;
+mod ztoc;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -8,7 +8,7 @@ use serde::{
     de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use super::{TocError, member::STARGZ_NAME, shorten, time};
+use super::{TocError, kind_of, member::STARGZ_NAME, shorten, time};
 use crate::{
     image::Digest,
     layer::{
@@ -115,16 +115,7 @@ impl Reader<'_> {
 
     fn take_entry(&mut self, listed: &Listed<'_>) -> Result<(), AssemblyError> {
         let wrong = AssemblyError::Entry;
-        let kind = match &listed.kind[..] {
-            "reg" => Kind::File,
-            "hardlink" => Kind::Link,
-            "symlink" => Kind::Symlink,
-            "char" => Kind::Char,
-            "block" => Kind::Block,
-            "dir" => Kind::Dir,
-            "fifo" => Kind::Fifo,
-            _ => return Err(wrong("it is of a type that is unknown")),
-        };
+        let kind = kind_of(&listed.kind).ok_or(wrong("it is of a type that is unknown"))?;
         let mtime = time::parse(&listed.modtime).ok_or(wrong("its time is none"))?;
         let is_device = matches!(kind, Kind::Char | Kind::Block);
         let claim = Claim {

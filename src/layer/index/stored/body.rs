@@ -377,7 +377,7 @@ fn write_spans(index: &LayerIndex, out: &mut Writer) {
 
 fn read_spans(index: &mut LayerIndex, from: &mut Reader<'_>) -> Result<()> {
     let count = from.count()?;
-    let is_toc = index.origin == Origin::Toc;
+    let (is_toc, is_ztoc) = (index.origin == Origin::Toc, index.origin == Origin::Ztoc);
     let (mut at, mut bits, mut window_at) = (0_u64, 0_u64, 0_u64);
     // Of the span before, and how much is decompressed to get to its beginning.
     let (mut padding, mut reach) = (0, 0);
@@ -400,9 +400,9 @@ fn read_spans(index: &mut LayerIndex, from: &mut Reader<'_>) -> Result<()> {
             };
         }
         let start = match kind {
-            0 if number > 0 => Start::No,
+            0 if number > 0 && !is_ztoc => Start::No,
             1 => Start::Clean,
-            2 if number > 0 && !is_toc => {
+            2 if (number > 0 || is_ztoc) && !is_toc => {
                 let (offset, bytes) = (window_at, from.number_u32()?);
                 window_at += u64::from(bytes);
                 Start::Window { offset, bytes }

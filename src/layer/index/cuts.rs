@@ -1,0 +1,99 @@
+//! Making an index of spans that somebody else has cut.
+
+use super::{
+    AssemblyError, Compression, Entries, LayerIndex, Origin, Source,
+    assembler::{Spans, stream_limit},
+    most_compressed_bytes,
+    span::{MAX_BYTES, Span, Start, compress_window},
+};
+use crate::layer::{Limits, tar::Kind};
+
+/// A place where decompressing can begin, and what is known of the bytes from there up to the next.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::layer) struct Cut<'a> {
+    /// Where in the decompressed stream it is.
+    pub(in crate::layer) stream_offset: u64,
+    /// Where in the blob, in bits.
+    pub(in crate::layer) blob_bits: u64,
+    /// Of gzip: what of the stream comes before it.
+    pub(in crate::layer) window: &'a [u8],
+    /// The SHA-256 of the compressed bytes from there on, with all of the first and the last.
+    pub(in crate::layer) digest: [u8; 32],
+}
+
+/// The index of a blob with these entries, whose stream of `stream_bytes` bytes is cut like that.
+pub(in crate::layer) fn index_of_cuts<'a>(
+    source: Source,
+    entries: Entries,
+    cuts: impl IntoIterator<Item = Cut<'a>>,
+    stream_bytes: u64,
+    limits: &Limits,
+) -> Result<LayerIndex, AssemblyError> {
+    let limit = stream_limit(limits, source.blob_bytes);
+    if stream_bytes > limit {
+        return Err(AssemblyError::TooLarge { limit });
+    }
+    check_files(&entries, stream_bytes)?;
+    let mut found = Spans { spans: Vec::new(), windows: Vec::new(), stream_bytes };
+    for cut in cuts {
+        let start = match source.compression {
+            Compression::Plain => Start::Clean,
+            Compression::Gzip | Compression::Zstd => {
+                let no_memory = AssemblyError::Span(found.spans.len() as u32, "there is no memory");
+                let window = compress_window(cut.window).ok_or(no_memory)?;
+                let offset = found.windows.len() as u64;
+                found.windows.extend_from_slice(&window);
+                Start::Window { offset, bytes: window.len() as u32 }
+            }
+        };
+        found.spans.push(Span {
+            stream_offset: cut.stream_offset,
+            blob_bits: cut.blob_bits,
+            digest: cut.digest,
+            start,
+            skip: 0,
+            padding: 0,
+        });
+    }
+    check_spans(&found, source.used_bytes)?;
+    Ok(source.index(Origin::Ztoc, entries, found))
+}
+
+/// Sees to it that all files are within the stream.
+fn check_files(entries: &Entries, stream_bytes: u64) -> Result<(), AssemblyError> {
+    let table = entries.table();
+    let files = table.entries().filter(|entry| entry.kind == Kind::File && entry.size > 0);
+    for entry in files {
+        let end = entry.data_offset.checked_add(entry.size);
+        if end.is_none_or(|end| end > stream_bytes) {
+            let path = table.full_path(entry.path);
+            return Err(AssemblyError::Path(path, "it is not within the layer"));
+        }
+    }
+    Ok(())
+}
+
+/// Sees to it that the spans follow each other from the beginning of the stream to its end, and
+/// that none takes more memory than it may.
+fn check_spans(found: &Spans, blob_bytes: u64) -> Result<(), AssemblyError> {
+    let (spans, end) = (&found.spans, (found.stream_bytes, blob_bytes.saturating_mul(8)));
+    if spans.first().map_or(end.0, |span| span.stream_offset) != 0 {
+        return Err(AssemblyError::Span(0, "the stream does not begin with it"));
+    }
+    for (number, span) in (0..).zip(spans) {
+        let wrong = |what| Err(AssemblyError::Span(number, what));
+        let next = spans.get(number as usize + 1);
+        let next = next.map_or(end, |next| (next.stream_offset, next.blob_bits));
+        let bytes = match next.0.checked_sub(span.stream_offset) {
+            Some(bytes @ 1..=MAX_BYTES) => bytes,
+            Some(0) | None => return wrong("it ends before it begins"),
+            Some(_) => return wrong("it has more than 8 MiB"),
+        };
+        match next.1.checked_sub(span.blob_bits) {
+            Some(bits) if bits / 8 <= most_compressed_bytes(bytes) => {}
+            Some(_) => return wrong("it has more bytes than can be in it"),
+            None => return wrong("it ends in the blob before it begins there"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! Manifests, configurations and other small things that are named by digests.
+
+use bytes::{Bytes, BytesMut};
+
+use super::{SIDE, Store, shelf::MAX_DOCUMENT};
+use crate::{
+    image::{Descriptor, Digest, Manifest, Reference, Repository},
+    tree::{Blobs, ByteStream, Error, Kind, Names, Result},
+};
+
+impl<S: Names + Blobs> Store<S> {
+    /// The manifest that `name` leads to: what is local goes before what a registry says.
+    pub(super) async fn manifest(&self, name: &Reference) -> Result<Manifest> {
+        if let Some(digest) = name.digest()
+            && let Some(bytes) = self.shelf.document(&digest)
+            && let Ok(manifest) = Manifest::parse_as(digest.algorithm(), bytes, None)
+        {
+            return Ok(manifest);
+        }
+        let manifest = match (self.sources.dir.manifest(name).await, &self.sources.remote) {
+            (Ok(manifest), _) => manifest,
+            (Err(_), Some(remote)) => remote.manifest(name).await?,
+            (Err(error), None) if error.is_not_found() => {
+                return Err(error.with_kind(Kind::Offline));
+            }
+            (Err(error), None) => return Err(error),
+        };
+        self.shelf.put_document(&manifest.digest(), manifest.bytes());
+        Ok(manifest)
+    }
+
+    /// A small blob, checked.
+    pub(super) async fn document(
+        &self,
+        repository: &Repository,
+        blob: &Descriptor,
+    ) -> Result<Bytes> {
+        let failed = |kind: Kind| Error::new(SIDE, format_args!("reading {}", blob.digest), kind);
+        if let Some(bytes) = self.shelf.document(&blob.digest) {
+            return Ok(bytes);
+        }
+        if blob.size > MAX_DOCUMENT {
+            let reason = format!("it has {} bytes; at most {MAX_DOCUMENT} are read", blob.size);
+            return Err(failed(Kind::Unfit(reason)));
+        }
+        let local = match self.sources.dir.read(repository, blob, 0..blob.size).await {
+            Ok(mut stream) => collect(&mut stream, blob).await,
+            Err(error) => Err(error),
+        };
+        let bytes = match (local, &self.sources.remote) {
+            (Ok(bytes), _) => bytes,
+            (Err(_), Some(remote)) if blob.size > 0 => {
+                let mut stream = remote.read(repository, blob, 0..blob.size).await?;
+                collect(&mut stream, blob).await?
+            }
+            (Err(error), None) if error.is_not_found() => return Err(failed(Kind::Offline)),
+            (Err(error), _) => return Err(error),
+        };
+        self.shelf.put_document(&blob.digest, &bytes);
+        Ok(bytes)
+    }
+}
+
+async fn collect(stream: &mut impl ByteStream, blob: &Descriptor) -> Result<Bytes> {
+    let mut bytes = BytesMut::new();
+    let failed = |kind: Kind| Error::new(SIDE, format_args!("reading {}", blob.digest), kind);
+    while let Some(piece) = stream.next().await? {
+        bytes.extend_from_slice(&piece);
+        if bytes.len() as u64 > blob.size {
+            break;
+        }
+    }
+    if bytes.len() as u64 != blob.size {
+        return Err(failed(Kind::Size { expected: blob.size, found: bytes.len() as u64 }));
+    }
+    let found = Digest::of(blob.digest.algorithm(), &bytes);
+    if found != blob.digest {
+        return Err(failed(Kind::Digest { expected: blob.digest, found }));
+    }
+    Ok(bytes.freeze())
+}
