@@ -3,7 +3,9 @@
 //!
 //! [`Images`] opens them. A layer is passed once from its beginning to its end; the index that this
 //! makes ([`crate::layer`]) is kept in the images_dir for good, for all images that share the layer.
-//! From then on only those spans of a layer are fetched and decompressed that somebody reads.
+//! From then on only those spans of a layer are fetched and decompressed that somebody reads. An image
+//! may bring a table of contents of a layer, which saves the pass; nothing in the layer vouches for that,
+//! so it counts for this image alone.
 //!
 //! ```text
 //! Images    what an image is: its manifests, configurations, platforms
@@ -14,8 +16,8 @@
 //! ```
 //!
 //! The decompressed stream of a layer is content that the [`crate::cache`] keeps like any other: it
-//! is derived from the layer by `stream.rs`, whose spans have been compared with the digests that the
-//! pass has taken. So both forms share one bound, and what is read twice is decompressed once.
+//! is derived from the layer by `stream.rs`, whose spans have been compared with the digests in the
+//! index. So both forms share one bound, and what is read twice is decompressed once.
 //!
 
 mod documents;
@@ -55,6 +57,9 @@ const SIDE: &str = "image";
 /// Failures that are remembered, for those who ask later what went wrong.
 const REMEMBERED: usize = 32;
 
+/// Tables of contents that are read at a time.
+const TABLES: usize = 4;
+
 /// Where images are, and how long to wait for them.
 pub struct Sources<S> {
     /// What is local.
@@ -76,6 +81,8 @@ struct Store<S: Blobs> {
     recent: Arc<RecentSpans>,
     /// Passes that run at a time: each takes a processor or two.
     passes: Semaphore,
+    /// Tables of contents that are read at a time: each may take 64 MiB of memory.
+    tables: Semaphore,
     troubles: Mutex<VecDeque<(SystemTime, String)>>,
 }
 
@@ -87,6 +94,7 @@ impl<S: Names + Blobs> Store<S> {
             sources,
             recent: RecentSpans::new(),
             passes: Semaphore::new(processors.clamp(1, 4)),
+            tables: Semaphore::new(TABLES),
             troubles: Mutex::default(),
         })
     }

@@ -55,6 +55,14 @@ impl Descriptor {
         }
     }
 
+    /// Whether this child of an index is no image. An image may say so with the type of its
+    /// configuration.
+    pub fn is_artifact(&self) -> bool {
+        self.artifact_type
+            .as_deref()
+            .is_some_and(|kind| !["", "application/vnd.oci.image.config.v1+json"].contains(&kind))
+    }
+
     /// If this child of an index is a BuildKit attestation: the digest of what it attests.
     pub fn attests(&self) -> Option<Digest> {
         let kind = self.annotations.get("vnd.docker.reference.type")?;

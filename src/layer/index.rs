@@ -119,7 +119,7 @@ impl Note {
 }
 
 /// What an index was made of, and so what of the layer has been checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A pass over the whole blob, whose digest was the expected one.
     Pass,
@@ -136,7 +136,7 @@ pub enum Origin {
 /// What is known of a layer. Immutable; made by an [`Indexer`] in one pass, from a table of contents
 /// that the layer comes with ([`TocReader`](crate::layer::TocReader)), or from its stored form.
 ///
-/// An index that is made of a table of contents has a stream of its own: the contents of the files
+/// An index of [`Origin::Toc`] has a stream of its own: the contents of the files
 /// one after the other, each at a multiple of 512 bytes, and nothing in between.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerIndex {

@@ -224,6 +224,14 @@ impl TocReader {
         Ok(Some(Self { blob, blob_bytes, limits, digest, state }))
     }
 
+    /// What the descriptor of a layer says of a table of contents. Whoever says the same of the same
+    /// layer means the same table.
+    pub fn claims(layer: &Descriptor) -> impl Iterator<Item = &str> {
+        let names = CHUNKED.into_iter().flat_map(|(position, digest)| [position, digest]);
+        let claims = names.chain([STARGZ_DIGEST]).map(|name| layer.annotations.get(name));
+        claims.flatten().map(String::as_str)
+    }
+
     /// The bytes of the blob that [`TocReader::push`] needs next, at most 64 MiB.
     pub fn wanted(&self) -> Range<u64> {
         match &self.state {

@@ -275,14 +275,13 @@ impl<S: Names + Blobs> Images<S> {
     fn layer(&self, variant: &Variant, number: usize) -> Option<Arc<Layer<S>>> {
         let blob = variant.layers().get(number)?;
         let diff_id = variant.diff_ids.get(number).copied();
-        let key = LayerKey { digest: blob.digest, size: blob.size };
+        let soci_index = soci_index(&variant.manifest);
+        let key = LayerKey::new(blob, soci_index.as_ref());
         let mut layers = locked(&self.inner.layers);
-        let new = || Layer::new(self.inner.store.clone(), blob.clone(), diff_id);
+        let soci_index = soci_index.map(|digest| variant.repository.pinned(digest));
+        let new = || Layer::new(self.inner.store.clone(), blob.clone(), diff_id, soci_index);
         let layer = layers.entry(key).or_insert_with(new);
         layer.is_in(&variant.repository);
-        if let Some(digest) = soci_index(&variant.manifest) {
-            layer.is_described_in(variant.repository.pinned(digest));
-        }
         Some(layer.clone())
     }
 
@@ -403,7 +402,7 @@ fn raw<S: Names + Blobs>(
 /// are artifacts for one, such as a SOCI index.
 fn platforms_of(children: &[Descriptor]) -> Vec<(String, Choice)> {
     let mut platforms: Vec<(String, Choice)> = Vec::new();
-    for child in children.iter().filter(|child| child.artifact_type.is_none()) {
+    for child in children.iter().filter(|child| !child.is_artifact()) {
         let Some(platform) = child.platform.as_ref().filter(|p| !p.is_unknown()) else { continue };
         let mut name = name_of(platform);
         let is_taken = |name: &str| platforms.iter().any(|(taken, _)| taken == name);

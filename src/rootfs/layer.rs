@@ -30,7 +30,7 @@ use crate::{
     cache::CachedBlob,
     image::{Descriptor, Digest, Reference, Repository},
     layer::{
-        DecodeError, IndexError, LayerIndex, Limits, MAX_ZTOC_BYTES, SpanDecoder, TocError,
+        DecodeError, IndexError, LayerIndex, Limits, MAX_ZTOC_BYTES, Origin, SpanDecoder, TocError,
         TocReader, ztoc_of,
     },
     lock::locked,
@@ -40,11 +40,31 @@ use crate::{
 /// What of a blob is read at a time when all of it is.
 pub(super) const STEP: usize = 256 << 10;
 
-/// What layers are known by: of several sizes that manifests give a digest, one can be right.
+/// What layers are known by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct LayerKey {
     pub digest: Digest,
+    /// Of several sizes that manifests give a digest, one can be right.
     pub size: u64,
+    /// Stands for what an image says of a table of contents of the layer. Nothing in the layer vouches
+    /// for that, so what one image says must not become what another one shows. `None` if it says
+    /// nothing, and for what a pass has found, which is true for all.
+    pub toc: Option<Digest>,
+}
+
+impl LayerKey {
+    /// That of a layer of an image with this SOCI index.
+    pub(super) fn new(blob: &Descriptor, soci_index: Option<&Digest>) -> Self {
+        let mut claims: Vec<String> = TocReader::claims(blob).map(str::to_owned).collect();
+        claims.extend(soci_index.map(ToString::to_string));
+        let toc = (!claims.is_empty()).then(|| Digest::sha256(claims.join("\n").as_bytes()));
+        Self { digest: blob.digest, size: blob.size, toc }
+    }
+
+    /// That of what a pass finds.
+    pub(super) fn without_toc(self) -> Self {
+        Self { toc: None, ..self }
+    }
 }
 
 /// Something that is being found out, for all who want to know.
@@ -53,14 +73,17 @@ type Coming<T> = Shared<BoxFuture<'static, Result<T>>>;
 pub(super) struct Layer<S: Blobs> {
     pub store: Arc<Store<S>>,
     pub blob: Descriptor,
+    key: LayerKey,
     /// Says by which algorithm the stream is hashed.
     diff_id: Option<Digest>,
     repositories: Mutex<Vec<Repository>>,
-    /// The SOCI index of an image that has it.
-    soci_index: Mutex<Option<Reference>>,
+    /// Where there may be a table of contents of it.
+    soci_index: Option<Reference>,
     index: Mutex<Known>,
     /// Groups of spans that are being decompressed, by their first.
-    decoding: Mutex<HashMap<u32, Coming<Group>>>,
+    decoding: Mutex<HashMap<(Origin, u32), Coming<Group>>>,
+    /// What came has not been what its table of contents says.
+    toc_is_doubted: AtomicBool,
     /// What is local is not what it should be.
     local_is_bad: AtomicBool,
 }
@@ -113,7 +136,7 @@ impl Compressed {
 
     /// The bytes `range`, all of them.
     pub(super) async fn read(&self, range: Range<u64>) -> Result<Bytes> {
-        // Nobody asks for more than a group of spans.
+        // Nobody asks for more than a group of spans, or a table of contents.
         let length = (range.end - range.start) as usize;
         let failed = |e| Error::new(SIDE, "reading a layer", e);
         match self {
@@ -135,15 +158,19 @@ impl<S: Names + Blobs> Layer<S> {
         store: Arc<Store<S>>,
         blob: Descriptor,
         diff_id: Option<Digest>,
+        soci_index: Option<Reference>,
     ) -> Arc<Self> {
+        let key = LayerKey::new(&blob, soci_index.as_ref().and_then(Reference::digest).as_ref());
         Arc::new(Self {
             store,
             blob,
+            key,
             diff_id,
             repositories: Mutex::default(),
-            soci_index: Mutex::default(),
+            soci_index,
             index: Mutex::new(Known::Nothing),
             decoding: Mutex::default(),
+            toc_is_doubted: AtomicBool::new(false),
             local_is_bad: AtomicBool::new(false),
         })
     }
@@ -156,13 +183,12 @@ impl<S: Names + Blobs> Layer<S> {
         }
     }
 
-    /// Notes that there may be a table of contents of it in a SOCI index.
-    pub(super) fn is_described_in(&self, soci_index: Reference) {
-        *locked(&self.soci_index) = Some(soci_index);
-    }
-
-    pub(super) fn key(&self) -> LayerKey {
-        LayerKey { digest: self.blob.digest, size: self.blob.size }
+    /// What an index of it is known by, and all that is read by that index.
+    fn key_of(&self, index: &LayerIndex) -> LayerKey {
+        match index.origin() {
+            Origin::Pass => self.key.without_toc(),
+            Origin::Toc | Origin::Ztoc => self.key,
+        }
     }
 
     /// The index, if it is here.
@@ -175,7 +201,8 @@ impl<S: Names + Blobs> Layer<S> {
 
     /// Whether the index is here, or can be read from the disk.
     pub(super) fn is_indexed(&self) -> bool {
-        self.known_index().is_some() || self.store.shelf.has_index(&self.blob.digest)
+        let has = |key| self.store.shelf.has_index(&key);
+        self.known_index().is_some() || has(self.key.without_toc()) || has(self.key)
     }
 
     /// The pass that is under way.
@@ -224,16 +251,29 @@ impl<S: Names + Blobs> Layer<S> {
 
     async fn stored_index(self: &Arc<Self>) -> Option<LayerIndex> {
         let layer = self.clone();
-        tokio::task::spawn_blocking(move || layer.store.shelf.index(&layer.blob)).await.ok()?
+        let find = move || {
+            let (shelf, key) = (&layer.store.shelf, layer.key);
+            // A pass knows better than a table of contents.
+            shelf
+                .index(&key.without_toc())
+                .or_else(|| layer.may_use_toc().then(|| shelf.index(&key))?)
+        };
+        tokio::task::spawn_blocking(find).await.ok()?
     }
 
-    /// The index that the author of the layer has made, if there is one. It is believed because its
-    /// digest is in the manifest.
+    /// Whether what an image says of a table of contents is of interest.
+    fn may_use_toc(&self) -> bool {
+        self.key.toc.is_some() && !self.store.sources.verify_first
+    }
+
+    /// The index that the author of the image has made, if there is one. It is believed because its
+    /// digest is in the manifest, and only for images that say the same of it.
     async fn index_of_toc(self: &Arc<Self>) -> Option<LayerIndex> {
-        if self.is_local() {
-            // Then a pass takes no longer, and sees what is there and not what somebody says of it.
+        // If it is local a pass takes no longer, and sees what is there and not what somebody says.
+        if self.is_local() || !self.may_use_toc() {
             return None;
         }
+        let _permit = self.store.tables.acquire().await.ok()?;
         let no_use = |trouble: TocTrouble| {
             let reason = format!("its table of contents is not used: {trouble}");
             self.store.note(&self.error(Kind::Layer(reason)));
@@ -259,27 +299,27 @@ impl<S: Names + Blobs> Layer<S> {
 
     /// That which SOCI has made of it.
     async fn read_ztoc(self: &Arc<Self>) -> std::result::Result<Option<LayerIndex>, TocTrouble> {
-        let Some(name) = locked(&self.soci_index).clone() else { return Ok(None) };
-        let soci_index = self.store.manifest(&name).await?;
+        let Sources { cache, remote, patience, .. } = &self.store.sources;
+        let (Some(name), Some(remote)) = (&self.soci_index, remote) else { return Ok(None) };
+        let soci_index = timeout(*patience, self.store.manifest(name)).await;
+        let soci_index = soci_index.map_err(|_| self.error(Kind::Stalled(*patience)))??;
         let Some(ztoc) = ztoc_of(&soci_index, &self.blob.digest) else { return Ok(None) };
-        let Sources { cache, remote: Some(remote), .. } = &self.store.sources else {
-            return Ok(None);
-        };
         if ztoc.size > MAX_ZTOC_BYTES {
             return Err(TocError::TooLarge.into());
         }
         let blob = cache.parts(remote, vec![name.repository().clone()], ztoc);
         let bytes = self.fetch(&Compressed::Cached(blob.clone()), 0..ztoc.size).await?;
-        let found = Digest::of(ztoc.digest.algorithm(), &bytes);
-        if found != ztoc.digest {
-            blob.discard();
-            return Err(TocError::Digest { expected: ztoc.digest, found: found.into() }.into());
-        }
-        let layer = self.clone();
-        let index = tokio::task::spawn_blocking(move || {
+        let (layer, expected) = (self.clone(), ztoc.digest);
+        let read = tokio::task::spawn_blocking(move || {
+            let found = Digest::of(expected.algorithm(), &bytes);
+            if found != expected {
+                // The next attempt is not to get the same.
+                blob.discard();
+                return Err(TocError::Digest { expected, found: found.into() });
+            }
             LayerIndex::of_ztoc(&layer.blob, &bytes, &Limits::default())
         });
-        Ok(Some(index.await.map_err(|e| self.error(io::Error::other(e)))??))
+        Ok(Some(read.await.map_err(|e| self.error(io::Error::other(e)))??))
     }
 
     async fn make_index(self: &Arc<Self>, pass: &Arc<Pass>) -> Result<Arc<LayerIndex>> {
@@ -307,12 +347,28 @@ impl<S: Names + Blobs> Layer<S> {
     /// Keeps an index for good, if that can be.
     async fn keep(self: &Arc<Self>, index: LayerIndex) -> Result<Arc<LayerIndex>> {
         let layer = self.clone();
-        let kept = tokio::task::spawn_blocking(move || match layer.store.shelf.put_index(&index) {
-            Some(kept) => kept,
+        let kept = tokio::task::spawn_blocking(move || {
             // With its windows in memory it serves as well, until the process ends.
-            None => index,
+            layer.store.shelf.put_index(&layer.key_of(&index), &index).unwrap_or(index)
         });
         kept.await.map(Arc::new).map_err(|e| self.error(io::Error::other(e)))
+    }
+
+    /// If it is the table of contents that is wrong and not what the registry sends, a pass finds that
+    /// out. What is open keeps to the table; who opens the image later has the layer as it is.
+    fn pass_for_later(self: &Arc<Self>) {
+        if self.toc_is_doubted.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let layer = self.clone();
+        tokio::spawn(async move {
+            let _permit = layer.store.passes.acquire().await;
+            let pass = Pass::new(&layer.blob, layer.diff_id);
+            match layer.run_pass(&Arc::new(pass)).await {
+                Ok(index) => drop(layer.keep(index).await),
+                Err(error) => layer.store.note(&error),
+            }
+        });
     }
 
     /// Passes the layer from its beginning to its end.
@@ -380,7 +436,8 @@ impl<S: Names + Blobs> Layer<S> {
                     return Err(error.with_kind(Kind::Layer(error.kind().to_string())));
                 }
                 Ok(done) => return done,
-                Err(_) if from.progress() > before => {}
+                // It begins again at 0 when what was here has been found to be wrong.
+                Err(_) if from.progress() != before => {}
                 Err(_) => return Err(self.error(Kind::Stalled(*patience))),
             }
         }
@@ -424,7 +481,11 @@ impl<S: Names + Blobs> Layer<S> {
             repository.ok_or_else(|| self.error(Kind::NotFound("nobody has it".into())))?;
         // What it is the digest of does not matter, as long as nothing else has it. A stream that
         // is damaged has no digest of its own.
-        let name = format!("imgfs: the decompressed stream of {}", self.blob.digest);
+        let by = match self.key_of(index).toc {
+            Some(toc) => format!(" by {toc}"),
+            None => String::new(),
+        };
+        let name = format!("imgfs: the decompressed stream of {}{by}", self.blob.digest);
         let content = Descriptor::new("", Digest::sha256(name.as_bytes()), index.stream_bytes());
         let source = Arc::new(Decompressed { layer: self.clone(), index: index.clone() });
         let stream = self.store.sources.cache.derived(&source, repository, &content);
@@ -444,19 +505,18 @@ impl<S: Names + Blobs> Layer<S> {
     /// The spans of the group that `span` is in, checked.
     pub(super) fn group(self: &Arc<Self>, index: &Arc<LayerIndex>, span: u32) -> Coming<Group> {
         let spans = index.group(span);
-        if let Some(group) = self.store.recent.get(&self.key(), spans.start) {
+        if let Some(group) = self.store.recent.get(&self.key_of(index), spans.start) {
             return async move { Ok(group) }.boxed().shared();
         }
-        let (key, mut decoding) = (spans.start, locked(&self.decoding));
+        let (key, mut decoding) = ((index.origin(), spans.start), locked(&self.decoding));
         let (layer, index) = (self.clone(), index.clone());
         let begin = || {
             spawned(async move {
-                let first = spans.start;
                 let group = layer.decode(&index, spans).await;
                 if let Ok(group) = &group {
-                    layer.store.recent.put(&layer.key(), group.clone());
+                    layer.store.recent.put(&layer.key_of(&index), group.clone());
                 }
-                locked(&layer.decoding).remove(&first);
+                locked(&layer.decoding).remove(&key);
                 group
             })
         };
@@ -489,14 +549,29 @@ impl<S: Names + Blobs> Layer<S> {
                 // The same bytes came again, so it is the index that has been damaged since it was
                 // read, or rather its windows.
                 Doubted::Nothing | Doubted::Bytes if !index.has_windows() => {
-                    self.store.shelf.drop_index(&self.blob.digest);
-                    *locked(&self.index) = Known::Nothing;
-                    index = self.index().await?;
+                    self.forget_index(&index);
+                    let again = self.index().await?;
+                    if !is_cut_alike(&again, &index, &spans) {
+                        let reason = "it has been indexed anew; what is open is to be opened again";
+                        return Err(self.error(Kind::Layer(reason.into())));
+                    }
+                    index = again;
                     Doubted::Index
                 }
-                _ => return Err(self.error(Kind::Layer(error.to_string()))),
+                _ => {
+                    if index.origin() != Origin::Pass {
+                        self.pass_for_later();
+                    }
+                    return Err(self.error(Kind::Layer(error.to_string())));
+                }
             };
         }
+    }
+
+    /// Sees to it that `index` is made anew when it is needed.
+    fn forget_index(&self, index: &LayerIndex) {
+        self.store.shelf.drop_index(&self.key_of(index));
+        *locked(&self.index) = Known::Nothing;
     }
 
     /// Sees to it that the next attempt does not get the bytes that have just been found to be wrong.
@@ -515,7 +590,7 @@ impl<S: Names + Blobs> Layer<S> {
     pub(super) fn window(&self, index: &LayerIndex, span: u32) -> Option<Vec<u8>> {
         let range = index.window_range(span).filter(|_| !index.has_windows())?;
         // If it cannot be read, decoding says that it is missing.
-        self.store.shelf.window(&self.blob.digest, range).ok()
+        self.store.shelf.window(&self.key_of(index), range).ok()
     }
 
     fn decode_now(
@@ -535,6 +610,15 @@ impl<S: Names + Blobs> Layer<S> {
             Err(DecodeError::Short(last))
         }
     }
+}
+
+/// Whether these spans are the same by two indexes of a layer.
+fn is_cut_alike(one: &LayerIndex, other: &LayerIndex, spans: &Range<u32>) -> bool {
+    let of = |index: &LayerIndex| {
+        let ranges: Vec<_> = spans.clone().map(|span| index.stream_range(span)).collect();
+        (index.origin(), index.stream_bytes(), ranges)
+    };
+    of(one) == of(other)
 }
 
 /// Runs `work` to its end whoever waits for it.

@@ -2,12 +2,13 @@
 //! layers (`docs/layer-index.md`), manifests and configurations.
 //!
 //! ```text
-//! layers/<digest>     the index of the layer with this digest
-//! documents/<digest>  a manifest or configuration
+//! layers/<digest>        the index that a pass has made of the layer with this digest
+//! layers/<digest>.<toc>  the index of what images say of its table of contents that say the same
+//! documents/<digest>     a manifest or configuration
 //! ```
 //!
 //! Whatever is missing or damaged here is found out once more; so what cannot be written is no
-//! error. Nobody removes anything: an index has at most a fiftieth of its layer's size.
+//! error. Nobody removes anything: an index by a pass has at most a fiftieth of its layer's size.
 
 use std::{
     collections::HashMap,
@@ -24,9 +25,10 @@ use std::{
 
 use bytes::Bytes;
 
+use super::layer::LayerKey;
 use crate::{
-    image::{Descriptor, Digest},
-    layer::{LayerIndex, StoredHead},
+    image::Digest,
+    layer::{LayerIndex, Origin, StoredHead},
     lock::locked,
 };
 
@@ -49,18 +51,18 @@ impl Shelf {
         Self { dir, next: AtomicU64::new(0), unwritten: Mutex::default() }
     }
 
-    fn index_path(&self, blob: &Digest) -> PathBuf {
-        self.dir.join(LAYERS).join(blob.to_string())
+    fn index_path(&self, layer: &LayerKey) -> PathBuf {
+        self.dir.join(LAYERS).join(index_name(layer))
     }
 
-    /// Whether there is an index of `blob`, though it may turn out to be of no use.
-    pub(super) fn has_index(&self, blob: &Digest) -> bool {
-        self.index_path(blob).exists()
+    /// Whether there is an index of `layer`, though it may turn out to be of no use.
+    pub(super) fn has_index(&self, layer: &LayerKey) -> bool {
+        self.index_path(layer).exists()
     }
 
-    /// The index of `blob` without its windows, if it is here.
-    pub(super) fn index(&self, blob: &Descriptor) -> Option<LayerIndex> {
-        let mut file = File::open(self.index_path(&blob.digest)).ok()?;
+    /// The index of `layer` without its windows, if it is here.
+    pub(super) fn index(&self, layer: &LayerKey) -> Option<LayerIndex> {
+        let mut file = File::open(self.index_path(layer)).ok()?;
         let mut stored = vec![0; StoredHead::BYTES];
         file.read_exact(&mut stored).ok()?;
         let head = StoredHead::parse(&stored).ok()?;
@@ -70,26 +72,28 @@ impl Shelf {
         let rest = head.table_bytes() - StoredHead::BYTES as u64;
         (&file).take(rest).read_to_end(&mut stored).ok()?;
         let index = LayerIndex::from_table(&stored).ok()?;
-        (index.blob() == blob.digest && index.blob_bytes() == blob.size).then_some(index)
+        let is_it = (index.blob(), index.blob_bytes()) == (layer.digest, layer.size)
+            && (index.origin() == Origin::Pass) == layer.toc.is_none();
+        is_it.then_some(index)
     }
 
     /// Keeps `index`. What comes back has no windows in memory any more; `None` if it cannot be
     /// kept.
-    pub(super) fn put_index(&self, index: &LayerIndex) -> Option<LayerIndex> {
+    pub(super) fn put_index(&self, layer: &LayerKey, index: &LayerIndex) -> Option<LayerIndex> {
         let stored = index.to_bytes().ok()?;
-        self.put(LAYERS, &index.blob(), &stored).ok()?;
+        self.put(LAYERS, &index_name(layer), &stored).ok()?;
         LayerIndex::from_table(&stored).ok()
     }
 
-    /// Forgets the index of `blob`, which has turned out to be of no use.
-    pub(super) fn drop_index(&self, blob: &Digest) {
+    /// Forgets the index of `layer`, which has turned out to be of no use.
+    pub(super) fn drop_index(&self, layer: &LayerKey) {
         // If it stays, it is found to be of no use again.
-        let _ = fs::remove_file(self.index_path(blob));
+        let _ = fs::remove_file(self.index_path(layer));
     }
 
-    /// The part of the stored index of `blob` that is a window.
-    pub(super) fn window(&self, blob: &Digest, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let file = File::open(self.index_path(blob))?;
+    /// The part of the stored index of `layer` that is a window.
+    pub(super) fn window(&self, layer: &LayerKey, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let file = File::open(self.index_path(layer))?;
         // A window has 32 KiB before it is compressed.
         let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
         let mut window = vec![0; length.min(1 << 20)];
@@ -110,12 +114,14 @@ impl Shelf {
 
     /// Keeps a document, if only as long as this is in use.
     pub(super) fn put_document(&self, digest: &Digest, bytes: &Bytes) {
-        if self.document(digest).is_none() && self.put(DOCUMENTS, digest, bytes).is_err() {
+        if self.document(digest).is_none()
+            && self.put(DOCUMENTS, &digest.to_string(), bytes).is_err()
+        {
             locked(&self.unwritten).insert(*digest, bytes.clone());
         }
     }
 
-    fn put(&self, kind: &str, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
+    fn put(&self, kind: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
         let dir = self.dir.join(kind);
         fs::create_dir_all(&dir)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -124,10 +130,17 @@ impl Shelf {
             file.write_all(bytes)?;
             file.sync_data()
         });
-        let done = written.and_then(|()| fs::rename(&temporary, dir.join(digest.to_string())));
+        let done = written.and_then(|()| fs::rename(&temporary, dir.join(name)));
         if done.is_err() {
             let _ = fs::remove_file(&temporary);
         }
         done
+    }
+}
+
+fn index_name(layer: &LayerKey) -> String {
+    match layer.toc {
+        Some(toc) => format!("{}.{}", layer.digest, hex::encode(toc.as_bytes())),
+        None => layer.digest.to_string(),
     }
 }

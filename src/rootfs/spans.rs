@@ -16,6 +16,9 @@ use crate::lock::locked;
 /// Bytes that are kept.
 const LIMIT: usize = 16 << 20;
 
+/// Groups that are kept: those of tables of contents may be small, and they are looked for one by one.
+const MOST: usize = 256;
+
 /// How long they are kept when nobody reads.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -77,7 +80,7 @@ impl RecentSpans {
         kept.bytes += group.bytes();
         kept.groups.push_back((*layer, group));
         // A single one is kept however large it is: somebody is about to read it.
-        while kept.bytes > LIMIT && kept.groups.len() > 1 {
+        while (kept.bytes > LIMIT || kept.groups.len() > MOST) && kept.groups.len() > 1 {
             let oldest = kept.groups.pop_front().map_or(0, |(_, group)| group.bytes());
             kept.bytes -= oldest;
         }

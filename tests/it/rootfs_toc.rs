@@ -3,14 +3,18 @@
 use crate::support::content::Content;
 use crate::support::hostile::{Fault, Match};
 use crate::support::image::{Artifact, Blob, Built, Image, Index, Receiver};
-use crate::support::inside::{Inside, REPOSITORY};
-use crate::support::layers::{Archive, Packing, pack};
+use crate::support::inside::{Inside, REPOSITORY, pinned};
+use crate::support::layers::{Archive, Packed, Packing, pack};
 use crate::support::process::require_program;
-use crate::support::ztoc;
+use crate::support::{wait_for, ztoc};
 use serde_json::Value;
 use std::process::Command;
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
+
+/// Bytes of the archive between two places where decompressing can begin.
+const SPAN: usize = 1_500_000;
 
 /// Files of 1 MiB.
 const FILES: u64 = 24;
@@ -111,16 +115,34 @@ struct Soci {
     soci_index: String,
 }
 
-fn soci() -> Soci {
+/// What is in all of these images.
+fn layer() -> Packed {
     let archive = archive().to_bytes();
-    let mut layer = pack(&archive, Packing::Gzip);
-    let (blob, points) = ztoc::gzip(&archive, 1_500_000);
-    let table = ztoc::ztoc(&archive, &blob, &points, ztoc::Form::Gzip);
-    layer.bytes = blob;
+    let bytes = ztoc::gzip(&archive, SPAN).0;
+    Packed { bytes, ..pack(&archive, Packing::Gzip) }
+}
+
+/// The ztoc of that.
+fn table() -> Vec<u8> {
+    let archive = archive().to_bytes();
+    let (blob, points) = ztoc::gzip(&archive, SPAN);
+    ztoc::ztoc(&archive, &blob, &points, ztoc::Form::Gzip)
+}
+
+/// One that lists another archive, but is as right of the blob.
+fn planted() -> Vec<u8> {
+    let names = Archive::new().dir("etc").file("etc/name", "planted");
+    let other = (0..FILES).fold(names, |archive, n| archive.noise(format!("planted{n}"), n, MIB));
+    let (blob, points) = ztoc::gzip(&archive().to_bytes(), SPAN);
+    ztoc::ztoc(&other.to_bytes(), &blob, &points, ztoc::Form::Gzip)
+}
+
+fn soci(table: &[u8]) -> Soci {
+    let layer = layer();
     let layer_digest = Blob::new("", layer.bytes.clone().into()).digest;
     let annotations = [(SOCI_LAYER_DIGEST, layer_digest.as_str())];
     let soci_index = Artifact::new(SOCI_INDEX)
-        .annotated_blob("application/octet-stream", &table, &annotations)
+        .annotated_blob("application/octet-stream", table, &annotations)
         .build();
     let child = Image::new()
         .step("COPY all", &layer)
@@ -131,7 +153,7 @@ fn soci() -> Soci {
         descriptor["platform"] = serde_json::json!({"os": "linux", "architecture": "amd64"});
     };
     let image = Index::new().child_with(&soci_index, as_artifact).child(&child).build();
-    let ztoc = Blob::new("", table.into()).digest;
+    let ztoc = Blob::new("", table.to_vec().into()).digest;
     Soci { image, layer: layer_digest, ztoc, soci_index: soci_index.digest().to_owned() }
 }
 
@@ -142,7 +164,7 @@ fn sent(inside: &Inside, blob: &str) -> u64 {
 
 #[test]
 fn what_soci_has_made_spares_the_pass() {
-    let soci = soci();
+    let soci = soci(&table());
     let mut inside = Inside::start(soci.image.clone(), &["--platform", "linux/amd64"]);
     let names = inside.mount.run("ls", &[inside.mount.path(&inside.at(""))]).success().text();
     assert!(names.contains("linux-amd64\n") && !names.contains("linux-amd64-2"), "{names}");
@@ -170,12 +192,13 @@ fn what_soci_has_made_spares_the_pass() {
 
 #[test]
 fn without_what_soci_has_made_there_is_the_pass() {
-    let soci = soci();
+    let soci = soci(&table());
     let faults = [
         (Match::blobs().about(&soci.ztoc), Fault::status(404)),
         (Match::blobs().about(&soci.ztoc), Fault::FlipByte(500)),
         (Match::blobs().about(&soci.ztoc), Fault::HangBefore),
         (Match::any().about(&soci.soci_index), Fault::status(404)),
+        (Match::any().about(&soci.soci_index), Fault::HangBefore),
     ];
     for (of, fault) in faults {
         let shown = format!("{fault:?}");
@@ -195,21 +218,71 @@ fn without_what_soci_has_made_there_is_the_pass() {
 /// Whoever may write to the repository can add such an index: nothing in the image speaks of it.
 #[test]
 fn what_only_refers_to_the_image_is_not_believed() {
-    let archive = archive().to_bytes();
-    let other = Archive::new().file("planted", "by somebody else").to_bytes();
-    let mut layer = pack(&archive, Packing::Gzip);
-    let (blob, _) = ztoc::gzip(&archive, 1_500_000);
-    let (other_blob, points) = ztoc::gzip(&other, 1_500_000);
-    layer.bytes = blob;
-    let image = Image::new().step("COPY all", &layer).build();
-    let table = ztoc::ztoc(&other, &other_blob, &points, ztoc::Form::Gzip);
+    let image = Image::new().step("COPY all", &layer()).build();
     let annotations = [(SOCI_LAYER_DIGEST, &*image.layers()[0])];
     let soci_index = Artifact::new("application/vnd.amazon.soci.index.v1+json")
-        .annotated_blob("application/octet-stream", &table, &annotations)
+        .annotated_blob("application/octet-stream", &planted(), &annotations)
         .subject(&image)
         .build();
     let inside = Inside::start(image, &["--platform", "linux/amd64"]);
     soci_index.push_by_digest(&inside.hostile, REPOSITORY);
+    let read = inside.mount.cat(&inside.rootfs("etc/name")).success();
+    assert_eq!(read.text(), "chunked");
+}
+
+/// Nothing in a layer vouches for what an image says of it.
+#[test]
+fn what_one_image_says_of_a_layer_is_not_what_another_one_shows() {
+    let (planted, honest) = (soci(&planted()), soci(&table()));
+    assert_eq!(planted.layer, honest.layer);
+    let plain = Image::new().step("COPY all", &layer()).build();
+    let mut inside = Inside::start(planted.image, &["--platform", "linux/amd64"]);
+    for image in [&honest.image, &plain] {
+        image.push_by_digest(&inside.hostile, REPOSITORY);
+    }
     let listed = inside.mount.run("ls", &[inside.mount.path(&inside.rootfs(""))]).success().text();
-    assert!(listed.contains("file0") && !listed.contains("planted"), "{listed}");
+    assert!(listed.contains("planted0"), "{listed}");
+    assert!(inside.mount.cat(&inside.rootfs("planted3")).success().stdout == truth(3));
+    for round in ["the same mount", "a later one"] {
+        for image in [&honest.image, &plain] {
+            let below = |path| format!("rootfs/{path}");
+            let at = |path| pinned(&inside.hostile.host(), REPOSITORY, image, &below(path));
+            let listed = inside.mount.run("ls", &[inside.mount.path(&at(""))]).success().text();
+            assert!(listed.contains("file0") && !listed.contains("planted"), "{round}: {listed}");
+            assert!(inside.mount.cat(&at("file3")).success().stdout == truth(3), "{round}");
+            assert_eq!(inside.mount.cat(&at("etc/name")).success().text(), "chunked", "{round}");
+        }
+        inside.restart_cold();
+    }
+    // By now a pass has been made for the plain image, and that knows better.
+    assert_eq!(inside.mount.cat(&inside.rootfs("etc/name")).success().text(), "chunked");
+}
+
+#[test]
+fn a_table_that_turns_out_to_be_wrong_is_given_up() {
+    // Its access points are those of another blob.
+    let archive = archive().to_bytes();
+    let (mut blob, points) = ztoc::gzip(&archive, SPAN);
+    for byte in blob.iter_mut().skip(1 << 20) {
+        *byte ^= 1;
+    }
+    let soci = soci(&ztoc::ztoc(&archive, &blob, &points, ztoc::Form::Gzip));
+    let mut inside = Inside::start(soci.image, &["--platform", "linux/amd64"]);
+    inside.mount.cat(&inside.rootfs("file9")).fails_with("Input/output error");
+    let layer = soci.layer.clone();
+    let indexes = inside.imgfs.images_dir().join("blobs/.imgfs/inside/layers");
+    wait_for("the pass", Duration::from_secs(20), || indexes.join(&layer).exists());
+    inside.restart_cold();
+    for n in 0..FILES {
+        assert!(inside.mount.cat(&inside.rootfs(&format!("file{n}"))).success().stdout == truth(n));
+    }
+    assert!(sent(&inside, &layer) > 0);
+}
+
+#[test]
+fn who_wants_everything_verified_gets_no_table() {
+    let soci = soci(&planted());
+    let args = ["--platform", "linux/amd64", "--verify-first"];
+    let inside = Inside::start(soci.image, &args);
+    assert_eq!(inside.mount.cat(&inside.rootfs("etc/name")).success().text(), "chunked");
 }

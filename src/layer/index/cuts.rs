@@ -6,7 +6,7 @@ use super::{
     most_compressed_bytes,
     span::{MAX_BYTES, Span, Start, compress_window},
 };
-use crate::layer::{Limits, tar::Kind};
+use crate::layer::Limits;
 
 /// A place where decompressing can begin, and what is known of the bytes from there up to the next.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +21,8 @@ pub(in crate::layer) struct Cut<'a> {
     pub(in crate::layer) digest: [u8; 32],
 }
 
-/// The index of a blob with these entries, whose stream of `stream_bytes` bytes is cut like that.
+/// The index of a blob with these entries, which are within its stream of `stream_bytes` bytes. That is
+/// cut like that.
 pub(in crate::layer) fn index_of_cuts<'a>(
     source: Source,
     entries: Entries,
@@ -33,12 +34,11 @@ pub(in crate::layer) fn index_of_cuts<'a>(
     if stream_bytes > limit {
         return Err(AssemblyError::TooLarge { limit });
     }
-    check_files(&entries, stream_bytes)?;
     let mut found = Spans { spans: Vec::new(), windows: Vec::new(), stream_bytes };
     for cut in cuts {
         let start = match source.compression {
-            Compression::Plain => Start::Clean,
-            Compression::Gzip | Compression::Zstd => {
+            Compression::Plain | Compression::Zstd => Start::Clean,
+            Compression::Gzip => {
                 let no_memory = AssemblyError::Span(found.spans.len() as u32, "there is no memory");
                 let window = compress_window(cut.window).ok_or(no_memory)?;
                 let offset = found.windows.len() as u64;
@@ -57,20 +57,6 @@ pub(in crate::layer) fn index_of_cuts<'a>(
     }
     check_spans(&found, source.used_bytes)?;
     Ok(source.index(Origin::Ztoc, entries, found))
-}
-
-/// Sees to it that all files are within the stream.
-fn check_files(entries: &Entries, stream_bytes: u64) -> Result<(), AssemblyError> {
-    let table = entries.table();
-    let files = table.entries().filter(|entry| entry.kind == Kind::File && entry.size > 0);
-    for entry in files {
-        let end = entry.data_offset.checked_add(entry.size);
-        if end.is_none_or(|end| end > stream_bytes) {
-            let path = table.full_path(entry.path);
-            return Err(AssemblyError::Path(path, "it is not within the layer"));
-        }
-    }
-    Ok(())
 }
 
 /// Sees to it that the spans follow each other from the beginning of the stream to its end, and

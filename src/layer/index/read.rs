@@ -28,8 +28,8 @@ pub enum DecodeError {
     /// They end before the span does.
     #[error("the compressed bytes end before span {0} does")]
     Short(u32),
-    /// They decompress to something else than in the pass that made the index, or than the table
-    /// of contents says that it was made of.
+    /// They are something else, or decompress to something else, than in the pass that made the index,
+    /// or than the table of contents says that it was made of.
     #[error("span {0} has not the content that it had when the layer was indexed")]
     Digest(u32),
     /// It begins in the blob before the end of the one before, although a table of contents says
@@ -121,7 +121,8 @@ struct Giving<'a, 'b> {
 impl<'a> SpanDecoder<'a> {
     /// Begins to decompress these spans. What has to be pushed is [`LayerIndex::fetch_range`] of
     /// them. `window` is [`LayerIndex::window_range`] of the first one in the stored form, or
-    /// `None` if it needs none or the index has its windows in memory.
+    /// `None` if it needs none or the index has its windows in memory. Those after the first group
+    /// need none, but for [`Origin::Ztoc`]: there they have to be in memory.
     pub fn new(
         index: &'a LayerIndex,
         spans: Range<u32>,
@@ -191,12 +192,14 @@ impl<'a> SpanDecoder<'a> {
         compressed: &[u8],
         sink: &mut dyn FnMut(u32, Vec<u8>),
     ) -> Result<bool, DecodeError> {
+        if self.spans.at >= self.spans.end {
+            return Ok(true);
+        }
         self.unchecked.extend_from_slice(compressed);
         let index = self.spans.index;
         while self.spans.at < self.spans.end {
             let span = self.spans.at;
             let range = index.fetch_range(span..span + 1);
-            // A span has little more than 8 MiB at most, compressed or not.
             let length = (range.end - range.start) as usize;
             let Some(bytes) = self.unchecked.get(..length) else { return Ok(false) };
             let digest: [u8; 32] = Sha256::digest(bytes).into();

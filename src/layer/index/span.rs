@@ -40,7 +40,8 @@ pub struct Span {
     pub(super) stream_offset: u64,
     /// Where in the blob, in bits; of no use if it is no start.
     pub(super) blob_bits: u64,
-    /// The SHA-256 of its decompressed bytes.
+    /// The SHA-256 of its decompressed bytes; of its compressed ones if the index is made of a table of
+    /// SOCI.
     pub(super) digest: [u8; 32],
     pub(super) start: Start,
     /// Decompressed bytes to be passed over before its first one: from where decompressing begins,
@@ -202,7 +203,10 @@ impl Cutter {
     }
 }
 
-/// A window as it is kept; `None` if there is no memory for that.
+/// A window as it is kept, with a checksum: a wrong one would not always be found by the digest of
+/// what comes out with it. `None` if there is no memory for that.
 pub(super) fn compress_window(window: &[u8]) -> Option<Vec<u8>> {
-    zstd::bulk::compress(window, WINDOW_LEVEL).ok()
+    let mut compressor = zstd::bulk::Compressor::new(WINDOW_LEVEL).ok()?;
+    compressor.include_checksum(true).ok()?;
+    compressor.compress(window).ok()
 }

@@ -176,8 +176,8 @@ impl<'a> Attributes<'a> {
         self.path
     }
 
-    /// The extended attributes. What star's form of a name
-    /// says counts more than libarchive's: bsdtar writes both.
+    /// The extended attributes. What star's form of a name says counts more than libarchive's: bsdtar
+    /// writes both.
     pub(super) fn xattrs(&self) -> Xattrs {
         let of = |wanted| self.xattrs.iter().filter(move |(e, _, _)| *e == wanted);
         let libarchive = of(Encoding::Base64)

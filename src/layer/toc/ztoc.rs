@@ -43,12 +43,11 @@ const POINT_BYTES: usize = 17 + WINDOW_BYTES;
 
 const WINDOW_BYTES: usize = 32 << 10;
 
-/// Before it is no stream, and inflating does not need any.
-static NO_WINDOW: [u8; WINDOW_BYTES] = [0; WINDOW_BYTES];
+/// Bytes that each span of a plain archive has at least, unless it is the only one.
+const MIN_PLAIN_BYTES: u64 = 64 << 10;
 
-/// Where the first access point of the older form is, which is not in it: behind the shortest header
-/// that gzip has.
-const FIRST_POINT: u64 = 10;
+/// Bytes that a record takes in an archive, besides its keyword and its value.
+const RECORD_BYTES: usize = 5;
 
 /// The most bytes that a ztoc may have: those of a layer of 8 GB.
 pub const MAX_ZTOC_BYTES: u64 = 64 << 20;
@@ -94,7 +93,7 @@ impl LayerIndex {
             let listed = listed?;
             let name = listed.bytes(0)?;
             let error = |error| TocError::assembly(error, &String::from_utf8_lossy(name));
-            let (entry, refused) = entry(&listed, name)?;
+            let (entry, refused) = entry(&listed, name, stream_bytes)?;
             entries.push(name, entry.as_ref()).map_err(error)?;
             for why in refused {
                 entries.refuse(name, &why);
@@ -127,7 +126,7 @@ fn gzip_cuts<'a>(points: &'a [u8], digests: &[[u8; 32]]) -> Result<Vec<Cut<'a>>,
     };
     let (points, rest) = rest.as_chunks::<POINT_BYTES>();
     let count = header.first_chunk().map(|count| u32::from_le_bytes(*count) as usize);
-    if count != Some(digests.len()) || !rest.is_empty() {
+    if count != Some(digests.len()) || points.len() != digests.len() || !rest.is_empty() {
         return Err(malformed);
     }
     let point = |point: &'a [u8; POINT_BYTES]| {
@@ -139,14 +138,7 @@ fn gzip_cuts<'a>(points: &'a [u8], digests: &[[u8; 32]]) -> Result<Vec<Cut<'a>>,
         let blob_bits = blob_offset.checked_mul(8)?.checked_sub(bits).filter(|_| bits < 8)?;
         Some((stream_offset, blob_bits, &point[17..]))
     };
-    // The older form leaves the first one out.
-    let first = match digests.len().checked_sub(points.len()) {
-        Some(0) => None,
-        Some(1) => Some((0, FIRST_POINT * 8, &NO_WINDOW[..])),
-        _ => return Err(malformed),
-    };
-    let points = first.into_iter().map(Some).chain(points.iter().map(point));
-    let cuts = points.zip(digests).map(|(point, digest)| {
+    let cuts = points.iter().map(point).zip(digests).map(|(point, digest)| {
         let (stream_offset, blob_bits, window) = point?;
         Some(Cut { stream_offset, blob_bits, window, digest: *digest })
     });
@@ -161,6 +153,9 @@ fn plain_cuts(header: &[u8], digests: &[[u8; 32]]) -> Result<Vec<Cut<'static>>, 
     let Some(bytes) = bytes.filter(|bytes| *bytes > 0 && header.len() == 20) else {
         return Err(malformed);
     };
+    if bytes < MIN_PLAIN_BYTES && digests.len() > 1 {
+        return Err(TocError::Packing("its spans are too small"));
+    }
     let cuts = (0_u64..).zip(digests).map(|(number, digest)| {
         let stream_offset = bytes.checked_mul(number)?;
         let blob_bits = stream_offset.checked_mul(8)?;
@@ -172,13 +167,18 @@ fn plain_cuts(header: &[u8], digests: &[[u8; 32]]) -> Result<Vec<Cut<'static>>, 
 type Listed = (Result<TarEntry, Refusal>, Vec<Refusal>);
 
 /// An entry of the archive, if it can be shown, and what of it cannot.
-fn entry(listed: &Table<'_>, name: &[u8]) -> Result<Listed, TocError> {
+fn entry(listed: &Table<'_>, name: &[u8], stream_bytes: u64) -> Result<Listed, TocError> {
     let wrong = |what| TocError::assembly(AssemblyError::Entry(what), &lossy(name));
     let kind = std::str::from_utf8(listed.bytes(1)?).ok().and_then(kind_of);
     let kind = kind.ok_or_else(|| wrong("it is of a type that is unknown"))?;
     let (data_offset, size) = (listed.count(2)?, listed.count(3)?);
-    if kind == Kind::File && size > 0 && !data_offset.is_multiple_of(BLOCK_BYTES as u64) {
-        return Err(wrong("its content is not where an archive can have it"));
+    if kind == Kind::File && size > 0 {
+        if !data_offset.is_multiple_of(BLOCK_BYTES as u64) {
+            return Err(wrong("its content is not where an archive can have it"));
+        }
+        if data_offset.checked_add(size).is_none_or(|end| end > stream_bytes) {
+            return Err(wrong("it is not within the layer"));
+        }
     }
     let mtime = std::str::from_utf8(listed.bytes(10)?).ok().and_then(time::parse);
     let is_device = matches!(kind, Kind::Char | Kind::Block);
@@ -194,15 +194,13 @@ fn entry(listed: &Table<'_>, name: &[u8]) -> Result<Listed, TocError> {
         device: if is_device { (listed.count(11)?, listed.count(12)?) } else { (0, 0) },
         data_offset: if kind == Kind::File { data_offset } else { 0 },
     };
-    let mut records = Vec::new();
+    let (mut records, mut room) = (Vec::new(), MAX_HEADER_BYTES as usize);
     for record in listed.tables(13)? {
         let record = record?;
-        records.push((record.bytes(0)?, record.bytes(1)?));
-    }
-    if records.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() as u64
-        > MAX_HEADER_BYTES
-    {
-        return Err(wrong("it has more than 1 MiB of extended attributes"));
+        let (key, value) = (record.bytes(0)?, record.bytes(1)?);
+        let left = room.checked_sub(key.len() + value.len() + RECORD_BYTES);
+        room = left.ok_or_else(|| wrong("it has more than 1 MiB of extended attributes"))?;
+        records.push((key, value));
     }
     // Where the parts of a sparse file are it does not say.
     let xattrs = xattrs_of(records).map_err(wrong)?.ok_or_else(|| wrong("it is sparse"))?;

@@ -17,8 +17,6 @@ pub(crate) struct Point {
 /// How the access points are written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Form {
-    /// Without the first one.
-    OldGzip,
     Gzip,
     /// The archive is not compressed, and cut into spans of so many bytes.
     Plain(usize),
@@ -52,7 +50,7 @@ pub(crate) fn ztoc(archive: &[u8], blob: &[u8], points: &[Point], form: Form) ->
         Form::Plain(each) => {
             (0..blob.len()).step_by(each).map(|at| (at, blob.len().min(at + each))).collect()
         }
-        Form::OldGzip | Form::Gzip => {
+        Form::Gzip => {
             let ends = points.iter().skip(1).map(|next| next.blob_offset as usize);
             let begins =
                 points.iter().map(|point| point.blob_offset as usize - usize::from(point.bits > 0));
@@ -118,7 +116,7 @@ fn checkpoints(archive: &[u8], points: &[Point], form: Form) -> Vec<u8> {
     }
     bytes.extend((points.len() as u32).to_le_bytes());
     bytes.extend((4_u64 << 20).to_le_bytes());
-    for point in points.iter().skip(usize::from(form == Form::OldGzip)) {
+    for point in points {
         bytes.extend(point.blob_offset.to_le_bytes());
         bytes.extend(point.stream_offset.to_le_bytes());
         bytes.push(point.bits);

@@ -6,7 +6,7 @@ use super::{everything, see};
 use crate::{
     image::Descriptor,
     layer::{
-        Compression, DecodeError, LayerIndex, Limits, Origin, SpanDecoder, TocError,
+        Compression, DecodeError, LayerIndex, Limits, Origin, SpanDecoder, StoredHead, TocError,
         codec::{Boundary, Decoder, Output},
         tests::{
             archive::{Archive, Header},
@@ -103,11 +103,9 @@ fn it_is_what_the_pass_finds() {
         let (blob, points) = gzip(&archive, level, each);
         assert!(each > 1 << 20 || points.len() > 1, "{level}: {}", points.len());
         assert!(level == 0 || points.len() < 4 || points.iter().any(|point| point.bits > 0));
-        for form in [Form::Gzip, Form::OldGzip] {
-            let index = check(&archive, &blob, &points, form);
-            assert_eq!(index.span_count() as usize, points.len());
-            assert_eq!(index.compression(), Compression::Gzip);
-        }
+        let index = check(&archive, &blob, &points, Form::Gzip);
+        assert_eq!(index.span_count() as usize, points.len());
+        assert_eq!(index.compression(), Compression::Gzip);
     }
     for each in [100_000, 4 << 20] {
         let index = check(&archive, &archive, &[], Form::Plain(each));
@@ -192,18 +190,27 @@ fn what_makes_no_sense_is_refused() {
     let (blob, _) = gzip(&archive, 6, 300_000);
     assert!(refused(&blob, &cut).contains("it is not within the layer"));
     // Whatever else is wrong is no panic, and no index that leads out of the blob.
-    for at in (0..cut.len().min(4000)).step_by(11) {
-        for bit in [0, 3, 7] {
-            let from_end = cut.len() - 1 - at;
-            for at in [at, from_end] {
-                cut[at] ^= 1 << bit;
-                let _ = read(&blob, &cut);
-                cut[at] ^= 1 << bit;
-            }
+    let try_all = |ztoc: &[u8]| {
+        let Ok(index) = read(&blob, ztoc) else { return false };
+        for span in 0..index.span_count() {
+            let range = index.fetch_range(span..span + 1);
+            let _ = index.decode(span, &blob[range.start as usize..range.end as usize]);
+        }
+        true
+    };
+    let mut changed = good.clone();
+    let mut accepted = 0;
+    for at in (0..changed.len().min(4000)).step_by(11) {
+        let from_end = changed.len() - 1 - at;
+        for (at, bit) in [(at, 0), (at, 7), (from_end, 3), (from_end, 7)] {
+            changed[at] ^= 1 << bit;
+            accepted += u32::from(try_all(&changed));
+            changed[at] ^= 1 << bit;
         }
     }
+    assert!(accepted > 100, "{accepted}");
     for end in (0..good.len()).step_by(1009) {
-        let _ = read(&blob, &good[..end]);
+        try_all(&good[..end]);
     }
 }
 
@@ -216,4 +223,28 @@ fn a_sparse_file_is_left_to_the_pass() {
     let (blob, points) = gzip(&archive, 6, 1 << 20);
     let error = read(&blob, &ztoc(&archive, &blob, &points, Form::Gzip)).unwrap_err();
     assert!(error.to_string().contains("it is sparse"), "{error}");
+}
+
+#[test]
+fn damaged_windows_are_found_when_they_are_used() {
+    let archive = archive().end();
+    let (blob, points) = gzip(&archive, 6, 300_000);
+    let index = read(&blob, &ztoc(&archive, &blob, &points, Form::Gzip)).unwrap();
+    let stored = index.to_bytes().unwrap();
+    let (last, mut found) = (index.span_count() - 1, 0);
+    let begin = StoredHead::parse(&stored).unwrap().table_bytes() as usize;
+    let range = index.fetch_range(last..last + 1);
+    let compressed = &blob[range.start as usize..range.end as usize];
+    for at in (begin..stored.len()).step_by(37) {
+        let mut damaged = stored.clone();
+        damaged[at] ^= 0x10;
+        match LayerIndex::from_bytes(&damaged).unwrap().decode(last, compressed) {
+            Ok(bytes) => assert!(bytes == read_span(&index, &blob, last), "byte {at}"),
+            Err(error) => {
+                assert_eq!(error, DecodeError::Window(last));
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 100, "{found}");
 }
