@@ -2,7 +2,7 @@
 //! that, and what is left when a mount is killed or the network is gone.
 
 use crate::support::cli::Imgfs;
-use crate::support::disk::{Watch, used_below};
+use crate::support::disk::{SmallDisk, Watch, used_below};
 use crate::support::hostile::{Fault, Hostile, Kinds, Match};
 use crate::support::image::{Built, Image, Index, OCI_GZIP, OCI_ZSTD};
 use crate::support::inside::{Inside, REPOSITORY, debians, pinned};
@@ -187,6 +187,36 @@ fn the_bound_of_the_cache_holds_for_decompressed_bytes_too() {
         let most = watch.most();
         assert!(most <= LIMIT + LIMIT / 16, "{packing:?}: {most} of {LIMIT}");
         assert_eq!(inside.mount.log(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn on_a_full_disk_everything_is_read_all_the_same() {
+    let files = files();
+    let archive = archive(&files);
+    for packing in [Packing::Gzip, Packing::Zstd] {
+        let image = Image::new().step("x", &archive.pack(packing)).build();
+        let hostile = Hostile::start();
+        image.push_to(&hostile, REPOSITORY, "1");
+        let disk = SmallDisk::mount(2).expect("mounting a tmpfs, which takes root");
+        let dir = disk.path().join("images");
+        let mut mount = Mounted::start(&dir, &["--platform", "linux/amd64"]);
+        let root = pinned(&hostile.host(), REPOSITORY, &image, "rootfs/");
+        for _ in 0..2 {
+            all_files_are_right(&mount, &root, &files);
+        }
+        assert!(disk.used() > MIB, "{packing:?}: the disk is not full: {}", disk.used());
+        let log = mount.log();
+        assert_eq!(log.len(), 1, "{packing:?}: {log:?}");
+        assert_eq!(mount.logged(&["No space left on device"]).len(), 1, "{log:?}");
+
+        assert_eq!(mount.stop().code(), Some(0));
+        disk.grow(100);
+        mount.restart();
+        all_files_are_right(&mount, &root, &files);
+        let index = dir.join("blobs/.imgfs/inside/layers").join(&image.layers()[0]);
+        assert!(index.exists(), "{packing:?}");
+        assert_eq!(mount.log().len(), 1, "{packing:?}: {:?}", mount.log());
     }
 }
 
