@@ -13,7 +13,7 @@ use std::{
     ffi::OsStr,
     io,
     os::unix::ffi::OsStrExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -59,9 +59,15 @@ pub struct MountOptions {
     pub passthrough: bool,
     /// What stands as the source of the mount in the list of mounts.
     pub source: String,
+    /// Where its cache is, for whoever asks for [`CACHE_DIR_XATTR`].
+    pub cache_dir: PathBuf,
     /// Further options, as in `mount -o`.
     pub other: Vec<String>,
 }
+
+/// The extended attribute of the root of a mount that says where its cache is. It is not listed, so
+/// that no copy has it.
+pub const CACHE_DIR_XATTR: &str = "user.imgfs.cache_dir";
 
 /// Is told about every failure, in one line.
 pub trait Log: Send + Sync + 'static {
@@ -556,6 +562,9 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if ino == INodeNo::ROOT && name == CACHE_DIR_XATTR {
+            return xattr(self.shared.options.cache_dir.as_os_str().as_bytes(), size, reply);
+        }
         match self.shared.view.xattrs(ino.0) {
             Ok(all) => match all.iter().find(|(known, _)| known == name.as_bytes()) {
                 Some((_, value)) => xattr(value, size, reply),

@@ -59,6 +59,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         ImagesDir::create(&root, None, Linking::Auto)?;
     }
     let dir = ImagesDir::open(&root)?;
+    let cache_dir = cache_dir(args, &dir)?;
     let options = options(&args.selection)?;
     let settings = Settings {
         platform: shown_platform(&options)?,
@@ -94,6 +95,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         passthrough: !args.no_passthrough,
         // As in fstab, so that mount(8) knows what is mounted already.
         source: root.display().to_string(),
+        cache_dir,
         other: args.options.clone(),
     };
     if !args.offline {
@@ -210,11 +212,12 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Failure {
     }
 }
 
+fn cache_dir(args: &MountArgs, dir: &ImagesDir) -> Result<PathBuf, Failure> {
+    args.cache_dir.as_deref().map_or_else(|| Ok(dir.cache_dir()), absolute)
+}
+
 fn cache(args: &MountArgs, dir: &ImagesDir, log: &Arc<Log>) -> Result<Cache, Failure> {
-    let place = match &args.cache_dir {
-        Some(path) => absolute(path)?,
-        None => dir.cache_dir(),
-    };
+    let place = cache_dir(args, dir)?;
     let observer: Arc<dyn cache::Observer> = log.clone();
     Ok(Cache::open(CacheConfig { observer, ..CacheConfig::new(place, args.cache_size) })?)
 }

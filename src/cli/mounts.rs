@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use imgfs::fuse::SUBTYPE;
+use imgfs::fuse::{CACHE_DIR_XATTR, SUBTYPE};
 use serde_json::json;
 
 use super::{
@@ -30,6 +30,20 @@ pub(super) struct Mounted {
     uid: Option<u32>,
     /// The number of the device that it is, as `MAJOR:MINOR`.
     device: String,
+}
+
+impl Mounted {
+    /// Where its cache is. If nobody answers, it is where it is by default.
+    fn cache_dir(&self) -> PathBuf {
+        let mut path = vec![0; 4096];
+        match rustix::fs::getxattr(&self.mountpoint, CACHE_DIR_XATTR, &mut path[..]) {
+            Ok(length) => {
+                path.truncate(length);
+                std::ffi::OsString::from_vec(path).into()
+            }
+            Err(_) => self.source.join("blobs/.imgfs/cache"),
+        }
+    }
 }
 
 /// All mounts of imgfs, as the kernel lists them.
@@ -123,7 +137,7 @@ pub(crate) fn list(_: &MountsArgs, output: &Arc<Output>) -> Result<Outcome, Fail
     let mounts = all()?;
     let mut rows = vec![["MOUNTPOINT", "IMAGES", "USER", "CACHE"].map(str::to_owned).to_vec()];
     for mount in &mounts {
-        let cache = allocated(&mount.source.join("blobs/.imgfs/cache"));
+        let cache = allocated(&mount.cache_dir());
         output.event(&json!({
             "mountpoint": mount.mountpoint,
             "images_dir": mount.source,

@@ -117,6 +117,28 @@ fn a_full_disk_is_told_once_and_hinders_nobody() {
     assert_eq!(mount.log().len(), 1, "{:?}", mount.log());
 }
 
+#[test]
+fn how_much_is_in_it_is_told_wherever_it_is() {
+    let hostile = Hostile::start();
+    let (image, name) = image(&hostile, 1, 3 * MIB);
+    let elsewhere = tempfile::tempdir().unwrap();
+    for args in [
+        &["--manifests", &name][..],
+        &["--manifests", &name, "--cache-dir", text(elsewhere.path())],
+    ] {
+        let imgfs = Imgfs::scratch();
+        let mount = Mounted::start(imgfs.images_dir(), args);
+        all_layers_are_right(&mount, &image);
+        let listed = imgfs.run(&["mounts", "--json"]).success();
+        let is_it = |event: &serde_json::Value| event["mountpoint"] == text(&mount.at());
+        let event = listed.events().into_iter().find(is_it).expect("it is listed");
+        assert!(event["cache_bytes"].as_u64().unwrap() >= 3 * MIB, "{args:?}: {event}");
+        // No copy of the mount has what this takes.
+        let names = mount.run("getfattr", &["--absolute-names", "-d", text(&mount.at())]).success();
+        assert_eq!(names.text(), "", "{args:?}");
+    }
+}
+
 /// 8 MB/s a connection: so that two can meet in the middle.
 const PACE: (u64, Duration) = (32 * 1024, Duration::from_millis(4));
 
