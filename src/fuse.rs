@@ -285,13 +285,11 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
 
     /// A directory that is open, or that the kernel lists without having opened it.
     fn directory(&self, ino: u64, fh: u64) -> Result<Arc<Listing>, Errno> {
-        if fh != 0 {
-            return self.files.directory(fh).ok_or(Errno::EBADF);
-        }
-        match self.view.list_now(ino) {
+        let list = || match self.view.list_now(ino) {
             Ok(listing) => listing.map(Arc::new).ok_or(Errno::EBADF),
             Err(error) => Err(self.failed(&error)),
-        }
+        };
+        if fh == 0 { list() } else { self.files.directory(fh, list) }
     }
 
     fn listing(&self, listing: Listing, reply: ReplyOpen) {
@@ -299,7 +297,7 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
         if listing.unchanged {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
         }
-        reply.opened(FileHandle(self.files.open_directory(listing)), flags);
+        reply.opened(FileHandle(self.files.open_directory(Some(listing))), flags);
     }
 }
 
@@ -460,6 +458,11 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
         if self.shared.view.is_fixed() {
             // And lists directories without asking first.
             return reply.error(Errno::ENOSYS);
+        }
+        if self.shared.view.is_as_listed(ino.0) {
+            // What the kernel has kept serves, most likely; otherwise it asks.
+            let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+            return reply.opened(FileHandle(self.shared.files.open_directory(None)), flags);
         }
         match self.shared.view.list_now(ino.0) {
             Ok(Some(listing)) => self.shared.listing(listing, reply),

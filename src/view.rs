@@ -214,7 +214,7 @@ pub struct View<S: Blobs> {
     table: Mutex<Table>,
     catalogue: Mutex<Catalogue>,
     /// What each directory looked like when it was last listed.
-    listed: Mutex<HashMap<u64, Option<(i128, u64)>>>,
+    listed: Mutex<HashMap<u64, Option<listing::Stamp>>>,
     /// Names that are being looked up.
     resolving: Mutex<HashMap<Reference, Resolution>>,
     /// `None` if there is no cache to read with.

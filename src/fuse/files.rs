@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
+use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyOpen};
 
 use crate::lock::locked;
 use crate::view::{Handle, Listing, ViewError};
@@ -34,7 +34,7 @@ struct Mode {
 #[derive(Default)]
 pub(super) struct Files {
     files: Mutex<HashMap<u64, OpenFile>>,
-    directories: Mutex<HashMap<u64, Arc<Listing>>>,
+    directories: Mutex<HashMap<u64, Option<Arc<Listing>>>>,
     modes: Mutex<HashMap<u64, Mode>>,
     /// Inodes of which the kernel may have kept what has not been verified.
     doubtful: Mutex<HashSet<u64>>,
@@ -145,14 +145,30 @@ impl Files {
         drop(closed);
     }
 
-    pub(super) fn open_directory(&self, listing: Listing) -> u64 {
+    /// Opens a directory; `None` if it is to be listed when the kernel asks what is in it.
+    pub(super) fn open_directory(&self, listing: Option<Listing>) -> u64 {
         let fh = self.next();
-        locked(&self.directories).insert(fh, Arc::new(listing));
+        locked(&self.directories).insert(fh, listing.map(Arc::new));
         fh
     }
 
-    pub(super) fn directory(&self, fh: u64) -> Option<Arc<Listing>> {
-        locked(&self.directories).get(&fh).cloned()
+    /// What is in an open directory, listed now if it has not been.
+    pub(super) fn directory(
+        &self,
+        fh: u64,
+        list: impl FnOnce() -> Result<Arc<Listing>, Errno>,
+    ) -> Result<Arc<Listing>, Errno> {
+        let open = locked(&self.directories).get(&fh).cloned();
+        match open.ok_or(Errno::EBADF)? {
+            Some(listing) => Ok(listing),
+            None => {
+                let listing = list()?;
+                if let Some(open) = locked(&self.directories).get_mut(&fh) {
+                    *open = Some(listing.clone());
+                }
+                Ok(listing)
+            }
+        }
     }
 
     pub(super) fn close_directory(&self, fh: u64) {

@@ -62,10 +62,13 @@ struct Names {
 pub(super) struct NamesIn {
     /// The names, and which are directories.
     pub entries: Vec<(String, bool)>,
-    /// What it looks like, to tell whether that changes.
-    stamp: (i128, u64),
     dir: Option<File>,
 }
+
+/// What a directory looks like, to tell whether that changes: when it was modified in the images_dir, in
+/// nanoseconds, and how often something has become known besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp(i128, u64);
 
 /// What has been found out of the entries that are going to be asked for.
 #[derive(Debug, Default)]
@@ -208,11 +211,13 @@ impl<S: tree::Names + Blobs + Attachments> View<S> {
         let (mut entries, stamp, dir) = match form {
             Form::Inside => (self.names_inside(&path)?, None, None),
             _ => {
+                // First this: what changes meanwhile is a change.
+                let stamp = self.stamp(&path);
                 let found = self.names_in(&path)?;
                 let kind = |is_directory| if is_directory { FileKind::Dir } else { FileKind::File };
                 let entries = found.entries.into_iter();
                 let entries: Vec<_> = entries.map(|(name, dir)| (name, kind(dir))).collect();
-                (entries, Some(found.stamp), found.dir)
+                (entries, Some(stamp), found.dir)
             }
         };
         // What is in the images_dir stands before what is known besides.
@@ -228,45 +233,57 @@ impl<S: tree::Names + Blobs + Attachments> View<S> {
         Ok(Listing { ino, parent, unchanged, content: Content::Names(content) })
     }
 
+    /// Whether the directory `ino` is known to be what it was the last time that it was listed. That is
+    /// found out without listing it.
+    pub fn is_as_listed(&self, ino: u64) -> bool {
+        let last = locked(&self.listed).get(&ino).copied().flatten();
+        let Some(last) = last.filter(|_| !is_in_tree(ino)) else { return false };
+        self.path_of(ino).is_ok_and(|path| self.stamp(&path) == last)
+    }
+
+    fn stamp(&self, path: &str) -> Stamp {
+        let modified = match fs::metadata(self.local_path(path)) {
+            Ok(meta) if meta.is_dir() => {
+                i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
+            }
+            _ => 0,
+        };
+        Stamp(modified, locked(&self.catalogue).generation())
+    }
+
     /// What is in the directory `path` of the images_dir, and what is known besides; in no order.
     pub(super) fn names_in(&self, path: &str) -> Result<NamesIn, ViewError> {
         let dir = self.local_path(path);
         let mut entries: Vec<(String, bool)> = Vec::new();
         let mut opened = None;
-        let stamp = match fs::metadata(&dir) {
-            Ok(meta) if meta.is_dir() => {
-                let failed = |e| Error::io(&dir, "reading", e);
-                for entry in fs::read_dir(&dir).map_err(failed)? {
-                    let entry = entry.map_err(failed)?;
-                    let Ok(name) = entry.file_name().into_string() else { continue };
-                    let kind = entry.file_type().map_err(failed)?;
-                    let is_directory = match kind.is_symlink() {
-                        // Whoever puts a registry on another disk means it.
-                        true => fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir()),
-                        false => kind.is_dir(),
-                    };
-                    if is_directory || kind.is_file() || kind.is_symlink() {
-                        entries.push((name, is_directory));
-                    }
+        if dir.is_dir() {
+            let failed = |e| Error::io(&dir, "reading", e);
+            for entry in fs::read_dir(&dir).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let Ok(name) = entry.file_name().into_string() else { continue };
+                let kind = entry.file_type().map_err(failed)?;
+                let is_directory = match kind.is_symlink() {
+                    // Whoever puts a registry on another disk means it.
+                    true => fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir()),
+                    false => kind.is_dir(),
+                };
+                if is_directory || kind.is_file() || kind.is_symlink() {
+                    entries.push((name, is_directory));
                 }
-                opened = Some(File::open(&dir).map_err(failed)?);
-                i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
             }
-            _ => 0,
-        };
-        let generation = {
-            let catalogue = locked(&self.catalogue);
-            let known = catalogue.list(path);
-            entries.extend(known.map(|(name, is_directory)| (name.to_owned(), is_directory)));
-            catalogue.generation()
-        };
+            opened = Some(File::open(&dir).map_err(failed)?);
+        }
+        let catalogue = locked(&self.catalogue);
+        let known = catalogue.list(path);
+        entries.extend(known.map(|(name, is_directory)| (name.to_owned(), is_directory)));
+        drop(catalogue);
         if path.is_empty() {
             entries.push((names::BLOBS.to_owned(), true));
         }
         if path.is_empty() || path == names::BLOBS {
             entries.retain(|(name, _)| !names::is_own(name));
         }
-        Ok(NamesIn { entries, stamp: (stamp, generation), dir: opened })
+        Ok(NamesIn { entries, dir: opened })
     }
 
     /// What the entry `at` is that was found when its directory was listed, without asking anybody. What

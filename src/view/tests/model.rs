@@ -286,8 +286,10 @@ impl Model {
     }
 
     fn list_directory(&mut self, ino: u64, path: &str, offset: usize, count: usize) {
+        let is_as_listed = self.scene.view.is_as_listed(ino);
         let listing = self.scene.view.list_now(ino).unwrap().unwrap();
-        assert_eq!(listing.ino, ino);
+        assert_eq!((listing.ino, listing.unchanged), (ino, is_as_listed));
+        assert!(self.scene.view.is_as_listed(ino));
         let entries = names(&listing);
         let names: Vec<String> = entries.iter().map(|(name, _)| name.clone()).collect();
         let expected: Vec<String> = self.listed.get(path).into_iter().flatten().cloned().collect();
