@@ -75,9 +75,12 @@ const SIDE: &str = "cache";
 /// Where files are moved to be removed.
 const GONE: &str = "gone";
 
-/// Blocks that may wait in memory to be hashed, for each blob that is being fetched, as long as
-/// these are few.
-const FEED_BLOCKS: u32 = 4;
+/// Blocks that may wait in memory to be hashed, 16 MiB in all: what comes later is read from the disk
+/// again.
+const FEED_BLOCKS: usize = 128;
+
+/// How many of them may be of one blob.
+const MOST_FED: usize = 32;
 
 /// Reads of derived content that are under way at once: each holds some of it in memory.
 const DERIVED_AT_ONCE: usize = 4;

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::task::JoinHandle;
 
 use super::{
-    Core, FEED_BLOCKS, SIDE,
+    Core, FEED_BLOCKS, MOST_FED, SIDE,
     plan::Pace,
     state::{Failed, Job, Key},
 };
@@ -297,10 +297,8 @@ impl Core {
         let state = &mut *state;
         let is_refused = state.is_refused();
         // One at least, so that the digest comes forward whatever becomes of the block.
-        let feed_blocks = match self.fetching.load(Ordering::Relaxed) {
-            0..=4 => FEED_BLOCKS,
-            _ => 1,
-        };
+        let share = FEED_BLOCKS / self.fetching.load(Ordering::Relaxed).max(1);
+        let feed_blocks = share.clamp(1, MOST_FED);
         let Some(blob) = state.blobs.get_mut(key).filter(|blob| blob.id == job.blob) else {
             return Ok(Arrival::Stop);
         };
@@ -318,8 +316,8 @@ impl Core {
         }
         let prefix = &mut blob.prefix;
         // With what is being hashed itself.
-        let fed = prefix.feed.len() as u32 + u32::from(prefix.hasher.is_none());
-        if !blob.is_derived && block == prefix.to + fed && fed < feed_blocks {
+        let fed = prefix.feed.len() + usize::from(prefix.hasher.is_none());
+        if !blob.is_derived && block as usize == prefix.to as usize + fed && fed < feed_blocks {
             prefix.feed.push_back(bytes.clone());
         }
         blob.give(block, &bytes);
