@@ -292,12 +292,14 @@ impl<S: Names + Blobs + Attachments> Shared<S> {
         if fh == 0 { list() } else { self.files.directory(fh, list) }
     }
 
-    fn listing(&self, listing: Listing, reply: ReplyOpen) {
+    /// Opens a directory; without a listing if it is what it was the last time, when the kernel has
+    /// kept that, most likely.
+    fn listing(&self, listing: Option<Listing>, reply: ReplyOpen) {
         let mut flags = FopenFlags::FOPEN_CACHE_DIR;
-        if listing.unchanged {
+        if listing.as_ref().is_none_or(|listing| listing.unchanged) {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
         }
-        reply.opened(FileHandle(self.files.open_directory(Some(listing))), flags);
+        reply.opened(FileHandle(self.files.open_directory(listing)), flags);
     }
 }
 
@@ -460,17 +462,15 @@ impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
             return reply.error(Errno::ENOSYS);
         }
         if self.shared.view.is_as_listed(ino.0) {
-            // What the kernel has kept serves, most likely; otherwise it asks.
-            let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-            return reply.opened(FileHandle(self.shared.files.open_directory(None)), flags);
+            return self.shared.listing(None, reply);
         }
         match self.shared.view.list_now(ino.0) {
-            Ok(Some(listing)) => self.shared.listing(listing, reply),
+            Ok(Some(listing)) => self.shared.listing(Some(listing), reply),
             Ok(None) => {
                 let shared = self.shared.clone();
                 self.runtime.spawn(async move {
                     match shared.view.list(ino.0).await {
-                        Ok(listing) => shared.listing(listing, reply),
+                        Ok(listing) => shared.listing(Some(listing), reply),
                         Err(error) => reply.error(shared.failed(&error)),
                     }
                 });

@@ -87,16 +87,20 @@ pub mod fuzzing {
     };
     use crate::image::{Descriptor, Digest};
 
-    /// Indexes a blob, plain or compressed, in pieces of `piece` bytes, and reads all that its
-    /// index promises.
-    pub fn blob(blob: &[u8], piece: u16) {
-        let limits = Limits {
+    /// So that an input takes little time.
+    fn limits() -> Limits {
+        Limits {
             max_entries: 1000,
             max_table_bytes: 1 << 20,
             max_stream_bytes: 32 << 20,
             ..Limits::default()
-        };
-        let options = Options { limits, hashing: Hashing::Inline, ..Options::default() };
+        }
+    }
+
+    /// Indexes a blob, plain or compressed, in pieces of `piece` bytes, and reads all that its
+    /// index promises.
+    pub fn blob(blob: &[u8], piece: u16) {
+        let options = Options { limits: limits(), hashing: Hashing::Inline, ..Options::default() };
         let mut indexer = Indexer::new(options);
         let mut stream = Vec::new();
         for piece in blob.chunks(usize::from(piece).max(1)) {
@@ -143,14 +147,8 @@ pub mod fuzzing {
 
     /// Reads a table of contents of SOCI with the right digest, of a blob, and all that it promises.
     pub fn ztoc(blob: &[u8], ztoc: &[u8]) {
-        let limits = Limits {
-            max_entries: 1000,
-            max_table_bytes: 1 << 20,
-            max_stream_bytes: 32 << 20,
-            ..Limits::default()
-        };
         let layer = Descriptor::new("", Digest::sha256(blob), blob.len() as u64);
-        let Ok(index) = LayerIndex::of_ztoc(&layer, ztoc, &limits) else { return };
+        let Ok(index) = LayerIndex::of_ztoc(&layer, ztoc, &limits()) else { return };
         for span in 0..index.span_count() {
             let range = index.fetch_range(span..span + 1);
             let compressed = &blob[range.start as usize..range.end as usize];
@@ -168,16 +166,10 @@ pub mod fuzzing {
     /// Reads a table of contents with the right digest, of a blob that has `members` before it, and
     /// all that it promises. It is that of an eStargz or of zstd:chunked.
     pub fn toc(is_stargz: bool, members: &[u8], json: &[u8]) {
-        let limits = Limits {
-            max_entries: 1000,
-            max_table_bytes: 1 << 20,
-            max_stream_bytes: 32 << 20,
-            ..Limits::default()
-        };
         let compression = if is_stargz { Compression::Gzip } else { Compression::Zstd };
         let (blob, used_bytes) = (Digest::sha256(members), members.len() as u64);
         let source = Source { blob, blob_bytes: used_bytes, used_bytes, compression };
-        let Ok(index) = super::toc::index_of(source, json, &limits) else { return };
+        let Ok(index) = super::toc::index_of(source, json, &limits()) else { return };
         for span in 0..index.span_count() {
             let range = index.fetch_range(span..span + 1);
             let compressed = &members[range.start as usize..range.end as usize];

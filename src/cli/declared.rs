@@ -1,16 +1,16 @@
 //! The images of `--manifests`: each an image, a file with one on each line, or a file of tasks.
 
-use std::{fs::File, io::Read, path::Path, time::Duration};
+use std::{fs::File, path::Path, time::Duration};
 
 use imgfs::{
     image::Reference,
     task::{
-        Images, MAX_FILE_BYTES, Playbook, Request, RunEvent, Runner, Selection, Settings, Task,
-        TaskError, TaskOutcome, TreeSpec,
+        Images, Playbook, Request, RunEvent, Runner, Selection, Settings, Task, TaskError,
+        TaskOutcome, TreeSpec,
     },
 };
 
-use super::{Failure, args::MountArgs, output::Output, pull::image_list};
+use super::{Failure, args::MountArgs, output::Output, pull::image_list, run::read_tasks};
 
 pub(super) fn images(args: &MountArgs, output: &Output) -> Result<Vec<Reference>, Failure> {
     let mut images = Vec::new();
@@ -42,10 +42,8 @@ fn of_tasks(path: &Path, args: &MountArgs, output: &Output) -> Result<Vec<String
         let errors: Vec<String> = errors.iter().map(|e| format!("{shown}: {e}")).collect();
         Failure::new(errors.join("\n"))
     };
-    let mut text = String::new();
-    let read = File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES as u64 + 1).read_to_string(&mut text));
-    read.map_err(|e| Failure::new(format!("{shown}: {e}")))?;
+    let text = File::open(path).and_then(read_tasks);
+    let text = text.map_err(|e| Failure::new(format!("{shown}: {e}")))?;
     let playbook = Playbook::parse(&text, None).map_err(refuse)?;
     let settings = Settings {
         images_dir: args.tree.images_dir.clone(),

@@ -158,7 +158,7 @@ impl Opened {
         let name: Reference = image.parse()?;
         let registry = name.repository().registry().to_owned();
         let config = registries::config(&args.registries, &[registry], output)?;
-        let patience = config.stall_timeout * 2 + config.connect_timeout;
+        let patience = config.patience();
         let platforms: Vec<&str> = args.platform.as_deref().into_iter().collect();
         let platforms = PlatformFilter::parse(&platforms)
             .map_err(|e| Failure::new(format!("--platform: {e}")))?;

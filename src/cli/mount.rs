@@ -53,7 +53,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     let names: Vec<String> =
         images.iter().chain(&only).map(|image| image.repository().registry().to_owned()).collect();
     let config = registries::config(&args.registries, &names, output)?;
-    let deadline = config.stall_timeout * 2 + config.connect_timeout;
+    let deadline = config.patience();
     let root = absolute(&args.tree.images_dir)?;
     if !root.exists() {
         ImagesDir::create(&root, None, Linking::Auto)?;

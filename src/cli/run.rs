@@ -85,20 +85,24 @@ pub(crate) fn run(args: &RunArgs, output: &Arc<Output>) -> Result<Outcome, Failu
     })
 }
 
-/// The text of the file, as far as it is of use.
+/// The text that `args` means.
 fn read(args: &RunArgs, name: &str) -> Result<String, Failure> {
     let failed = |e: io::Error| Failure::new(format!("{name}: {e}"));
-    let mut text = String::new();
-    let limit = MAX_FILE_BYTES as u64 + 1;
-    if args.file == Path::new("-") {
+    let text = if args.file == Path::new("-") {
         if args.registries.password_stdin {
             return Err(Failure::new("tasks `-` and --password-stdin both want standard input"));
         }
-        io::stdin().take(limit).read_to_string(&mut text).map_err(failed)?;
+        read_tasks(io::stdin())
     } else {
-        let file = File::open(&args.file).map_err(failed)?;
-        file.take(limit).read_to_string(&mut text).map_err(failed)?;
-    }
+        File::open(&args.file).and_then(read_tasks)
+    };
+    text.map_err(failed)
+}
+
+/// The text of a file of tasks, as far as it is of use.
+pub(super) fn read_tasks(file: impl Read) -> io::Result<String> {
+    let mut text = String::new();
+    file.take(MAX_FILE_BYTES as u64 + 1).read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -35,6 +35,7 @@ pub use hashing::Hashing;
 pub use indexer::{Chunk, Expected, IndexError, Indexer, Options};
 pub use read::{DecodeError, SpanDecoder};
 pub use span::Span;
+pub(super) use stored::u64_at;
 pub use stored::{StoredError, StoredHead};
 pub(super) use table::ROOT;
 pub use table::{Entry, Table, TableError, Xattrs};
@@ -230,9 +231,8 @@ impl LayerIndex {
     /// The span that has the byte at `stream_offset`; `None` behind the end, and where there is
     /// nothing between the files of a table of contents.
     pub fn span_of(&self, stream_offset: u64) -> Option<u32> {
-        let after = self.spans.partition_point(|span| span.stream_offset <= stream_offset);
-        let span = after.checked_sub(1)? as u32;
-        (stream_offset < self.stream_range(span).end).then_some(span)
+        let span = self.span_from(stream_offset);
+        self.stream_range(span).contains(&stream_offset).then_some(span)
     }
 
     /// The first span that ends behind `stream_offset`; the number of spans if there is none.

@@ -19,7 +19,7 @@ pub(super) use block::BLOCK_BYTES;
 use std::sync::Arc;
 
 use block::Block;
-pub(super) use entry::{Claim, TarEntry, TarEvent, Xattr, is_xattr};
+pub(super) use entry::{Claim, TarEntry, TarEvent, Xattr};
 pub use entry::{Extent, Kind, Refusal, TarError, Time};
 pub(super) use pax::xattrs_of;
 use pax::{Attributes, Records};
@@ -363,11 +363,8 @@ impl Parser {
                 return Ok(());
             }
         };
-        for (name, value) in pax.xattrs() {
-            match value {
-                Some(value) if is_xattr(&name, &value) => entry.xattrs.push((name, value)),
-                _ => refused(Refusal::xattr(&name)),
-            }
+        for why in entry.take_xattrs(pax.xattrs()) {
+            refused(why);
         }
         let draft = Draft { entry, raw_name, number, stored };
         if let Some(map) = old_map {

@@ -159,9 +159,7 @@ impl<S: Names + Blobs> Files<S> {
             }
         };
         trees[number] = Some(tree.clone());
-        let known: Vec<Option<&Rootfs>> =
-            trees.iter().map(|tree| tree.as_ref().map(|tree| tree.rootfs())).collect();
-        match find_from_top(&known, path) {
+        match find_from_top(&known_of(&trees), path) {
             // What it does not have yet it may still bring.
             Found::Node { layer, node } if layer == number && tree.has_all_of(node) => {
                 Some(FileFound::At(tree, node))
@@ -185,8 +183,7 @@ impl<S: Names + Blobs> Files<S> {
             return Err(Waits::All);
         }
         let trees = self.upper_layers();
-        let known: Vec<Option<&Rootfs>> =
-            trees.iter().map(|tree| tree.as_ref().map(|tree| tree.rootfs())).collect();
+        let known = known_of(&trees);
         match find_from_top(&known, path) {
             Found::Node { layer, node } => match trees.get(layer).cloned().flatten() {
                 Some(tree) => Ok(FileFound::At(tree, node)),
@@ -263,6 +260,10 @@ impl<S: Names + Blobs> Files<S> {
         }
         trees.clone()
     }
+}
+
+fn known_of(trees: &[Option<Arc<Tree>>]) -> Vec<Option<&Rootfs>> {
+    trees.iter().map(|tree| tree.as_ref().map(|tree| tree.rootfs())).collect()
 }
 
 fn is_damaged(tree: &Rootfs) -> bool {

@@ -48,6 +48,8 @@ pub struct Variant {
     /// By layer, as far as the configuration tells.
     diff_ids: Vec<Digest>,
     created_by: Vec<Option<String>>,
+    /// Where tables of contents of its layers are, if SOCI has made some.
+    soci_index: Option<Reference>,
 }
 
 /// What is read of a configuration.
@@ -159,7 +161,8 @@ impl Variant {
             created_by = vec![None; count];
         }
         let platform = Platform::of_config(&config);
-        Ok(Self { repository, manifest, config, platform, diff_ids, created_by })
+        let soci_index = soci_index(&manifest).map(|digest| repository.pinned(digest));
+        Ok(Self { repository, manifest, config, platform, diff_ids, created_by, soci_index })
     }
 }
 
@@ -275,11 +278,10 @@ impl<S: Names + Blobs> Images<S> {
     fn layer(&self, variant: &Variant, number: usize) -> Option<Arc<Layer<S>>> {
         let blob = variant.layers().get(number)?;
         let diff_id = variant.diff_ids.get(number).copied();
-        let soci_index = soci_index(&variant.manifest);
+        let soci_index = variant.soci_index.clone();
         let key = LayerKey::new(blob, soci_index.as_ref());
         let mut layers = locked(&self.inner.layers);
-        let soci_index = soci_index.map(|digest| variant.repository.pinned(digest));
-        let new = || Layer::new(self.inner.store.clone(), blob.clone(), diff_id, soci_index);
+        let new = || Layer::new(self.inner.store.clone(), key, blob.clone(), diff_id, soci_index);
         let layer = layers.entry(key).or_insert_with(new);
         layer.is_in(&variant.repository);
         Some(layer.clone())

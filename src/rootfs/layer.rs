@@ -54,9 +54,10 @@ pub(super) struct LayerKey {
 
 impl LayerKey {
     /// That of a layer of an image with this SOCI index.
-    pub(super) fn new(blob: &Descriptor, soci_index: Option<&Digest>) -> Self {
+    pub(super) fn new(blob: &Descriptor, soci_index: Option<&Reference>) -> Self {
         let mut claims: Vec<String> = TocReader::claims(blob).map(str::to_owned).collect();
-        claims.extend(soci_index.map(ToString::to_string));
+        // Which repository it is read from says nothing of it.
+        claims.extend(soci_index.and_then(Reference::digest).map(|digest| digest.to_string()));
         let toc = (!claims.is_empty()).then(|| Digest::sha256(claims.join("\n").as_bytes()));
         Self { digest: blob.digest, size: blob.size, toc }
     }
@@ -156,11 +157,11 @@ impl Compressed {
 impl<S: Names + Blobs> Layer<S> {
     pub(super) fn new(
         store: Arc<Store<S>>,
+        key: LayerKey,
         blob: Descriptor,
         diff_id: Option<Digest>,
         soci_index: Option<Reference>,
     ) -> Arc<Self> {
-        let key = LayerKey::new(&blob, soci_index.as_ref().and_then(Reference::digest).as_ref());
         Arc::new(Self {
             store,
             blob,
@@ -202,7 +203,9 @@ impl<S: Names + Blobs> Layer<S> {
     /// Whether the index is here, or can be read from the disk.
     pub(super) fn is_indexed(&self) -> bool {
         let has = |key| self.store.shelf.has_index(&key);
-        self.known_index().is_some() || has(self.key.without_toc()) || has(self.key)
+        self.known_index().is_some()
+            || has(self.key.without_toc())
+            || (self.may_use_toc() && has(self.key))
     }
 
     /// The pass that is under way.

@@ -4,7 +4,7 @@ use super::{
     AssemblyError, Compression, Entries, LayerIndex, Origin, Source,
     assembler::{Spans, stream_limit},
     most_compressed_bytes,
-    span::{MAX_BYTES, Span, Start, compress_window},
+    span::{MAX_BYTES, Span, Start, keep_window},
 };
 use crate::layer::Limits;
 
@@ -40,10 +40,7 @@ pub(in crate::layer) fn index_of_cuts<'a>(
             Compression::Plain | Compression::Zstd => Start::Clean,
             Compression::Gzip => {
                 let no_memory = AssemblyError::Span(found.spans.len() as u32, "there is no memory");
-                let window = compress_window(cut.window).ok_or(no_memory)?;
-                let offset = found.windows.len() as u64;
-                found.windows.extend_from_slice(&window);
-                Start::Window { offset, bytes: window.len() as u32 }
+                keep_window(cut.window, &mut found.windows).ok_or(no_memory)?
             }
         };
         found.spans.push(Span {

@@ -2,8 +2,10 @@
 
 use std::{
     mem,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     thread::JoinHandle,
 };
 

@@ -238,8 +238,9 @@ impl Indexer {
         })
     }
 
-    /// An index of what has passed so far, as far as that can be decompressed again. The layer may still turn out to be another than `expected`: what is read by this index is what has
-    /// passed, no more and no less.
+    /// An index of what has passed so far, as far as that can be decompressed again. The layer may
+    /// still turn out to be another than `expected`: what is read by this index is what has passed, no
+    /// more and no less.
     pub fn so_far(&self, expected: &Expected) -> Option<LayerIndex> {
         let end = self.settled()?;
         let digests = self.pass.hashes.spans();

@@ -179,11 +179,11 @@ impl Cutter {
                     return false;
                 }
                 // If there is no memory for that, the span goes on.
-                let Some(window) = compress_window(window) else { return false };
-                self.last_window_bytes = window.len() as u64;
-                let offset = self.windows.len() as u64;
-                self.windows.extend_from_slice(&window);
-                self.begin(at.blob_bits, Start::Window { offset, bytes: window.len() as u32 });
+                let Some(start) = keep_window(window, &mut self.windows) else { return false };
+                if let Start::Window { bytes, .. } = start {
+                    self.last_window_bytes = bytes.into();
+                }
+                self.begin(at.blob_bits, start);
             }
             _ => return false,
         }
@@ -203,10 +203,13 @@ impl Cutter {
     }
 }
 
-/// A window as it is kept, with a checksum: a wrong one would not always be found by the digest of
-/// what comes out with it. `None` if there is no memory for that.
-pub(super) fn compress_window(window: &[u8]) -> Option<Vec<u8>> {
+/// Puts a window to the others, compressed and with a checksum: a wrong one would not always be found
+/// by the digest of what comes out with it. `None` if there is no memory for that.
+pub(super) fn keep_window(window: &[u8], windows: &mut Vec<u8>) -> Option<Start> {
     let mut compressor = zstd::bulk::Compressor::new(WINDOW_LEVEL).ok()?;
     compressor.include_checksum(true).ok()?;
-    compressor.compress(window).ok()
+    let window = compressor.compress(window).ok()?;
+    let offset = windows.len() as u64;
+    windows.extend_from_slice(&window);
+    Some(Start::Window { offset, bytes: window.len() as u32 })
 }

@@ -136,7 +136,7 @@ impl Claim<'_> {
 }
 
 /// Whether Linux would have an extended attribute of this name and value.
-pub(in crate::layer) fn is_xattr(name: &[u8], value: &[u8]) -> bool {
+fn is_xattr(name: &[u8], value: &[u8]) -> bool {
     (1..=MAX_XATTR_NAME_BYTES).contains(&name.len())
         && !name.contains(&0)
         && value.len() <= MAX_XATTR_VALUE_BYTES
@@ -179,7 +179,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// That of the extended attribute `name`.
-    pub(in crate::layer) fn xattr(name: &[u8]) -> Self {
+    fn xattr(name: &[u8]) -> Self {
         let name = &name[..name.len().min(MAX_XATTR_NAME_BYTES)];
         Self::Xattr(String::from_utf8_lossy(name).into_owned())
     }
@@ -250,6 +250,22 @@ pub(in crate::layer) enum TarEvent {
 }
 
 impl TarEntry {
+    /// Takes its extended attributes, with `None` for a value that is none. Gives those that are not
+    /// shown.
+    pub(in crate::layer) fn take_xattrs(
+        &mut self,
+        xattrs: impl IntoIterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+    ) -> Vec<Refusal> {
+        let mut refused = Vec::new();
+        for (name, value) in xattrs {
+            match value {
+                Some(value) if is_xattr(&name, &value) => self.xattrs.push((name, value)),
+                _ => refused.push(Refusal::xattr(&name)),
+            }
+        }
+        refused
+    }
+
     /// Stands for an entry that has been refused: a file with the name of the root.
     pub(super) fn nameless(data_offset: u64) -> Self {
         Self {

@@ -14,7 +14,7 @@ use crate::{
     layer::{
         Kind,
         index::{Assembler, AssemblyError, Piece},
-        tar::{Claim, MAX_HEADER_BYTES, Refusal, is_xattr},
+        tar::{Claim, MAX_HEADER_BYTES},
     },
 };
 
@@ -134,7 +134,7 @@ impl Reader<'_> {
         let mut entry = claim.check();
         let mut refused = Vec::new();
         if let Ok(entry) = &mut entry {
-            (entry.xattrs, refused) = xattrs(&listed.xattrs).map_err(wrong)?;
+            refused = entry.take_xattrs(xattrs(&listed.xattrs).map_err(wrong)?);
         }
         let is_shown = !entry.as_ref().is_ok_and(|entry| NOT_SHOWN.contains(&&entry.name[..]));
         if is_shown {
@@ -193,24 +193,16 @@ impl Reader<'_> {
     }
 }
 
-type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
-
-/// The extended attributes by name, and those that are not shown.
-fn xattrs(listed: &BTreeMap<String, String>) -> Result<(Xattrs, Vec<Refusal>), &'static str> {
+/// The extended attributes by name, with `None` for a value that is none.
+fn xattrs(
+    listed: &BTreeMap<String, String>,
+) -> Result<impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>, &'static str> {
     let bytes: usize = listed.iter().map(|(name, value)| name.len() + value.len()).sum();
     // What archives can have at most.
     if bytes as u64 > MAX_HEADER_BYTES || listed.len() > usize::from(u16::MAX) {
         return Err("it has more than 1 MiB of extended attributes");
     }
-    let (mut shown, mut refused) = (Vec::new(), Vec::new());
-    for (name, value) in listed {
-        let name = name.as_bytes();
-        match STANDARD.decode(value) {
-            Ok(value) if is_xattr(name, &value) => shown.push((name.to_vec(), value)),
-            _ => refused.push(Refusal::xattr(name)),
-        }
-    }
-    Ok((shown, refused))
+    Ok(listed.iter().map(|(name, value)| (name.as_bytes().to_vec(), STANDARD.decode(value).ok())))
 }
 
 /// The table as a whole.

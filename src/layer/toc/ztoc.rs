@@ -17,14 +17,14 @@
 use super::{
     TocError,
     flatbuffer::{Buffer, Table},
-    kind_of, shorten, time,
+    kind_of, time,
 };
 use crate::{
     image::{Descriptor, Digest, Manifest},
     layer::{
-        Compression, Kind, LayerIndex, Limits,
-        index::{AssemblyError, Cut, Entries, Source, index_of_cuts},
-        tar::{BLOCK_BYTES, Claim, MAX_HEADER_BYTES, Refusal, TarEntry, is_xattr, xattrs_of},
+        Compression, Kind, LayerIndex, Limits, gzip,
+        index::{AssemblyError, Cut, Entries, Source, index_of_cuts, u64_at},
+        tar::{BLOCK_BYTES, Claim, MAX_HEADER_BYTES, Refusal, TarEntry, xattrs_of},
     },
 };
 
@@ -39,9 +39,7 @@ const POINTS_HEADER_BYTES: usize = 12;
 
 /// Where it is in the blob and in the stream, 8 bytes each, how many bits of the byte before it are
 /// its own, and the 32 KiB of the stream before it.
-const POINT_BYTES: usize = 17 + WINDOW_BYTES;
-
-const WINDOW_BYTES: usize = 32 << 10;
+const POINT_BYTES: usize = 17 + gzip::WINDOW_BYTES;
 
 /// Bytes that each span of a plain archive has at least, unless it is the only one.
 const MIN_PLAIN_BYTES: u64 = 64 << 10;
@@ -92,9 +90,8 @@ impl LayerIndex {
         for listed in root.table(4)?.tables(0)? {
             let listed = listed?;
             let name = listed.bytes(0)?;
-            let error = |error| TocError::assembly(error, &String::from_utf8_lossy(name));
             let (entry, refused) = entry(&listed, name, stream_bytes)?;
-            entries.push(name, entry.as_ref()).map_err(error)?;
+            entries.push(name, entry.as_ref()).map_err(|error| about(error, name))?;
             for why in refused {
                 entries.refuse(name, &why);
             }
@@ -130,10 +127,7 @@ fn gzip_cuts<'a>(points: &'a [u8], digests: &[[u8; 32]]) -> Result<Vec<Cut<'a>>,
         return Err(malformed);
     }
     let point = |point: &'a [u8; POINT_BYTES]| {
-        let (numbers, rest) = point[..16].as_chunks::<8>().0.split_first_chunk::<2>()?;
-        let (blob_offset, stream_offset) =
-            (u64::from_le_bytes(numbers[0]), u64::from_le_bytes(numbers[1]));
-        debug_assert!(rest.is_empty());
+        let (blob_offset, stream_offset) = (u64_at(point, 0)?, u64_at(point, 8)?);
         let bits = u64::from(point[16]);
         let blob_bits = blob_offset.checked_mul(8)?.checked_sub(bits).filter(|_| bits < 8)?;
         Some((stream_offset, blob_bits, &point[17..]))
@@ -149,8 +143,7 @@ fn gzip_cuts<'a>(points: &'a [u8], digests: &[[u8; 32]]) -> Result<Vec<Cut<'a>>,
 /// bytes each.
 fn plain_cuts(header: &[u8], digests: &[[u8; 32]]) -> Result<Vec<Cut<'static>>, TocError> {
     let malformed = TocError::Packing("its access points are malformed");
-    let bytes = header.get(4..12).and_then(<[u8]>::first_chunk).map(|b| u64::from_le_bytes(*b));
-    let Some(bytes) = bytes.filter(|bytes| *bytes > 0 && header.len() == 20) else {
+    let Some(bytes) = u64_at(header, 4).filter(|bytes| *bytes > 0 && header.len() == 20) else {
         return Err(malformed);
     };
     if bytes < MIN_PLAIN_BYTES && digests.len() > 1 {
@@ -168,7 +161,7 @@ type Listed = (Result<TarEntry, Refusal>, Vec<Refusal>);
 
 /// An entry of the archive, if it can be shown, and what of it cannot.
 fn entry(listed: &Table<'_>, name: &[u8], stream_bytes: u64) -> Result<Listed, TocError> {
-    let wrong = |what| TocError::assembly(AssemblyError::Entry(what), &lossy(name));
+    let wrong = |what| about(AssemblyError::Entry(what), name);
     let kind = std::str::from_utf8(listed.bytes(1)?).ok().and_then(kind_of);
     let kind = kind.ok_or_else(|| wrong("it is of a type that is unknown"))?;
     let (data_offset, size) = (listed.count(2)?, listed.count(3)?);
@@ -207,16 +200,12 @@ fn entry(listed: &Table<'_>, name: &[u8], stream_bytes: u64) -> Result<Listed, T
     let mut entry = claim.check();
     let mut refused = Vec::new();
     if let Ok(entry) = &mut entry {
-        for (name, value) in xattrs {
-            match value {
-                Some(value) if is_xattr(&name, &value) => entry.xattrs.push((name, value)),
-                _ => refused.push(Refusal::xattr(&name)),
-            }
-        }
+        refused = entry.take_xattrs(xattrs);
     }
     Ok((entry, refused))
 }
 
-fn lossy(name: &[u8]) -> String {
-    shorten(&String::from_utf8_lossy(name))
+/// What is wrong with the entry of this name.
+fn about(error: AssemblyError, name: &[u8]) -> TocError {
+    TocError::assembly(error, &String::from_utf8_lossy(name))
 }

@@ -117,6 +117,12 @@ impl fmt::Debug for Credentials {
 }
 
 impl RegistryConfig {
+    /// How long somebody who waits for something that cannot be interrupted, such as a file system,
+    /// waits before giving up: as long as connecting and stalling twice may take.
+    pub fn patience(&self) -> Duration {
+        self.stall_timeout * 2 + self.connect_timeout
+    }
+
     /// Reads all certificate files, so that a wrong one is known before anything is done.
     pub fn check(&self) -> Result<()> {
         let entries = (0..self.entries.len()).map(Some);
