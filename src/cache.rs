@@ -2,7 +2,7 @@
 //!
 //! [`Cache::blob`] makes a handle through which a blob is read; where it comes from are any
 //! [`Blobs`]. All handles of a digest share what is here and what is under way, so nothing is
-//! fetched twice at a time. How it is stored is described in [`crate::tree::images_dir::cached`],
+//! fetched twice at a time. How it is stored is described in [`crate::backend::images_dir::cached`],
 //! which a pull knows, too.
 //!
 //! # What it promises
@@ -59,9 +59,9 @@ use std::{
 use tokio::runtime::Handle;
 
 use crate::{
+    backend::{Blobs, Error, Kind, Result, images_dir::cached::BLOCK_BYTES},
     image::{Descriptor, Repository},
-    lock::locked,
-    tree::{Blobs, Error, Kind, Result, images_dir::cached::BLOCK_BYTES},
+    util::locked,
 };
 
 pub use read::CachedBlob;

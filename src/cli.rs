@@ -25,7 +25,7 @@ use std::{ffi::OsString, path::Path, process::ExitCode, sync::Arc};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 
 use args::{Args, Command};
-use imgfs::tree;
+use imgfs::backend;
 use output::Output;
 
 /// How a command ended, if not with an error. See `--help` for the numbers.
@@ -64,8 +64,8 @@ impl Failure {
     }
 }
 
-impl From<tree::Error> for Failure {
-    fn from(error: tree::Error) -> Self {
+impl From<backend::Error> for Failure {
+    fn from(error: backend::Error) -> Self {
         Self { hint: error.hint().map(str::to_owned), ..Self::new(error.to_string()) }
     }
 }

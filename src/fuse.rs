@@ -30,9 +30,9 @@ use errno::errno;
 use files::Files;
 
 use crate::{
+    backend::{Attachments, Blobs, Names},
     layer::Kind,
-    tree::{Attachments, Blobs, Names},
-    view::{Attributes, Entry, Found, Handle, Listing, Question, View, ViewError},
+    namespace::{Attributes, Entry, Found, Handle, Listing, Question, View, ViewError},
 };
 
 /// Requests of the kernel that may be under way in the background: reading ahead, mostly.

@@ -11,18 +11,18 @@
 //! | [`transfer`] | what to copy from one tree to another, in which order, and how it went |
 //! | [`cache`] | parts of blobs that are read through a mount |
 //! | [`layer`] | what is inside the blobs of layers |
-//! | [`tree`] | where images are: registries, KubeKey's `images_dir` |
+//! | [`backend`] | where images are: registries, KubeKey's `images_dir` |
 //! | [`template`] | texts with values in them: Go's templates and Tera's |
 //! | [`image`] | what images are: references, digests, platforms, manifests |
 
+pub mod backend;
 pub mod cache;
 pub mod fuse;
 pub mod image;
 pub mod layer;
-mod lock;
+pub mod namespace;
 pub mod rootfs;
 pub mod task;
 pub mod template;
 pub mod transfer;
-pub mod tree;
-pub mod view;
+mod util;

@@ -47,9 +47,9 @@ use shelf::Shelf;
 use spans::RecentSpans;
 
 use crate::{
+    backend::{Blobs, Error, Names, images_dir::ImagesDir},
     cache::Cache,
-    lock::locked,
-    tree::{Blobs, Error, Names, images_dir::ImagesDir},
+    util::locked,
 };
 
 const SIDE: &str = "image";

@@ -4,5 +4,5 @@
 use std::path::Path;
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
-    let _ = imgfs::tree::registry::Auths::parse(text, Path::new(""));
+    let _ = imgfs::backend::registry::Auths::parse(text, Path::new(""));
 });

@@ -1,4 +1,4 @@
 //! The map of a partly cached blob: what is accepted is just what would be written.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|map: &[u8]| imgfs::tree::images_dir::fuzzing::block_map(map));
+libfuzzer_sys::fuzz_target!(|map: &[u8]| imgfs::backend::images_dir::fuzzing::block_map(map));

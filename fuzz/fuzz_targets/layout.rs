@@ -1,4 +1,4 @@
 //! KubeKey's map of tags: what is accepted is written in a form that is accepted as the same.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|text: &[u8]| imgfs::tree::images_dir::fuzzing::layout_map(text));
+libfuzzer_sys::fuzz_target!(|text: &[u8]| imgfs::backend::images_dir::fuzzing::layout_map(text));

@@ -21,7 +21,7 @@ use super::{
     Core, SIDE,
     state::{Blob, Files, Key, Place, State, WHOLE, disk_bytes},
 };
-use crate::tree::{
+use crate::backend::{
     Error,
     images_dir::cached::{self, BLOCK_BYTES},
 };

@@ -14,7 +14,7 @@ use super::{
     disk::{Gone, punch},
     state::{Extent, Files, Key, Place, State, WHOLE},
 };
-use crate::tree::images_dir::cached::{self, BLOCK_BYTES};
+use crate::backend::images_dir::cached::{self, BLOCK_BYTES};
 
 /// What is to be evicted.
 pub(super) enum Victim {

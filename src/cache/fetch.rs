@@ -18,11 +18,11 @@ use super::{
     state::{Failed, Job, Key},
 };
 use crate::{
-    image::{Descriptor, Digest, Repository},
-    tree::{
+    backend::{
         Blobs, ByteStream, Error, Kind, Result,
         images_dir::cached::{BLOCK_BYTES, block_length},
     },
+    image::{Descriptor, Digest, Repository},
 };
 
 /// After a failed read-ahead there is none for so long.

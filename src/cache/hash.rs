@@ -16,8 +16,8 @@ use super::{
     state::{Failed, Key, Place, State},
 };
 use crate::{
+    backend::{Error, Kind},
     image::{Digest, Hasher},
-    tree::{Error, Kind},
 };
 
 /// What to hash next.

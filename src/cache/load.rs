@@ -16,12 +16,12 @@ use super::{
     state::{Blob, Key, Place, WHOLE, disk_bytes},
 };
 use crate::{
-    image::Digest,
-    lock::locked,
-    tree::{
+    backend::{
         Error, Kind, Result,
         images_dir::cached::{self, BLOCK_BYTES, BlockMap, MAP_SUFFIX, PART, WHOLE as WHOLE_DIR},
     },
+    image::Digest,
+    util::locked,
 };
 
 /// The file that says in which order blobs were used.

@@ -18,7 +18,7 @@ use super::{
     Core,
     state::{Blob, Job, Key, Running, State},
 };
-use crate::tree::images_dir::cached::BLOCK_BYTES;
+use crate::backend::images_dir::cached::BLOCK_BYTES;
 
 /// Requests that are under way for a sequential reader.
 const REQUESTS_AHEAD: usize = 2;

@@ -19,11 +19,11 @@ use super::{
     state::{Blob, Failed, Files, Key, Place, State, WHOLE},
 };
 use crate::{
-    image::Digest,
-    tree::{
+    backend::{
         Error, Kind, Result,
         images_dir::cached::{self, BLOCK_BYTES},
     },
+    image::Digest,
 };
 
 /// The largest blob that is read, in bytes: far above what any registry takes.

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::lock::locked;
+use crate::util::locked;
 
 /// Hands out a bounded number of [`Slot`]s.
 pub(super) struct Slots(Mutex<Queues>);

@@ -14,8 +14,8 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{CacheStats, fetch::Origin, memory::Memory, window::Windows};
 use crate::{
+    backend::{Error, images_dir::cached},
     image::{Digest, Hasher},
-    tree::{Error, images_dir::cached},
 };
 
 /// What names a blob here. Descriptors that state different sizes for a digest, of which at most

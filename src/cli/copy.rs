@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use imgfs::{
+    backend::images_dir::Linking,
     task::{Images, Request, TreeSpec},
     template::Template,
-    tree::images_dir::Linking,
 };
 use regex::Regex;
 

@@ -154,7 +154,7 @@ impl imgfs::fuse::Log for Log {
 }
 
 impl imgfs::cache::Observer for Log {
-    fn warning(&self, error: &imgfs::tree::Error) {
+    fn warning(&self, error: &imgfs::backend::Error) {
         self.line(&error.to_string());
     }
 }

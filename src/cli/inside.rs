@@ -10,12 +10,12 @@ use std::{
 };
 
 use imgfs::{
+    backend::{images_dir::ImagesDir, registry::Registry},
     cache::{Cache, CacheConfig},
     image::{PlatformFilter, Reference},
     layer::{Kind, Node},
     rootfs::{Files, Images, Sources, Tree},
     transfer::Options,
-    tree::{images_dir::ImagesDir, registry::Registry},
 };
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;

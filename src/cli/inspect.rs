@@ -10,14 +10,14 @@ use std::{
 };
 
 use imgfs::{
-    image::Reference,
-    transfer,
-    tree::{
+    backend::{
         images_dir::{
             ImageEntry, ImagesDir, Inventory, Linking, Problem, ProblemKind, Subject, Verified,
         },
         registry::Registry,
     },
+    image::Reference,
+    transfer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};

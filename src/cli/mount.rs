@@ -10,15 +10,15 @@ use std::{
 
 use futures_util::future::join_all;
 use imgfs::{
-    cache::{self, Cache, CacheConfig},
-    fuse::{self, MountOptions, Unmounter},
-    image::{Platform, PlatformFilter, Reference},
-    transfer::Options,
-    tree::{
+    backend::{
         images_dir::{ImagesDir, Linking},
         registry::Registry,
     },
-    view::{Settings, View},
+    cache::{self, Cache, CacheConfig},
+    fuse::{self, MountOptions, Unmounter},
+    image::{Platform, PlatformFilter, Reference},
+    namespace::{Settings, View},
+    transfer::Options,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

@@ -7,9 +7,9 @@ use std::{
 };
 
 use imgfs::{
+    backend::images_dir::ImagesDir,
     image::Digest,
     transfer::{Event, Observer, Status},
-    tree::images_dir::ImagesDir,
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;

@@ -8,10 +8,10 @@ use std::{
 };
 
 use imgfs::{
+    backend::images_dir::{Layout, Linking},
     image::{PlatformFilter, Reference},
     task::{Images, Request, TreeSpec},
     transfer::{IndexMode, Options, Policy},
-    tree::images_dir::{Layout, Linking},
 };
 
 use super::{

@@ -5,7 +5,7 @@ use std::{
     sync::OnceLock,
 };
 
-use imgfs::tree::registry::{
+use imgfs::backend::registry::{
     Access, Auths, Credentials, Entry, RegistryConfig, default_credential_files,
 };
 

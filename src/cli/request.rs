@@ -3,14 +3,14 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use imgfs::{
-    image::{Reference, Repository, is_attachment_tag},
-    task::{Images, Request, RouteError, TreeSpec},
-    transfer::Route,
-    tree::{
+    backend::{
         Kind,
         images_dir::{ImagesDir, Layout, Linking},
         registry::Registry,
     },
+    image::{Reference, Repository, is_attachment_tag},
+    task::{Images, Request, RouteError, TreeSpec},
+    transfer::Route,
 };
 use serde_json::json;
 

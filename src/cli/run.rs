@@ -9,11 +9,11 @@ use std::{
 };
 
 use imgfs::{
+    backend::images_dir::Linking,
     task::{
         MAX_FILE_BYTES, Playbook, Request, RunEvent, Runner, Selection, Settings, Task, TaskError,
         TaskOutcome, TaskStatus, TreeSpec,
     },
-    tree::images_dir::Linking,
 };
 use serde_json::json;
 

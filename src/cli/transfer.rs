@@ -4,12 +4,12 @@
 use std::{sync::Arc, time::Instant};
 
 use imgfs::{
-    transfer::{self, ImageReport, Options, Plan, Report, Route, Status},
-    tree::{
+    backend::{
         Attachments, Blobs, Names, Sink,
         images_dir::ImagesDir,
         registry::{Registry, RegistrySink, Stats},
     },
+    transfer::{self, ImageReport, Options, Plan, Report, Route, Status},
 };
 use serde_json::{Value, json};
 

@@ -5,8 +5,8 @@ use std::io;
 use fuser::Errno;
 
 use crate::{
-    tree::{Error, Kind},
-    view::ViewError,
+    backend::{Error, Kind},
+    namespace::ViewError,
 };
 
 /// The number that a program gets for `error`.

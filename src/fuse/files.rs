@@ -10,8 +10,8 @@ use std::{
 
 use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyOpen};
 
-use crate::lock::locked;
-use crate::view::{Handle, Listing, ViewError};
+use crate::namespace::{Handle, Listing, ViewError};
+use crate::util::locked;
 
 /// Files that are kept open because the kernel reads them without opening them.
 const MAX_UNOPENED: usize = 128;

@@ -4,8 +4,8 @@ use bytes::{Bytes, BytesMut};
 
 use super::{SIDE, Store, shelf::MAX_DOCUMENT};
 use crate::{
+    backend::{Blobs, ByteStream, Error, Kind, Names, Result},
     image::{Descriptor, Digest, Manifest, Reference, Repository},
-    tree::{Blobs, ByteStream, Error, Kind, Names, Result},
 };
 
 impl<S: Names + Blobs> Store<S> {

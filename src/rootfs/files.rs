@@ -6,9 +6,9 @@ use tokio::sync::OnceCell;
 
 use super::{Images, Tree, Variant, layer::Layer};
 use crate::{
+    backend::{Blobs, Error, Names, Result},
     layer::{Found, Kind, Node, Rootfs, find_from_top},
-    lock::locked,
-    tree::{Blobs, Error, Names, Result},
+    util::locked,
 };
 
 /// Symbolic links that a path may lead through.

@@ -15,10 +15,10 @@ use super::{
     tree::{Origin, Tree},
 };
 use crate::{
+    backend::{Blobs, Error, Kind, Names, Result},
     image::{Descriptor, Digest, Manifest, Platform, PlatformFilter, Reference, Repository, View},
     layer::{LayerIndex, Rootfs, soci_index},
-    lock::locked,
-    tree::{Blobs, Error, Kind, Names, Result},
+    util::locked,
 };
 
 /// An image, from the outside: which platforms it has.

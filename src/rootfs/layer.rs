@@ -27,14 +27,14 @@ use super::{
     stream::{Decompressed, Passing, Stream},
 };
 use crate::{
+    backend::{Blobs, Error, Kind, Names, Result},
     cache::CachedBlob,
     image::{Descriptor, Digest, Reference, Repository},
     layer::{
         DecodeError, IndexError, LayerIndex, Limits, MAX_ZTOC_BYTES, Origin, SpanDecoder, TocError,
         TocReader, ztoc_of,
     },
-    lock::locked,
-    tree::{Blobs, Error, Kind, Names, Result},
+    util::locked,
 };
 
 /// What of a blob is read at a time when all of it is.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::{
     image::{Algorithm, Descriptor, Digest},
     layer::{Expected, IndexError, Indexer, LayerIndex, Options},
-    lock::locked,
+    util::locked,
 };
 
 pub(super) struct Pass {

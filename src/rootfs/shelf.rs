@@ -29,7 +29,7 @@ use super::layer::LayerKey;
 use crate::{
     image::Digest,
     layer::{LayerIndex, Origin, StoredHead},
-    lock::locked,
+    util::locked,
 };
 
 const LAYERS: &str = "layers";

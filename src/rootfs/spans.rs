@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::layer::LayerKey;
-use crate::lock::locked;
+use crate::util::locked;
 
 /// Bytes that are kept.
 const LIMIT: usize = 16 << 20;

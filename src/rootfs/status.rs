@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{Image, Images, layer::Layer};
 use crate::{
-    lock::locked,
-    tree::{Blobs, Names},
+    backend::{Blobs, Names},
+    util::locked,
 };
 
 impl<S: Names + Blobs> Images<S> {

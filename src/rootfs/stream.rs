@@ -15,11 +15,11 @@ use super::{
     spans::{Group, Reader},
 };
 use crate::{
+    backend::{Blobs, ByteStream, Kind, Names, Result},
     cache::CachedBlob,
     image::{Descriptor, Repository},
     layer::{LayerIndex, SpanDecoder},
-    lock::locked,
-    tree::{Blobs, ByteStream, Kind, Names, Result},
+    util::locked,
 };
 
 /// The decompressed stream of a layer, open for reading.

@@ -6,9 +6,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::{SIDE, stream::Stream};
 use crate::{
+    backend::{Error, Kind, Result},
     image::Digest,
     layer::{Extent, Kind as FileKind, Node, Rootfs},
-    tree::{Error, Kind, Result},
 };
 
 /// The name of the attribute that says which layer a file comes from: number and digest.

@@ -9,9 +9,9 @@ use super::{
     steps::{Argument, Form, Step},
 };
 use crate::{
+    backend::registry::{Entry, EntryKeys},
     image::{PlatformFilter, Reference},
     transfer::{Options, Policy},
-    tree::registry::{Entry, EntryKeys},
 };
 
 /// Evaluates arguments, all of them, so that one that is wrong does not hide the next.

@@ -8,8 +8,8 @@ use super::{
     node::{Data, Kind, Node},
 };
 use crate::{
+    backend::registry::{Entry, EntryKeys, flag},
     template::{Dialect, Missing, Template, Value},
-    tree::registry::{Entry, EntryKeys, flag},
 };
 
 /// Why there is no value.

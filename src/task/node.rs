@@ -6,7 +6,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Spanned, options};
 
 use super::error::{Position, TaskError};
-use crate::tree::registry::describe_yaml_error;
+use crate::backend::registry::describe_yaml_error;
 
 /// The largest file that is read, in bytes. A list of a hundred thousand images has less.
 pub const MAX_FILE_BYTES: usize = 16 << 20;

@@ -9,8 +9,8 @@ use super::{
     steps::{self, Step, did_you_mean},
 };
 use crate::{
+    backend::registry::flag,
     template::{Dialect, Missing, Template},
-    tree::registry::flag,
 };
 
 /// The tasks of a file, in their order.

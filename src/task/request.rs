@@ -3,10 +3,10 @@
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use crate::{
+    backend::registry,
     image::Repository,
     template::{self, Template},
     transfer,
-    tree::registry,
 };
 
 /// One transfer: what to copy from where to where under which names.

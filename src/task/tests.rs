@@ -9,9 +9,9 @@ use std::fmt::{Display, Write};
 
 use super::{error::Findings, prepare::Prepared, side::with_image, *};
 use crate::{
+    backend::registry::{Credentials, Entry},
     template::Missing,
     transfer::Policy,
-    tree::registry::{Credentials, Entry},
 };
 
 fn texts(all: &[impl Display]) -> Vec<String> {

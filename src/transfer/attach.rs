@@ -9,9 +9,9 @@ use std::{
 use futures_util::{StreamExt, future::join, stream};
 
 use crate::{
+    backend::{Attachments, Error, Names, Result, Tags},
     image::{Digest, Repository, referrers_tag},
-    lock::locked,
-    tree::{Attachments, Error, Names, Result, Tags},
+    util::locked,
 };
 
 /// Subjects whose referrers are asked for at the same time.

@@ -11,8 +11,8 @@ use super::{
     plan::BlobPlan,
     report::{Event, Observer},
 };
-use crate::lock::locked;
-use crate::tree::{Blobs, ByteStream, Content, Error, Kind, Result, images_dir::BlobFile};
+use crate::backend::{Blobs, ByteStream, Content, Error, Kind, Result, images_dir::BlobFile};
+use crate::util::locked;
 
 /// A blob at its source.
 pub(super) struct SourceBlob<S, O> {

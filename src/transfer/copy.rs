@@ -17,8 +17,8 @@ use super::{
     report::{ImageReport, Observer, Report, Status},
 };
 use crate::{
+    backend::{Attachments, Blobs, Error, Names, Sink},
     image::Repository,
-    tree::{Attachments, Blobs, Error, Names, Sink},
 };
 
 /// How long planned images wait for others. Most runs are planned by then, and have one plan in

@@ -17,9 +17,9 @@ use super::{
     report::{Event, Observer, Report, Status},
 };
 use crate::{
+    backend::{Blobs, Error, Kind, Names, Opened, Received, Receiver, Result, Sink},
     image::{Platform, View},
-    lock::locked,
-    tree::{Blobs, Error, Kind, Names, Opened, Received, Receiver, Result, Sink},
+    util::locked,
 };
 
 /// Blobs up to this size, in bytes, are bound by round trips and not by bandwidth. They have

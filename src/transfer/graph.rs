@@ -8,11 +8,11 @@ use futures_util::future::try_join_all;
 
 use super::{IndexMode, Options, Policy};
 use crate::{
+    backend::{Blobs, ByteStream, Error, Kind, Names, Result, Sink},
     image::{
         Descriptor, Digest, FilteredIndex, Manifest, Platform, PlatformFilter, Reference,
         Repository, View, choose, filter_index,
     },
-    tree::{Blobs, ByteStream, Error, Kind, Names, Result, Sink},
 };
 
 /// Indexes nested deeper than this are refused.

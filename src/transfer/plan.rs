@@ -16,11 +16,11 @@ use super::{
     report::{ImageReport, Status},
 };
 use crate::{
+    backend::{Attachments, Blobs, Error, Kind, ManifestName, Names, Result, Sink},
     image::{
         Descriptor, Digest, FilteredIndex, Manifest, PlatformFilter, Reference, Repository,
         is_referrers_tag,
     },
-    tree::{Attachments, Blobs, Error, Kind, ManifestName, Names, Result, Sink},
 };
 
 /// Images that are planned at the same time.

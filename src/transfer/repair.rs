@@ -12,11 +12,11 @@ use super::{
     report::{Observer, Status},
 };
 use crate::{
-    image::{Digest, PlatformFilter, Reference, Repository},
-    tree::{
+    backend::{
         Attachments, Blobs, Error, ManifestName, Names, Result, Sink,
         images_dir::{ImagesDir, Problem, Subject},
     },
+    image::{Digest, PlatformFilter, Reference, Repository},
 };
 
 /// A repaired manifest may show that blobs are missing, whose repair may show more.

@@ -1,7 +1,7 @@
 //! What became of a transfer, and what is told while it runs.
 
 use super::Route;
-use crate::{image::Digest, tree::Error};
+use crate::{backend::Error, image::Digest};
 
 /// What became of one image.
 #[derive(Clone, Debug)]

@@ -4,8 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the ground up. Room is kept for the floors to come.
-const FLOORS: [&str; 10] =
-    ["image", "tree", "layer", "cache", "rootfs", "transfer", "view", "template", "task", "fuse"];
+const FLOORS: [&str; 10] = [
+    "image",
+    "backend",
+    "layer",
+    "cache",
+    "rootfs",
+    "transfer",
+    "namespace",
+    "template",
+    "task",
+    "fuse",
+];
 
 /// Floors that may use the one before the colon although they stand side by side or far apart
 /// would be listed here; there are none.
@@ -24,7 +34,7 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The floors that a source names: `crate::tree`, and `{tree, image}` or nested lists of
+/// The floors that a source names: `crate::backend`, and `{tree, image}` or nested lists of
 /// `use crate::{...}`.
 fn used_floors(text: &str) -> Vec<String> {
     let code: String = text
@@ -81,6 +91,6 @@ fn lower_floors_do_not_use_upper_ones() {
 
 #[test]
 fn uses_are_found() {
-    let text = "use crate::{\n    image::{Digest, Reference}, // crate::fuse\n    tree,\n};\nlet x = crate::view::open();\n";
+    let text = "use crate::{\n    image::{Digest, Reference}, // crate::fuse\n    tree,\n};\nlet x = crate::namespace::open();\n";
     assert_eq!(used_floors(text), ["image", "tree", "", "view"]);
 }

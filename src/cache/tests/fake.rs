@@ -18,8 +18,8 @@ use tokio::sync::watch;
 
 use super::super::{Cache, CacheConfig, CachedBlob};
 use crate::{
+    backend::{Blobs, ByteStream, Error, Kind, Result, images_dir::cached::BLOCK_BYTES},
     image::{Descriptor, Digest, Repository},
-    tree::{Blobs, ByteStream, Error, Kind, Result, images_dir::cached::BLOCK_BYTES},
 };
 
 pub(super) const BLOCK: u64 = BLOCK_BYTES;

@@ -10,7 +10,7 @@ use super::{
     super::{Cache, CacheConfig, Observer},
     fake::*,
 };
-use crate::tree::{Error, Kind, images_dir::cached};
+use crate::backend::{Error, Kind, images_dir::cached};
 
 fn files(dir: &std::path::Path) -> usize {
     ["part", "whole"].iter().map(|d| fs::read_dir(dir.join("cache").join(d)).unwrap().count()).sum()

@@ -4,8 +4,8 @@ use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use super::fake::*;
 use crate::{
+    backend::{Blobs, ByteStream, images_dir::cached},
     image::Digest,
-    tree::{Blobs, ByteStream, images_dir::cached},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

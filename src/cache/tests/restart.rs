@@ -6,7 +6,7 @@ use super::{
     super::{Cache, CacheConfig},
     fake::*,
 };
-use crate::tree::{
+use crate::backend::{
     Blobs, Content, Kind, Opened, Receiver, Result, Sink,
     images_dir::{BlobFile, ImagesDir, Linking, cached},
 };

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     image::{Algorithm, Digest, Hasher},
-    lock::locked,
+    util::locked,
 };
 
 /// Who computes the digests of a pass.

@@ -1,0 +1,436 @@
+//! What an images_dir holds: its images, what each needs, and what of that is there. Nothing is
+//! hashed here but manifests, which are small.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs::{self, File},
+    io::{self, Read},
+    path::PathBuf,
+};
+
+use super::{
+    ImagesDir, Inner, Problem, ProblemKind, STATE, Subject,
+    layout::{self, BLOBS, LAYOUT_MAP, LayoutMap, RepositoryDir},
+    read_manifest,
+};
+use crate::{
+    backend::{Error, Kind, Result},
+    image::{
+        Algorithm, Descriptor, Digest, FilteredIndex, Manifest, Platform, PlatformFilter,
+        Reference, Repository, View, choose, is_attachment_tag,
+    },
+};
+
+/// The largest configuration that is read to find out an image's platform, in bytes.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+
+/// Nested indexes below this depth are not followed.
+const MAX_INDEX_DEPTH: usize = 8;
+
+/// An image in an images_dir.
+#[derive(Clone, Debug)]
+pub struct ImageEntry {
+    /// Its name, Docker Hub as `docker.io`.
+    pub reference: Reference,
+    /// Digest of its manifest or index.
+    pub digest: Digest,
+    /// Media type of the same.
+    pub media_type: String,
+    /// What it runs on, as far as that is known.
+    pub platforms: Vec<String>,
+    /// All blobs that it needs, with their sizes in bytes.
+    pub blobs: BTreeMap<Digest, u64>,
+    /// Bytes of all its manifests.
+    pub manifest_bytes: u64,
+    /// What it lacks.
+    pub missing: Vec<Missing>,
+    /// Whether this is the tag of a signature or the like, and not an image of its own.
+    pub is_attachment: bool,
+}
+
+impl ImageEntry {
+    /// Bytes of all that the image consists of.
+    pub fn bytes(&self) -> u64 {
+        self.blobs.values().sum::<u64>() + self.manifest_bytes
+    }
+}
+
+/// Something that an image needs and that is not there, or not of its right size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Whether it is a manifest and not a blob.
+    pub is_manifest: bool,
+}
+
+/// All that is in an images_dir.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// The images, by name.
+    pub images: Vec<ImageEntry>,
+    /// What is wrong with names and manifests.
+    pub problems: Vec<Problem>,
+    /// Files in `blobs/` with a digest's name, with their sizes in bytes.
+    pub blobs: BTreeMap<Digest, u64>,
+    /// What each blob should be, and who needs it.
+    pub needed: BTreeMap<Digest, Need>,
+    /// Digest-named manifests that no tag, pin or referrer leads to.
+    pub(super) orphans: Vec<PathBuf>,
+}
+
+/// Who needs a blob.
+#[derive(Debug, Clone)]
+pub struct Need {
+    /// What its descriptors say.
+    pub descriptor: Descriptor,
+    /// Images that have it, by their place in [`Inventory::images`].
+    pub images: Vec<usize>,
+}
+
+impl Inventory {
+    /// The names of the images that need `blob`.
+    pub fn users(&self, blob: &Digest) -> Vec<Reference> {
+        let need = self.needed.get(blob);
+        let images = need.into_iter().flat_map(|need| &need.images);
+        images.filter_map(|&i| Some(self.images.get(i)?.reference.clone())).collect()
+    }
+
+    /// Bytes of `image` that another image has as well.
+    pub fn shared_bytes(&self, image: &ImageEntry) -> u64 {
+        let shared = |digest: &Digest| self.needed.get(digest).is_some_and(|n| n.images.len() > 1);
+        image.blobs.iter().filter(|(digest, _)| shared(digest)).map(|(_, size)| size).sum()
+    }
+}
+
+impl ImagesDir {
+    /// Reads all names and manifests.
+    pub fn inventory(&self) -> Result<Inventory> {
+        let inner = &self.inner;
+        let walk = layout::walk(&inner.root).map_err(|e| Error::io(&inner.root, "reading", e))?;
+        let (blobs, stray_blobs) = inner.list_blobs()?;
+        let mut inventory = Inventory { blobs, ..Inventory::default() };
+        for path in walk.stray.into_iter().chain(stray_blobs) {
+            inventory.problems.push(Problem::stray(inner.relative(&path)));
+        }
+        for dir in walk.repositories {
+            Scan::new(inner, &dir, &mut inventory).run();
+        }
+        inventory.images.sort_by(|a, b| a.reference.cmp(&b.reference));
+        for (index, image) in inventory.images.iter().enumerate() {
+            for (digest, &size) in &image.blobs {
+                let need = inventory.needed.entry(*digest).or_insert_with(|| Need {
+                    descriptor: Descriptor::new("", *digest, size),
+                    images: Vec::new(),
+                });
+                need.images.push(index);
+            }
+        }
+        Ok(inventory)
+    }
+}
+
+impl Inner {
+    /// A path as it is shown: below the root.
+    pub(super) fn relative(&self, path: &std::path::Path) -> String {
+        path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
+    }
+
+    /// Files in `blobs/` that are named by a digest, with their sizes; and what else is there.
+    fn list_blobs(&self) -> Result<(BTreeMap<Digest, u64>, Vec<PathBuf>)> {
+        let dir = self.root.join(BLOBS);
+        let failed = |e| Error::io(&dir, "reading", e);
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+            Err(e) => return Err(failed(e)),
+        };
+        let (mut blobs, mut stray) = (BTreeMap::new(), Vec::new());
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let digest = name.to_str().and_then(|name| name.parse().ok());
+            match (digest, fs::metadata(entry.path())) {
+                (Some(digest), Ok(meta)) if meta.is_file() => {
+                    blobs.insert(digest, meta.len());
+                }
+                _ if name == STATE => {}
+                _ => stray.push(entry.path()),
+            }
+        }
+        Ok((blobs, stray))
+    }
+
+    /// What the configuration of a single image says it runs on.
+    fn platform_of(&self, config: &Descriptor) -> Option<Platform> {
+        let file = File::open(self.blob_path(&config.digest)).ok()?;
+        let mut text = Vec::new();
+        file.take(MAX_CONFIG_BYTES).read_to_end(&mut text).ok()?;
+        Platform::of_config(&text)
+    }
+}
+
+/// Reads one repository into an inventory.
+struct Scan<'a> {
+    inner: &'a Inner,
+    dir: &'a RepositoryDir,
+    inventory: &'a mut Inventory,
+    /// Digest-named manifests that are what their names say.
+    manifests: HashMap<Digest, Manifest>,
+    /// Those that some name leads to.
+    reached: HashSet<Digest>,
+}
+
+impl<'a> Scan<'a> {
+    fn new(inner: &'a Inner, dir: &'a RepositoryDir, inventory: &'a mut Inventory) -> Self {
+        Self { inner, dir, inventory, manifests: HashMap::new(), reached: HashSet::new() }
+    }
+
+    fn run(mut self) {
+        let (dir, repository) = (self.dir, &self.dir.repository);
+        for digest in &dir.digests {
+            self.read_by_digest(digest);
+        }
+        for tag in &dir.tags {
+            // The map is newer than a file: KubeKey writes it on top of what it finds.
+            if matches!(&dir.map, Some(LayoutMap::Map(map)) if map.contains_key(tag)) {
+                continue;
+            }
+            let reference = repository.tagged(tag);
+            match read_manifest(&dir.manifests.join(tag), Algorithm::Sha256) {
+                Ok(manifest) => self.add_image(reference, &manifest),
+                Err(error) => {
+                    let name = Subject::Tag(reference);
+                    self.problem(
+                        tag,
+                        ProblemKind::Unreadable,
+                        "a manifest",
+                        &error.kind().to_string(),
+                        name,
+                    );
+                }
+            }
+        }
+        match &dir.map {
+            Some(LayoutMap::Map(map)) => {
+                for (tag, digest) in map {
+                    let reference = repository.tagged(tag);
+                    match self.manifests.get(digest).cloned() {
+                        Some(manifest) => self.add_image(reference, &manifest),
+                        None => self.problem(
+                            LAYOUT_MAP,
+                            ProblemKind::DanglingTag,
+                            &digest.to_string(),
+                            "no such manifest",
+                            Subject::Manifest {
+                                repository: repository.clone(),
+                                digest: *digest,
+                                tag: Some(tag.clone()),
+                            },
+                        ),
+                    }
+                }
+            }
+            Some(LayoutMap::Broken) => self.problem(
+                LAYOUT_MAP,
+                ProblemKind::Unreadable,
+                "a JSON map from tags to digests",
+                "something else",
+                Subject::Map(repository.clone()),
+            ),
+            None => {}
+        }
+        self.add_pins();
+        self.follow_referrers();
+        self.note_orphans();
+    }
+
+    fn problem(
+        &mut self,
+        file: &str,
+        kind: ProblemKind,
+        expected: &str,
+        found: &str,
+        subject: Subject,
+    ) {
+        let path = self.inner.relative(&self.dir.manifests.join(file));
+        let images = match &subject {
+            Subject::Tag(reference) => vec![reference.to_string()],
+            Subject::Manifest { repository, tag: Some(tag), .. } => {
+                vec![repository.tagged(tag).to_string()]
+            }
+            _ => Vec::new(),
+        };
+        self.inventory.problems.push(Problem {
+            path,
+            kind,
+            expected: expected.to_owned(),
+            found: found.to_owned(),
+            images,
+            subject: Some(subject),
+            repaired: false,
+        });
+    }
+
+    fn read_by_digest(&mut self, digest: &Digest) {
+        let name = digest.to_string();
+        let path = self.dir.manifests.join(&name);
+        let subject = || Subject::Manifest {
+            repository: self.dir.repository.clone(),
+            digest: *digest,
+            tag: None,
+        };
+        let size = fs::metadata(&path).map_or(0, |meta| meta.len());
+        match read_manifest(&path, digest.algorithm()) {
+            Ok(manifest) if manifest.digest() == *digest => {
+                self.manifests.insert(*digest, manifest);
+            }
+            Ok(manifest) => {
+                let (found, subject) = (manifest.digest().to_string(), subject());
+                self.problem(&name, ProblemKind::Corrupt, &name, &found, subject);
+            }
+            Err(error) => {
+                let kind = match error.kind() {
+                    Kind::Io(_) => ProblemKind::Unreadable,
+                    _ if size == 0 => ProblemKind::Truncated,
+                    _ => ProblemKind::Corrupt,
+                };
+                let (found, subject) = (format!("{size} bytes: {}", error.kind()), subject());
+                self.problem(&name, kind, &name, &found, subject);
+            }
+        }
+    }
+
+    fn add_image(&mut self, reference: Reference, manifest: &Manifest) {
+        let is_attachment = reference.tag().is_some_and(is_attachment_tag);
+        let mut image = ImageEntry {
+            reference,
+            digest: manifest.digest(),
+            media_type: manifest.media_type().to_owned(),
+            platforms: Vec::new(),
+            blobs: BTreeMap::new(),
+            manifest_bytes: 0,
+            missing: Vec::new(),
+            is_attachment,
+        };
+        let mut seen = HashSet::new();
+        self.add_manifest(&mut image, manifest, &mut seen, 0);
+        image.platforms.dedup();
+        self.inventory.images.push(image);
+    }
+
+    fn add_manifest(
+        &mut self,
+        image: &mut ImageEntry,
+        manifest: &Manifest,
+        seen: &mut HashSet<Digest>,
+        depth: usize,
+    ) {
+        if !seen.insert(manifest.digest()) || depth > MAX_INDEX_DEPTH {
+            return;
+        }
+        self.reached.insert(manifest.digest());
+        // What is attached to an index stays with what a platform filter has made of it.
+        let original = manifest.annotations().get(FilteredIndex::ORIGINAL);
+        self.reached.extend(original.and_then(|digest| digest.parse::<Digest>().ok()));
+        image.manifest_bytes += manifest.bytes().len() as u64;
+        for blob in manifest.blobs() {
+            let there = self.inventory.blobs.get(&blob.digest);
+            let first = image.blobs.insert(blob.digest, blob.size).is_none();
+            if first && there != Some(&blob.size) {
+                let (digest, bytes) = (blob.digest, blob.size);
+                image.missing.push(Missing { digest, bytes, is_manifest: false });
+            }
+        }
+        match manifest.view() {
+            View::Image { config, .. } if depth == 0 && !image.is_attachment => {
+                image.platforms.extend(self.inner.platform_of(config).map(|p| p.to_string()));
+            }
+            View::Image { .. } => {}
+            View::Index { children } => {
+                let wanted = self.wanted(manifest.digest(), children);
+                for (child, wanted) in children.iter().zip(wanted) {
+                    match self.manifests.get(&child.digest).cloned() {
+                        Some(manifest) => {
+                            let named = child.platform.as_ref().filter(|p| !p.is_unknown());
+                            image.platforms.extend(named.map(Platform::to_string));
+                            self.add_manifest(image, &manifest, seen, depth + 1);
+                        }
+                        None if wanted && seen.insert(child.digest) => {
+                            let (digest, bytes) = (child.digest, child.size);
+                            image.missing.push(Missing { digest, bytes, is_manifest: true });
+                        }
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Which children of an index should be there: all, unless it is sparse on purpose.
+    fn wanted(&self, index: Digest, children: &[Descriptor]) -> Vec<bool> {
+        let Some(sparse) = self.inner.records.sparse(&index) else {
+            return vec![true; children.len()];
+        };
+        let filter = PlatformFilter::parse(&[sparse]).unwrap_or_default();
+        let (kept, _) = choose(children, &filter);
+        // Of what the index says nothing, it is not known whether it was wanted.
+        (0..children.len()).map(|i| kept.contains(&(i, false))).collect()
+    }
+
+    /// Images that were asked for by digest.
+    fn add_pins(&mut self) {
+        let mut pinned: Vec<Manifest> = self
+            .manifests
+            .values()
+            .filter(|m| self.inner.records.is_pinned(&self.dir.repository.pinned(m.digest())))
+            .cloned()
+            .collect();
+        pinned.sort_by_key(Manifest::digest);
+        for manifest in pinned {
+            self.add_image(self.dir.repository.pinned(manifest.digest()), &manifest);
+        }
+    }
+
+    /// Referrers belong to the image that they refer to, and theirs to them.
+    fn follow_referrers(&mut self) {
+        loop {
+            let next = self.manifests.values().find(|m| {
+                !self.reached.contains(&m.digest())
+                    && m.subject().is_some_and(|s| self.reached.contains(&s.digest))
+            });
+            let Some(referrer) = next.cloned() else { return };
+            let subject = referrer.subject().map(|s| s.digest);
+            let repository: &Repository = &self.dir.repository;
+            let mut image = self
+                .inventory
+                .images
+                .iter()
+                .position(|i| i.reference.repository() == repository && Some(i.digest) == subject)
+                .map(|at| self.inventory.images.remove(at));
+            let standing_in = ImageEntry {
+                reference: repository.pinned(referrer.digest()),
+                digest: referrer.digest(),
+                media_type: referrer.media_type().to_owned(),
+                platforms: Vec::new(),
+                blobs: BTreeMap::new(),
+                manifest_bytes: 0,
+                missing: Vec::new(),
+                is_attachment: true,
+            };
+            let entry = image.get_or_insert(standing_in);
+            let platforms = std::mem::take(&mut entry.platforms);
+            self.add_manifest(entry, &referrer, &mut HashSet::new(), 1);
+            entry.platforms = platforms;
+            self.inventory.images.extend(image);
+        }
+    }
+
+    fn note_orphans(&mut self) {
+        for digest in self.manifests.keys().filter(|digest| !self.reached.contains(digest)) {
+            self.inventory.orphans.push(self.dir.manifests.join(digest.to_string()));
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Removing what nothing needs: blobs and digest-named manifests that no image leads to, and
+//! remains of interrupted downloads.
+
+use std::{
+    fs::{self, TryLockError},
+    io,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use super::{ImagesDir, LOCKS, SCRATCH, lock_file, publish};
+use crate::{
+    backend::{Error, Kind, Result},
+    image::Algorithm,
+};
+
+/// Interrupted downloads are kept this long, for a later run to go on from.
+const PARTIAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// A file that was removed, or would be.
+#[derive(Clone, Debug)]
+pub struct Removed {
+    /// The file, below the root of the tree.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// The result of [`ImagesDir::prune`].
+#[derive(Clone, Debug, Default)]
+pub struct Pruned {
+    /// What was removed, or would be.
+    pub removed: Vec<Removed>,
+}
+
+impl Pruned {
+    /// Sum of the sizes of what was removed.
+    pub fn bytes(&self) -> u64 {
+        self.removed.iter().map(|removed| removed.bytes).sum()
+    }
+}
+
+impl ImagesDir {
+    /// Removes what nothing needs, or only says what it would remove.
+    ///
+    /// Refuses while another process fills the tree, and as long as a manifest cannot be read: it
+    /// may be the one that needs what would be removed.
+    pub fn prune(&self, dry_run: bool) -> Result<Pruned> {
+        let inner = &self.inner;
+        let doing = format!("pruning {}", inner.root.display());
+        let refuse = |reason: String| Error::new(super::SIDE, &doing, Kind::Config(reason));
+        let locks = inner.state_dir().join(LOCKS);
+        let lock = if dry_run {
+            None
+        } else {
+            publish::create_dirs(&locks).map_err(|e| Error::io(&locks, "creating", e))?;
+            let lock =
+                lock_file(&locks.join("tree")).map_err(|e| Error::io(&locks, "locking", e))?;
+            match lock.try_lock() {
+                Ok(()) => Some(lock),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(refuse(
+                        "another imgfs process is filling this tree; run this when it is done"
+                            .into(),
+                    ));
+                }
+                Err(TryLockError::Error(e)) => return Err(Error::io(&locks, "locking", e)),
+            }
+        };
+        // What others have pinned or kept until now.
+        inner.records.reload().map_err(|e| inner.records_error(e))?;
+        let inventory = self.inventory()?;
+        let unknown =
+            inventory.problems.iter().filter(|p| p.kind == super::ProblemKind::Stray).find(|p| {
+                let path = inner.root.join(&p.path);
+                path.parent().is_some_and(|dir| dir.ends_with(super::MANIFESTS))
+                    && super::read_manifest(&path, Algorithm::Sha256).is_ok()
+            });
+        if let Some(problem) = unknown {
+            return Err(refuse(format!(
+                "{} is a manifest under a name that imgfs does not know, and may need what would be removed",
+                problem.path
+            )));
+        }
+        if let Some(problem) = inventory.problems.iter().find(|p| p.kind.is_harmful()) {
+            return Err(refuse(format!(
+                "{} is {}, and what it needs is not known; repair it first (`imgfs verify --repair`)",
+                problem.path,
+                problem.kind.as_str()
+            )));
+        }
+        let lacks_manifest =
+            |image: &&super::ImageEntry| image.missing.iter().any(|m| m.is_manifest);
+        if let Some(image) = inventory.images.iter().find(lacks_manifest) {
+            return Err(refuse(format!(
+                "{} lacks a manifest, and what that needs is not known; repair it first (`imgfs verify --repair`)",
+                image.reference
+            )));
+        }
+        let mut candidates: Vec<PathBuf> = inventory.orphans.clone();
+        let unneeded =
+            inventory.blobs.keys().filter(|digest| !inventory.needed.contains_key(digest));
+        candidates.extend(unneeded.map(|digest| inner.blob_path(digest)));
+        candidates.extend(self.old_partials()?);
+        if !dry_run {
+            candidates.extend(self.scratch_files());
+        }
+        let mut pruned = Pruned::default();
+        for path in candidates {
+            let bytes = match fs::metadata(&path) {
+                Ok(meta) => meta.len(),
+                Err(_) => continue,
+            };
+            if !dry_run {
+                fs::remove_file(&path).map_err(|e| Error::io(&path, "removing", e))?;
+            }
+            pruned.removed.push(Removed { path: inner.relative(&path), bytes });
+        }
+        drop(lock);
+        Ok(pruned)
+    }
+
+    /// Partial downloads that nobody has touched for long.
+    fn old_partials(&self) -> Result<Vec<PathBuf>> {
+        let now = SystemTime::now();
+        let mut old = Vec::new();
+        for (path, _) in self.partial_downloads()? {
+            let modified = fs::metadata(&path).and_then(|meta| meta.modified());
+            if modified
+                .is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > PARTIAL_LIFETIME))
+            {
+                old.push(path);
+            }
+        }
+        Ok(old)
+    }
+
+    /// What killed processes have left of manifests. Nobody else is at work here now.
+    fn scratch_files(&self) -> Vec<PathBuf> {
+        let entries: io::Result<Vec<_>> =
+            fs::read_dir(self.inner.state_dir().join(SCRATCH)).and_then(Iterator::collect);
+        entries.unwrap_or_default().into_iter().map(|entry| entry.path()).collect()
+    }
+}

@@ -1,0 +1,244 @@
+//! Receiving a blob into `blobs/.imgfs/partial/<digest>`, and publishing it.
+//!
+//! The partial file holds a prefix of the blob and nothing else, so a process that is killed
+//! leaves just what it has written, and the next one goes on from there. Whoever holds the file's
+//! lock is receiving the blob; everybody else waits or does something else. What a prefix is worth
+//! is only known in the end, when all of it has been hashed.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use super::{
+    BlobFile, Inner, Linking, cached, hash_file, publish,
+    store::{self, Target},
+};
+use crate::{
+    backend::{Content, Error, Kind, Opened, Received, Receiver, Result},
+    image::{Descriptor, Digest, Hasher},
+};
+
+/// Size of the buffer for reading what is there already.
+const READ_BUFFER: usize = 256 << 10;
+
+/// A blob on its way into an images_dir. Dropped before it is whole, it stays for later.
+pub struct PartialBlob {
+    inner: Arc<Inner>,
+    blob: Descriptor,
+    path: PathBuf,
+    /// Holds the lock.
+    file: File,
+    /// Of what an earlier process has left.
+    hasher: Hasher,
+    received: u64,
+    /// Some of it is from the cache of a mount.
+    from_cache: bool,
+}
+
+/// Finds out whether `blob` is there, being received, or to be received.
+pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened<PartialBlob>> {
+    if inner.is_verified(blob)? {
+        return Ok(Opened::Present);
+    }
+    let path = inner.partial_path(&blob.digest);
+    let failed = |e| Error::io(&path, "opening", e);
+    let Some(file) = lock(&path).map_err(failed)? else { return Ok(Opened::Busy) };
+    // Now nobody else works on this blob; another process may just have published it.
+    if inner.check_blob(blob)? {
+        fs::remove_file(&path).map_err(failed)?;
+        return Ok(Opened::Present);
+    }
+    let mut partial = PartialBlob {
+        inner: inner.clone(),
+        hasher: Hasher::new(blob.digest.algorithm()),
+        blob: blob.clone(),
+        path,
+        file,
+        received: 0,
+        from_cache: false,
+    };
+    if partial.take_whole()? {
+        return Ok(Opened::Present);
+    }
+    partial.take_parts();
+    partial.resume()?;
+    Ok(Opened::Receive(partial))
+}
+
+/// Opens and locks a partial file; `None` if another process has it.
+fn lock(path: &PathBuf) -> io::Result<Option<File>> {
+    loop {
+        let file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(e)) => return Err(e),
+        }
+        // Between opening and locking, its owner may have published or dropped it.
+        match fs::metadata(path) {
+            Ok(named) if named.ino() == file.metadata()?.ino() => return Ok(Some(file)),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+impl PartialBlob {
+    /// Takes the blob from the cache of a mount, if that has all of it: its file becomes ours, once
+    /// it has been hashed. Whether it is there now.
+    fn take_whole(&self) -> Result<bool> {
+        let path = cached::whole_path(&self.inner.cache_dir(), &self.blob.digest);
+        if !fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() == self.blob.size) {
+            return Ok(false);
+        }
+        // What cannot be had from there is fetched, and what is wrong there is the mount's affair.
+        let Ok(found) = hash_file(&path, self.blob.digest.algorithm(), &mut |_| {}) else {
+            return Ok(false);
+        };
+        let target = self.inner.blob_path(&self.blob.digest);
+        if found.digest != self.blob.digest
+            || !publish::is_sealed(&found.meta)
+            || fs::rename(&path, &target).is_err()
+        {
+            return Ok(false);
+        }
+        let meta = fs::metadata(&target).map_err(|e| Error::io(&target, "opening", e))?;
+        let content = |m: &fs::Metadata| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec());
+        if content(&meta) != content(&found.meta) {
+            // Somebody has put another file in its place since it was hashed.
+            fs::remove_file(&target).map_err(|e| Error::io(&target, "removing", e))?;
+            return Ok(false);
+        }
+        fs::remove_file(&self.path).map_err(|e| self.error(e))?;
+        self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))?;
+        Ok(true)
+    }
+
+    /// Adds what the cache of a mount has of the bytes that come next. Nothing, if there is no
+    /// reading or writing it: then it is fetched.
+    fn take_parts(&mut self) {
+        let dir = self.inner.cache_dir();
+        let (digest, size) = (&self.blob.digest, self.blob.size);
+        let Ok(have) = self.file.seek(io::SeekFrom::End(0)) else { return };
+        let taken = cached::append_prefix(&dir, digest, size, &self.file, have);
+        self.from_cache = taken.is_ok_and(|taken| taken > 0);
+        // Read on from the start whatever has come of it.
+        let _ = self.file.rewind();
+    }
+
+    /// Hashes what an earlier process has left.
+    fn resume(&mut self) -> Result<()> {
+        let failed = |e| Error::io(&self.path, "reading", e);
+        if self.file.metadata().map_err(failed)?.len() > self.blob.size {
+            self.file.set_len(0).map_err(failed)?;
+        }
+        let mut buffer = vec![0; READ_BUFFER];
+        loop {
+            match self.file.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => {
+                    self.hasher.update(&buffer[..n]);
+                    self.received += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(&self.path, "reading", e)),
+            }
+        }
+    }
+
+    fn error(&self, kind: impl Into<Kind>) -> Error {
+        Error::new("images_dir", format_args!("storing blob {}", self.blob.digest), kind)
+    }
+
+    /// Takes the next bytes.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let found = self.received + bytes.len() as u64;
+        if found > self.blob.size {
+            return Err(self.error(Kind::Size { expected: self.blob.size, found }));
+        }
+        self.file.write_all(bytes).map_err(|e| self.error(e))?;
+        self.received = found;
+        Ok(())
+    }
+
+    /// Publishes the blob, if `found` is its digest and its size is right.
+    fn commit(self, found: Digest) -> Result<()> {
+        if self.received != self.blob.size {
+            let (expected, found) = (self.blob.size, self.received);
+            return Err(self.error(Kind::Size { expected, found }));
+        }
+        let expected = self.blob.digest;
+        if found != expected {
+            fs::remove_file(&self.path).map_err(|e| self.error(e))?;
+            if self.from_cache {
+                // Or else the next attempt would take the same.
+                cached::discard_parts(&self.inner.cache_dir(), &expected);
+            }
+            return Err(self.error(Kind::Digest { expected, found }));
+        }
+        self.publish()
+    }
+
+    /// Gives the file, which is known to be the blob, its name.
+    fn publish(self) -> Result<()> {
+        publish::seal(&self.file, publish::Time::Immutable).map_err(|e| self.error(e))?;
+        let target = self.inner.blob_path(&self.blob.digest);
+        fs::rename(&self.path, &target).map_err(|e| self.error(e))?;
+        let meta = self.file.metadata().map_err(|e| self.error(e))?;
+        self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))
+    }
+
+    /// Shares the blocks of `source`, or the whole file, instead of copying it. Gives the blob
+    /// back where the file system can do neither.
+    fn link(mut self, source: &BlobFile) -> Result<Option<Self>> {
+        // What was received before is worth nothing compared to that.
+        if rustix::fs::ioctl_ficlone(&self.file, source.file()).is_ok() {
+            if self.file.metadata().map_err(|e| self.error(e))?.len() == self.blob.size {
+                self.publish()?;
+                return Ok(None);
+            }
+            self.file.set_len(0).map_err(|e| self.error(e))?;
+            self.file.rewind().map_err(|e| self.error(e))?;
+            (self.received, self.hasher) = (0, Hasher::new(self.blob.digest.algorithm()));
+            return Ok(Some(self));
+        }
+        let temporary = self.path.with_extension("link");
+        let target = self.inner.blob_path(&self.blob.digest);
+        let linked = source.hard_link(&temporary, &target).map_err(|e| self.error(e))?;
+        let Some(meta) = linked else { return Ok(Some(self)) };
+        fs::remove_file(&self.path).map_err(|e| self.error(e))?;
+        self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))?;
+        Ok(None)
+    }
+}
+
+impl Receiver for PartialBlob {
+    fn offset(&self) -> u64 {
+        self.received
+    }
+
+    async fn receive<C: Content>(self, content: Arc<C>) -> Result<Received> {
+        let mut partial = self;
+        if partial.inner.linking == Linking::Auto
+            && let Some(source) = content.file().await?
+        {
+            match store::blocking(move || partial.link(&source)).await? {
+                None => return Ok(Received { bytes: 0, linked: true }),
+                Some(same) => partial = same,
+            }
+        }
+        let (offset, size) = (partial.received, partial.blob.size);
+        let inner = partial.inner.clone();
+        let target = Target { hasher: partial.hasher.clone(), partial };
+        let stream = content.read(offset).await?;
+        let target = store::store(target, &inner.traffic, &content, stream).await?;
+        store::blocking(move || target.partial.commit(target.hasher.finish())).await?;
+        Ok(Received { bytes: size.saturating_sub(offset), linked: false })
+    }
+}

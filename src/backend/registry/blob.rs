@@ -1,0 +1,260 @@
+//! Reading a blob: one ranged request after another, until all its bytes have come.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use reqwest::{
+    Method, StatusCode, Url,
+    header::{CONTENT_RANGE, HeaderMap, HeaderValue},
+};
+
+use super::session::{Answer, Ask, Lane, Retry, Session};
+use crate::{
+    backend::{ByteStream, Error, Kind, Result},
+    image::{Descriptor, Digest, Repository},
+};
+
+/// Progress that makes a broken connection a new trouble and not the old one again.
+const PROGRESS: u64 = 256 << 10;
+
+/// The rest of a blob from some offset. A connection that breaks or stalls is replaced by a new
+/// request for what is missing; where the registry does not know ranges, the part that is already
+/// there is read again and thrown away.
+pub struct BlobStream {
+    session: Arc<Session>,
+    repository: Repository,
+    url: Url,
+    /// Where the registry's redirect led.
+    redirected: Option<Url>,
+    doing: String,
+    /// Next byte that the caller gets.
+    offset: u64,
+    /// The end of what is wanted.
+    end: u64,
+    /// Of the whole blob.
+    size: u64,
+    answer: Option<Answer>,
+    /// Bytes of the answer to throw away before `offset` is reached.
+    skip: u64,
+    /// Where the answer ends.
+    answer_end: u64,
+    ranges_work: bool,
+    retry: Retry,
+    /// Where the last trouble was.
+    trouble_at: u64,
+}
+
+impl BlobStream {
+    pub(super) fn new(
+        session: Arc<Session>,
+        repository: &Repository,
+        blob: &Descriptor,
+        range: Range<u64>,
+    ) -> Self {
+        let end = range.end.min(blob.size);
+        let offset = range.start.min(end);
+        Self {
+            url: session.url(repository, &format!("blobs/{}", blob.digest)),
+            redirected: None,
+            doing: format!("fetching blob {} of {repository}", blob.digest),
+            retry: session.retry(),
+            session,
+            repository: repository.clone(),
+            offset,
+            end,
+            size: blob.size,
+            answer: None,
+            skip: 0,
+            answer_end: end,
+            ranges_work: true,
+            trouble_at: offset,
+        }
+    }
+
+    /// The digest in the address, for foreign layers that live elsewhere.
+    pub(super) fn at(mut self, url: Url, digest: Digest) -> Self {
+        self.doing = format!("fetching blob {digest} from {}", url.host_str().unwrap_or_default());
+        self.url = url;
+        self
+    }
+
+    /// Makes the first request, so that what is not there is known at once.
+    pub(super) async fn start(mut self) -> Result<Self> {
+        while self.offset < self.end && self.answer.is_none() {
+            if let Err(error) = self.open().await {
+                self.mend(error).await?;
+            }
+        }
+        Ok(self)
+    }
+
+    fn error(&self, kind: Kind) -> Error {
+        self.session.error(&self.doing, kind)
+    }
+
+    /// The range that is to be asked for; `None` asks for everything.
+    fn range(&self) -> Option<HeaderValue> {
+        let last = if self.end < self.size { (self.end - 1).to_string() } else { String::new() };
+        let whole = self.offset == 0 && last.is_empty();
+        let range = format!("bytes={}-{last}", self.offset);
+        HeaderValue::from_str(&range).ok().filter(|_| self.ranges_work && !whole)
+    }
+
+    /// Asks for the bytes from `offset` on.
+    async fn open(&mut self) -> Result<()> {
+        let range = self.range();
+        let from = if range.is_some() { self.offset } else { 0 };
+        let asked_for_part = range.is_some();
+        let ask = Ask {
+            via: self.redirected.clone(),
+            range,
+            lane: Lane::Blobs,
+            ..Ask::new(Method::GET, self.url.clone(), &self.repository, &self.doing)
+        };
+        let answer = match self.session.attempt(&ask).await {
+            Err(error) if from > 0 && matches!(error.kind(), Kind::Status { status: 416, .. }) => {
+                self.ranges_work = false;
+                let reason = format!("asked for bytes from {from} on, it says there are none");
+                return Err(self.error(Kind::Protocol(reason)));
+            }
+            other => other?,
+        };
+        let mut end = self.size;
+        let start = match answer.response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                end = self.end;
+                let range = content_range(answer.response.headers());
+                match range {
+                    Some((start, total)) if start == from => {
+                        if let Some(total) = total.filter(|total| *total != self.size) {
+                            return Err(
+                                self.error(Kind::Size { expected: self.size, found: total })
+                            );
+                        }
+                        start
+                    }
+                    _ => {
+                        self.ranges_work = false;
+                        let reason =
+                            format!("asked for bytes from {from} on, it sent another range");
+                        return Err(self.error(Kind::Protocol(reason)));
+                    }
+                }
+            }
+            StatusCode::OK => {
+                self.ranges_work &= !asked_for_part;
+                0
+            }
+            status => {
+                let reason = format!("it answered {status} to a request for content");
+                return Err(self.error(Kind::Protocol(reason)));
+            }
+        };
+        let expected = end - start;
+        if let Some(length) = answer.response.content_length().filter(|l| *l != expected) {
+            let found = start + length;
+            return Err(self.error(Kind::Size { expected: end, found }));
+        }
+        self.answer_end = end;
+        self.skip = self.offset - start;
+        self.redirected = (answer.url != self.url).then(|| answer.url.clone());
+        self.answer = Some(answer);
+        Ok(())
+    }
+
+    /// Waits before the next attempt, or gives up.
+    async fn mend(&mut self, error: Error) -> Result<()> {
+        self.answer = None;
+        // The next attempt asks the registry itself where to go.
+        self.redirected = None;
+        if self.offset >= self.trouble_at + PROGRESS {
+            self.retry.reset();
+        }
+        self.trouble_at = self.offset;
+        let delay: Duration = self.retry.after(error)?;
+        self.session.pause(delay).await;
+        Ok(())
+    }
+
+    /// The next piece of the answer at hand, with what was asked for only.
+    async fn piece(&mut self) -> Result<Bytes> {
+        let Some(answer) = &mut self.answer else { return Ok(Bytes::new()) };
+        let chunk = match answer.response.chunk().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => {
+                let reason = format!("it ended after {} of {} bytes", self.offset, self.size);
+                return Err(self.error(Kind::Interrupted(reason)));
+            }
+            Err(error) => return Err(self.session.failed(&self.doing, error)),
+        };
+        self.session.stats.add_received(chunk.len());
+        let skipped = self.skip.min(chunk.len() as u64);
+        self.skip -= skipped;
+        // `skipped` is at most the chunk's length.
+        let chunk = chunk.slice(skipped as usize..);
+        let found = self.offset + chunk.len() as u64;
+        if found > self.answer_end {
+            return Err(self.error(Kind::Size { expected: self.answer_end, found }));
+        }
+        // Of everything, which is what came, only so much is wanted.
+        let wanted = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
+        Ok(chunk.slice(..chunk.len().min(wanted)))
+    }
+}
+
+impl ByteStream for BlobStream {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        while self.offset < self.end {
+            let step = match self.answer {
+                None => self.open().await.map(|()| Bytes::new()),
+                Some(_) => self.piece().await,
+            };
+            match step {
+                Ok(piece) if piece.is_empty() => {}
+                Ok(piece) => {
+                    self.offset += piece.len() as u64;
+                    return Ok(Some(piece));
+                }
+                Err(error) => self.mend(error).await?,
+            }
+        }
+        self.answer = None;
+        Ok(None)
+    }
+
+    fn ignores_ranges(&self) -> bool {
+        !self.ranges_work
+    }
+}
+
+/// `bytes 5-9/10` -> `(5, Some(10))`
+pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+    let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    let (range, total) = text.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
+    let (start, _) = range.split_once('-')?;
+    let total = match total.trim() {
+        "*" => None,
+        total => Some(total.parse().ok()?),
+    };
+    Some((start.trim().parse().ok()?, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        let parse = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_RANGE, text.parse().unwrap());
+            content_range(&headers)
+        };
+        assert_eq!(parse("bytes 5-9/10"), Some((5, Some(10))));
+        assert_eq!(parse("bytes 0-0/*"), Some((0, None)));
+        for bad in ["", "bytes */10", "bytes 5/10", "items 5-9/10", "bytes -1-9/10", "bytes 5-9/x"]
+        {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,685 @@
+//! The mounted namespace: an images_dir, together with all that a pull would write into it.
+//!
+//! What is in the images_dir is shown as it is. Above it lies the catalogue: manifests, tags and
+//! blobs of images that have been declared or looked up, and that are not in the directory. What a
+//! path can be is known by its form (`names.rs`), so that only names that a registry may have are
+//! asked for, and nothing that is merely listed touches the network.
+//!
+//! Plain values in and out: no kernel is needed. Questions that may have to wait are answered in two
+//! steps. [`View::lookup`] answers at once, or says what has to be found out; [`View::find_out`] does
+//! that, and may take its time. The same for [`View::open`] and for reading.
+
+mod catalogue;
+mod handle;
+mod inside;
+mod listing;
+mod names;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    fs::{self, File, Metadata},
+    io,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use tokio::task::JoinHandle;
+
+pub use handle::{Handle, RemoteBlob};
+pub use listing::Listing;
+pub use table::ROOT;
+
+use catalogue::Catalogue;
+use inside::Inside;
+use names::{Form, form};
+use table::{Kind, Table};
+
+use crate::{
+    backend::{
+        self, Attachments, Blobs, Error, Names,
+        images_dir::{ImagesDir, published_time},
+    },
+    cache::Cache,
+    image::{Digest, Manifest, Platform, Reference},
+    layer::Kind as FileKind,
+    rootfs::{Images, Sources},
+    transfer::{self, Options, Route, Status},
+    util::locked,
+};
+
+/// How long the kernel may keep what cannot change: what is named by its digest.
+const FOR_GOOD: Duration = Duration::from_secs(24 * 3600);
+
+/// How long it may keep that something is not there.
+const ABSENT: Duration = Duration::from_secs(2);
+
+/// How a view behaves.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which platforms of an image are shown, and so on, as for a pull.
+    pub options: Options,
+    /// After this time a tag is looked up again.
+    pub tag_ttl: Duration,
+    /// The platform that is shown where only one can be.
+    pub platform: Platform,
+    /// A layer of which nothing comes for so long is given up.
+    pub patience: Duration,
+    /// Whether nothing inside a layer is shown before all of the layer has been verified.
+    pub verify_first: bool,
+}
+
+/// What an inode looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Its number.
+    pub ino: u64,
+    /// What it is; never a hard link.
+    pub kind: FileKind,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was changed, in seconds and nanoseconds since 1970.
+    pub mtime: (i64, u32),
+    /// What an image says of a file in it.
+    pub inside: Option<InsideAttributes>,
+}
+
+/// What an image says of a file in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InsideAttributes {
+    /// Permissions, with set-uid, set-gid and sticky.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names that it has.
+    pub links: u32,
+    /// Major and minor number of a device.
+    pub device: (u16, u32),
+}
+
+impl Attributes {
+    fn directory(ino: u64, mtime: (i64, u32)) -> Self {
+        Self { ino, kind: FileKind::Dir, size: 0, mtime, inside: None }
+    }
+
+    fn file(ino: u64, size: u64, mtime: (i64, u32)) -> Self {
+        Self { ino, kind: FileKind::File, size, mtime, inside: None }
+    }
+
+    fn symlink(ino: u64, size: u64) -> Self {
+        let mtime = published_time(None);
+        Self { ino, kind: FileKind::Symlink, size, mtime, inside: None }
+    }
+
+    /// Those of nothing.
+    pub fn none() -> Self {
+        Self::file(0, 0, (0, 0))
+    }
+
+    /// Those of the directory `ino`, as far as that matters where it is listed in itself.
+    pub fn dot(ino: u64) -> Self {
+        Self::directory(ino, (0, 0))
+    }
+}
+
+/// What a name leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is.
+    pub attributes: Attributes,
+    /// How long that holds.
+    pub ttl: Duration,
+}
+
+/// The answer to a lookup.
+#[derive(Debug)]
+pub enum Found {
+    /// It is there. The kernel is told of it once more.
+    Entry(Entry),
+    /// It is not there, which holds so long.
+    Absent(Duration),
+    /// A registry has to be asked: by [`View::find_out`].
+    Ask(Question),
+}
+
+/// A name whose meaning takes time to find out.
+#[derive(Clone, Debug)]
+pub struct Question {
+    path: String,
+    about: About,
+}
+
+/// What has to be found out.
+#[derive(Clone, Debug)]
+enum About {
+    /// What a registry has under this name.
+    Name(Reference),
+    /// What is inside an image.
+    Inside(inside::Wanted),
+}
+
+impl Question {
+    /// What finding it out is called.
+    pub fn doing(&self) -> String {
+        match &self.about {
+            About::Name(name) => format!("looking up {name}"),
+            About::Inside(_) => format!("looking up {}", self.path),
+        }
+    }
+
+    /// Whether that ends by itself when nothing comes, however long it takes.
+    pub fn ends_by_itself(&self) -> bool {
+        matches!(&self.about, About::Inside(wanted) if wanted.ends_by_itself())
+    }
+}
+
+/// A failure of the view that is none of a tree.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// The kernel speaks of an inode that it should have forgotten.
+    #[error("no such inode")]
+    Stale,
+    /// A tree has failed.
+    #[error("{0}")]
+    Tree(#[from] Error),
+    /// It is not local, and the network is not to be used.
+    #[error("{0} is not local, and imgfs is offline")]
+    Offline(String),
+    /// It is a directory, or it is none.
+    #[error("{0}")]
+    Wrong(io::ErrorKind),
+}
+
+/// A name being looked up, for all who want to know.
+type Resolution = Shared<BoxFuture<'static, backend::Result<()>>>;
+
+/// The namespace of a mount. `S` is where images come from.
+pub struct View<S: Blobs> {
+    dir: ImagesDir,
+    /// `None` if it is offline.
+    source: Option<Arc<S>>,
+    cache: Option<Cache>,
+    settings: Settings,
+    table: Mutex<Table>,
+    catalogue: Mutex<Catalogue>,
+    /// What each directory looked like when it was last listed.
+    listed: Mutex<HashMap<u64, Option<listing::Stamp>>>,
+    /// Names that are being looked up.
+    resolving: Mutex<HashMap<Reference, Resolution>>,
+    /// `None` if there is no cache to read with.
+    inside: Option<Inside<S>>,
+}
+
+impl<S: Names + Blobs + Attachments> View<S> {
+    /// A view of `dir`, of what `source` can bring, if that is not to be offline, and of what of
+    /// that is in `cache`.
+    pub fn new(
+        dir: ImagesDir,
+        source: Option<Arc<S>>,
+        cache: Option<Cache>,
+        settings: Settings,
+    ) -> Arc<Self> {
+        let inside = cache.clone().map(|cache| {
+            let images = Images::new(Sources {
+                dir: dir.clone(),
+                remote: source.clone(),
+                cache,
+                patience: settings.patience,
+                verify_first: settings.verify_first,
+            });
+            Inside::new(images, &settings)
+        });
+        Arc::new(Self {
+            inside,
+            dir,
+            source,
+            cache,
+            settings,
+            table: Mutex::new(Table::new()),
+            catalogue: Mutex::default(),
+            listed: Mutex::default(),
+            resolving: Mutex::default(),
+        })
+    }
+
+    /// The images_dir.
+    pub fn dir(&self) -> &ImagesDir {
+        &self.dir
+    }
+
+    /// How many inodes the kernel knows, the root not counted.
+    pub fn known_inodes(&self) -> usize {
+        locked(&self.table).len()
+    }
+
+    /// Lists `image` although it has not been looked up yet.
+    pub fn declare(&self, image: &Reference) {
+        locked(&self.catalogue).declare(image);
+    }
+
+    /// Looks `image` up, so that what belongs to it is listed.
+    pub async fn resolve(self: &Arc<Self>, image: &Reference) -> Result<(), ViewError> {
+        let Some(source) = &self.source else {
+            return match self.find_local(image).await {
+                true => Ok(()),
+                // Nothing of it is local: that is all that is known.
+                false => Err(ViewError::Offline(image.to_string())),
+            };
+        };
+        let resolution = {
+            let mut resolving = locked(&self.resolving);
+            resolving.entry(image.clone()).or_insert_with(|| self.start(source, image)).clone()
+        };
+        Ok(resolution.await?)
+    }
+
+    /// One task for all who want to know, that goes on when they give up.
+    fn start(self: &Arc<Self>, source: &Arc<S>, image: &Reference) -> Resolution {
+        let (view, source, image) = (self.clone(), source.clone(), image.clone());
+        let task: JoinHandle<backend::Result<()>> = tokio::spawn(async move {
+            let done = view.ask(&source, &image).await;
+            locked(&view.resolving).remove(&image);
+            done
+        });
+        let outcome = async move {
+            match task.await {
+                Ok(done) => done,
+                Err(panic) => Err(Error::new("mount", "looking up", io::Error::other(panic))),
+            }
+        };
+        outcome.boxed().shared()
+    }
+
+    async fn ask(&self, source: &Arc<S>, image: &Reference) -> backend::Result<()> {
+        let ttl = self.settings.tag_ttl;
+        let known = locked(&self.catalogue).manifest(image).map(|(manifest, _)| manifest.digest());
+        if let (Some(known), None) = (known, image.digest())
+            && source.head(image).await? == Some(known)
+        {
+            locked(&self.catalogue).confirm(image, ttl);
+            return Ok(());
+        }
+        let sink = Arc::new(self.dir.clone());
+        let routes = [Route::from(image.clone())];
+        let plan = transfer::plan(source, &sink, &routes, &self.settings.options).await;
+        if let Some(planned) = plan.images.first() {
+            if let Status::Failed(error) = &planned.report.status {
+                return Err(error.clone());
+            }
+            if matches!(planned.report.status, Status::Skipped) {
+                let reason = "nothing of it is for the platforms that were asked for";
+                let kind = backend::Kind::NotFound(reason.into());
+                return Err(Error::new("mount", format_args!("looking up {image}"), kind));
+            }
+        }
+        locked(&self.catalogue).add(&plan, ttl);
+        if locked(&self.catalogue).manifest(image).is_none() {
+            // A pull would have nothing to write.
+            self.find_local(image).await;
+        }
+        Ok(())
+    }
+
+    /// Takes up an image that is in the directory under another path than the one that we show:
+    /// those of KubeKey 4.0.5 have layouts of their own. Whether there is one.
+    async fn find_local(&self, image: &Reference) -> bool {
+        let Ok(manifest) = self.dir.manifest(image).await else { return false };
+        locked(&self.catalogue).add_manifest(image, manifest, self.settings.tag_ttl);
+        true
+    }
+
+    // --- names ---
+
+    /// What `name` in the directory `parent` leads to.
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Found, ViewError> {
+        if let Some((tree, node)) = self.in_tree(parent) {
+            return self.lookup_in_tree(tree, node, name);
+        }
+        let above = self.path_of(parent)?;
+        // What is not UTF-8 is nothing that a registry has; in the images_dir it is nobody's.
+        let Some(name) = name.to_str() else {
+            return Ok(match self.tree_path(&above) {
+                Some((id, rest)) => self.ask_for_bytes(id, &above, &rest, name),
+                None => Found::Absent(ABSENT),
+            });
+        };
+        self.look(&below(&above, name))
+    }
+
+    /// Whether a blob in the images_dir has been cut short by a KubeKey that was killed: it is as
+    /// good as none.
+    fn has_other_size(&self, blob: Option<&Digest>, size: u64) -> bool {
+        let Some(digest) = blob else { return false };
+        locked(&self.catalogue).blob(digest).is_some_and(|blob| blob.descriptor.size != size)
+    }
+
+    fn look(&self, path: &str) -> Result<Found, ViewError> {
+        let form = form(path);
+        match form {
+            Form::Own => return Ok(Found::Absent(ABSENT)),
+            Form::Inside => return self.look_inside(path),
+            _ => {}
+        }
+        if let Some(entry) = self.local(path, &form)? {
+            return Ok(Found::Entry(entry));
+        }
+        match form {
+            Form::Directory | Form::Way => Ok(Found::Entry(self.directory(path))),
+            Form::Blob(digest) => {
+                let size = locked(&self.catalogue).blob(&digest).map(|b| b.descriptor.size);
+                Ok(match size {
+                    Some(size) => Found::Entry(self.blob(path, digest, size)),
+                    None => Found::Absent(ABSENT),
+                })
+            }
+            Form::Manifest(name) => {
+                let known =
+                    locked(&self.catalogue).manifest(&name).map(|(m, old)| (m.clone(), old));
+                match known {
+                    Some((manifest, is_old)) if !is_old || self.source.is_none() => {
+                        Ok(Found::Entry(self.manifest(path, &name, &manifest)))
+                    }
+                    _ => {
+                        let about = About::Name(name);
+                        Ok(Found::Ask(Question { path: path.to_owned(), about }))
+                    }
+                }
+            }
+            Form::Other | Form::Own | Form::Inside => Ok(Found::Absent(ABSENT)),
+        }
+    }
+
+    /// Finds out what it takes, and answers the lookup again.
+    pub async fn find_out(self: &Arc<Self>, question: &Question) -> Result<Found, ViewError> {
+        let name = match &question.about {
+            About::Name(name) => name,
+            About::Inside(wanted) => return self.find_out_inside(&question.path, wanted).await,
+        };
+        match self.resolve(name).await {
+            Err(ViewError::Tree(error)) if error.is_not_found() => {
+                return Ok(Found::Absent(ABSENT));
+            }
+            resolved => resolved?,
+        }
+        match self.look(&question.path)? {
+            // The time for which it holds is over before it could be told.
+            Found::Ask(question) => Ok(match self.known_by_name(&question) {
+                Some((name, manifest)) => {
+                    Found::Entry(self.manifest(&question.path, &name, &manifest))
+                }
+                None => Found::Absent(ABSENT),
+            }),
+            found => Ok(found),
+        }
+    }
+
+    /// What was found out the last time, though that may not hold any more.
+    fn known_by_name(&self, question: &Question) -> Option<(Reference, Manifest)> {
+        let About::Name(name) = &question.about else { return None };
+        let catalogue = locked(&self.catalogue);
+        let (manifest, _) = catalogue.manifest(name)?;
+        Some((name.clone(), manifest.clone()))
+    }
+
+    fn path_of(&self, ino: u64) -> Result<Box<str>, ViewError> {
+        let table = locked(&self.table);
+        table.get(ino).map(|node| node.path.clone()).ok_or(ViewError::Stale)
+    }
+
+    fn local_path(&self, path: &str) -> PathBuf {
+        self.dir.root().join(path)
+    }
+
+    /// What is in the images_dir under `path`.
+    fn local(&self, path: &str, form: &Form) -> Result<Option<Entry>, ViewError> {
+        let file = self.local_path(path);
+        let meta = match fs::metadata(&file) {
+            Ok(meta) => meta,
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                return Ok(None);
+            }
+            Err(e) => return Err(Error::io(&file, "looking up", e).into()),
+        };
+        if meta.is_dir() {
+            let entry = self.directory(path);
+            let attributes = Attributes { mtime: mtime_of(&meta), ..entry.attributes };
+            return Ok(Some(Entry { attributes, ..entry }));
+        }
+        if !meta.is_file() {
+            return Ok(None);
+        }
+        if let Form::Blob(digest) = form
+            && self.has_other_size(Some(digest), meta.len())
+        {
+            return Ok(None);
+        }
+        let has_digest = match form {
+            Form::Blob(_) => true,
+            Form::Manifest(name) => name.digest().is_some(),
+            _ => false,
+        };
+        Ok(Some(self.local_file(path, has_digest, meta.len(), mtime_of(&meta))))
+    }
+
+    /// A file in the images_dir. Unless it is named by its digest, it is replaced when a tag moves.
+    fn local_file(&self, path: &str, has_digest: bool, size: u64, mtime: (i64, u32)) -> Entry {
+        let (ino, ttl) = match has_digest {
+            true => (self.tell(path, &[], Kind::Local), FOR_GOOD),
+            false => (self.tell(path, &stamp(size, mtime), Kind::LocalTag), self.settings.tag_ttl),
+        };
+        Entry { attributes: Attributes::file(ino, size, mtime), ttl }
+    }
+
+    fn tell(&self, path: &str, content: &[u8], kind: Kind) -> u64 {
+        let mut table = locked(&self.table);
+        let ino = table.number(path, content);
+        table.told(ino, path, kind);
+        ino
+    }
+
+    fn directory(&self, path: &str) -> Entry {
+        let ino = self.tell(path, &[], Kind::Directory);
+        let attributes = Attributes::directory(ino, published_time(None));
+        Entry { attributes, ttl: FOR_GOOD }
+    }
+
+    fn blob(&self, path: &str, digest: Digest, size: u64) -> Entry {
+        let ino = self.tell(path, &[], Kind::Blob(digest));
+        let attributes = Attributes::file(ino, size, published_time(None));
+        Entry { attributes, ttl: FOR_GOOD }
+    }
+
+    fn manifest(&self, path: &str, name: &Reference, manifest: &Manifest) -> Entry {
+        let digest = manifest.digest();
+        let is_tag = name.digest().is_none();
+        let content = if is_tag { digest.as_bytes() } else { &[] };
+        let ino = self.tell(path, content, Kind::Manifest(digest));
+        let mtime = published_time(is_tag.then_some(&digest));
+        let size = manifest.bytes().len() as u64;
+        let attributes = Attributes::file(ino, size, mtime);
+        let ttl = if is_tag { self.settings.tag_ttl } else { FOR_GOOD };
+        Entry { attributes, ttl }
+    }
+
+    /// The kernel forgets so many times that it was told of `ino`.
+    pub fn forget(&self, ino: u64, times: u64) {
+        // Those in trees are not counted: they can be found again at any time.
+        if !inside::is_in_tree(ino) {
+            locked(&self.table).forgotten(ino, times);
+        }
+    }
+
+    /// What an inode looks like that the kernel knows.
+    pub fn attributes(&self, ino: u64) -> Result<Entry, ViewError> {
+        if let Some((tree, node)) = self.in_tree(ino) {
+            return Ok(self.attributes_in_tree(tree, node));
+        }
+        let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
+        let of_file = |size, mtime| Attributes::file(ino, size, mtime);
+        let mut ttl = FOR_GOOD;
+        let attributes = match node.kind {
+            Kind::Directory => {
+                let local = fs::metadata(self.local_path(&node.path)).ok().filter(Metadata::is_dir);
+                let mtime = local.as_ref().map_or_else(|| published_time(None), mtime_of);
+                Attributes::directory(ino, mtime)
+            }
+            Kind::Inside => return self.attributes_inside(ino, &node.path),
+            Kind::Unknown => {
+                ttl = Duration::ZERO;
+                of_file(0, published_time(None))
+            }
+            Kind::Local | Kind::LocalTag => {
+                let file = self.local_path(&node.path);
+                let meta = fs::metadata(&file).map_err(|e| Error::io(&file, "looking up", e))?;
+                if node.kind == Kind::LocalTag {
+                    self.check_stamp(ino, &node.path, &meta)?;
+                    ttl = self.settings.tag_ttl;
+                }
+                of_file(meta.len(), mtime_of(&meta))
+            }
+            Kind::Blob(digest) => {
+                let catalogue = locked(&self.catalogue);
+                let known = catalogue.blob(&digest).ok_or(ViewError::Stale)?;
+                of_file(known.descriptor.size, published_time(None))
+            }
+            Kind::Manifest(digest) => {
+                let manifest = self.known_manifest(&node.path, &digest)?;
+                let is_tag = !node.path.ends_with(&digest.to_string());
+                if is_tag {
+                    ttl = self.settings.tag_ttl;
+                }
+                let size = manifest.bytes().len() as u64;
+                of_file(size, published_time(is_tag.then_some(&digest)))
+            }
+        };
+        Ok(Entry { attributes, ttl })
+    }
+
+    /// Whether the file of a tag is still the one that the kernel knows. If not, it has to look the
+    /// name up again; it does that by itself.
+    fn check_stamp(&self, ino: u64, path: &str, meta: &Metadata) -> Result<(), ViewError> {
+        let now = locked(&self.table).number(path, &stamp(meta.len(), mtime_of(meta)));
+        if now == ino { Ok(()) } else { Err(ViewError::Stale) }
+    }
+
+    fn known_manifest(&self, path: &str, digest: &Digest) -> Result<Manifest, ViewError> {
+        let Form::Manifest(name) = form(path) else { return Err(ViewError::Stale) };
+        let catalogue = locked(&self.catalogue);
+        let manifest = catalogue.manifest_by_digest(name.repository(), digest);
+        manifest.cloned().ok_or(ViewError::Stale)
+    }
+
+    // --- files ---
+
+    /// Opens the file `ino`, if that takes no time. `None` if a blob has to be hashed first.
+    pub fn open_now(&self, ino: u64) -> Result<Option<Handle>, ViewError> {
+        if let Some((tree, node)) = self.in_tree(ino) {
+            return self.open_in_tree(tree, node).map(Some);
+        }
+        let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
+        match node.kind {
+            Kind::Directory => Err(ViewError::Wrong(io::ErrorKind::IsADirectory)),
+            // Looking it up, which comes before opening, makes something else of it.
+            Kind::Unknown => Err(ViewError::Stale),
+            Kind::Inside => self.open_inside(&node.path).map(Some),
+            Kind::Local if matches!(form(&node.path), Form::Blob(_)) => Ok(None),
+            Kind::Local | Kind::LocalTag => {
+                let path = self.local_path(&node.path);
+                let file = File::open(&path).map_err(|e| Error::io(&path, "opening", e))?;
+                if node.kind == Kind::LocalTag {
+                    let meta = file.metadata().map_err(|e| Error::io(&path, "opening", e))?;
+                    self.check_stamp(ino, &node.path, &meta)?;
+                }
+                Ok(Some(Handle::File(file)))
+            }
+            Kind::Manifest(digest) => {
+                let manifest = self.known_manifest(&node.path, &digest)?;
+                Ok(Some(Handle::Content(manifest.bytes().clone())))
+            }
+            Kind::Blob(digest) => self.open_remote(digest).map(Some),
+        }
+    }
+
+    /// Opens the file `ino`, however long that takes.
+    pub async fn open(&self, ino: u64) -> Result<Handle, ViewError> {
+        if let Some(handle) = self.open_now(ino)? {
+            return Ok(handle);
+        }
+        let path = self.path_of(ino)?;
+        let Form::Blob(digest) = form(&path) else { return Err(ViewError::Stale) };
+        let known = locked(&self.catalogue).blob(&digest).cloned();
+        let size = match fs::metadata(self.local_path(&path)) {
+            Ok(meta) => meta.len(),
+            Err(_) if known.is_some() => return self.open_remote(digest),
+            Err(e) => return Err(Error::io(&self.local_path(&path), "opening", e).into()),
+        };
+        match self.dir.verified_file(digest, size).await {
+            Ok(file) => Ok(Handle::Blob(file.into())),
+            // What is broken here, a registry has.
+            Err(_) if known.is_some() => self.open_remote(digest),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open_remote(&self, digest: Digest) -> Result<Handle, ViewError> {
+        let known = locked(&self.catalogue).blob(&digest).cloned().ok_or(ViewError::Stale)?;
+        let (Some(source), Some(cache)) = (&self.source, &self.cache) else {
+            return Err(ViewError::Offline(format!("blob {digest}")));
+        };
+        Ok(Handle::of_remote(cache.blob(source, known.repositories, &known.descriptor)))
+    }
+
+    /// What `statfs` tells.
+    pub fn space(&self) -> Space {
+        let known: u64 = locked(&self.catalogue).blobs().map(|blob| blob.descriptor.size).sum();
+        let local = self.dir.space().unwrap_or_default();
+        Space { total_bytes: local + known, files: self.known_inodes() as u64 }
+    }
+}
+
+/// What a file system has in it, as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// The size of the file system that the images_dir is on, and of all blobs that are known and
+    /// not there.
+    pub total_bytes: u64,
+    /// Inodes that the kernel knows.
+    pub files: u64,
+}
+
+/// The path of `name` in the directory `above`.
+fn below(above: &str, name: &str) -> String {
+    if above.is_empty() {
+        return name.to_owned();
+    }
+    let mut path = String::with_capacity(above.len() + 1 + name.len());
+    path.extend([above, "/", name]);
+    path
+}
+
+fn mtime_of(meta: &Metadata) -> (i64, u32) {
+    // Nanoseconds are below 10^9.
+    (meta.mtime(), u32::try_from(meta.mtime_nsec()).unwrap_or(0))
+}
+
+/// What tells one file of a tag from the next.
+fn stamp(size: u64, (seconds, nanoseconds): (i64, u32)) -> [u8; 20] {
+    let mut stamp = [0; 20];
+    stamp[..8].copy_from_slice(&size.to_le_bytes());
+    stamp[8..16].copy_from_slice(&seconds.to_le_bytes());
+    stamp[16..].copy_from_slice(&nanoseconds.to_le_bytes());
+    stamp
+}

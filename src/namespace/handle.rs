@@ -1,0 +1,144 @@
+//! Open files.
+
+use std::{fs::File, io, num::NonZeroU64, os::unix::fs::FileExt};
+
+use bytes::Bytes;
+use rustix::fs::{Advice, fadvise};
+
+use crate::{
+    backend::{Error, Result, images_dir::BlobFile},
+    cache::CachedBlob,
+    rootfs::TreeFile,
+};
+
+/// An open file. It stays what it was when it was opened.
+pub enum Handle {
+    /// A file in the images_dir whose content nobody vouches for, such as that of a tag.
+    File(File),
+    /// A blob in the images_dir, verified.
+    Blob(Box<BlobFile>),
+    /// Content that is at hand.
+    Content(Bytes),
+    /// The same, of something that is not what it was a moment ago.
+    Fresh(Bytes),
+    /// A blob that is read from a registry, by way of the cache.
+    Remote(RemoteBlob),
+    /// A file inside an image.
+    Inside(Box<TreeFile>),
+}
+
+/// An open blob of a registry.
+pub struct RemoteBlob {
+    blob: CachedBlob,
+    /// How often its content had been wrong when it was opened.
+    mismatches: u64,
+}
+
+impl RemoteBlob {
+    /// Whoever has begun to read what was wrong does not read on when it is fetched anew: the
+    /// beginning would be wrong, and the end right. It has to be opened again.
+    fn check(&self) -> Result<()> {
+        self.blob.mismatch_since(self.mismatches).map_or(Ok(()), Err)
+    }
+}
+
+impl Handle {
+    pub(super) fn of_remote(blob: CachedBlob) -> Self {
+        let mismatches = blob.mismatches();
+        Self::Remote(RemoteBlob { blob, mismatches })
+    }
+
+    /// The file that the kernel could as well read itself.
+    pub fn local_file(&self) -> Option<&File> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Blob(blob) => Some(blob.file()),
+            Self::Content(_) | Self::Fresh(_) | Self::Remote(_) | Self::Inside(_) => None,
+        }
+    }
+
+    /// Whether what is read is known to be right, and not only once the end has been read.
+    pub fn is_certain(&self) -> bool {
+        match self {
+            Self::File(_) | Self::Blob(_) | Self::Content(_) => true,
+            Self::Inside(file) => file.is_certain(),
+            Self::Fresh(_) => false,
+            Self::Remote(remote) => remote.blob.is_whole(),
+        }
+    }
+
+    /// Whether reading ends by itself when nothing comes, however long it takes.
+    pub fn ends_by_itself(&self) -> bool {
+        matches!(self, Self::Inside(_))
+    }
+
+    /// What reading it is called.
+    pub fn reading(&self) -> String {
+        match self {
+            Self::Remote(remote) => format!("reading blob {}", remote.blob.digest()),
+            Self::Inside(file) => format!("reading a file of layer {}", file.layer()),
+            Self::File(_) | Self::Blob(_) | Self::Content(_) | Self::Fresh(_) => {
+                "reading a local file".to_owned()
+            }
+        }
+    }
+
+    /// Reads without waiting for a registry, if that can be. At most `length` bytes; fewer only at
+    /// the end.
+    pub fn read_now(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
+        match self {
+            Self::File(file) => Some(read_file(file, offset, length)),
+            Self::Blob(blob) => Some(read_file(blob.file(), offset, length)),
+            Self::Content(content) | Self::Fresh(content) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+                let to = from.saturating_add(length).min(content.len());
+                Some(Ok(content.slice(from..to)))
+            }
+            Self::Inside(file) => file.read_now(offset, length),
+            Self::Remote(remote) => match remote.check() {
+                Ok(()) => remote.blob.try_read(offset, length),
+                Err(error) => Some(Err(error)),
+            },
+        }
+    }
+
+    /// Reads, however long that takes.
+    pub async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
+        match self {
+            Self::Remote(remote) => {
+                remote.check()?;
+                remote.blob.read(offset, length).await
+            }
+            Self::Inside(file) => file.read(offset, length).await,
+            _ => self.read_now(offset, length).unwrap_or_else(|| Ok(Bytes::new())),
+        }
+    }
+}
+
+/// After so many bytes the disk is told what comes next.
+const STEP: u64 = 1 << 20;
+
+fn read_file(file: &File, offset: u64, length: usize) -> Result<Bytes> {
+    let content = pread(file, offset, length);
+    let end = offset.saturating_add(length as u64);
+    if offset / STEP != end / STEP {
+        // The next requests come when this one has been answered. Until then the disk would rest.
+        let _ = fadvise(file, end, NonZeroU64::new(2 * STEP), Advice::WillNeed);
+    }
+    content
+}
+
+fn pread(file: &File, offset: u64, length: usize) -> Result<Bytes> {
+    let mut content = vec![0; length];
+    let mut read = 0;
+    while read < length {
+        match file.read_at(&mut content[read..], offset + read as u64) {
+            Ok(0) => break,
+            Ok(n) => read += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::new("images_dir", "reading", e)),
+        }
+    }
+    content.truncate(read);
+    Ok(content.into())
+}
