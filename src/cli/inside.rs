@@ -12,10 +12,12 @@ use std::{
 use imgfs::{
     backend::{Backend, images_dir::ImagesDir, registry::Registry},
     cache::{Cache, CacheConfig},
+    catalogue::{self, Catalogue},
     image::{PlatformFilter, Reference},
     layer::{Kind, Node},
     rootfs::{Files, Images, Sources, Tree},
     transfer::Options,
+    util::Budget,
 };
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -162,13 +164,17 @@ impl Opened {
         let platforms: Vec<&str> = args.platform.as_deref().into_iter().collect();
         let platforms = PlatformFilter::parse(&platforms)
             .map_err(|e| Failure::new(format!("--platform: {e}")))?;
-        let wanted = shown_platform(&Options { platforms, ..Options::default() })?;
+        let options = Options { platforms, ..Options::default() };
+        let wanted = shown_platform(&options)?;
         let (dir, cache, scratch) = cache(tree)?;
         let remote: Option<Arc<dyn Backend>> = match args.offline {
             true => None,
             false => Some(Arc::new(Registry::new(config))),
         };
-        let images = Images::new(Sources { dir, remote, cache, patience, verify_first: false });
+        // One name is looked up, once.
+        let names = catalogue::Settings { options, tag_ttl: patience, absent_ttl: patience };
+        let catalogue = Catalogue::new(dir, remote, names, &Budget::unlimited());
+        let images = Images::new(Sources { catalogue, cache, patience, verify_first: false });
         let of_image = |error| Failure::from(error).of_image();
         let digest = images.manifest(&name).await.map_err(of_image)?.digest();
         let opened = images.image(name.repository(), digest).await.map_err(of_image)?;

@@ -20,6 +20,7 @@ use imgfs::{
     image::{Platform, PlatformFilter, Reference},
     namespace::{Settings, View},
     transfer::Options,
+    util::Budget,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -32,6 +33,9 @@ use super::{
     pull::options,
     registries, runtime,
 };
+
+/// The memory that a mount takes at most, in bytes, as far as it is counted.
+const MEMORY: u64 = 256 << 20;
 
 /// How long a mount that is in use may take to end before it is taken away from its users.
 const GRACE: Duration = Duration::from_secs(2);
@@ -68,6 +72,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         tag_ttl: args.tag_ttl,
         patience: deadline,
         verify_first: args.verify_first,
+        budget: Budget::of_process(MEMORY),
     };
     let log = log(args)?;
     let runtime = runtime()?;
