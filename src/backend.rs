@@ -4,18 +4,21 @@
 //! The traits here are what [`crate::transfer`] needs of either side; what a medium can do beyond
 //! them is its own affair.
 
+mod confined;
 mod error;
 pub mod images_dir;
+mod local_file;
 pub mod registry;
 
 use std::{future::Future, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
+pub use confined::{ConfinedDir, DirEntry, FileType, OpenDir, SymlinkRefused};
 pub use error::{Error, Kind, Result};
+pub use local_file::{FileStream, LocalFile, Relinked};
 
 use crate::image::{Descriptor, Digest, Manifest, Reference, Repository};
-use images_dir::BlobFile;
 
 /// Where names are looked up. What a reference points at is a manifest: bytes, type and digest.
 pub trait Names: Send + Sync + 'static {
@@ -81,7 +84,7 @@ pub trait Blobs: Send + Sync + 'static {
         &self,
         repository: &Repository,
         blob: &Descriptor,
-    ) -> impl Future<Output = Result<Option<BlobFile>>> + Send {
+    ) -> impl Future<Output = Result<Option<LocalFile>>> + Send {
         let _ = (repository, blob);
         async { Ok(None) }
     }
@@ -118,7 +121,7 @@ pub trait Content: Send + Sync + 'static {
     fn read(&self, offset: u64) -> impl Future<Output = Result<Self::Stream>> + Send;
 
     /// The file that holds it, verified, where there is one.
-    fn file(&self) -> impl Future<Output = Result<Option<BlobFile>>> + Send;
+    fn file(&self) -> impl Future<Output = Result<Option<LocalFile>>> + Send;
 
     /// The side that it comes from, for errors that show what came.
     fn side(&self) -> String;

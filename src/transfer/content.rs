@@ -11,7 +11,7 @@ use super::{
     plan::BlobPlan,
     report::{Event, Observer},
 };
-use crate::backend::{Blobs, ByteStream, Content, Error, Kind, Result, images_dir::BlobFile};
+use crate::backend::{Blobs, ByteStream, Content, Error, Kind, LocalFile, Result};
 use crate::util::locked;
 
 /// A blob at its source.
@@ -82,7 +82,7 @@ impl<S: Blobs, O: Observer> Content for SourceBlob<S, O> {
         }
     }
 
-    async fn file(&self) -> Result<Option<BlobFile>> {
+    async fn file(&self) -> Result<Option<LocalFile>> {
         let Some(repository) = self.blob.sources.first() else { return Ok(None) };
         let file = self.source.file(repository, &self.blob.descriptor).await;
         file.map_err(|error| self.failed(error))

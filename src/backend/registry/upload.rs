@@ -23,7 +23,7 @@ use super::{
     sink::Holders,
 };
 use crate::{
-    backend::{ByteStream, Content, Error, Kind, Received, Receiver, Result, images_dir::BlobFile},
+    backend::{ByteStream, Content, Error, Kind, LocalFile, Received, Receiver, Result},
     image::{Descriptor, Hasher, Repository},
 };
 
@@ -182,7 +182,7 @@ impl Upload {
     async fn send<C: Content>(
         &mut self,
         content: &Arc<C>,
-        file: Option<&BlobFile>,
+        file: Option<&LocalFile>,
     ) -> std::result::Result<(), Failed> {
         match file {
             Some(file) => {
