@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::{buffer::spare_capacity, io::Errno};
 use tokio::task::JoinHandle;
@@ -132,6 +133,7 @@ impl FileStream {
     }
 }
 
+#[async_trait]
 impl ByteStream for FileStream {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         let failed = |e| Error::io(&self.path, "reading", e);

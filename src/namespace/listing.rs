@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     backend::{
-        self, Attachments, Blobs, DirEntry, Error, FileType, OpenDir,
+        DirEntry, Error, FileType, OpenDir,
         images_dir::{holds_manifests, published_time},
     },
     image::Digest,
@@ -156,7 +156,7 @@ impl Listing {
     }
 }
 
-impl<S: backend::Names + Blobs + Attachments> View<S> {
+impl View {
     /// What is in the directory `ino`, if that takes no time. `None` if layers have to be looked
     /// into first.
     pub fn list_now(&self, ino: u64) -> Result<Option<Listing>, ViewError> {

@@ -11,6 +11,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use async_trait::async_trait;
+
 use super::{
     ImagesDir, Inner, SIDE,
     layout::{self, LayoutMap, MANIFESTS},
@@ -18,16 +20,15 @@ use super::{
 };
 use crate::{
     backend::{
-        Attachments, Blobs, Error, FileStream, FileType, Kind, LocalFile, Result, SymlinkRefused,
+        Attachments, Blobs, BoxStream, Error, FileType, Kind, LocalFile, Result, SymlinkRefused,
         Tags,
     },
     image::{Descriptor, Digest, Repository, is_tag, referrers_tag},
     util::locked,
 };
 
+#[async_trait]
 impl Blobs for ImagesDir {
-    type Stream = FileStream;
-
     async fn check(&self, _: &Repository, blob: &Descriptor) -> Result<()> {
         let blob = blob.clone();
         self.blocking(move |inner| inner.there(&blob).map(|_| ())).await
@@ -38,9 +39,9 @@ impl Blobs for ImagesDir {
         _: &Repository,
         blob: &Descriptor,
         range: Range<u64>,
-    ) -> Result<FileStream> {
+    ) -> Result<BoxStream> {
         let (inner, blob) = (self.inner.clone(), blob.clone());
-        Ok(self.blocking(move |_| inner.blob_file(&blob)).await?.read(range))
+        Ok(Box::new(self.blocking(move |_| inner.blob_file(&blob)).await?.read(range)))
     }
 
     async fn file(&self, _: &Repository, blob: &Descriptor) -> Result<Option<LocalFile>> {
@@ -159,6 +160,7 @@ impl Inner {
     }
 }
 
+#[async_trait]
 impl Attachments for ImagesDir {
     async fn referrers(
         &self,

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::{
-    backend::{ByteStream, Content, Error, Result},
+    backend::{BoxStream, Content, Error, Result},
     image::Hasher,
 };
 
@@ -83,7 +83,7 @@ pub(super) struct Target<W> {
 }
 
 impl<W: Writer> Target<W> {
-    fn take<C: Content>(&mut self, batch: &[Bytes], content: &C) -> Result<()> {
+    fn take(&mut self, batch: &[Bytes], content: &dyn Content) -> Result<()> {
         for piece in batch {
             self.hasher.update(piece);
             self.writer.write(piece)?;
@@ -94,11 +94,11 @@ impl<W: Writer> Target<W> {
 }
 
 /// Passes all of `stream` to `target`. What came before an error is kept.
-pub(super) async fn store<W: Writer, T: ByteStream, C: Content>(
+pub(super) async fn store<W: Writer>(
     mut target: Target<W>,
     traffic: &Traffic,
-    content: &Arc<C>,
-    mut stream: T,
+    content: &Arc<dyn Content>,
+    mut stream: BoxStream,
 ) -> Result<Target<W>> {
     let _underway = traffic.enter();
     loop {
@@ -125,11 +125,11 @@ pub(super) async fn store<W: Writer, T: ByteStream, C: Content>(
 
 /// The same with a thread for the hash and one for the file, as long as processors are free for
 /// them. Second, how the stream has ended, if it has.
-async fn store_in_parallel<W: Writer, T: ByteStream, C: Content>(
+async fn store_in_parallel<W: Writer>(
     target: Target<W>,
     traffic: &Traffic,
-    content: &Arc<C>,
-    stream: &mut T,
+    content: &Arc<dyn Content>,
+    stream: &mut BoxStream,
 ) -> Result<(Target<W>, Option<Result<()>>)> {
     let Target { mut hasher, mut writer } = target;
     let (to_hash, mut hashing) = mpsc::channel::<Vec<Bytes>>(QUEUED_BATCHES);
@@ -166,7 +166,7 @@ async fn store_in_parallel<W: Writer, T: ByteStream, C: Content>(
 }
 
 /// Collects a batch of about `bytes`; second, how the stream has ended, if it has.
-async fn collect<T: ByteStream>(stream: &mut T, bytes: usize) -> (Vec<Bytes>, Option<Result<()>>) {
+async fn collect(stream: &mut BoxStream, bytes: usize) -> (Vec<Bytes>, Option<Result<()>>) {
     let (mut batch, mut collected) = (Vec::new(), 0);
     while collected < bytes {
         match stream.next().await {
