@@ -200,7 +200,7 @@ fn what_is_no_file_hangs_nobody() {
         assert!(!read.status.success() && read.stdout.is_empty(), "{path}");
     }
     drop(mount);
-    scene.imgfs.verify().expect_code(1);
+    assert!(scene.imgfs.verify().problems().len() >= 2);
     scene
         .imgfs
         .push(&["--dest", &format!("{}/other", scene.hostile.host()), &scene.name])
