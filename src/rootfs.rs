@@ -101,7 +101,7 @@ impl Store {
     fn new(sources: Sources) -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
-            shelf: Shelf::new(sources.dir().inside_dir()),
+            shelf: Shelf::new(sources.dir()),
             sources,
             recent: RecentSpans::new(),
             passes: Semaphore::new(processors.clamp(1, 4)),

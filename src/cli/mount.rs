@@ -226,7 +226,11 @@ fn cache_dir(args: &MountArgs, dir: &ImagesDir) -> Result<PathBuf, Failure> {
 fn cache(args: &MountArgs, dir: &ImagesDir, log: &Arc<Log>) -> Result<Cache, Failure> {
     let place = cache_dir(args, dir)?;
     let observer: Arc<dyn cache::Observer> = log.clone();
-    Ok(Cache::open(CacheConfig { observer, ..CacheConfig::new(place, args.cache_size) })?)
+    let config = match place.starts_with(dir.root()) {
+        true => CacheConfig { dir: place, ..CacheConfig::in_images_dir(dir, args.cache_size) },
+        false => CacheConfig::new(place, args.cache_size),
+    };
+    Ok(Cache::open(CacheConfig { observer, ..config })?)
 }
 
 fn log(args: &MountArgs) -> Result<Arc<Log>, Failure> {

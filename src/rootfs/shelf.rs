@@ -12,7 +12,6 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
     io::{self, Read, Write},
     ops::Range,
     os::unix::fs::FileExt,
@@ -27,6 +26,7 @@ use bytes::Bytes;
 
 use super::layer::LayerKey;
 use crate::{
+    backend::{ConfinedDir, images_dir::ImagesDir},
     image::Digest,
     layer::{LayerIndex, Origin, StoredHead},
     util::locked,
@@ -39,6 +39,8 @@ const DOCUMENTS: &str = "documents";
 pub(super) const MAX_DOCUMENT: u64 = 8 << 20;
 
 pub(super) struct Shelf {
+    /// The images_dir that `dir` is in.
+    root: ConfinedDir,
     dir: PathBuf,
     /// Tells temporary files apart.
     next: AtomicU64,
@@ -47,8 +49,9 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir, next: AtomicU64::new(0), unwritten: Mutex::default() }
+    pub(super) fn new(images: &ImagesDir) -> Self {
+        let (root, dir) = (images.dir().clone(), images.inside_dir());
+        Self { root, dir, next: AtomicU64::new(0), unwritten: Mutex::default() }
     }
 
     fn index_path(&self, layer: &LayerKey) -> PathBuf {
@@ -57,16 +60,16 @@ impl Shelf {
 
     /// Whether there is an index of `layer`, though it may turn out to be of no use.
     pub(super) fn has_index(&self, layer: &LayerKey) -> bool {
-        self.index_path(layer).exists()
+        self.root.is_file(&self.index_path(layer))
     }
 
     /// The index of `layer` without its windows, if it is here.
     pub(super) fn index(&self, layer: &LayerKey) -> Option<LayerIndex> {
-        let mut file = File::open(self.index_path(layer)).ok()?;
+        let (mut file, meta) = self.root.open_file(&self.index_path(layer)).ok()?;
         let mut stored = vec![0; StoredHead::BYTES];
         file.read_exact(&mut stored).ok()?;
         let head = StoredHead::parse(&stored).ok()?;
-        if file.metadata().ok()?.len() != head.total_bytes() {
+        if meta.len() != head.total_bytes() {
             return None;
         }
         let rest = head.table_bytes() - StoredHead::BYTES as u64;
@@ -88,12 +91,12 @@ impl Shelf {
     /// Forgets the index of `layer`, which has turned out to be of no use.
     pub(super) fn drop_index(&self, layer: &LayerKey) {
         // If it stays, it is found to be of no use again.
-        let _ = fs::remove_file(self.index_path(layer));
+        let _ = self.root.remove_file(&self.index_path(layer));
     }
 
     /// The part of the stored index of `layer` that is a window.
     pub(super) fn window(&self, layer: &LayerKey, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let file = File::open(self.index_path(layer))?;
+        let (file, _) = self.root.open_file(&self.index_path(layer))?;
         // A window has 32 KiB before it is compressed.
         let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
         let mut window = vec![0; length.min(1 << 20)];
@@ -106,9 +109,8 @@ impl Shelf {
         if let Some(bytes) = locked(&self.unwritten).get(digest) {
             return Some(bytes.clone());
         }
-        let file = File::open(self.dir.join(DOCUMENTS).join(digest.to_string())).ok()?;
-        let mut bytes = Vec::new();
-        file.take(MAX_DOCUMENT).read_to_end(&mut bytes).ok()?;
+        let path = self.dir.join(DOCUMENTS).join(digest.to_string());
+        let bytes = self.root.read(&path, MAX_DOCUMENT).ok()?;
         (Digest::of(digest.algorithm(), &bytes) == *digest).then(|| bytes.into())
     }
 
@@ -123,16 +125,16 @@ impl Shelf {
 
     fn put(&self, kind: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
         let dir = self.dir.join(kind);
-        fs::create_dir_all(&dir)?;
+        self.root.create_dirs(&dir)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let temporary = dir.join(format!(".{}.{number}", std::process::id()));
-        let written = File::create(&temporary).and_then(|mut file| {
+        let written = self.root.create_file(&temporary).and_then(|mut file| {
             file.write_all(bytes)?;
             file.sync_data()
         });
-        let done = written.and_then(|()| fs::rename(&temporary, dir.join(name)));
+        let done = written.and_then(|()| self.root.rename(&temporary, &dir.join(name)));
         if done.is_err() {
-            let _ = fs::remove_file(&temporary);
+            let _ = self.root.remove_file(&temporary);
         }
         done
     }

@@ -24,7 +24,7 @@ use super::{
     sink::Holders,
 };
 use crate::{
-    backend::{BoxStream, Content, Error, Kind, Received, Receiver, Result, images_dir::BlobFile},
+    backend::{BoxStream, Content, Error, Kind, LocalFile, Received, Receiver, Result},
     image::{Descriptor, Hasher, Repository},
 };
 
@@ -183,7 +183,7 @@ impl Upload {
     async fn send(
         &mut self,
         content: &dyn Content,
-        file: Option<&BlobFile>,
+        file: Option<&LocalFile>,
     ) -> std::result::Result<(), Failed> {
         match file {
             Some(file) => {
