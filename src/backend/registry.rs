@@ -35,6 +35,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use async_trait::async_trait;
 use lru::LruCache;
 use reqwest::{Method, header::LINK};
 
@@ -53,7 +54,7 @@ use manifests::{fetch_manifest, manifest_ask};
 use session::{Ask, Scope, Session, content_digest, header};
 use wire::Wire;
 
-use super::{Attachments, Blobs, Error, Kind, Names, Result, Tags};
+use super::{Attachments, Blobs, BoxStream, Capabilities, Error, Kind, Names, Result, Tags};
 use crate::image::{
     Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, Reference, Repository, is_tag,
 };
@@ -159,9 +160,9 @@ impl Registry {
     async fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
         if !self.config.may_ask(repository) {
             // To whoever asks, it does not exist.
-            let (side, doing) = (format!("registry {}", repository.registry()), "looking it up");
             let reason = "it is not among the registries that may be asked (--registries)";
-            return Err(Error::new(side, doing, Kind::NotFound(reason.into())));
+            let doing = format!("looking up {repository}");
+            return Err(Error::new(side(repository), doing, Kind::NotFound(reason.into())));
         }
         if let Some(session) = locked(&self.repositories).get(repository) {
             return Ok(session.clone());
@@ -202,7 +203,16 @@ impl Registry {
     }
 }
 
+#[async_trait]
 impl Names for Registry {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::REGISTRY
+    }
+
+    fn side(&self, repository: &Repository) -> String {
+        side(repository)
+    }
+
     async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
         if let Some(digest) = reference.digest() {
             return Ok(Some(digest));
@@ -224,12 +234,9 @@ impl Names for Registry {
         let session = self.session(reference.repository()).await?;
         fetch_manifest(&session, reference, Scope::Pull).await
     }
-
-    fn is_remote(&self) -> bool {
-        true
-    }
 }
 
+#[async_trait]
 impl Attachments for Registry {
     async fn referrers(
         &self,
@@ -354,15 +361,14 @@ fn next_page(link: &str) -> Option<String> {
     })
 }
 
+#[async_trait]
 impl Blobs for Registry {
-    type Stream = BlobStream;
-
     async fn read(
         &self,
         repository: &Repository,
         blob: &Descriptor,
         range: Range<u64>,
-    ) -> Result<BlobStream> {
+    ) -> Result<BoxStream> {
         let session = self.session(repository).await?;
         let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
         match stream.start().await {
@@ -376,14 +382,19 @@ impl Blobs for Registry {
                     };
                     let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
                     if let Ok(stream) = stream.at(url, blob.digest).start().await {
-                        return Ok(stream);
+                        return Ok(Box::new(stream));
                     }
                 }
                 Err(error)
             }
-            other => other,
+            other => Ok(Box::new(other?)),
         }
     }
+}
+
+/// What errors call the registry of `repository`.
+fn side(repository: &Repository) -> String {
+    format!("registry {}", repository.registry())
 }
 
 /// Entry points of the fuzz targets to parsers that nobody else may call.

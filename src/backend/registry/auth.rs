@@ -9,10 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{
-    FutureExt,
-    future::{BoxFuture, Shared},
-};
 use lru::LruCache;
 use reqwest::{
     Method, Response, Url,
@@ -29,7 +25,7 @@ use super::{
 };
 use crate::{
     backend::{Kind, Result},
-    util::locked,
+    util::{SingleFlight, locked},
 };
 
 /// How much of a token server's answer is read. Tokens with many scopes reach tens of kilobytes.
@@ -47,7 +43,8 @@ const FAILED_LOOKUP_HOLDS: Duration = Duration::from_secs(10);
 pub(super) struct Auth {
     lookup: Arc<Lookup>,
     /// The credentials, as far as they have been looked up.
-    known: Mutex<Known>,
+    known: Mutex<Option<(Arc<Found>, Instant)>>,
+    lookups: SingleFlight<Occasion, Arc<Found>>,
     scheme: Mutex<Option<Scheme>>,
     /// Held by the request that finds out the scheme, so that the others need not fail first.
     probe: tokio::sync::Mutex<()>,
@@ -63,14 +60,11 @@ type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
 /// looked up.
 pub(super) type Found = std::result::Result<Option<Credentials>, String>;
 
-/// One lookup for all who wait for it, which goes on when they give up.
-type Flight = Shared<BoxFuture<'static, Arc<Found>>>;
-
-#[derive(Default)]
-struct Known {
-    credentials: Option<(Arc<Found>, Instant)>,
-    first: Option<Flight>,
-    again: Option<Flight>,
+/// Whether credentials are looked up for the first time, or because they have been refused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Occasion {
+    First,
+    Refused,
 }
 
 /// Where the credentials of a registry come from.
@@ -134,6 +128,7 @@ impl Auth {
         Self {
             lookup: Arc::new(Lookup { config, registry, entry, stored_under }),
             known: Mutex::default(),
+            lookups: SingleFlight::default(),
             scheme: Mutex::default(),
             probe: tokio::sync::Mutex::default(),
             probe_failed: AtomicBool::new(false),
@@ -173,54 +168,49 @@ impl Auth {
         self.probe_failed.store(true, Ordering::Relaxed);
     }
 
-    /// The credentials.
+    /// The credentials. They are looked up once for all who need them.
     pub(super) async fn credentials(&self) -> Arc<Found> {
-        let flight = {
-            let mut known = locked(&self.known);
-            let held = known.credentials.as_ref();
-            if let Some((found, at)) = held
-                && (found.is_ok() || at.elapsed() < FAILED_LOOKUP_HOLDS)
-            {
-                return found.clone();
-            }
-            let lookup = self.lookup.clone();
-            let start = || flight(async move { lookup.first().await });
-            known.first.get_or_insert_with(start).clone()
-        };
-        let found = flight.clone().await;
-        let mut known = locked(&self.known);
-        if known.first.as_ref().is_some_and(|first| first.ptr_eq(&flight)) {
-            known.first = None;
-            known.credentials = Some((found.clone(), Instant::now()));
+        if let Some((found, at)) = locked(&self.known).as_ref()
+            && (found.is_ok() || at.elapsed() < FAILED_LOOKUP_HOLDS)
+        {
+            return found.clone();
         }
-        found
+        let found = self.look_up(Occasion::First).await;
+        let mut known = locked(&self.known);
+        match &*known {
+            // Others have been there before, and know more by now.
+            Some((newer, _)) if newer.is_ok() => newer.clone(),
+            _ => {
+                *known = Some((found.clone(), Instant::now()));
+                found
+            }
+        }
     }
 
     /// Looks the credentials up again, since `refused` have been. Tells whether there are others
     /// now, as there are after a password has been changed.
     async fn refresh_credentials(&self, refused: &Found) -> bool {
-        let flight = {
-            let mut known = locked(&self.known);
-            if let Some((found, _)) = &known.credentials
-                && matches!(**found, Ok(Some(_)))
-                && **found != *refused
-            {
-                return true;
-            }
-            let lookup = self.lookup.clone();
-            let start = || flight(async move { lookup.again().await });
-            known.again.get_or_insert_with(start).clone()
-        };
-        let fresh = flight.clone().await;
-        let mut known = locked(&self.known);
-        if known.again.as_ref().is_some_and(|again| again.ptr_eq(&flight)) {
-            known.again = None;
+        let is_other = |found: &Found| matches!(found, Ok(Some(_))) && found != refused;
+        if locked(&self.known).as_ref().is_some_and(|(found, _)| is_other(found)) {
+            return true;
         }
-        let is_other = matches!(*fresh, Ok(Some(_))) && *fresh != *refused;
-        if is_other {
-            known.credentials = Some((fresh, Instant::now()));
+        let fresh = self.look_up(Occasion::Refused).await;
+        let has_others = is_other(&fresh);
+        if has_others {
+            *locked(&self.known) = Some((fresh, Instant::now()));
         }
-        is_other
+        has_others
+    }
+
+    async fn look_up(&self, occasion: Occasion) -> Arc<Found> {
+        let lookup = self.lookup.clone();
+        let flight = self.lookups.run(occasion, || async move {
+            Arc::new(match occasion {
+                Occasion::First => lookup.first().await,
+                Occasion::Refused => lookup.again().await,
+            })
+        });
+        flight.await.unwrap_or_else(|died| Arc::new(Err(died.to_string())))
     }
 
     fn slot(&self, scopes: &[String]) -> Slot {
@@ -324,13 +314,6 @@ impl Auth {
         let header = |found: &Found| found.as_ref().ok()?.as_ref().and_then(challenge::basic);
         header(known).is_some_and(|header| header != *sent) || self.refresh_credentials(known).await
     }
-}
-
-/// Looks something up in a task of its own.
-fn flight(lookup: impl Future<Output = Found> + Send + 'static) -> Flight {
-    let task = tokio::spawn(lookup);
-    let found = async { Arc::new(task.await.unwrap_or_else(|panic| Err(panic.to_string()))) };
-    found.boxed().shared()
 }
 
 /// Who gives tokens for a registry.

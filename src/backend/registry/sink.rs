@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use reqwest::{Method, StatusCode, Url, header::HeaderValue};
@@ -19,7 +20,7 @@ use super::{
     upload::{self, Mounted, Upload},
 };
 use crate::{
-    backend::{Kind, ManifestName, Names, Opened, Result, Sink},
+    backend::{Capabilities, Kind, ManifestName, Names, Opened, Result, Sink},
     image::{
         Descriptor, Digest, Manifest, Reference, Repository, View, is_referrers_tag, referrers_tag,
     },
@@ -66,9 +67,10 @@ impl RegistrySink {
         repository: &Repository,
         blob: &Descriptor,
         location: Url,
-    ) -> Opened<Upload> {
+    ) -> Opened {
         let holders = self.holders.clone();
-        Opened::Receive(Upload::new(session, holders, repository, blob, location))
+        let upload = Upload::new(session, holders, repository, blob, location);
+        Opened::Receive(Box::new(upload))
     }
 
     async fn put_named(
@@ -169,7 +171,16 @@ fn listed(referrer: &Manifest) -> Value {
     descriptor
 }
 
+#[async_trait]
 impl Names for RegistrySink {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::REGISTRY
+    }
+
+    fn side(&self, repository: &Repository) -> String {
+        super::side(repository)
+    }
+
     async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
         let session = self.session(reference.repository()).await?;
         let doing = format!("looking up {reference}");
@@ -201,15 +212,10 @@ impl Names for RegistrySink {
         locked(&self.names).insert(reference.clone(), manifest.digest());
         Ok(manifest)
     }
-
-    fn is_remote(&self) -> bool {
-        true
-    }
 }
 
+#[async_trait]
 impl Sink for RegistrySink {
-    type Receiver = Upload;
-
     async fn has(&self, repository: &Repository, blob: &Descriptor) -> Result<bool> {
         if self.holders.find(repository, blob.digest).0 {
             return Ok(true);
@@ -237,7 +243,7 @@ impl Sink for RegistrySink {
         repository: &Repository,
         blob: &Descriptor,
         origins: &[Repository],
-    ) -> Result<Opened<Upload>> {
+    ) -> Result<Opened> {
         let session = self.session(repository).await?;
         let (here, elsewhere) = self.holders.find(repository, blob.digest);
         if here {
@@ -286,7 +292,12 @@ impl Sink for RegistrySink {
         Ok(self.upload(session, repository, blob, location))
     }
 
-    async fn leads_to(&self, repository: &Repository, name: &ManifestName, digest: Digest) -> bool {
+    async fn resolves_to(
+        &self,
+        repository: &Repository,
+        name: &ManifestName,
+        digest: Digest,
+    ) -> bool {
         let name = match name {
             ManifestName::Tag(tag) => repository.tagged(tag),
             ManifestName::Digest | ManifestName::Pinned => repository.pinned(digest),
@@ -348,7 +359,7 @@ impl Sink for RegistrySink {
         Ok(())
     }
 
-    async fn distrust_all(&self, repository: &Repository) {
+    async fn forget_known(&self, repository: &Repository) {
         self.holders.forget(repository);
         if let Ok(session) = self.session(repository).await {
             session.receiving.set_mounting(Mounting::Refused);
