@@ -419,6 +419,24 @@ pub mod fuzzing {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn registries_that_nobody_asks_any_more_are_let_go() {
+        let registry = Registry::new(RegistryConfig::default());
+        let open = async |name: String| {
+            let name: Reference = name.parse().unwrap();
+            registry.session(name.repository()).await.unwrap();
+        };
+        for number in 0..KEPT_SESSIONS.get() * 3 {
+            open(format!("host{number}.io/a")).await;
+        }
+        for number in 0..KEPT_REPOSITORIES.get() * 2 {
+            open(format!("host.io/a{number}")).await;
+        }
+        assert_eq!(locked(&registry.repositories).len(), KEPT_REPOSITORIES.get());
+        let sessions = locked(&registry.sessions).len();
+        assert_eq!(sessions, KEPT_SESSIONS.get());
+    }
+
     #[test]
     fn link_headers() {
         assert_eq!(
