@@ -70,7 +70,7 @@ fn what_is_not_among_the_registries_does_not_exist_and_is_not_asked() {
         let mount = Mounted::start(imgfs.images_dir(), &args.concat());
         let unlisted = other.local_addr().expect("its address").to_string();
         for name in [format!("{unlisted}/app"), format!("{host}/private/app")] {
-            for path in [format!("{name}/manifests/1"), format!(".imgfs/{name}/1")] {
+            for path in [format!("{name}/manifests/1"), format!(".imgfs/{name}:1")] {
                 let failed = mount.run("stat", &[mount.path(&path)]);
                 failed.fails_with("No such file or directory");
             }
@@ -112,7 +112,8 @@ fn special_addresses_are_not_asked_by_a_mere_lookup() {
     let imgfs = Imgfs::scratch();
     for args in [&[][..], &["--registries", "*"]] {
         let mount = Mounted::start(imgfs.images_dir(), args);
-        for host in ["169.254.169.254", "169.254.169.254:8080", "[fd00:ec2::254]:80", "0.0.0.0:80"] {
+        for host in ["169.254.169.254", "169.254.169.254:8080", "[fd00:ec2::254]:80", "0.0.0.0:80"]
+        {
             let path = format!("{host}/latest/meta-data/manifests/1");
             mount.run("stat", &[mount.path(&path)]).fails_with("Permission denied");
             assert_eq!(mount.logged(&[host, "special"]).len(), 1, "{host}: {:?}", mount.log());
@@ -251,7 +252,8 @@ fn a_helper_is_asked_once_for_all_who_need_it() {
     let imgfs = Imgfs::scratch().docker_config(&json!({"credsStore": "bed"}));
     let answer = json!({"ServerURL": "", "Username": "bed", "Secret": "secret"});
     let (bin, log) = helper(&imgfs, &format!("sleep 0.3; echo '{answer}'"));
-    imgfs.path_prefix(&bin).pull(&names).success();
+    let imgfs = imgfs.path_prefix(&bin);
+    imgfs.pull(&names).success();
     assert_eq!(asked(&log).len(), 1);
 }
 
@@ -266,7 +268,9 @@ fn a_helper_that_hangs_is_given_up_and_killed() {
     let args = ["--stall-timeout", "500ms", "--connect-timeout", "500ms", &name];
     let failed = imgfs.pull(&args).expect_code(1);
     failed.stderr_has("docker-credential-bed has not answered within");
-    for id in asked(&log) {
+    let ids = asked(&log);
+    assert!(!ids.is_empty(), "it was asked");
+    for id in ids {
         let state = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
         assert!(state.is_empty() || state.contains(") Z "), "it still runs: {state}");
     }

@@ -30,8 +30,11 @@ const IDLE_CONNECTIONS: usize = 24;
 pub(super) struct Clients {
     config: Arc<RegistryConfig>,
     zones: Arc<Zones>,
-    made: Mutex<HashMap<(Access, Zone), Arc<OnceCell<Client>>>>,
+    made: Mutex<HashMap<(Access, Zone), Slot>>,
 }
+
+/// A client, made by whoever needs it first.
+type Slot = Arc<OnceCell<Client>>;
 
 impl Clients {
     pub(super) fn new(config: Arc<RegistryConfig>) -> Self {
