@@ -26,6 +26,7 @@ mod pull;
 mod push;
 mod push_faults;
 mod push_wire;
+mod reach;
 mod regressions;
 mod render;
 mod rootfs;

@@ -30,7 +30,9 @@ fn other_users_may_look_where_they_are_let() {
     require!(Mounts);
     let hostile = Hostile::start();
     let (imgfs, images, names) = scene(&hostile);
-    for (further, allowed) in [(&[][..], false), (&["--allow-other"], true)] {
+    let host = hostile.host();
+    let others = ["--allow-other", "--registries", &host];
+    for (further, allowed) in [(&[][..], false), (&others[..], true)] {
         let args = [&["--manifests", &names[1]], further].concat();
         let mount = Mounted::start(imgfs.images_dir(), &args);
         // The mount point itself is in a directory that only root may enter.

@@ -464,7 +464,7 @@ fn modes_and_owners_of_an_image_are_obeyed() {
     let image = Image::new().step("x", &archive.gzip()).build();
     // As it is at first, and when all is known.
     for is_listed in [false, true] {
-        let args = ["--platform", "linux/amd64", "--allow-other"];
+        let args = ["--platform", "linux/amd64", "--allow-other", "--registries", "127.0.0.1:*"];
         let inside = Inside::start(image.clone(), &args);
         let mount = &inside.mount;
         let place = mount.at().parent().expect("a directory").to_owned();
