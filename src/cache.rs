@@ -59,7 +59,10 @@ use std::{
 use tokio::runtime::Handle;
 
 use crate::{
-    backend::{Blobs, Error, Kind, Result, images_dir::cached::BLOCK_BYTES},
+    backend::{
+        Blobs, Error, Kind, Result,
+        images_dir::cached::{BLOCK_BYTES, ContentId, StreamId},
+    },
     image::{Descriptor, Repository},
     util::locked,
 };
@@ -82,8 +85,8 @@ const FEED_BLOCKS: usize = 128;
 /// How many of them may be of one blob.
 const MOST_FED: usize = 32;
 
-/// Reads of derived content that are under way at once: each holds some of it in memory.
-const DERIVED_AT_ONCE: usize = 4;
+/// Requests for streams that are under way at once: each holds some of its stream in memory.
+const STREAMS_AT_ONCE: usize = 4;
 
 /// What is evicted at once, in blocks, as long as the cache is large enough.
 const EXTENT_BLOCKS: u64 = 32;
@@ -180,8 +183,8 @@ struct Core {
     observer: Arc<dyn Observer>,
     runtime: Handle,
     slots: Arc<Slots>,
-    /// For what is derived: that waits for requests, which must not have to wait for it.
-    derived_slots: Arc<Slots>,
+    /// For streams: they wait for requests, which must not have to wait for them.
+    stream_slots: Arc<Slots>,
     /// Requests that are under way.
     fetching: AtomicUsize,
     /// Names for what is to be removed, and numbers of handles.
@@ -195,14 +198,14 @@ struct Core {
     fails_to_write: std::sync::atomic::AtomicBool,
 }
 
-/// Who sees to it that content is right.
+/// Who sees to it that what a handle reads is right.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Trust {
     /// The cache, by the digest of everything.
     Digest,
     /// Whoever reads it.
     Reader,
-    /// Whoever gives it.
+    /// Whoever makes it: it is a stream.
     Source,
 }
 
@@ -216,7 +219,7 @@ impl Cache {
         let opening = format!("opening {}", config.dir.display());
         let runtime = Handle::try_current()
             .map_err(|e| Error::new(SIDE, &opening, Kind::Config(e.to_string())))?;
-        let lock = load::lock(&config.dir)?;
+        let (lock, is_old) = load::lock(&config.dir)?;
         let extents = (config.limit_bytes / 16 / BLOCK_BYTES).clamp(1, EXTENT_BLOCKS);
         let margin = config.limit_bytes / 128 + (16 << 10);
         let core = Arc::new_cyclic(|me| Core {
@@ -230,7 +233,7 @@ impl Cache {
             observer: config.observer,
             runtime,
             slots: Slots::new(config.max_requests),
-            derived_slots: Slots::new(DERIVED_AT_ONCE),
+            stream_slots: Slots::new(STREAMS_AT_ONCE),
             fetching: AtomicUsize::new(0),
             gone: AtomicU64::new(0),
             origins: AtomicUsize::new(1),
@@ -241,7 +244,7 @@ impl Cache {
             #[cfg(test)]
             fails_to_write: std::sync::atomic::AtomicBool::new(false),
         });
-        core.load().map_err(|e| Error::new(SIDE, &opening, e))?;
+        core.load(is_old).map_err(|e| Error::new(SIDE, &opening, e))?;
         core.shrink();
         Ok(Self { core })
     }
@@ -268,16 +271,21 @@ impl Cache {
         self.handle(source, repositories, blob, Trust::Reader)
     }
 
-    /// A handle for reading what `source` makes of other content, and has checked before it gives
-    /// it: so nothing is hashed and nothing held back. It is known by the digest of `content`,
-    /// which has to be one of its own, whatever it is the digest of.
-    pub fn derived<B: Blobs>(
+    /// A handle for reading the decompressed stream of `layer`, of `size` bytes, which `source` makes
+    /// and has checked before it gives it: so nothing is hashed and nothing held back.
+    ///
+    /// `id` names the stream. Two streams whose bytes can differ must not have the same. Streams and
+    /// blobs have nothing to do with each other here, whatever they are called.
+    pub fn stream<B: Blobs>(
         &self,
         source: &Arc<B>,
         repository: Repository,
-        content: &Descriptor,
+        layer: &Descriptor,
+        id: StreamId,
+        size: u64,
     ) -> CachedBlob {
-        self.handle(source, vec![repository], content, Trust::Source)
+        let key = Key { content: ContentId::Stream(id), size };
+        self.open_handle(key, source, vec![repository], layer, Trust::Source)
     }
 
     fn handle<B: Blobs>(
@@ -287,15 +295,25 @@ impl Cache {
         blob: &Descriptor,
         trust: Trust,
     ) -> CachedBlob {
+        let key = Key { content: ContentId::Blob(blob.digest), size: blob.size };
+        self.open_handle(key, source, repositories, blob, trust)
+    }
+
+    fn open_handle<B: Blobs>(
+        &self,
+        key: Key,
+        source: &Arc<B>,
+        repositories: Vec<Repository>,
+        blob: &Descriptor,
+        trust: Trust,
+    ) -> CachedBlob {
         let core = &self.core;
-        let key = Key { digest: blob.digest, size: blob.size };
         core.enter(&key, trust);
         let origin = Source {
             id: core.origins.fetch_add(1, Ordering::Relaxed),
             source: source.clone(),
             repositories,
             blob: blob.clone(),
-            is_derived: trust == Trust::Source,
         };
         CachedBlob::new(core.clone(), key, Arc::new(origin), trust)
     }
@@ -333,22 +351,18 @@ impl Core {
         }
         if let Some(blob) = state.blobs.get_mut(key) {
             blob.handles += 1;
-            match trust {
-                Trust::Digest => blob.is_digest_wanted = true,
-                Trust::Reader => {}
-                Trust::Source => blob.set_derived(),
-            }
+            blob.is_digest_wanted |= trust == Trust::Digest;
         }
     }
 
-    /// Where requests for a blob get their places.
-    fn slots(&self, is_derived: bool) -> &Arc<Slots> {
-        if is_derived { &self.derived_slots } else { &self.slots }
+    /// Where requests for some content get their places.
+    fn slots(&self, key: &Key) -> &Arc<Slots> {
+        if key.content.is_stream() { &self.stream_slots } else { &self.slots }
     }
 
     /// Whether a new blob may have files: of several sizes of a digest one can be right.
     fn place_for(&self, state: &mut State, key: &Key) -> Place {
-        if let Some(size) = state.owners.get(&key.digest).copied() {
+        if let Some(size) = state.owners.get(&key.content).copied() {
             let owner = Key { size, ..*key };
             match state.blobs.get(&owner) {
                 Some(blob) if matches!(blob.place, Place::Whole(_)) => {
@@ -361,7 +375,7 @@ impl Core {
                 return Place::Nowhere;
             }
         }
-        state.owners.insert(key.digest, key.size);
+        state.owners.insert(key.content, key.size);
         Place::New
     }
 }

@@ -100,7 +100,7 @@ impl Core {
         match written {
             Ok(()) => Some((sum, charge)),
             Err(error) => {
-                let path = cached::part_path(&self.dir, &key.digest);
+                let path = key.content.part_path(&self.dir);
                 self.refused(&path, "writing", error);
                 if charge > 0 {
                     // The part that was written; if not now, it goes when the cache is opened.
@@ -175,7 +175,7 @@ impl Core {
                     // Nothing of it is used, whether it is there or not.
                     let _ = fs::remove_file(path);
                 }
-                let path = cached::part_path(&self.dir, &key.digest);
+                let path = key.content.part_path(&self.dir);
                 self.refused(&path, "creating", error);
                 None
             }
@@ -190,14 +190,13 @@ impl Core {
             return Some(files.clone());
         }
         let open = |path: PathBuf| File::options().read(true).write(true).open(path);
-        let data = open(cached::part_path(&self.dir, &key.digest));
+        let data = open(key.content.part_path(&self.dir));
         let data = data.and_then(|data| match data.metadata()?.len() == key.size {
             true => Ok(data),
             false => Err(io::ErrorKind::InvalidData.into()),
         });
-        let opened = data.and_then(|data| {
-            Ok(Files { data, map: open(cached::map_path(&self.dir, &key.digest))? })
-        });
+        let opened =
+            data.and_then(|data| Ok(Files { data, map: open(key.content.map_path(&self.dir))? }));
         match opened {
             Ok(opened) => {
                 let opened = Arc::new(opened);
@@ -218,7 +217,7 @@ impl Core {
         if let Some(file) = file {
             return Some(file.clone());
         }
-        let opened = File::open(cached::whole_path(&self.dir, &key.digest));
+        let opened = File::open(key.content.whole_path(&self.dir));
         let opened = opened.ok().filter(|f| f.metadata().is_ok_and(|m| m.len() == key.size));
         match opened {
             Some(opened) => {
@@ -261,9 +260,6 @@ impl Core {
         new.origin = blob.origin.take();
         new.ignores_ranges = blob.ignores_ranges;
         new.is_digest_wanted = blob.is_digest_wanted;
-        if blob.is_derived {
-            new.set_derived();
-        }
         new.windows = std::mem::take(&mut blob.windows);
         // Readers look again.
         blob.stop_jobs();
@@ -280,7 +276,7 @@ impl Core {
     fn rename_away(&self, key: &Key, blob: &Blob) -> Gone {
         let named = match blob.place {
             Place::Parts(_) => paths(&self.dir, key).to_vec(),
-            Place::Whole(_) => vec![cached::whole_path(&self.dir, &key.digest)],
+            Place::Whole(_) => vec![key.content.whole_path(&self.dir)],
             Place::New | Place::Nowhere | Place::OtherSize(_) => Vec::new(),
         };
         let rename = |from: PathBuf| {
@@ -325,8 +321,8 @@ impl Core {
             Place::Whole(file) => *file = None,
             _ => {
                 let Some(old) = state.blobs.remove(key) else { return };
-                if state.owners.get(&key.digest) == Some(&key.size) {
-                    state.owners.remove(&key.digest);
+                if state.owners.get(&key.content) == Some(&key.size) {
+                    state.owners.remove(&key.content);
                 }
                 for extent in old.extents.values() {
                     state.lru.remove(extent.age);
@@ -341,7 +337,7 @@ impl Core {
     /// ones.
     pub(super) fn seal_if_whole(self: &Arc<Self>, state: &mut State, key: &Key) {
         let Some(blob) = state.blobs.get_mut(key) else { return };
-        let is_whole = blob.verified && blob.stored == blob.blocks && blob.writing.is_empty();
+        let is_whole = blob.is_verified() && blob.stored == blob.blocks && blob.writing.is_empty();
         let Place::Parts(Some(files)) = &blob.place else { return };
         if !is_whole || blob.sealing {
             return;
@@ -353,7 +349,7 @@ impl Core {
 
     fn seal(&self, key: &Key, id: u64, files: &Arc<Files>) {
         let sealed = cached::seal(&files.data);
-        let whole = cached::whole_path(&self.dir, &key.digest);
+        let whole = key.content.whole_path(&self.dir);
         let mut state = self.lock();
         let Some(blob) = state.blob(key, id) else { return };
         // Under the lock, so that it is that of this blob and no later one.
@@ -424,7 +420,7 @@ impl Core {
 
 /// The files of a blob in parts: data and map.
 fn paths(dir: &Path, key: &Key) -> [PathBuf; 2] {
-    [cached::part_path(dir, &key.digest), cached::map_path(dir, &key.digest)]
+    [key.content.part_path(dir), key.content.map_path(dir)]
 }
 
 /// Creates the files of a blob of which nothing is here.

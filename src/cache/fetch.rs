@@ -51,7 +51,6 @@ pub(super) struct Source<B> {
     pub source: Arc<B>,
     pub repositories: Vec<Repository>,
     pub blob: Descriptor,
-    pub is_derived: bool,
 }
 
 impl<B: Blobs> Origin for Source<B> {
@@ -86,7 +85,7 @@ impl Drop for Ending<'_> {
     fn drop(&mut self) {
         let result = self.result.take().unwrap_or_else(|| {
             let kind = Kind::Interrupted("the request was given up".into());
-            Err(Error::new(SIDE, format_args!("fetching blob {}", self.key.digest), kind))
+            Err(Error::new(SIDE, format_args!("fetching {}", self.key.content), kind))
         });
         let result = result.map_err(|error| Failed { error, origin: self.origin });
         self.core.ended(&self.key, self.job, result);
@@ -106,7 +105,7 @@ pub(super) enum Arrival {
 impl<B: Blobs> Source<B> {
     /// Ends well also when it is stopped.
     async fn run(&self, core: &Arc<Core>, key: &Key, job: &Job) -> Result<()> {
-        let slots = core.slots(self.is_derived);
+        let slots = core.slots(key);
         let mut slot = tokio::select! {
             biased;
             () = job.stop.notified() => return Ok(()),
@@ -144,7 +143,7 @@ impl<B: Blobs> Source<B> {
                 let reason = format!("it ended at block {block} of {end}");
                 return Err(self.error(key, Kind::Interrupted(reason)));
             };
-            self.count(core, 0, piece.len());
+            Self::count(core, key, 0, piece.len());
             while !piece.is_empty() {
                 if block >= end {
                     let found = u64::from(end) * BLOCK_BYTES + piece.len() as u64;
@@ -191,7 +190,7 @@ impl<B: Blobs> Source<B> {
         for repository in &self.repositories {
             let range = bytes(&job.range);
             let is_part = range != all;
-            self.count(core, 1, 0);
+            Self::count(core, key, 1, 0);
             let opened = tokio::select! {
                 biased;
                 () = job.stop.notified() => return Ok(None),
@@ -204,7 +203,7 @@ impl<B: Blobs> Source<B> {
                         return Ok(None);
                     }
                     *block = 0;
-                    self.count(core, 1, 0);
+                    Self::count(core, key, 1, 0);
                     return tokio::select! {
                         biased;
                         () = job.stop.notified() => Ok(None),
@@ -222,8 +221,8 @@ impl<B: Blobs> Source<B> {
     }
 
     /// Counts what comes from elsewhere.
-    fn count(&self, core: &Core, requests: u64, bytes: usize) {
-        if !self.is_derived {
+    fn count(core: &Core, key: &Key, requests: u64, bytes: usize) {
+        if !key.content.is_stream() {
             let counts = &mut core.lock().counts;
             counts.requests += requests;
             counts.fetched_bytes += bytes as u64;
@@ -231,7 +230,7 @@ impl<B: Blobs> Source<B> {
     }
 
     fn error(&self, key: &Key, kind: Kind) -> Error {
-        Error::new(SIDE, format_args!("fetching blob {}", key.digest), kind)
+        Error::new(SIDE, format_args!("fetching {}", key.content), kind)
     }
 }
 
@@ -289,7 +288,7 @@ impl Core {
             let found: [u8; 32] = Sha256::digest(&bytes).into();
             if found != expected {
                 let (expected, found) = (Digest::Sha256(expected), Digest::Sha256(found));
-                let doing = format!("fetching block {block} of blob {} once more", key.digest);
+                let doing = format!("fetching block {block} of {} once more", key.content);
                 return Err(Error::new(SIDE, doing, Kind::Digest { expected, found }));
             }
         }
@@ -317,7 +316,10 @@ impl Core {
         let prefix = &mut blob.prefix;
         // With what is being hashed itself.
         let fed = prefix.feed.len() + usize::from(prefix.hasher.is_none());
-        if !blob.is_derived && block as usize == prefix.to as usize + fed && fed < feed_blocks {
+        if !blob.content.is_stream()
+            && block as usize == prefix.to as usize + fed
+            && fed < feed_blocks
+        {
             prefix.feed.push_back(bytes.clone());
         }
         blob.give(block, &bytes);

@@ -16,7 +16,7 @@ use super::{
     state::{Failed, Key, Place, State},
 };
 use crate::{
-    backend::{Error, Kind},
+    backend::{Error, Kind, images_dir::cached::ContentId},
     image::{Digest, Hasher},
 };
 
@@ -38,7 +38,7 @@ impl Core {
         let State { blobs, memory, .. } = state;
         let Some(blob) = blobs.get_mut(key) else { return };
         let next = blob.prefix.to;
-        let is_wanted = blob.is_digest_wanted && !blob.verified;
+        let is_wanted = blob.is_digest_wanted && !blob.is_verified();
         if blob.prefix.running || !is_wanted || next >= blob.blocks {
             return;
         }
@@ -152,7 +152,9 @@ impl Core {
         let mut state = self.lock();
         let Some(blob) = state.blob(key, id).filter(|blob| blob.prefix.run == run) else { return };
         blob.prefix.running = false;
-        if found == key.digest {
+        // Streams are not hashed.
+        let ContentId::Blob(expected) = key.content else { return };
+        if found == expected {
             blob.set_verified();
             let block = blob.blocks.saturating_sub(1);
             blob.give(block, last);
@@ -161,8 +163,8 @@ impl Core {
             self.settle(&mut state, key);
             return;
         }
-        let doing = format!("reading blob {}", key.digest);
-        let error = Error::new(SIDE, doing, Kind::Digest { expected: key.digest, found });
+        let doing = format!("reading {}", key.content);
+        let error = Error::new(SIDE, doing, Kind::Digest { expected, found });
         blob.mismatches += 1;
         blob.mismatch = Some(error.clone());
         blob.fail(0..u32::MAX, &Failed { error, origin: 0 });

@@ -1,7 +1,7 @@
 //! Opening a cache: whose it is, what is in it, and what was used last.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File, TryLockError},
     io::{self, ErrorKind, Read, Seek, Write},
     os::unix::fs::MetadataExt,
@@ -18,9 +18,10 @@ use super::{
 use crate::{
     backend::{
         Error, Kind, Result,
-        images_dir::cached::{self, BLOCK_BYTES, BlockMap, MAP_SUFFIX, PART, WHOLE as WHOLE_DIR},
+        images_dir::cached::{
+            self, BLOCK_BYTES, BlockMap, ContentId, MAP_SUFFIX, PART, STREAMS, WHOLE as WHOLE_DIR,
+        },
     },
-    image::Digest,
     util::locked,
 };
 
@@ -28,7 +29,10 @@ use crate::{
 const RECENT: &str = "recent";
 
 /// Creates what is missing of the cache at `dir`, and takes its lock.
-pub(super) fn lock(dir: &Path) -> Result<File> {
+///
+/// The second value says whether it is of a version in which streams were among the blobs; then
+/// [`Core::load`] has to look at it first, and to write the version.
+pub(super) fn lock(dir: &Path) -> Result<(File, bool)> {
     let failed = |doing: &str, path: &Path, error: io::Error| {
         Error::new(SIDE, format_args!("{doing} {}", path.display()), error)
     };
@@ -54,8 +58,10 @@ pub(super) fn lock(dir: &Path) -> Result<File> {
         Err(TryLockError::Error(e)) => return Err(failed("locking", &path, e)),
     }
     let version = dir.join("version");
+    let mut is_old = false;
     match fs::read_to_string(&version) {
         Ok(text) if text == cached::VERSION => {}
+        Ok(text) if text == cached::VERSION_WITHOUT_STREAMS => is_old = true,
         Ok(text) if text.starts_with(cached::VERSION_NAME) => {
             return Err(refuse(format!(
                 "it is in the form `{}`, of a newer imgfs; give another directory (--cache-dir)",
@@ -63,14 +69,12 @@ pub(super) fn lock(dir: &Path) -> Result<File> {
             )));
         }
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("reading", &version, e)),
-        // None, or what a power cut has left of it; nothing in here is trusted unseen.
-        _ => {
-            let written = fs::write(&version, cached::VERSION);
-            written.map_err(|e| failed("writing", &version, e))?;
-        }
+        // None, or what a power cut has left of it.
+        _ => is_old = true,
     }
-    for name in [PART, WHOLE_DIR, GONE] {
-        let path = dir.join(name);
+    let streams = dir.join(STREAMS);
+    let dirs = [dir, &streams].map(|base| [base.join(PART), base.join(WHOLE_DIR)]);
+    for path in dirs.into_iter().flatten().chain([dir.join(GONE)]) {
         cached::create_dirs(&path).map_err(|e| failed("creating", &path, e))?;
     }
     let written = lock
@@ -79,54 +83,41 @@ pub(super) fn lock(dir: &Path) -> Result<File> {
         .and_then(|()| writeln!(lock, "{}", std::process::id()));
     // A full disk must not keep anybody from reading what is here; it is for a message only.
     drop(written);
-    Ok(lock)
+    Ok((lock, is_old))
 }
 
 impl Core {
     /// Finds what is here, and removes what makes no sense.
-    pub(super) fn load(&self) -> io::Result<()> {
+    ///
+    /// `is_old` says that whole files are those of a version in which their names were no proof of
+    /// their content: those are hashed.
+    pub(super) fn load(&self, is_old: bool) -> io::Result<()> {
         for (_, path) in entries(&self.dir.join(GONE))? {
             fs::remove_file(path)?;
         }
-        let mut found = Vec::new();
-        for (digest, path) in digests(&self.dir.join(WHOLE_DIR))? {
-            let meta = fs::metadata(&path)?;
-            if !meta.is_file() || !cached::is_sealed(&meta) {
-                fs::remove_file(&path)?;
-                continue;
-            }
-            let key = Key { digest, size: meta.len() };
-            let mut blob = Blob::new(0, &key, self.extent_blocks, Place::Whole(None));
-            blob.charge = disk_bytes(key.size);
-            found.push((key, blob));
-        }
-        let part = self.dir.join(PART);
-        for (name, path) in entries(&part)? {
-            // A map without data is worth nothing.
-            let of = name.strip_suffix(MAP_SUFFIX).filter(|of| of.parse::<Digest>().is_ok());
-            if of.is_some_and(|of| !part.join(of).exists()) {
-                fs::remove_file(path)?;
-            }
-        }
-        for (digest, path) in digests(&part)? {
-            let is_whole = found.iter().any(|(key, _)| key.digest == digest);
-            let loaded = if is_whole { None } else { self.load_parts(digest, &path)? };
-            match loaded {
-                Some(loaded) => found.push(loaded),
-                None => {
-                    remove_if_there(&cached::map_path(&self.dir, &digest))?;
-                    remove_if_there(&path)?;
+        if is_old {
+            for (content, path) in contents(&self.dir.join(WHOLE_DIR), ContentId::parse_blob)? {
+                let is_right = match content {
+                    ContentId::Blob(digest) => cached::has_digest(&path, &digest)?,
+                    ContentId::Stream(_) => false,
+                };
+                if !is_right {
+                    fs::remove_file(&path)?;
                 }
             }
+            fs::write(self.dir.join("version"), cached::VERSION)?;
         }
+        let mut found = Vec::new();
+        self.load_from(&self.dir, ContentId::parse_blob, &mut found)?;
+        self.load_from(&self.dir.join(STREAMS), ContentId::parse_stream, &mut found)?;
         let recent = fs::read_to_string(self.dir.join(RECENT)).unwrap_or_default();
         let ranks: HashMap<&str, usize> = recent.lines().zip(1..).collect();
-        found.sort_by_key(|(key, _)| ranks.get(key.digest.to_string().as_str()).copied());
+        found.sort_by_key(|(key, _)| ranks.get(key.content.file_name().as_str()).copied());
         let mut state = self.lock();
         for (key, mut blob) in found {
             blob.id = state.number();
             state.used += blob.charge;
-            state.owners.insert(key.digest, key.size);
+            state.owners.insert(key.content, key.size);
             let units = match blob.place {
                 Place::Whole(_) => vec![WHOLE],
                 _ => blob.extents.keys().copied().collect(),
@@ -139,17 +130,53 @@ impl Core {
         Ok(())
     }
 
-    /// What is here of a blob in parts; `None` if that makes no sense.
-    fn load_parts(&self, digest: Digest, path: &Path) -> io::Result<Option<(Key, Blob)>> {
+    /// Finds what is here of one kind of content, whose names `parse` knows.
+    fn load_from(&self, base: &Path, parse: Parse, found: &mut Vec<(Key, Blob)>) -> io::Result<()> {
+        for (content, path) in contents(&base.join(WHOLE_DIR), parse)? {
+            let meta = fs::metadata(&path)?;
+            if !meta.is_file() || !cached::is_sealed(&meta) {
+                fs::remove_file(&path)?;
+                continue;
+            }
+            let key = Key { content, size: meta.len() };
+            let mut blob = Blob::new(0, &key, self.extent_blocks, Place::Whole(None));
+            blob.charge = disk_bytes(key.size);
+            found.push((key, blob));
+        }
+        let whole: HashSet<ContentId> = found.iter().map(|(key, _)| key.content).collect();
+        let part = base.join(PART);
+        for (name, path) in entries(&part)? {
+            // A map without data is worth nothing.
+            let of = name.strip_suffix(MAP_SUFFIX).filter(|of| parse(of).is_some());
+            if of.is_some_and(|of| !part.join(of).exists()) {
+                fs::remove_file(path)?;
+            }
+        }
+        for (content, path) in contents(&part, parse)? {
+            let is_whole = whole.contains(&content);
+            let loaded = if is_whole { None } else { self.load_parts(content, &path)? };
+            match loaded {
+                Some(loaded) => found.push(loaded),
+                None => {
+                    remove_if_there(&content.map_path(&self.dir))?;
+                    remove_if_there(&path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is here of content in parts; `None` if that makes no sense.
+    fn load_parts(&self, content: ContentId, path: &Path) -> io::Result<Option<(Key, Blob)>> {
         let meta = fs::metadata(path)?;
-        let map_path = cached::map_path(&self.dir, &digest);
+        let map_path = content.map_path(&self.dir);
         let is_sane = fs::metadata(&map_path)
             .is_ok_and(|map| map.len() == cached::map_bytes(meta.len().min(MAX_SIZE)));
         let map = if is_sane { BlockMap::read(&map_path)? } else { None };
         let Some(map) = map.filter(|map| meta.is_file() && map.size == meta.len()) else {
             return Ok(None);
         };
-        let key = Key { digest, size: map.size };
+        let key = Key { content, size: map.size };
         let mut blob = Blob::new(0, &key, self.extent_blocks, Place::Parts(None));
         blob.charge = disk_bytes(cached::map_bytes(map.size));
         for (block, sum) in (0..).zip(&map.sums).filter(|(_, sum)| **sum != 0) {
@@ -215,18 +242,18 @@ impl Core {
     /// Writes down in which order blobs were used. Without it the next process takes another
     /// order, which is why failing to is no error.
     pub(super) fn save_recent(&self) {
-        let mut last: HashMap<Digest, usize> = HashMap::new();
-        let mut order: Vec<Digest> = Vec::new();
+        let mut last: HashMap<ContentId, usize> = HashMap::new();
+        let mut order: Vec<ContentId> = Vec::new();
         {
             let state = self.lock();
             for (key, _) in state.lru.iter() {
-                last.insert(key.digest, order.len());
-                order.push(key.digest);
+                last.insert(key.content, order.len());
+                order.push(key.content);
             }
         }
         let mut text = String::new();
-        for (_, digest) in order.iter().enumerate().filter(|(at, d)| last.get(d) == Some(at)) {
-            text.push_str(&format!("{digest}\n"));
+        for (_, content) in order.iter().enumerate().filter(|(at, c)| last.get(c) == Some(at)) {
+            text.push_str(&format!("{}\n", content.file_name()));
         }
         let temporary = self.dir.join(GONE).join(RECENT);
         let written = fs::write(&temporary, text)
@@ -257,8 +284,11 @@ fn entries(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// The entries that are named by a digest.
-fn digests(dir: &Path) -> io::Result<Vec<(Digest, PathBuf)>> {
-    let parse = |(name, path): (String, PathBuf)| Some((name.parse().ok()?, path));
+/// Tells which content a file holds by its name.
+type Parse = fn(&str) -> Option<ContentId>;
+
+/// The entries whose names `parse` knows.
+fn contents(dir: &Path, parse: Parse) -> io::Result<Vec<(ContentId, PathBuf)>> {
+    let parse = |(name, path): (String, PathBuf)| Some((parse(&name)?, path));
     Ok(entries(dir)?.into_iter().filter_map(parse).collect())
 }

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     backend::{
         Error, Kind, Result,
-        images_dir::cached::{self, BLOCK_BYTES},
+        images_dir::cached::{self, BLOCK_BYTES, ContentId},
     },
     image::Digest,
 };
@@ -111,9 +111,9 @@ impl CachedBlob {
         self.handle.key.size
     }
 
-    /// Its digest, as its descriptor states it.
-    pub fn digest(&self) -> Digest {
-        self.handle.key.digest
+    /// What it is. `reading {content}` says it in messages.
+    pub fn content(&self) -> ContentId {
+        self.handle.key.content
     }
 
     /// Blocks of it that have come, from the source and not from the disk: while they become more,
@@ -242,7 +242,7 @@ impl CachedBlob {
         if !matches!(blob.place, Place::Whole(_)) {
             return None;
         }
-        let file = File::open(cached::whole_path(&core.dir, &key.digest)).ok()?;
+        let file = File::open(key.content.whole_path(&core.dir)).ok()?;
         if !lent.swap(true, Ordering::Relaxed) {
             blob.lent += 1;
         }
@@ -257,10 +257,11 @@ impl CachedBlob {
             let reason = format!("no blob has {size} bytes");
             return Err(self.handle.error(Kind::Unfit(reason)));
         }
-        let nothing = Digest::of(self.handle.key.digest.algorithm(), b"");
-        if size == 0 && self.handle.key.digest != nothing {
-            let kind = Kind::Digest { expected: self.handle.key.digest, found: nothing };
-            return Err(self.handle.error(kind));
+        if let (0, ContentId::Blob(expected)) = (size, self.handle.key.content) {
+            let found = Digest::of(expected.algorithm(), b"");
+            if found != expected {
+                return Err(self.handle.error(Kind::Digest { expected, found }));
+            }
         }
         let end = offset.saturating_add(length as u64).min(size);
         Ok((offset < end).then_some(offset..end))
@@ -317,7 +318,7 @@ impl CachedBlob {
 
 impl Handle {
     fn error(&self, kind: Kind) -> Error {
-        Error::new(SIDE, format_args!("reading blob {}", self.key.digest), kind)
+        Error::new(SIDE, format_args!("reading {}", self.key.content), kind)
     }
 
     /// Finds the blocks of a read, and has fetched what is missing. `None` if it is not all here
@@ -366,7 +367,7 @@ impl Handle {
             !running.job.urgent && blob.waiters.range(running.next..running.end).next().is_some()
         });
         for running in urgent {
-            core.slots(blob.is_derived).promote(running.job.id);
+            core.slots(key).promote(running.job.id);
         }
         if state.warned {
             core.store_late(state, key, blocks.clone());

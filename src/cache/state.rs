@@ -14,15 +14,18 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{CacheStats, fetch::Origin, memory::Memory, window::Windows};
 use crate::{
-    backend::{Error, images_dir::cached},
-    image::{Digest, Hasher},
+    backend::{
+        Error,
+        images_dir::cached::{self, ContentId},
+    },
+    image::Hasher,
 };
 
-/// What names a blob here. Descriptors that state different sizes for a digest, of which at most
+/// What names content here. Descriptors that state different sizes for a digest, of which at most
 /// one can be right, have nothing to do with each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    pub digest: Digest,
+    pub content: ContentId,
     pub size: u64,
 }
 
@@ -42,8 +45,8 @@ pub(super) struct Failed {
 
 pub(super) struct State {
     pub blobs: HashMap<Key, Blob>,
-    /// Which size of a digest has the files.
-    pub owners: HashMap<Digest, u64>,
+    /// Which size of some content has the files.
+    pub owners: HashMap<ContentId, u64>,
     pub lru: Lru,
     pub memory: Memory,
     /// Bytes of the disk that are used, or about to be.
@@ -171,6 +174,7 @@ pub(super) struct Extent {
 pub(super) struct Blob {
     /// Changes when all that is known of the blob is dropped.
     pub id: u64,
+    pub content: ContentId,
     pub size: u64,
     pub blocks: u32,
     pub place: Place,
@@ -196,8 +200,6 @@ pub(super) struct Blob {
     pub prefix: Prefix,
     /// The digest of all blocks, one after the other, has been right.
     pub verified: bool,
-    /// Whoever gives the content has checked it.
-    pub is_derived: bool,
     pub sealing: bool,
     pub ignores_ranges: bool,
     /// No read-ahead until then: the source has failed.
@@ -218,7 +220,7 @@ pub(super) struct Blob {
 pub(super) struct Prefix {
     /// Changes when it is begun anew.
     pub run: u64,
-    /// `None` while the next block is being hashed.
+    /// `None` while the next block is being hashed, and for streams.
     pub hasher: Option<Hasher>,
     /// Blocks that have been hashed.
     pub to: u32,
@@ -261,6 +263,7 @@ impl Blob {
     pub(super) fn new(id: u64, key: &Key, extent_blocks: u32, place: Place) -> Self {
         Self {
             id,
+            content: key.content,
             size: key.size,
             // Handles see to it that the number is small enough.
             blocks: cached::block_count(key.size) as u32,
@@ -278,7 +281,6 @@ impl Blob {
             windows: Windows::default(),
             prefix: Prefix::new(key),
             verified: false,
-            is_derived: false,
             sealing: false,
             ignores_ranges: false,
             quiet_until: None,
@@ -291,10 +293,10 @@ impl Blob {
         }
     }
 
-    /// Notes that the content is known to be right when it comes.
-    pub(super) fn set_derived(&mut self) {
-        self.is_derived = true;
-        self.verified = true;
+    /// Whether all content is known to be right: by its digest, or because it is a stream, which
+    /// whoever makes it has checked. What it is was decided when the entry was made.
+    pub(super) fn is_verified(&self) -> bool {
+        self.verified || self.content.is_stream()
     }
 
     /// Bytes of a block.
@@ -417,12 +419,12 @@ impl Blob {
 
     /// Whether a block is the one that is held back.
     pub(super) fn is_held_back(&self, block: u32) -> bool {
-        !self.verified && block + 1 == self.blocks
+        !self.is_verified() && block + 1 == self.blocks
     }
 
     /// Whether somebody waits for the block that is held back.
     pub(super) fn is_last_awaited(&self) -> bool {
-        !self.verified && !self.last_waiters.is_empty()
+        !self.is_verified() && !self.last_waiters.is_empty()
     }
 
     /// Forgets readers that have gone away.
@@ -494,7 +496,10 @@ impl Prefix {
     fn new(key: &Key) -> Self {
         Self {
             run: 0,
-            hasher: Some(Hasher::new(key.digest.algorithm())),
+            hasher: match key.content {
+                ContentId::Blob(digest) => Some(Hasher::new(digest.algorithm())),
+                ContentId::Stream(_) => None,
+            },
             to: 0,
             feed: VecDeque::new(),
             running: false,

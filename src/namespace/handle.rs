@@ -75,7 +75,7 @@ impl Handle {
     /// What reading it is called.
     pub fn reading(&self) -> String {
         match self {
-            Self::Remote(remote) => format!("reading blob {}", remote.blob.digest()),
+            Self::Remote(remote) => format!("reading {}", remote.blob.content()),
             Self::Inside(file) => format!("reading a file of layer {}", file.layer()),
             Self::File(_) | Self::Blob(_) | Self::Content(_) | Self::Fresh(_) => {
                 "reading a local file".to_owned()

@@ -27,7 +27,7 @@ use super::{
     stream::{Decompressed, Passing, Stream},
 };
 use crate::{
-    backend::{Blobs, Error, Kind, Names, Result},
+    backend::{Blobs, Error, Kind, Names, Result, images_dir::cached::StreamId},
     cache::CachedBlob,
     image::{Descriptor, Digest, Reference, Repository},
     layer::{
@@ -60,6 +60,19 @@ impl LayerKey {
         claims.extend(soci_index.and_then(Reference::digest).map(|digest| digest.to_string()));
         let toc = (!claims.is_empty()).then(|| Digest::sha256(claims.join("\n").as_bytes()));
         Self { digest: blob.digest, size: blob.size, toc }
+    }
+
+    /// The name of the layer's stream by `index`: of all on which its bytes depend.
+    fn stream_id(&self, index: &LayerIndex) -> StreamId {
+        let by = match (index.origin(), &self.toc) {
+            (Origin::Pass, _) => "pass".to_owned(),
+            (Origin::Toc, Some(toc)) => format!("toc {toc}"),
+            (Origin::Ztoc, Some(toc)) => format!("ztoc {toc}"),
+            (Origin::Toc, None) => "toc".to_owned(),
+            (Origin::Ztoc, None) => "ztoc".to_owned(),
+        };
+        let (from, to) = (self.size, index.stream_bytes());
+        StreamId::new(self.digest, &format!("{from} bytes compressed, {to} decompressed, by {by}"))
     }
 
     /// That of what a pass finds.
@@ -482,16 +495,9 @@ impl<S: Names + Blobs> Layer<S> {
         let repository = locked(&self.repositories).first().cloned();
         let repository =
             repository.ok_or_else(|| self.error(Kind::NotFound("nobody has it".into())))?;
-        // What it is the digest of does not matter, as long as nothing else has it. A stream that
-        // is damaged has no digest of its own.
-        let by = match self.key_of(index).toc {
-            Some(toc) => format!(" by {toc}"),
-            None => String::new(),
-        };
-        let name = format!("imgfs: the decompressed stream of {}{by}", self.blob.digest);
-        let content = Descriptor::new("", Digest::sha256(name.as_bytes()), index.stream_bytes());
         let source = Arc::new(Decompressed { layer: self.clone(), index: index.clone() });
-        let stream = self.store.sources.cache.derived(&source, repository, &content);
+        let (id, size) = (self.key_of(index).stream_id(index), index.stream_bytes());
+        let stream = self.store.sources.cache.stream(&source, repository, &self.blob, id, size);
         Ok(Stream::Cached { stream, _reader: self.store.recent.reader() })
     }
 
