@@ -67,7 +67,7 @@ use crate::{
     util::locked,
 };
 
-pub use read::CachedBlob;
+pub use read::{CachedBlob, Hashing};
 
 use fetch::Source;
 use slots::Slots;
@@ -351,7 +351,10 @@ impl Core {
         }
         if let Some(blob) = state.blobs.get_mut(key) {
             blob.handles += 1;
-            blob.is_digest_wanted |= trust == Trust::Digest;
+            if trust == Trust::Digest {
+                blob.is_digest_wanted = true;
+                blob.fix(&mut state.memory);
+            }
         }
     }
 

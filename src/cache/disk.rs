@@ -22,7 +22,7 @@ use super::{
     state::{Blob, Files, Key, Place, State, WHOLE, disk_bytes},
 };
 use crate::backend::{
-    Error,
+    Error, Kind,
     images_dir::cached::{self, BLOCK_BYTES},
 };
 
@@ -42,6 +42,7 @@ impl Core {
     /// Writes a block that has come, and lets those who wait for that know.
     pub(super) fn store(self: &Arc<Self>, key: &Key, id: u64, block: u32, bytes: &[u8]) {
         let stored = self.write(key, id, block, bytes);
+        let sha = stored.is_none().then(|| Sha256::digest(bytes).into());
         let mut state = self.lock();
         let state = &mut *state;
         let Some(blob) = state.blobs.get_mut(key).filter(|blob| blob.id == id) else {
@@ -57,8 +58,8 @@ impl Core {
                 let extent = blob.extent_of(block).0;
                 state.touch(key, extent);
             }
-            None if block < blob.prefix.to => {
-                blob.prefix.known.entry(block).or_insert_with(|| Sha256::digest(bytes).into());
+            None if blob.is_remembered(block) => {
+                blob.prefix.known.extend(sha.map(|sha| (block, sha)))
             }
             None => {}
         }
@@ -204,7 +205,7 @@ impl Core {
                 Some(opened)
             }
             Err(_) => {
-                self.reset(state, key, Place::New);
+                self.lose(state, key);
                 None
             }
         }
@@ -241,6 +242,28 @@ impl Core {
         }
     }
 
+    /// Drops a blob that is not, or perhaps not, what it should be. Whoever has begun to read it is
+    /// told when asking for [`super::CachedBlob::mismatch_since`].
+    pub(super) fn distrust(&self, state: &mut State, key: &Key, error: Error) {
+        if let Some(blob) = state.blobs.get_mut(key) {
+            blob.mismatches += 1;
+            blob.mismatch = Some(error);
+        }
+        self.reset(state, key, Place::New);
+    }
+
+    /// The same when files have gone, or cannot be read. Those who have read what cannot be
+    /// compared any more are told.
+    pub(super) fn lose(&self, state: &mut State, key: &Key) {
+        let is_mixed = state.blobs.get(key).is_some_and(|b| b.is_fixed && !b.is_verified());
+        if !is_mixed {
+            return self.reset(state, key, Place::New);
+        }
+        let reason = "what the cache had of it has gone; open it again".to_owned();
+        let doing = format_args!("reading {}", key.content);
+        self.distrust(state, key, Error::new(SIDE, doing, Kind::Interrupted(reason)));
+    }
+
     /// Drops all that is known of a blob and all that is here of it.
     pub(super) fn reset(&self, state: &mut State, key: &Key, place: Place) {
         let gone = self.forget(state, key, place);
@@ -260,6 +283,7 @@ impl Core {
         new.origin = blob.origin.take();
         new.ignores_ranges = blob.ignores_ranges;
         new.is_digest_wanted = blob.is_digest_wanted;
+        new.is_fixed = blob.is_fixed;
         new.windows = std::mem::take(&mut blob.windows);
         // Readers look again.
         blob.stop_jobs();

@@ -2,8 +2,8 @@
 //! whole blob.
 //!
 //! Nothing goes that is being read, written or sealed, and no whole blob of which somebody has the
-//! file. The checksums of an extent are cleared before its blocks go. Of blocks that have been
-//! hashed, what they have to be when they are fetched again is remembered first.
+//! file. The checksums of an extent are cleared before its blocks go. What blocks
+//! have to be when they are fetched again is remembered first, unless nobody reads the whole blob.
 
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 
@@ -21,7 +21,7 @@ pub(super) enum Victim {
     /// It has been forgotten already, and what is left is to wait until it has gone.
     Whole(Gone),
     /// It is pinned.
-    Extent { key: Key, id: u64, number: u32, files: Arc<Files>, hashed: Vec<u32> },
+    Extent { key: Key, id: u64, number: u32, files: Arc<Files>, given: Vec<u32> },
 }
 
 impl Core {
@@ -50,27 +50,24 @@ impl Core {
         };
         let blob = state.blobs.get_mut(&key)?;
         let first = unit * blob.extent_blocks;
-        let hashed = (first..first + blob.extent_blocks).filter(|block| {
-            *block < blob.prefix.to
-                && blob.sum(*block).is_some()
-                && !blob.prefix.known.contains_key(block)
-        });
-        let hashed = hashed.collect();
+        let given = (first..first + blob.extent_blocks)
+            .filter(|block| blob.was_given(*block) && blob.is_remembered(*block));
+        let given = given.collect();
         let id = blob.id;
         blob.extents.get_mut(&unit)?.pins += 1;
-        Some(Victim::Extent { key, id, number: unit, files, hashed })
+        Some(Victim::Extent { key, id, number: unit, files, given })
     }
 
     /// Evicts it.
     pub(super) fn evict(&self, victim: Victim) {
-        let (key, id, number, files, hashed) = match victim {
+        let (key, id, number, files, given) = match victim {
             Victim::Whole(gone) => {
                 self.remove_gone(&gone);
                 return;
             }
-            Victim::Extent { key, id, number, files, hashed } => (key, id, number, files, hashed),
+            Victim::Extent { key, id, number, files, given } => (key, id, number, files, given),
         };
-        let known: Vec<_> = hashed.iter().filter_map(|block| sha(&files, &key, *block)).collect();
+        let known: Vec<_> = given.iter().filter_map(|block| sha(&files, &key, *block)).collect();
         let first = {
             let mut state = self.lock();
             let state = &mut *state;
@@ -84,20 +81,16 @@ impl Core {
                 || blob.sealing
                 || blob.writing.range(blocks.clone()).next().is_some();
             let has_come_further = blocks.clone().any(|block| {
-                block < blob.prefix.to
-                    && blob.sum(block).is_some()
-                    && !blob.prefix.known.contains_key(&block)
-                    && !hashed.contains(&block)
+                blob.was_given(block) && blob.is_remembered(block) && !given.contains(&block)
             });
             if is_used || has_come_further {
                 return;
             }
-            if known.len() < hashed.len() {
-                // They cannot be read, and will have to be hashed once more.
-                blob.restart_prefix(&key);
-            } else {
-                blob.prefix.known.extend(known);
+            if known.len() < given.len() {
+                // They cannot be read: nobody can say what they were.
+                return self.lose(state, &key);
             }
+            blob.prefix.known.extend(known);
             let gone = blocks.filter(|block| blob.sum(*block).is_some()).count();
             // At most the number of blocks of an extent.
             blob.stored -= gone as u32;

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::{
     Core, FEED_BLOCKS, MOST_FED, SIDE,
     plan::Pace,
-    state::{Failed, Job, Key},
+    state::{Failed, Job, Key, State},
 };
 use crate::{
     backend::{
@@ -99,7 +99,7 @@ pub(super) enum Arrival {
     /// Nothing.
     Pass,
     /// It is to be written to the disk.
-    Store(Bytes),
+    Store,
 }
 
 impl<B: Blobs> Source<B> {
@@ -151,10 +151,10 @@ impl<B: Blobs> Source<B> {
                 }
                 let length = block_length(key.size, u64::from(block));
                 let Some(bytes) = collect(&mut arriving, &mut piece, length) else { break };
-                match core.arrived(key, job, block, bytes)? {
+                match core.arrived(key, job, block, &bytes).await? {
                     Arrival::Stop => return Ok(()),
                     Arrival::Pass => {}
-                    Arrival::Store(bytes) => {
+                    Arrival::Store => {
                         if let Some(writing) = writing.take() {
                             // It has said itself what it had to say.
                             let _ = writing.await;
@@ -275,23 +275,32 @@ impl Core {
     }
 
     /// Takes a block that has come: gives it to those who wait for it, and to the digest.
-    fn arrived(
+    async fn arrived(
         self: &Arc<Self>,
         key: &Key,
         job: &Job,
         block: u32,
-        bytes: Bytes,
+        bytes: &Bytes,
     ) -> Result<Arrival> {
-        let known =
-            self.lock().blob(key, job.blob).and_then(|b| b.prefix.known.get(&block).copied());
-        if let Some(expected) = known {
-            let found: [u8; 32] = Sha256::digest(&bytes).into();
-            if found != expected {
-                let (expected, found) = (Digest::Sha256(expected), Digest::Sha256(found));
-                let doing = format!("fetching block {block} of {} once more", key.content);
-                return Err(Error::new(SIDE, doing, Kind::Digest { expected, found }));
-            }
+        if let Some(arrival) = self.take(key, job, block, bytes, None)? {
+            return Ok(arrival);
         }
+        let wanted = bytes.clone();
+        let hashed = tokio::task::spawn_blocking(move || Sha256::digest(&wanted).into()).await;
+        let doing = || format!("hashing block {block} of {}", key.content);
+        let sha = hashed.map_err(|e| Error::new(SIDE, doing(), std::io::Error::other(e)))?;
+        Ok(self.take(key, job, block, bytes, Some(sha))?.unwrap_or(Arrival::Stop))
+    }
+
+    /// The same, with its SHA-256 if that has been computed; `None` if it has to be.
+    fn take(
+        self: &Arc<Self>,
+        key: &Key,
+        job: &Job,
+        block: u32,
+        bytes: &Bytes,
+        sha: Option<[u8; 32]>,
+    ) -> Result<Option<Arrival>> {
         let mut state = self.lock();
         let state = &mut *state;
         let is_refused = state.is_refused();
@@ -299,15 +308,33 @@ impl Core {
         let share = FEED_BLOCKS / self.fetching.load(Ordering::Relaxed).max(1);
         let feed_blocks = share.clamp(1, MOST_FED);
         let Some(blob) = state.blobs.get_mut(key).filter(|blob| blob.id == job.blob) else {
-            return Ok(Arrival::Stop);
+            return Ok(Some(Arrival::Stop));
         };
-        let Some(running) = blob.jobs.iter_mut().find(|running| running.job.id == job.id) else {
-            return Ok(Arrival::Stop);
+        let Some(at) = blob.jobs.iter().position(|running| running.job.id == job.id) else {
+            return Ok(Some(Arrival::Stop));
         };
-        running.next = block + 1;
+        let is_here = blob.has(block, &state.memory);
+        let may_be_stored =
+            !is_refused && !blob.is_leaving(block) && !blob.writing.contains(&block);
+        if !is_here {
+            let expected = blob.prefix.known.get(&block).copied();
+            let is_remembered = !may_be_stored && blob.is_remembered(block);
+            match (expected, sha) {
+                (Some(_), None) => return Ok(None),
+                (None, None) if is_remembered => return Ok(None),
+                (Some(expected), Some(found)) if found != expected => {
+                    return Err(self.changed(state, key, block, expected, found));
+                }
+                (None, Some(sha)) if is_remembered => {
+                    blob.prefix.known.insert(block, sha);
+                }
+                _ => {}
+            }
+        }
+        blob.jobs[at].next = block + 1;
         blob.arrived += 1;
-        if blob.has(block, &state.memory) {
-            return Ok(Arrival::Pass);
+        if is_here {
+            return Ok(Some(Arrival::Pass));
         }
         if block < blob.prefix.to && !blob.prefix.known.contains_key(&block) {
             // What was hashed is gone, and nothing says that this is the same.
@@ -322,14 +349,35 @@ impl Core {
         {
             prefix.feed.push_back(bytes.clone());
         }
-        blob.give(block, &bytes);
+        blob.give(block, bytes);
         state.memory.hold(blob.id, block, bytes.clone());
-        let is_stored = !is_refused && !blob.is_leaving(block) && blob.writing.insert(block);
-        if !is_stored {
+        if may_be_stored {
+            blob.writing.insert(block);
+        } else {
             state.memory.release(blob.id, block);
         }
         self.kick_hash(state, key);
-        Ok(if is_stored { Arrival::Store(bytes) } else { Arrival::Pass })
+        Ok(Some(if may_be_stored { Arrival::Store } else { Arrival::Pass }))
+    }
+
+    /// A block has come that is not what it was when it came before. If the blob is verified, the
+    /// block is wrong. If not, nobody knows which of the two is, so everything is dropped.
+    fn changed(
+        &self,
+        state: &mut State,
+        key: &Key,
+        block: u32,
+        expected: [u8; 32],
+        found: [u8; 32],
+    ) -> Error {
+        let (expected, found) = (Digest::Sha256(expected), Digest::Sha256(found));
+        let doing = format!("fetching block {block} of {} once more", key.content);
+        let error = Error::new(SIDE, doing, Kind::Digest { expected, found });
+        if let Some(blob) = state.blobs.get_mut(key).filter(|blob| !blob.is_verified()) {
+            blob.fail(0..u32::MAX, &Failed { error: error.clone(), origin: 0 });
+            self.distrust(state, key, error.clone());
+        }
+        error
     }
 
     /// A job has ended. Tells those who wait for what it has not brought, and goes on with what

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Core, SIDE,
     read::Pins,
-    state::{Failed, Key, Place, State},
+    state::{Failed, Key, State},
 };
 use crate::{
     backend::{Error, Kind, images_dir::cached::ContentId},
@@ -120,17 +120,20 @@ impl Core {
 
     /// Notes that a block has been hashed; whether that is still of interest.
     fn hashed(&self, key: &Key, id: u64, run: u64, hasher: Hasher, bytes: &Bytes) -> bool {
+        let is_kept = self.lock().blob(key, id).is_some_and(|b| b.is_kept(b.prefix.to));
+        let mut sha = (!is_kept).then(|| Sha256::digest(bytes).into());
         let mut state = self.lock();
         let Some(blob) = state.blob(key, id).filter(|blob| blob.prefix.run == run) else {
             return false;
         };
         let block = blob.prefix.to;
-        if !blob.is_kept(block) && !blob.prefix.known.contains_key(&block) {
-            // It may have to be fetched again.
-            blob.prefix.known.insert(block, Sha256::digest(bytes).into());
-        }
         blob.prefix.hasher = Some(hasher);
         blob.prefix.to += 1;
+        if !blob.is_kept(block) && blob.is_remembered(block) {
+            // It may have to be fetched again.
+            let sha = sha.take().unwrap_or_else(|| Sha256::digest(bytes).into());
+            blob.prefix.known.insert(block, sha);
+        }
         blob.wake_jobs();
         true
     }
@@ -165,10 +168,8 @@ impl Core {
         }
         let doing = format!("reading {}", key.content);
         let error = Error::new(SIDE, doing, Kind::Digest { expected, found });
-        blob.mismatches += 1;
-        blob.mismatch = Some(error.clone());
-        blob.fail(0..u32::MAX, &Failed { error, origin: 0 });
+        blob.fail(0..u32::MAX, &Failed { error: error.clone(), origin: 0 });
         state.counts.errors += 1;
-        self.reset(&mut state, key, Place::New);
+        self.distrust(&mut state, key, error);
     }
 }

@@ -69,6 +69,16 @@ impl Memory {
         }
     }
 
+    /// Removes the blocks of a blob that are not held.
+    pub(super) fn forget_released(&mut self, blob: u64) {
+        let is_meant = |name: &Name, block: &Block| name.0 == blob && block.age.is_some();
+        let all = self.blocks.iter().filter(|(name, block)| is_meant(name, block));
+        let blocks: Vec<Name> = all.map(|(name, _)| *name).collect();
+        for (blob, block) in blocks {
+            self.remove(blob, block);
+        }
+    }
+
     /// Removes all blocks of a blob.
     pub(super) fn forget(&mut self, blob: u64) {
         let blocks: Vec<Name> = self.blocks.keys().filter(|name| name.0 == blob).copied().collect();

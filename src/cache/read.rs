@@ -64,6 +64,13 @@ impl Drop for Handle {
     }
 }
 
+/// Says which content somebody has begun to hash; see [`CachedBlob::begin_hashing`].
+#[derive(Debug)]
+pub struct Hashing {
+    /// Of the [`Blob`].
+    id: u64,
+}
+
 /// One block of a read.
 enum Piece {
     Memory(Bytes),
@@ -137,19 +144,38 @@ impl CachedBlob {
         blob.mismatch.clone().filter(|_| blob.mismatches != mismatches)
     }
 
-    /// Forgets what is here of it, because somebody has found out that it is wrong.
+    /// Drops what is here of it, because somebody has found out that it is wrong. For all others who
+    /// have begun to read it that counts as a mismatch.
     pub fn discard(&self) {
         let Handle { core, key, .. } = &*self.handle;
-        core.reset(&mut core.lock(), key, Place::New);
+        let reason = "its content was found to be wrong and has been dropped".to_owned();
+        let doing = format_args!("reading {}", key.content);
+        let error = Error::new(SIDE, doing, Kind::Interrupted(reason));
+        core.distrust(&mut core.lock(), key, error);
     }
 
-    /// Notes that all of it has been read and had the right digest.
-    pub fn vouch(&self) {
+    /// To be called before the first read by somebody who reads all of the blob and computes its
+    /// digest. If that is right, [`CachedBlob::vouch`] takes what this returns.
+    pub fn begin_hashing(&self) -> Hashing {
         let Handle { core, key, .. } = &*self.handle;
         let mut state = core.lock();
-        if let Some(blob) = state.blobs.get_mut(key) {
-            blob.set_verified();
-        }
+        let state = &mut *state;
+        let id = state.blobs.get_mut(key).map_or(0, |blob| {
+            blob.fix(&mut state.memory);
+            blob.id
+        });
+        Hashing { id }
+    }
+
+    /// Notes that all of it has been read since `hashing` was begun, and had the right digest.
+    ///
+    /// Nothing happens if what is in the cache now is not what was there then: as long as the entry
+    /// is the same, each of its blocks is what was read.
+    pub fn vouch(&self, hashing: Hashing) {
+        let Handle { core, key, .. } = &*self.handle;
+        let mut state = core.lock();
+        let Some(blob) = state.blob(key, hashing.id) else { return };
+        blob.set_verified();
         core.seal_if_whole(&mut state, key);
         core.pump(&mut state, key);
     }
@@ -528,6 +554,11 @@ impl Pins {
                 blob.put_sum(block, sum, true);
             }
             return;
+        }
+        let was_read = blob.sum(block).is_some_and(|(_, was_checked)| was_checked);
+        if was_read && blob.is_remembered(block) {
+            // What it was can be found out no more.
+            return self.core.lose(&mut state, &self.key);
         }
         // Its place stays in use, as does its checksum in the file, which it does not fit.
         blob.drop_sum(block);

@@ -196,6 +196,9 @@ pub(super) struct Blob {
     pub last_waiters: Vec<Waiter>,
     /// Somebody wants everything to be verified.
     pub is_digest_wanted: bool,
+    /// A block that has been given to a reader stays what it was as long as `id` does: what is not
+    /// kept is remembered by its hash, and what comes in its place is compared with that.
+    pub is_fixed: bool,
     pub windows: Windows,
     pub prefix: Prefix,
     /// The digest of all blocks, one after the other, has been right.
@@ -227,8 +230,8 @@ pub(super) struct Prefix {
     /// The next blocks, as they came.
     pub feed: VecDeque<Bytes>,
     pub running: bool,
-    /// Of blocks that have been hashed and are not on the disk: what they have to be if they are
-    /// fetched again.
+    /// Of blocks that were here and are not on the disk: what they have to be if they are fetched
+    /// again.
     pub known: HashMap<u32, [u8; 32]>,
 }
 
@@ -278,6 +281,7 @@ impl Blob {
             waiters: BTreeMap::new(),
             last_waiters: Vec::new(),
             is_digest_wanted: false,
+            is_fixed: false,
             windows: Windows::default(),
             prefix: Prefix::new(key),
             verified: false,
@@ -322,6 +326,12 @@ impl Blob {
         let extent = self.extents.get(&extent).filter(|extent| !extent.leaving)?;
         let sum = extent.sums.get(at).copied().filter(|sum| *sum != 0)?;
         Some((sum, extent.checked >> at & 1 == 1))
+    }
+
+    /// Whether a block is on the disk and somebody may have read it, or hashed it.
+    pub(super) fn was_given(&self, block: u32) -> bool {
+        // Nobody is given what an earlier process has left before it has been compared.
+        self.sum(block).is_some_and(|(_, checked)| checked)
     }
 
     /// Notes that a block is on the disk.
@@ -415,6 +425,20 @@ impl Blob {
     /// Whether nothing has to be done for a block to be here soon.
     pub(super) fn is_settled(&self, block: u32, memory: &Memory) -> bool {
         self.has(block, memory) || self.is_coming(block)
+    }
+
+    /// From now on, what is given to readers stays what it is; see [`Blob::is_fixed`].
+    pub(super) fn fix(&mut self, memory: &mut Memory) {
+        if !std::mem::replace(&mut self.is_fixed, true) {
+            // These could go without being remembered.
+            memory.forget_released(self.id);
+        }
+    }
+
+    /// Whether it has to be remembered what a block was that goes away.
+    pub(super) fn is_remembered(&self, block: u32) -> bool {
+        let is_wanted = self.is_fixed || block < self.prefix.to;
+        is_wanted && !self.content.is_stream() && !self.prefix.known.contains_key(&block)
     }
 
     /// Whether a block is the one that is held back.

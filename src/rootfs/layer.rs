@@ -390,6 +390,10 @@ impl<S: Names + Blobs> Layer<S> {
     /// Passes the layer from its beginning to its end.
     async fn run_pass(&self, pass: &Arc<Pass>) -> Result<LayerIndex> {
         let compressed = self.compressed()?.for_all();
+        let hashing = match &compressed {
+            Compressed::Cached(blob) => Some(blob.begin_hashing()),
+            Compressed::File(_) => None,
+        };
         pass.begin();
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(2);
         let of = pass.clone();
@@ -417,11 +421,13 @@ impl<S: Names + Blobs> Layer<S> {
             index.map_err(io::Error::other)?.map_err(|e| self.not_expected(&e))
         };
         let index = ended.await.map_err(|kind: Kind| self.error(kind));
-        match (&index, &compressed) {
-            (Ok(_), Compressed::Cached(blob)) => blob.vouch(),
-            // Nothing of it is to be believed, and it is not to come again.
-            (Err(error), Compressed::Cached(blob)) if error.is_mismatch() => blob.discard(),
-            _ => {}
+        if let (Compressed::Cached(blob), Some(hashing)) = (&compressed, hashing) {
+            match &index {
+                Ok(_) => blob.vouch(hashing),
+                // Nothing of it is to be believed, and it is not to come again.
+                Err(error) if error.is_mismatch() => blob.discard(),
+                Err(_) => {}
+            }
         }
         index
     }
