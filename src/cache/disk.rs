@@ -288,10 +288,7 @@ impl Core {
         // Readers look again.
         blob.stop_jobs();
         let old = std::mem::replace(blob, new);
-        for extent in old.extents.values() {
-            state.lru.remove(extent.age);
-        }
-        state.lru.remove(old.age);
+        state.forget_use(key, &old);
         state.memory.forget(old.id);
         self.rename_away(key, &old)
     }
@@ -348,9 +345,7 @@ impl Core {
                 if state.owners.get(&key.content) == Some(&key.size) {
                     state.owners.remove(&key.content);
                 }
-                for extent in old.extents.values() {
-                    state.lru.remove(extent.age);
-                }
+                state.forget_use(key, &old);
                 let gone = self.rename_away(key, &old);
                 self.remove_later(gone);
             }
@@ -402,8 +397,8 @@ impl Core {
         blob.charge = charge;
         let extents = std::mem::take(&mut blob.extents);
         state.used -= freed;
-        for extent in extents.values() {
-            state.lru.remove(extent.age);
+        for extent in extents.keys() {
+            state.lru.pop(&(*key, *extent));
         }
         state.touch(key, WHOLE);
         self.settle(&mut state, key);

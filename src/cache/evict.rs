@@ -27,7 +27,7 @@ pub(super) enum Victim {
 impl Core {
     /// Finds what was used longest ago and may go.
     pub(super) fn choose_victim(&self, state: &mut State) -> Option<Victim> {
-        let may_go = |&&(key, unit): &&(Key, u32)| {
+        let may_go = |&(key, unit): &(Key, u32)| {
             let Some(blob) = state.blobs.get(&key) else { return false };
             if unit == WHOLE {
                 return blob.lent == 0;
@@ -38,7 +38,7 @@ impl Core {
                 && blob.extents.get(&unit).is_some_and(is_free)
                 && blob.writing.range(blocks).next().is_none()
         };
-        let (key, unit) = state.lru.iter().find(may_go).copied()?;
+        let (key, unit) = state.lru.iter().rev().map(|(unit, ())| *unit).find(may_go)?;
         if unit == WHOLE {
             let blob = state.blobs.get(&key)?;
             state.counts.evicted_bytes += blob.charge;
@@ -96,7 +96,7 @@ impl Core {
             blob.stored -= gone as u32;
             if let Some(extent) = blob.extents.get_mut(&number) {
                 extent.leaving = true;
-                state.lru.remove(extent.age);
+                state.lru.pop(&(key, number));
             }
             first
         };

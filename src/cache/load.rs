@@ -246,7 +246,7 @@ impl Core {
         let mut order: Vec<ContentId> = Vec::new();
         {
             let state = self.lock();
-            for (key, _) in state.lru.iter() {
+            for ((key, _), ()) in state.lru.iter().rev() {
                 last.insert(key.content, order.len());
                 order.push(key.content);
             }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use lru::LruCache;
 use tokio::sync::{Notify, oneshot};
 
 use super::{CacheStats, fetch::Origin, memory::Memory, window::Windows};
@@ -47,7 +48,8 @@ pub(super) struct State {
     pub blobs: HashMap<Key, Blob>,
     /// Which size of some content has the files.
     pub owners: HashMap<ContentId, u64>,
-    pub lru: Lru,
+    /// In which order extents and whole blobs were used. Its bound is that of the disk.
+    pub lru: LruCache<(Key, u32), ()>,
     pub memory: Memory,
     /// Bytes of the disk that are used, or about to be.
     pub used: u64,
@@ -65,7 +67,7 @@ impl State {
         Self {
             blobs: HashMap::new(),
             owners: HashMap::new(),
-            lru: Lru::default(),
+            lru: LruCache::unbounded(),
             memory: Memory::new(memory_bytes),
             used: 0,
             numbers: 0,
@@ -92,46 +94,23 @@ impl State {
 
     /// Marks an extent, or a whole blob, as the one that was used last.
     pub(super) fn touch(&mut self, key: &Key, unit: u32) {
-        let Some(blob) = self.blobs.get_mut(key) else { return };
-        let age = match unit {
-            WHOLE => &mut blob.age,
-            extent => match blob.extents.get_mut(&extent).filter(|e| !e.leaving) {
-                Some(extent) => &mut extent.age,
-                None => return,
-            },
-        };
-        self.lru.touch(age, *key, unit);
+        let Some(blob) = self.blobs.get(key) else { return };
+        if unit == WHOLE || blob.extents.get(&unit).is_some_and(|extent| !extent.leaving) {
+            self.lru.put((*key, unit), ());
+        }
+    }
+
+    /// Takes everything of a blob out of the order of use.
+    pub(super) fn forget_use(&mut self, key: &Key, blob: &Blob) {
+        for unit in blob.extents.keys().chain([&WHOLE]) {
+            self.lru.pop(&(*key, *unit));
+        }
     }
 }
 
 /// Bytes that so many take on the disk.
 pub(super) fn disk_bytes(bytes: u64) -> u64 {
     bytes.next_multiple_of(4096)
-}
-
-/// In which order extents and whole blobs were used.
-#[derive(Default)]
-pub(super) struct Lru {
-    order: BTreeMap<u64, (Key, u32)>,
-    clock: u64,
-}
-
-impl Lru {
-    fn touch(&mut self, age: &mut u64, key: Key, unit: u32) {
-        self.order.remove(age);
-        self.clock += 1;
-        *age = self.clock;
-        self.order.insert(self.clock, (key, unit));
-    }
-
-    pub(super) fn remove(&mut self, age: u64) {
-        self.order.remove(&age);
-    }
-
-    /// The oldest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &(Key, u32)> {
-        self.order.values()
-    }
 }
 
 /// Where a blob is on the disk.
@@ -165,7 +144,6 @@ pub(super) struct Extent {
     pub charged: u64,
     /// Who is reading it at the moment.
     pub pins: u32,
-    pub age: u64,
     /// It is being evicted; its blocks are not here any more.
     pub leaving: bool,
 }
@@ -187,8 +165,6 @@ pub(super) struct Blob {
     pub writing: BTreeSet<u32>,
     /// Bytes of the disk that its files use.
     pub charge: u64,
-    /// Of the file of a whole blob.
-    pub age: u64,
     pub jobs: Vec<Running>,
     /// Who gets a block as soon as it comes.
     pub waiters: BTreeMap<u32, Vec<Waiter>>,
@@ -276,7 +252,6 @@ impl Blob {
             stored: 0,
             writing: BTreeSet::new(),
             charge: 0,
-            age: 0,
             jobs: Vec::new(),
             waiters: BTreeMap::new(),
             last_waiters: Vec::new(),
@@ -343,7 +318,6 @@ impl Blob {
             checked: 0,
             charged: 0,
             pins: 0,
-            age: 0,
             leaving: false,
         });
         self.stored += u32::from(extent.sums[at] == 0);
