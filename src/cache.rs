@@ -251,9 +251,9 @@ impl Cache {
 
     /// A handle for reading `blob`, which is fetched from the first of `repositories` that has it
     /// at `source`.
-    pub fn blob<B: Blobs>(
+    pub fn blob(
         &self,
-        source: &Arc<B>,
+        source: Arc<dyn Blobs>,
         repositories: Vec<Repository>,
         blob: &Descriptor,
     ) -> CachedBlob {
@@ -262,9 +262,9 @@ impl Cache {
 
     /// The same for those who compare what they read with digests of parts: nothing is held back
     /// from them, and the digest of everything is not computed for their sake.
-    pub fn parts<B: Blobs>(
+    pub fn parts(
         &self,
-        source: &Arc<B>,
+        source: Arc<dyn Blobs>,
         repositories: Vec<Repository>,
         blob: &Descriptor,
     ) -> CachedBlob {
@@ -276,9 +276,9 @@ impl Cache {
     ///
     /// `id` names the stream. Two streams whose bytes can differ must not have the same. Streams and
     /// blobs have nothing to do with each other here, whatever they are called.
-    pub fn stream<B: Blobs>(
+    pub fn stream(
         &self,
-        source: &Arc<B>,
+        source: Arc<dyn Blobs>,
         repository: Repository,
         layer: &Descriptor,
         id: StreamId,
@@ -288,9 +288,9 @@ impl Cache {
         self.open_handle(key, source, vec![repository], layer, Trust::Source)
     }
 
-    fn handle<B: Blobs>(
+    fn handle(
         &self,
-        source: &Arc<B>,
+        source: Arc<dyn Blobs>,
         repositories: Vec<Repository>,
         blob: &Descriptor,
         trust: Trust,
@@ -299,10 +299,10 @@ impl Cache {
         self.open_handle(key, source, repositories, blob, trust)
     }
 
-    fn open_handle<B: Blobs>(
+    fn open_handle(
         &self,
         key: Key,
-        source: &Arc<B>,
+        source: Arc<dyn Blobs>,
         repositories: Vec<Repository>,
         blob: &Descriptor,
         trust: Trust,
@@ -311,7 +311,7 @@ impl Cache {
         core.enter(&key, trust);
         let origin = Source {
             id: core.origins.fetch_add(1, Ordering::Relaxed),
-            source: source.clone(),
+            source,
             repositories,
             blob: blob.clone(),
         };

@@ -30,7 +30,6 @@ use errno::errno;
 use files::Files;
 
 use crate::{
-    backend::{Attachments, Blobs, Names},
     layer::Kind,
     namespace::{Attributes, Entry, Found, Handle, Listing, Question, View, ViewError},
 };
@@ -76,8 +75,8 @@ pub trait Log: Send + Sync + 'static {
 }
 
 /// A mount that serves nobody yet.
-pub struct Mount<S: Blobs + Names + Attachments> {
-    session: Session<Adapter<S>>,
+pub struct Mount {
+    session: Session<Adapter>,
 }
 
 /// Ends a mount.
@@ -91,13 +90,13 @@ impl Unmounter {
 }
 
 /// Mounts `view` at the directory `mountpoint`. Waits of requests happen on `runtime`.
-pub fn mount<S: Names + Blobs + Attachments>(
-    view: Arc<View<S>>,
+pub fn mount(
+    view: Arc<View>,
     mountpoint: &Path,
     options: MountOptions,
     runtime: runtime::Handle,
     log: Arc<dyn Log>,
-) -> io::Result<Mount<S>> {
+) -> io::Result<Mount> {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::RO,
@@ -126,7 +125,7 @@ pub fn mount<S: Names + Blobs + Attachments>(
     Ok(Mount { session: Session::new(adapter, mountpoint, &config)? })
 }
 
-impl<S: Names + Blobs + Attachments> Mount<S> {
+impl Mount {
     /// What ends the mount while [`Mount::serve`] runs.
     pub fn unmounter(&mut self) -> Unmounter {
         Unmounter(self.session.unmount_callable())
@@ -143,19 +142,19 @@ impl<S: Names + Blobs + Attachments> Mount<S> {
 }
 
 /// What replies need, also those that come from tasks.
-struct Shared<S: Blobs> {
-    view: Arc<View<S>>,
+struct Shared {
+    view: Arc<View>,
     files: Files,
     options: MountOptions,
     log: Arc<dyn Log>,
 }
 
-struct Adapter<S: Blobs> {
-    shared: Arc<Shared<S>>,
+struct Adapter {
+    shared: Arc<Shared>,
     runtime: runtime::Handle,
 }
 
-impl<S: Names + Blobs + Attachments> Shared<S> {
+impl Shared {
     /// What the kernel is told of a failure; and a line for those who look after it.
     fn failed(&self, error: &ViewError) -> Errno {
         let errno = errno(error);
@@ -328,7 +327,7 @@ fn device_number((major, minor): (u16, u32)) -> u32 {
     (minor & 0xff) | u32::from(major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
 }
 
-impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
+impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // What the kernel does not have, it does not need to have.
         let _ = config

@@ -15,11 +15,11 @@ use tokio::task::JoinHandle;
 use super::{
     Core, FEED_BLOCKS, MOST_FED, SIDE,
     plan::Pace,
-    state::{Failed, Job, Key, State},
+    state::{Failed, Job, Key, Origin, State},
 };
 use crate::{
     backend::{
-        Blobs, ByteStream, Error, Kind, Result,
+        Blobs, BoxStream, Error, Kind, Result,
         images_dir::cached::{BLOCK_BYTES, block_length},
     },
     image::{Descriptor, Digest, Repository},
@@ -31,29 +31,15 @@ const QUIET: Duration = Duration::from_secs(5);
 /// A source that sends everything waits so long for its readers before it is cut off.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Where a blob can be fetched from.
-pub(super) trait Origin: Send + Sync {
-    /// Fetches what `job` says, and tells the cache how that has ended.
-    fn fetch(
-        self: Arc<Self>,
-        core: Arc<Core>,
-        key: Key,
-        job: Arc<Job>,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
-
-    /// Tells origins apart.
-    fn id(&self) -> usize;
-}
-
 /// A blob at a source, in some repositories.
-pub(super) struct Source<B> {
+pub(super) struct Source {
     pub id: usize,
-    pub source: Arc<B>,
+    pub source: Arc<dyn Blobs>,
     pub repositories: Vec<Repository>,
     pub blob: Descriptor,
 }
 
-impl<B: Blobs> Origin for Source<B> {
+impl Origin for Source {
     fn fetch(
         self: Arc<Self>,
         core: Arc<Core>,
@@ -102,7 +88,7 @@ pub(super) enum Arrival {
     Store,
 }
 
-impl<B: Blobs> Source<B> {
+impl Source {
     /// Ends well also when it is stopped.
     async fn run(&self, core: &Arc<Core>, key: &Key, job: &Job) -> Result<()> {
         let slots = core.slots(key);
@@ -180,7 +166,7 @@ impl<B: Blobs> Source<B> {
         key: &Key,
         job: &Job,
         block: &mut u32,
-    ) -> Result<Option<B::Stream>> {
+    ) -> Result<Option<BoxStream>> {
         let bytes = |blocks: &Range<u32>| {
             let end = u64::from(blocks.end) * BLOCK_BYTES;
             u64::from(blocks.start) * BLOCK_BYTES..end.min(key.size)

@@ -15,8 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Core, SIDE, Trust,
-    fetch::Origin,
-    state::{Blob, Failed, Files, Key, Place, State, WHOLE},
+    state::{Blob, Failed, Files, Key, Origin, Place, State, WHOLE},
 };
 use crate::{
     backend::{

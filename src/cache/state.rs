@@ -4,7 +4,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fs::File,
+    future::Future,
     ops::Range,
+    pin::Pin,
     sync::Arc,
     time::Instant,
 };
@@ -13,7 +15,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use tokio::sync::{Notify, oneshot};
 
-use super::{CacheStats, fetch::Origin, memory::Memory, window::Windows};
+use super::{CacheStats, Core, memory::Memory, window::Windows};
 use crate::{
     backend::{
         Error,
@@ -42,6 +44,20 @@ pub(super) struct Failed {
     pub error: Error,
     /// Whether a handle with other repositories has tried.
     pub origin: usize,
+}
+
+/// Where a blob can be fetched from.
+pub(super) trait Origin: Send + Sync {
+    /// Fetches what `job` says, and tells the cache how that has ended.
+    fn fetch(
+        self: Arc<Self>,
+        core: Arc<Core>,
+        key: Key,
+        job: Arc<Job>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// Tells origins apart.
+    fn id(&self) -> usize;
 }
 
 pub(super) struct State {

@@ -11,6 +11,7 @@ use std::{
 use futures_util::future::join_all;
 use imgfs::{
     backend::{
+        Backend,
         images_dir::{ImagesDir, Linking},
         registry::Registry,
     },
@@ -69,7 +70,8 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         verify_first: args.verify_first,
     };
     let log = log(args)?;
-    let (runtime, source) = (runtime()?, Arc::new(Registry::new(config)));
+    let runtime = runtime()?;
+    let source: Arc<dyn Backend> = Arc::new(Registry::new(config));
     let entered = runtime.enter();
     let (source, cache) = match (args.offline, cache(args, &dir, &log)) {
         (true, Ok(cache)) => (None, Some(cache)),
@@ -231,12 +233,7 @@ fn log(args: &MountArgs) -> Result<Arc<Log>, Failure> {
 
 /// Looks up the declared images, so that what belongs to them is listed from the start. What cannot
 /// be looked up now is when somebody asks for it.
-async fn look_up(
-    view: &Arc<View<Registry>>,
-    images: &[Reference],
-    deadline: Duration,
-    log: &Arc<Log>,
-) {
+async fn look_up(view: &Arc<View>, images: &[Reference], deadline: Duration, log: &Arc<Log>) {
     join_all(images.iter().map(|image| async move {
         match tokio::time::timeout(deadline, view.resolve(image)).await {
             Ok(Ok(())) => {}

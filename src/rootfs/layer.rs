@@ -27,7 +27,7 @@ use super::{
     stream::{Decompressed, Passing, Stream},
 };
 use crate::{
-    backend::{Blobs, Error, Kind, Names, Result, images_dir::cached::StreamId},
+    backend::{Error, Kind, Result, images_dir::cached::StreamId},
     cache::CachedBlob,
     image::{Descriptor, Digest, Reference, Repository},
     layer::{
@@ -84,8 +84,8 @@ impl LayerKey {
 /// Something that is being found out, for all who want to know.
 type Coming<T> = Shared<BoxFuture<'static, Result<T>>>;
 
-pub(super) struct Layer<S: Blobs> {
-    pub store: Arc<Store<S>>,
+pub(super) struct Layer {
+    pub store: Arc<Store>,
     pub blob: Descriptor,
     key: LayerKey,
     /// Says by which algorithm the stream is hashed.
@@ -167,9 +167,9 @@ impl Compressed {
     }
 }
 
-impl<S: Names + Blobs> Layer<S> {
+impl Layer {
     pub(super) fn new(
-        store: Arc<Store<S>>,
+        store: Arc<Store>,
         key: LayerKey,
         blob: Descriptor,
         diff_id: Option<Digest>,
@@ -323,7 +323,7 @@ impl<S: Names + Blobs> Layer<S> {
         if ztoc.size > MAX_ZTOC_BYTES {
             return Err(TocError::TooLarge.into());
         }
-        let blob = cache.parts(remote, vec![name.repository().clone()], ztoc);
+        let blob = cache.parts(remote.clone(), vec![name.repository().clone()], ztoc);
         let bytes = self.fetch(&Compressed::Cached(blob.clone()), 0..ztoc.size).await?;
         let (layer, expected) = (self.clone(), ztoc.digest);
         let read = tokio::task::spawn_blocking(move || {
@@ -493,7 +493,7 @@ impl<S: Names + Blobs> Layer<S> {
             return Err(self.error(Kind::Offline));
         };
         let repositories = locked(&self.repositories).clone();
-        Ok(Compressed::Cached(sources.cache.parts(remote, repositories, &self.blob)))
+        Ok(Compressed::Cached(sources.cache.parts(remote.clone(), repositories, &self.blob)))
     }
 
     /// A reader of the layer's decompressed stream.
@@ -503,7 +503,7 @@ impl<S: Names + Blobs> Layer<S> {
             repository.ok_or_else(|| self.error(Kind::NotFound("nobody has it".into())))?;
         let source = Arc::new(Decompressed { layer: self.clone(), index: index.clone() });
         let (id, size) = (self.key_of(index).stream_id(index), index.stream_bytes());
-        let stream = self.store.sources.cache.stream(&source, repository, &self.blob, id, size);
+        let stream = self.store.sources.cache.stream(source, repository, &self.blob, id, size);
         Ok(Stream::Cached { stream, _reader: self.store.recent.reader() })
     }
 

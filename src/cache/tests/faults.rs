@@ -201,7 +201,7 @@ async fn regression_what_was_hashed_is_what_is_vouched_for() {
         let dir = tempfile::tempdir().unwrap();
         let cache = cache(dir.path(), 8 * MIB);
         let fake = Fake::new(4 * MIB, 3);
-        let blob = cache.parts(&fake, vec![repository("a")], fake.blob());
+        let blob = cache.parts(fake.clone(), vec![repository("a")], fake.blob());
         let hashing = blob.begin_hashing();
         read_all(&fake, &blob, 100_000).await.unwrap();
         rest(&cache).await;

@@ -15,7 +15,7 @@ use crate::{
 };
 
 fn open_stream(cache: &Cache, fake: &Arc<Fake>, id: StreamId) -> CachedBlob {
-    cache.stream(fake, repository("a"), fake.blob(), id, fake.size())
+    cache.stream(fake.clone(), repository("a"), fake.blob(), id, fake.size())
 }
 
 fn files(dir: &Path, below: &str) -> Vec<String> {
