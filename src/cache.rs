@@ -41,6 +41,7 @@ mod plan;
 mod read;
 mod slots;
 mod state;
+mod tasks;
 mod window;
 
 #[cfg(test)]
@@ -72,6 +73,7 @@ pub use read::{CachedBlob, Hashing};
 use fetch::Source;
 use slots::Slots;
 use state::{Blob, Key, Place, State};
+use tasks::Tasks;
 
 const SIDE: &str = "cache";
 
@@ -181,7 +183,7 @@ struct Core {
     max_window_bytes: u64,
     extent_blocks: u32,
     observer: Arc<dyn Observer>,
-    runtime: Handle,
+    tasks: Tasks,
     slots: Arc<Slots>,
     /// For streams: they wait for requests, which must not have to wait for them.
     stream_slots: Arc<Slots>,
@@ -216,9 +218,14 @@ impl Cache {
     /// [`Kind::Config`] if another process has it open, if it is of a newer version, or if this is
     /// not called in a runtime.
     pub fn open(config: CacheConfig) -> Result<Self> {
-        let opening = format!("opening {}", config.dir.display());
+        let opening = || format!("opening {}", config.dir.display());
         let runtime = Handle::try_current()
-            .map_err(|e| Error::new(SIDE, &opening, Kind::Config(e.to_string())))?;
+            .map_err(|e| Error::new(SIDE, opening(), Kind::Config(e.to_string())))?;
+        Self::open_with(config, Tasks::Runtime(runtime))
+    }
+
+    fn open_with(config: CacheConfig, tasks: Tasks) -> Result<Self> {
+        let opening = format!("opening {}", config.dir.display());
         let (lock, is_old) = load::lock(&config.dir)?;
         let extents = (config.limit_bytes / 16 / BLOCK_BYTES).clamp(1, EXTENT_BLOCKS);
         let margin = config.limit_bytes / 128 + (16 << 10);
@@ -231,7 +238,7 @@ impl Cache {
             // At most `EXTENT_BLOCKS`.
             extent_blocks: extents as u32,
             observer: config.observer,
-            runtime,
+            tasks,
             slots: Slots::new(config.max_requests),
             stream_slots: Slots::new(STREAMS_AT_ONCE),
             fetching: AtomicUsize::new(0),
@@ -334,6 +341,7 @@ impl Cache {
 
 impl Core {
     fn lock(&self) -> MutexGuard<'_, State> {
+        tasks::point();
         // What a dead thread has left may be out of date, but never says that a block is there
         // which is not.
         locked(&self.state)

@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Core, SIDE,
     state::{Blob, Files, Key, Place, State, WHOLE, disk_bytes},
+    tasks::point,
 };
 use crate::backend::{
     Error, Kind,
@@ -79,7 +80,7 @@ impl Core {
                 blob.writing.insert(block);
                 memory.hold(blob.id, block, bytes.clone());
                 let (core, key, id) = (self.clone(), *key, blob.id);
-                self.runtime.spawn_blocking(move || core.store(&key, id, block, &bytes));
+                drop(self.tasks.spawn_blocking(move || core.store(&key, id, block, &bytes)));
             }
         }
     }
@@ -94,6 +95,7 @@ impl Core {
         }
         let sum = cached::checksum(bytes);
         let start = u64::from(block) * BLOCK_BYTES;
+        point();
         let written = self.may_write().and_then(|()| {
             files.data.write_all_at(bytes, start)?;
             files.map.write_all_at(&sum.to_le_bytes(), cached::sum_offset(block.into()))
@@ -312,10 +314,11 @@ impl Core {
     /// Removes files on a thread that may wait.
     fn remove_later(&self, gone: Gone) {
         let Some(core) = self.me.upgrade().filter(|_| gone.charge > 0) else { return };
-        self.runtime.spawn_blocking(move || core.remove_gone(&gone));
+        drop(self.tasks.spawn_blocking(move || core.remove_gone(&gone)));
     }
 
     pub(super) fn remove_gone(&self, gone: &Gone) {
+        point();
         for path in &gone.paths {
             // What stays goes when the cache is opened again.
             let _ = fs::remove_file(path);
@@ -363,10 +366,11 @@ impl Core {
         }
         blob.sealing = true;
         let (core, key, id, files) = (self.clone(), *key, blob.id, files.clone());
-        self.runtime.spawn_blocking(move || core.seal(&key, id, &files));
+        drop(self.tasks.spawn_blocking(move || core.seal(&key, id, &files)));
     }
 
     fn seal(&self, key: &Key, id: u64, files: &Arc<Files>) {
+        point();
         let sealed = cached::seal(&files.data);
         let whole = key.content.whole_path(&self.dir);
         let mut state = self.lock();

@@ -13,6 +13,7 @@ use super::{
     Core,
     disk::{Gone, punch},
     state::{Extent, Files, Key, Place, State, WHOLE},
+    tasks::point,
 };
 use crate::backend::images_dir::cached::{self, BLOCK_BYTES};
 
@@ -67,6 +68,7 @@ impl Core {
             }
             Victim::Extent { key, id, number, files, given } => (key, id, number, files, given),
         };
+        point();
         let known: Vec<_> = given.iter().filter_map(|block| sha(&files, &key, *block)).collect();
         let first = {
             let mut state = self.lock();
@@ -103,6 +105,7 @@ impl Core {
         let (start, end) = self.extent_bytes(&key, first);
         let blocks = self.extent_blocks.min(cached::block_count(key.size) as u32 - first);
         let zeros = vec![0; 4 * blocks as usize];
+        point();
         let cleared = files.map.write_all_at(&zeros, cached::sum_offset(first.into()));
         let punched = cleared.and_then(|()| punch(&files.data, start, end - start));
         let mut state = self.lock();

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 
 use super::{
     Core, FEED_BLOCKS, MOST_FED, SIDE,
@@ -103,7 +103,7 @@ impl Source {
         };
         let end = core.end_of(key, job).unwrap_or(job.range.end);
         let mut arriving = BytesMut::new();
-        let mut writing: Option<JoinHandle<()>> = None;
+        let mut writing: Option<oneshot::Receiver<()>> = None;
         while block < end {
             loop {
                 match core.pace(key, job) {
@@ -112,9 +112,10 @@ impl Source {
                     Pace::Wait => slot = None,
                 }
                 tokio::select! {
+                    biased;
                     () = job.stop.notified() => return Ok(()),
                     () = job.moved.notified() => {}
-                    () = tokio::time::sleep(PAUSE) => return Ok(()),
+                    () = core.tasks.sleep(PAUSE) => return Ok(()),
                 }
             }
             if slot.is_none() {
@@ -145,9 +146,9 @@ impl Source {
                             // It has said itself what it had to say.
                             let _ = writing.await;
                         }
-                        let (core, key, id) = (core.clone(), *key, job.blob);
-                        let store = move || core.store(&key, id, block, &bytes);
-                        writing = Some(tokio::task::spawn_blocking(store));
+                        let (to, key, id) = (core.clone(), *key, job.blob);
+                        let store = move || to.store(&key, id, block, &bytes);
+                        writing = Some(core.tasks.spawn_blocking(store));
                     }
                 }
                 block += 1;
@@ -272,9 +273,9 @@ impl Core {
             return Ok(arrival);
         }
         let wanted = bytes.clone();
-        let hashed = tokio::task::spawn_blocking(move || Sha256::digest(&wanted).into()).await;
-        let doing = || format!("hashing block {block} of {}", key.content);
-        let sha = hashed.map_err(|e| Error::new(SIDE, doing(), std::io::Error::other(e)))?;
+        let hashed = self.tasks.spawn_blocking(move || Sha256::digest(&wanted).into()).await;
+        // It fails only when the runtime ends.
+        let Ok(sha) = hashed else { return Ok(Arrival::Stop) };
         Ok(self.take(key, job, block, bytes, Some(sha))?.unwrap_or(Arrival::Stop))
     }
 

@@ -47,7 +47,7 @@ impl Core {
         }
         blob.prefix.running = true;
         let (core, key, id, run) = (self.clone(), *key, blob.id, blob.prefix.run);
-        self.runtime.spawn_blocking(move || core.hash(&key, id, run));
+        drop(self.tasks.spawn_blocking(move || core.hash(&key, id, run)));
     }
 
     fn hash(self: &Arc<Self>, key: &Key, id: u64, run: u64) {

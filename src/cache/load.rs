@@ -235,7 +235,7 @@ impl Core {
             *saved = Instant::now();
         }
         if let Some(core) = self.me.upgrade() {
-            self.runtime.spawn_blocking(move || core.save_recent());
+            drop(self.tasks.spawn_blocking(move || core.save_recent()));
         }
     }
 

@@ -209,7 +209,7 @@ impl Core {
                 is_stream: blob.ignores_ranges,
             });
             self.fetching.fetch_add(1, Ordering::Relaxed);
-            self.runtime.spawn(origin.fetch(self.clone(), *key, job));
+            self.tasks.spawn(origin.fetch(self.clone(), *key, job));
         }
     }
 

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::{
     Core, SIDE, Trust,
     state::{Blob, Failed, Files, Key, Origin, Place, State, WHOLE},
+    tasks::point,
 };
 use crate::{
     backend::{
@@ -301,7 +302,8 @@ impl CachedBlob {
         let (pieces, pins) = match found {
             Found::Whole(file) => {
                 let (wanted, range) = (file, range.clone());
-                let read = blocking(move || read_file(&wanted, &range)).await;
+                let work = move || read_file(&wanted, &range);
+                let read = self.handle.core.tasks.spawn_blocking(work).await.ok();
                 return match read {
                     Some(Ok(bytes)) => Ok(bytes),
                     // Somebody has damaged it.
@@ -317,11 +319,11 @@ impl CachedBlob {
             None => (pieces, Vec::new()),
             Some(pins) => {
                 let range = range.clone();
-                let read = blocking(move || {
+                let read = self.handle.core.tasks.spawn_blocking(move || {
                     let disk = pins.read(&range, &pieces);
                     (pieces, disk)
                 });
-                let (pieces, disk) = read.await.ok_or(Trouble::Again)?;
+                let (pieces, disk) = read.await.map_err(|_| Trouble::Again)?;
                 (pieces, disk.ok_or(Trouble::Again)?)
             }
         };
@@ -411,12 +413,8 @@ impl Handle {
     }
 }
 
-/// Runs on a thread that may wait for the disk.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::task::spawn_blocking(work).await.ok()
-}
-
 fn read_file(file: &File, range: &Range<u64>) -> std::io::Result<Bytes> {
+    point();
     // As long as what was asked for.
     let mut bytes = vec![0; (range.end - range.start) as usize];
     file.read_exact_at(&mut bytes, range.start)?;
