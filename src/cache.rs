@@ -9,9 +9,12 @@
 //!
 //! - **Nobody gets wrong bytes to the end.** A digest is computed over all blocks, one after the
 //!   other, as they come. The last one is held back until it has been found to be right; if it is
-//!   wrong, everything of the blob goes, and those who wait get [`Kind::Digest`]. What has been
-//!   hashed and evicted has to be the same when it is fetched again. What is whole and right is
-//!   sealed and moved to `whole/`.
+//!   wrong, everything of the blob goes, and those who wait get [`Kind::Digest`]. What somebody
+//!   has read or hashed and is not kept has to be the same when it is fetched again; if it is not,
+//!   everything of the blob goes. What is whole and right is sealed and moved to `whole/`.
+//! - **A blob is never taken for a decompressed stream, nor a stream for a blob.** They have names of
+//!   different types, and directories of their own. What makes an entry right is decided by that
+//!   type when the entry is made.
 //! - **Its files take no more of the disk than they may**, at any moment. What was used longest ago
 //!   goes first; see `evict.rs`. Room is made before something is written. Where none can be made,
 //!   or the disk refuses, blocks stay in memory for those who wait for them.
