@@ -60,7 +60,7 @@ impl Core {
                 state.touch(key, extent);
             }
             None if blob.is_remembered(block) => {
-                blob.prefix.known.extend(sha.map(|sha| (block, sha)))
+                blob.prefix.known.extend(sha.map(|sha| (block, sha)));
             }
             None => {}
         }

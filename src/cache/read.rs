@@ -171,7 +171,7 @@ impl CachedBlob {
     ///
     /// Nothing happens if what is in the cache now is not what was there then: as long as the entry
     /// is the same, each of its blocks is what was read.
-    pub fn vouch(&self, hashing: Hashing) {
+    pub fn vouch(&self, hashing: &Hashing) {
         let Handle { core, key, .. } = &*self.handle;
         let mut state = core.lock();
         let Some(blob) = state.blob(key, hashing.id) else { return };

@@ -423,7 +423,7 @@ impl Layer {
         let index = ended.await.map_err(|kind: Kind| self.error(kind));
         if let (Compressed::Cached(blob), Some(hashing)) = (&compressed, hashing) {
             match &index {
-                Ok(_) => blob.vouch(hashing),
+                Ok(_) => blob.vouch(&hashing),
                 // Nothing of it is to be believed, and it is not to come again.
                 Err(error) if error.is_mismatch() => blob.discard(),
                 Err(_) => {}

@@ -218,7 +218,7 @@ async fn regression_what_was_hashed_is_what_is_vouched_for() {
             assert_eq!(read.is_err(), !is_discarded, "what was hashed comes back the same");
         }
         let _ = blob.read(0, 10_000).await;
-        blob.vouch(hashing);
+        blob.vouch(&hashing);
         // Whoever wants to be sure of the end does not get it while the beginning is wrong.
         let other = fake.open_in(&cache);
         let begin = other.read(0, 10_000).await.unwrap();

@@ -85,7 +85,7 @@ async fn vouch(fake: &Arc<Fake>, cache: &Cache) {
         found.extend_from_slice(&bytes);
     }
     match Digest::sha256(&found) == fake.blob().digest {
-        true => blob.vouch(hashing),
+        true => blob.vouch(&hashing),
         false => blob.discard(),
     }
 }
@@ -114,6 +114,7 @@ fn meddle(fake: &Fake, change: impl FnOnce(&mut Faults), moments: usize) {
 }
 
 /// Waits until nothing of the cache is at work, and ends it.
+#[allow(clippy::needless_pass_by_value)]
 fn end(cache: Cache) {
     while Arc::strong_count(&cache.core) > 1 {
         shuttle::thread::yield_now();
