@@ -9,9 +9,12 @@
 //!
 //! - **Nobody gets wrong bytes to the end.** A digest is computed over all blocks, one after the
 //!   other, as they come. The last one is held back until it has been found to be right; if it is
-//!   wrong, everything of the blob goes, and those who wait get [`Kind::Digest`]. What has been
-//!   hashed and evicted has to be the same when it is fetched again. What is whole and right is
-//!   sealed and moved to `whole/`.
+//!   wrong, everything of the blob goes, and those who wait get [`Kind::Digest`]. What somebody
+//!   has read or hashed and is not kept has to be the same when it is fetched again; if it is not,
+//!   everything of the blob goes. What is whole and right is sealed and moved to `whole/`.
+//! - **A blob is never taken for a decompressed stream, nor a stream for a blob.** They have names of
+//!   different types, and directories of their own. What makes an entry right is decided by that
+//!   type when the entry is made.
 //! - **Its files take no more of the disk than they may**, at any moment. What was used longest ago
 //!   goes first; see `evict.rs`. Room is made before something is written. Where none can be made,
 //!   or the disk refuses, blocks stay in memory for those who wait for them.
@@ -41,6 +44,7 @@ mod plan;
 mod read;
 mod slots;
 mod state;
+mod tasks;
 mod window;
 
 #[cfg(test)]
@@ -61,17 +65,21 @@ use tokio::runtime::Handle;
 use crate::{
     backend::{
         Blobs, ConfinedDir, Error, Kind, Result,
-        images_dir::{ImagesDir, cached::BLOCK_BYTES},
+        images_dir::{
+            ImagesDir,
+            cached::{BLOCK_BYTES, ContentId, StreamId},
+        },
     },
     image::{Descriptor, Repository},
     util::locked,
 };
 
-pub use read::CachedBlob;
+pub use read::{CachedBlob, Hashing};
 
 use fetch::Source;
 use slots::Slots;
 use state::{Blob, Key, Place, State};
+use tasks::Tasks;
 
 const SIDE: &str = "cache";
 
@@ -85,8 +93,8 @@ const FEED_BLOCKS: usize = 128;
 /// How many of them may be of one blob.
 const MOST_FED: usize = 32;
 
-/// Reads of derived content that are under way at once: each holds some of it in memory.
-const DERIVED_AT_ONCE: usize = 4;
+/// Requests for streams that are under way at once: each holds some of its stream in memory.
+const STREAMS_AT_ONCE: usize = 4;
 
 /// What is evicted at once, in blocks, as long as the cache is large enough.
 const EXTENT_BLOCKS: u64 = 32;
@@ -194,10 +202,10 @@ struct Core {
     max_window_bytes: u64,
     extent_blocks: u32,
     observer: Arc<dyn Observer>,
-    runtime: Handle,
+    tasks: Tasks,
     slots: Arc<Slots>,
-    /// For what is derived: that waits for requests, which must not have to wait for it.
-    derived_slots: Arc<Slots>,
+    /// For streams: they wait for requests, which must not have to wait for them.
+    stream_slots: Arc<Slots>,
     /// Requests that are under way.
     fetching: AtomicUsize,
     /// Names for what is to be removed, and numbers of handles.
@@ -211,14 +219,14 @@ struct Core {
     fails_to_write: std::sync::atomic::AtomicBool,
 }
 
-/// Who sees to it that content is right.
+/// Who sees to it that what a handle reads is right.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Trust {
     /// The cache, by the digest of everything.
     Digest,
     /// Whoever reads it.
     Reader,
-    /// Whoever gives it.
+    /// Whoever makes it: it is a stream.
     Source,
 }
 
@@ -229,10 +237,15 @@ impl Cache {
     /// [`Kind::Config`] if another process has it open, if it is of a newer version, or if this is
     /// not called in a runtime.
     pub fn open(config: CacheConfig) -> Result<Self> {
-        let opening = format!("opening {}", config.dir.display());
+        let opening = || format!("opening {}", config.dir.display());
         let runtime = Handle::try_current()
-            .map_err(|e| Error::new(SIDE, &opening, Kind::Config(e.to_string())))?;
-        let (root, lock) = load::lock(&config.dir, config.within.as_ref())?;
+            .map_err(|e| Error::new(SIDE, opening(), Kind::Config(e.to_string())))?;
+        Self::open_with(config, Tasks::Runtime(runtime))
+    }
+
+    fn open_with(config: CacheConfig, tasks: Tasks) -> Result<Self> {
+        let opening = format!("opening {}", config.dir.display());
+        let (root, lock, is_old) = load::lock(&config.dir, config.within.as_ref())?;
         let extents = (config.limit_bytes / 16 / BLOCK_BYTES).clamp(1, EXTENT_BLOCKS);
         let margin = config.limit_bytes / 128 + (16 << 10);
         let core = Arc::new_cyclic(|me| Core {
@@ -244,9 +257,9 @@ impl Cache {
             // At most `EXTENT_BLOCKS`.
             extent_blocks: extents as u32,
             observer: config.observer,
-            runtime,
+            tasks,
             slots: Slots::new(config.max_requests),
-            derived_slots: Slots::new(DERIVED_AT_ONCE),
+            stream_slots: Slots::new(STREAMS_AT_ONCE),
             fetching: AtomicUsize::new(0),
             gone: AtomicU64::new(0),
             origins: AtomicUsize::new(1),
@@ -258,7 +271,7 @@ impl Cache {
             #[cfg(test)]
             fails_to_write: std::sync::atomic::AtomicBool::new(false),
         });
-        core.load().map_err(|e| Error::new(SIDE, &opening, e))?;
+        core.load(is_old).map_err(|e| Error::new(SIDE, &opening, e))?;
         core.shrink();
         Ok(Self { core })
     }
@@ -285,16 +298,21 @@ impl Cache {
         self.handle(source, repositories, blob, Trust::Reader)
     }
 
-    /// A handle for reading what `source` makes of other content, and has checked before it gives
-    /// it: so nothing is hashed and nothing held back. It is known by the digest of `content`,
-    /// which has to be one of its own, whatever it is the digest of.
-    pub fn derived(
+    /// A handle for reading the decompressed stream of `layer`, of `size` bytes, which `source` makes
+    /// and has checked before it gives it: so nothing is hashed and nothing held back.
+    ///
+    /// `id` names the stream. Two streams whose bytes can differ must not have the same. Streams and
+    /// blobs have nothing to do with each other here, whatever they are called.
+    pub fn stream(
         &self,
         source: Arc<dyn Blobs>,
         repository: Repository,
-        content: &Descriptor,
+        layer: &Descriptor,
+        id: StreamId,
+        size: u64,
     ) -> CachedBlob {
-        self.handle(source, vec![repository], content, Trust::Source)
+        let key = Key { content: ContentId::Stream(id), size };
+        self.open_handle(key, source, vec![repository], layer, Trust::Source)
     }
 
     fn handle(
@@ -304,15 +322,25 @@ impl Cache {
         blob: &Descriptor,
         trust: Trust,
     ) -> CachedBlob {
+        let key = Key { content: ContentId::Blob(blob.digest), size: blob.size };
+        self.open_handle(key, source, repositories, blob, trust)
+    }
+
+    fn open_handle(
+        &self,
+        key: Key,
+        source: Arc<dyn Blobs>,
+        repositories: Vec<Repository>,
+        blob: &Descriptor,
+        trust: Trust,
+    ) -> CachedBlob {
         let core = &self.core;
-        let key = Key { digest: blob.digest, size: blob.size };
         core.enter(&key, trust);
         let origin = Source {
             id: core.origins.fetch_add(1, Ordering::Relaxed),
             source,
             repositories,
             blob: blob.clone(),
-            is_derived: trust == Trust::Source,
         };
         CachedBlob::new(core.clone(), key, Arc::new(origin), trust)
     }
@@ -333,6 +361,7 @@ impl Cache {
 
 impl Core {
     fn lock(&self) -> MutexGuard<'_, State> {
+        tasks::point();
         // What a dead thread has left may be out of date, but never says that a block is there
         // which is not.
         locked(&self.state)
@@ -350,22 +379,21 @@ impl Core {
         }
         if let Some(blob) = state.blobs.get_mut(key) {
             blob.handles += 1;
-            match trust {
-                Trust::Digest => blob.is_digest_wanted = true,
-                Trust::Reader => {}
-                Trust::Source => blob.set_derived(),
+            if trust == Trust::Digest {
+                blob.is_digest_wanted = true;
+                blob.fix(&mut state.memory);
             }
         }
     }
 
-    /// Where requests for a blob get their places.
-    fn slots(&self, is_derived: bool) -> &Arc<Slots> {
-        if is_derived { &self.derived_slots } else { &self.slots }
+    /// Where requests for some content get their places.
+    fn slots(&self, key: &Key) -> &Arc<Slots> {
+        if key.content.is_stream() { &self.stream_slots } else { &self.slots }
     }
 
     /// Whether a new blob may have files: of several sizes of a digest one can be right.
     fn place_for(&self, state: &mut State, key: &Key) -> Place {
-        if let Some(size) = state.owners.get(&key.digest).copied() {
+        if let Some(size) = state.owners.get(&key.content).copied() {
             let owner = Key { size, ..*key };
             match state.blobs.get(&owner) {
                 Some(blob) if matches!(blob.place, Place::Whole(_)) => {
@@ -378,7 +406,7 @@ impl Core {
                 return Place::Nowhere;
             }
         }
-        state.owners.insert(key.digest, key.size);
+        state.owners.insert(key.content, key.size);
         Place::New
     }
 }

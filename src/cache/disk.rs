@@ -20,9 +20,10 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Core, SIDE,
     state::{Blob, Files, Key, Place, State, WHOLE, disk_bytes},
+    tasks::point,
 };
 use crate::backend::{
-    ConfinedDir, Error,
+    ConfinedDir, Error, Kind,
     images_dir::cached::{self, BLOCK_BYTES},
 };
 
@@ -42,6 +43,7 @@ impl Core {
     /// Writes a block that has come, and lets those who wait for that know.
     pub(super) fn store(self: &Arc<Self>, key: &Key, id: u64, block: u32, bytes: &[u8]) {
         let stored = self.write(key, id, block, bytes);
+        let sha = stored.is_none().then(|| Sha256::digest(bytes).into());
         let mut state = self.lock();
         let state = &mut *state;
         let Some(blob) = state.blobs.get_mut(key).filter(|blob| blob.id == id) else {
@@ -57,8 +59,8 @@ impl Core {
                 let extent = blob.extent_of(block).0;
                 state.touch(key, extent);
             }
-            None if block < blob.prefix.to => {
-                blob.prefix.known.entry(block).or_insert_with(|| Sha256::digest(bytes).into());
+            None if blob.is_remembered(block) => {
+                blob.prefix.known.extend(sha.map(|sha| (block, sha)));
             }
             None => {}
         }
@@ -78,7 +80,7 @@ impl Core {
                 blob.writing.insert(block);
                 memory.hold(blob.id, block, bytes.clone());
                 let (core, key, id) = (self.clone(), *key, blob.id);
-                self.runtime.spawn_blocking(move || core.store(&key, id, block, &bytes));
+                drop(self.tasks.spawn_blocking(move || core.store(&key, id, block, &bytes)));
             }
         }
     }
@@ -93,6 +95,7 @@ impl Core {
         }
         let sum = cached::checksum(bytes);
         let start = u64::from(block) * BLOCK_BYTES;
+        point();
         let written = self.may_write().and_then(|()| {
             files.data.write_all_at(bytes, start)?;
             files.map.write_all_at(&sum.to_le_bytes(), cached::sum_offset(block.into()))
@@ -100,7 +103,7 @@ impl Core {
         match written {
             Ok(()) => Some((sum, charge)),
             Err(error) => {
-                let path = cached::part_path(&self.dir, &key.digest);
+                let path = key.content.part_path(&self.dir);
                 self.refused(&path, "writing", error);
                 if charge > 0 {
                     // The part that was written; if not now, it goes when the cache is opened.
@@ -175,7 +178,7 @@ impl Core {
                     // Nothing of it is used, whether it is there or not.
                     let _ = self.root.remove_file(&path);
                 }
-                let path = cached::part_path(&self.dir, &key.digest);
+                let path = key.content.part_path(&self.dir);
                 self.refused(&path, "creating", error);
                 None
             }
@@ -190,14 +193,13 @@ impl Core {
             return Some(files.clone());
         }
         let open = |path: PathBuf| self.root.open_to_write(&path);
-        let data = open(cached::part_path(&self.dir, &key.digest));
+        let data = open(key.content.part_path(&self.dir));
         let data = data.and_then(|(data, meta)| match meta.len() == key.size {
             true => Ok(data),
             false => Err(io::ErrorKind::InvalidData.into()),
         });
-        let opened = data.and_then(|data| {
-            Ok(Files { data, map: open(cached::map_path(&self.dir, &key.digest))?.0 })
-        });
+        let opened =
+            data.and_then(|data| Ok(Files { data, map: open(key.content.map_path(&self.dir))?.0 }));
         match opened {
             Ok(opened) => {
                 let opened = Arc::new(opened);
@@ -205,7 +207,7 @@ impl Core {
                 Some(opened)
             }
             Err(_) => {
-                self.reset(state, key, Place::New);
+                self.lose(state, key);
                 None
             }
         }
@@ -218,7 +220,7 @@ impl Core {
         if let Some(file) = file {
             return Some(file.clone());
         }
-        let opened = self.root.open_file(&cached::whole_path(&self.dir, &key.digest));
+        let opened = self.root.open_file(&key.content.whole_path(&self.dir));
         match opened.ok().filter(|(_, meta)| meta.len() == key.size) {
             Some((opened, _)) => {
                 let opened = Arc::new(opened);
@@ -241,6 +243,28 @@ impl Core {
         }
     }
 
+    /// Drops a blob that is not, or perhaps not, what it should be. Whoever has begun to read it is
+    /// told when asking for [`super::CachedBlob::mismatch_since`].
+    pub(super) fn distrust(&self, state: &mut State, key: &Key, error: Error) {
+        if let Some(blob) = state.blobs.get_mut(key) {
+            blob.mismatches += 1;
+            blob.mismatch = Some(error);
+        }
+        self.reset(state, key, Place::New);
+    }
+
+    /// The same when files have gone, or cannot be read. Those who have read what cannot be
+    /// compared any more are told.
+    pub(super) fn lose(&self, state: &mut State, key: &Key) {
+        let is_mixed = state.blobs.get(key).is_some_and(|b| b.is_fixed && !b.is_verified());
+        if !is_mixed {
+            return self.reset(state, key, Place::New);
+        }
+        let reason = "what the cache had of it has gone; open it again".to_owned();
+        let doing = format_args!("reading {}", key.content);
+        self.distrust(state, key, Error::new(SIDE, doing, Kind::Interrupted(reason)));
+    }
+
     /// Drops all that is known of a blob and all that is here of it.
     pub(super) fn reset(&self, state: &mut State, key: &Key, place: Place) {
         let gone = self.forget(state, key, place);
@@ -260,17 +284,12 @@ impl Core {
         new.origin = blob.origin.take();
         new.ignores_ranges = blob.ignores_ranges;
         new.is_digest_wanted = blob.is_digest_wanted;
-        if blob.is_derived {
-            new.set_derived();
-        }
+        new.is_fixed = blob.is_fixed;
         new.windows = std::mem::take(&mut blob.windows);
         // Readers look again.
         blob.stop_jobs();
         let old = std::mem::replace(blob, new);
-        for extent in old.extents.values() {
-            state.lru.remove(extent.age);
-        }
-        state.lru.remove(old.age);
+        state.forget_use(key, &old);
         state.memory.forget(old.id);
         self.rename_away(key, &old)
     }
@@ -279,7 +298,7 @@ impl Core {
     fn rename_away(&self, key: &Key, blob: &Blob) -> Gone {
         let named = match blob.place {
             Place::Parts(_) => paths(&self.dir, key).to_vec(),
-            Place::Whole(_) => vec![cached::whole_path(&self.dir, &key.digest)],
+            Place::Whole(_) => vec![key.content.whole_path(&self.dir)],
             Place::New | Place::Nowhere | Place::OtherSize(_) => Vec::new(),
         };
         let rename = |from: PathBuf| {
@@ -294,10 +313,11 @@ impl Core {
     /// Removes files on a thread that may wait.
     fn remove_later(&self, gone: Gone) {
         let Some(core) = self.me.upgrade().filter(|_| gone.charge > 0) else { return };
-        self.runtime.spawn_blocking(move || core.remove_gone(&gone));
+        drop(self.tasks.spawn_blocking(move || core.remove_gone(&gone)));
     }
 
     pub(super) fn remove_gone(&self, gone: &Gone) {
+        point();
         for path in &gone.paths {
             // What stays goes when the cache is opened again.
             let _ = self.root.remove_file(path);
@@ -324,12 +344,10 @@ impl Core {
             Place::Whole(file) => *file = None,
             _ => {
                 let Some(old) = state.blobs.remove(key) else { return };
-                if state.owners.get(&key.digest) == Some(&key.size) {
-                    state.owners.remove(&key.digest);
+                if state.owners.get(&key.content) == Some(&key.size) {
+                    state.owners.remove(&key.content);
                 }
-                for extent in old.extents.values() {
-                    state.lru.remove(extent.age);
-                }
+                state.forget_use(key, &old);
                 let gone = self.rename_away(key, &old);
                 self.remove_later(gone);
             }
@@ -340,19 +358,20 @@ impl Core {
     /// ones.
     pub(super) fn seal_if_whole(self: &Arc<Self>, state: &mut State, key: &Key) {
         let Some(blob) = state.blobs.get_mut(key) else { return };
-        let is_whole = blob.verified && blob.stored == blob.blocks && blob.writing.is_empty();
+        let is_whole = blob.is_verified() && blob.stored == blob.blocks && blob.writing.is_empty();
         let Place::Parts(Some(files)) = &blob.place else { return };
         if !is_whole || blob.sealing {
             return;
         }
         blob.sealing = true;
         let (core, key, id, files) = (self.clone(), *key, blob.id, files.clone());
-        self.runtime.spawn_blocking(move || core.seal(&key, id, &files));
+        drop(self.tasks.spawn_blocking(move || core.seal(&key, id, &files)));
     }
 
     fn seal(&self, key: &Key, id: u64, files: &Arc<Files>) {
+        point();
         let sealed = cached::seal(&files.data);
-        let whole = cached::whole_path(&self.dir, &key.digest);
+        let whole = key.content.whole_path(&self.dir);
         let mut state = self.lock();
         let Some(blob) = state.blob(key, id) else { return };
         // Under the lock, so that it is that of this blob and no later one.
@@ -381,8 +400,8 @@ impl Core {
         blob.charge = charge;
         let extents = std::mem::take(&mut blob.extents);
         state.used -= freed;
-        for extent in extents.values() {
-            state.lru.remove(extent.age);
+        for extent in extents.keys() {
+            state.lru.pop(&(*key, *extent));
         }
         state.touch(key, WHOLE);
         self.settle(&mut state, key);
@@ -423,7 +442,7 @@ impl Core {
 
 /// The files of a blob in parts: data and map.
 fn paths(dir: &Path, key: &Key) -> [PathBuf; 2] {
-    [cached::part_path(dir, &key.digest), cached::map_path(dir, &key.digest)]
+    [key.content.part_path(dir), key.content.map_path(dir)]
 }
 
 /// Creates the files of a blob of which nothing is here.

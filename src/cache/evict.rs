@@ -2,8 +2,8 @@
 //! whole blob.
 //!
 //! Nothing goes that is being read, written or sealed, and no whole blob of which somebody has the
-//! file. The checksums of an extent are cleared before its blocks go. Of blocks that have been
-//! hashed, what they have to be when they are fetched again is remembered first.
+//! file. The checksums of an extent are cleared before its blocks go. What blocks
+//! have to be when they are fetched again is remembered first, unless nobody reads the whole blob.
 
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 
@@ -13,6 +13,7 @@ use super::{
     Core,
     disk::{Gone, punch},
     state::{Extent, Files, Key, Place, State, WHOLE},
+    tasks::point,
 };
 use crate::backend::images_dir::cached::{self, BLOCK_BYTES};
 
@@ -21,13 +22,13 @@ pub(super) enum Victim {
     /// It has been forgotten already, and what is left is to wait until it has gone.
     Whole(Gone),
     /// It is pinned.
-    Extent { key: Key, id: u64, number: u32, files: Arc<Files>, hashed: Vec<u32> },
+    Extent { key: Key, id: u64, number: u32, files: Arc<Files>, given: Vec<u32> },
 }
 
 impl Core {
     /// Finds what was used longest ago and may go.
     pub(super) fn choose_victim(&self, state: &mut State) -> Option<Victim> {
-        let may_go = |&&(key, unit): &&(Key, u32)| {
+        let may_go = |&(key, unit): &(Key, u32)| {
             let Some(blob) = state.blobs.get(&key) else { return false };
             if unit == WHOLE {
                 return blob.lent == 0;
@@ -38,7 +39,7 @@ impl Core {
                 && blob.extents.get(&unit).is_some_and(is_free)
                 && blob.writing.range(blocks).next().is_none()
         };
-        let (key, unit) = state.lru.iter().find(may_go).copied()?;
+        let (key, unit) = state.lru.iter().rev().map(|(unit, ())| *unit).find(may_go)?;
         if unit == WHOLE {
             let blob = state.blobs.get(&key)?;
             state.counts.evicted_bytes += blob.charge;
@@ -50,27 +51,25 @@ impl Core {
         };
         let blob = state.blobs.get_mut(&key)?;
         let first = unit * blob.extent_blocks;
-        let hashed = (first..first + blob.extent_blocks).filter(|block| {
-            *block < blob.prefix.to
-                && blob.sum(*block).is_some()
-                && !blob.prefix.known.contains_key(block)
-        });
-        let hashed = hashed.collect();
+        let given = (first..first + blob.extent_blocks)
+            .filter(|block| blob.was_given(*block) && blob.is_remembered(*block));
+        let given = given.collect();
         let id = blob.id;
         blob.extents.get_mut(&unit)?.pins += 1;
-        Some(Victim::Extent { key, id, number: unit, files, hashed })
+        Some(Victim::Extent { key, id, number: unit, files, given })
     }
 
     /// Evicts it.
     pub(super) fn evict(&self, victim: Victim) {
-        let (key, id, number, files, hashed) = match victim {
+        let (key, id, number, files, given) = match victim {
             Victim::Whole(gone) => {
                 self.remove_gone(&gone);
                 return;
             }
-            Victim::Extent { key, id, number, files, hashed } => (key, id, number, files, hashed),
+            Victim::Extent { key, id, number, files, given } => (key, id, number, files, given),
         };
-        let known: Vec<_> = hashed.iter().filter_map(|block| sha(&files, &key, *block)).collect();
+        point();
+        let known: Vec<_> = given.iter().filter_map(|block| sha(&files, &key, *block)).collect();
         let first = {
             let mut state = self.lock();
             let state = &mut *state;
@@ -84,32 +83,29 @@ impl Core {
                 || blob.sealing
                 || blob.writing.range(blocks.clone()).next().is_some();
             let has_come_further = blocks.clone().any(|block| {
-                block < blob.prefix.to
-                    && blob.sum(block).is_some()
-                    && !blob.prefix.known.contains_key(&block)
-                    && !hashed.contains(&block)
+                blob.was_given(block) && blob.is_remembered(block) && !given.contains(&block)
             });
             if is_used || has_come_further {
                 return;
             }
-            if known.len() < hashed.len() {
-                // They cannot be read, and will have to be hashed once more.
-                blob.restart_prefix(&key);
-            } else {
-                blob.prefix.known.extend(known);
+            if known.len() < given.len() {
+                // They cannot be read: nobody can say what they were.
+                return self.lose(state, &key);
             }
+            blob.prefix.known.extend(known);
             let gone = blocks.filter(|block| blob.sum(*block).is_some()).count();
             // At most the number of blocks of an extent.
             blob.stored -= gone as u32;
             if let Some(extent) = blob.extents.get_mut(&number) {
                 extent.leaving = true;
-                state.lru.remove(extent.age);
+                state.lru.pop(&(key, number));
             }
             first
         };
         let (start, end) = self.extent_bytes(&key, first);
         let blocks = self.extent_blocks.min(cached::block_count(key.size) as u32 - first);
         let zeros = vec![0; 4 * blocks as usize];
+        point();
         let cleared = files.map.write_all_at(&zeros, cached::sum_offset(first.into()));
         let punched = cleared.and_then(|()| punch(&files.data, start, end - start));
         let mut state = self.lock();

@@ -10,12 +10,12 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 
 use super::{
     Core, FEED_BLOCKS, MOST_FED, SIDE,
     plan::Pace,
-    state::{Failed, Job, Key},
+    state::{Failed, Job, Key, Origin, State},
 };
 use crate::{
     backend::{
@@ -31,27 +31,12 @@ const QUIET: Duration = Duration::from_secs(5);
 /// A source that sends everything waits so long for its readers before it is cut off.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Where a blob can be fetched from.
-pub(super) trait Origin: Send + Sync {
-    /// Fetches what `job` says, and tells the cache how that has ended.
-    fn fetch(
-        self: Arc<Self>,
-        core: Arc<Core>,
-        key: Key,
-        job: Arc<Job>,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
-
-    /// Tells origins apart.
-    fn id(&self) -> usize;
-}
-
 /// A blob at a source, in some repositories.
 pub(super) struct Source {
     pub id: usize,
     pub source: Arc<dyn Blobs>,
     pub repositories: Vec<Repository>,
     pub blob: Descriptor,
-    pub is_derived: bool,
 }
 
 impl Origin for Source {
@@ -86,7 +71,7 @@ impl Drop for Ending<'_> {
     fn drop(&mut self) {
         let result = self.result.take().unwrap_or_else(|| {
             let kind = Kind::Interrupted("the request was given up".into());
-            Err(Error::new(SIDE, format_args!("fetching blob {}", self.key.digest), kind))
+            Err(Error::new(SIDE, format_args!("fetching {}", self.key.content), kind))
         });
         let result = result.map_err(|error| Failed { error, origin: self.origin });
         self.core.ended(&self.key, self.job, result);
@@ -100,13 +85,13 @@ pub(super) enum Arrival {
     /// Nothing.
     Pass,
     /// It is to be written to the disk.
-    Store(Bytes),
+    Store,
 }
 
 impl Source {
     /// Ends well also when it is stopped.
     async fn run(&self, core: &Arc<Core>, key: &Key, job: &Job) -> Result<()> {
-        let slots = core.slots(self.is_derived);
+        let slots = core.slots(key);
         let mut slot = tokio::select! {
             biased;
             () = job.stop.notified() => return Ok(()),
@@ -118,7 +103,7 @@ impl Source {
         };
         let end = core.end_of(key, job).unwrap_or(job.range.end);
         let mut arriving = BytesMut::new();
-        let mut writing: Option<JoinHandle<()>> = None;
+        let mut writing: Option<oneshot::Receiver<()>> = None;
         while block < end {
             loop {
                 match core.pace(key, job) {
@@ -127,9 +112,10 @@ impl Source {
                     Pace::Wait => slot = None,
                 }
                 tokio::select! {
+                    biased;
                     () = job.stop.notified() => return Ok(()),
                     () = job.moved.notified() => {}
-                    () = tokio::time::sleep(PAUSE) => return Ok(()),
+                    () = core.tasks.sleep(PAUSE) => return Ok(()),
                 }
             }
             if slot.is_none() {
@@ -144,7 +130,7 @@ impl Source {
                 let reason = format!("it ended at block {block} of {end}");
                 return Err(self.error(key, Kind::Interrupted(reason)));
             };
-            self.count(core, 0, piece.len());
+            Self::count(core, key, 0, piece.len());
             while !piece.is_empty() {
                 if block >= end {
                     let found = u64::from(end) * BLOCK_BYTES + piece.len() as u64;
@@ -152,17 +138,17 @@ impl Source {
                 }
                 let length = block_length(key.size, u64::from(block));
                 let Some(bytes) = collect(&mut arriving, &mut piece, length) else { break };
-                match core.arrived(key, job, block, bytes)? {
+                match core.arrived(key, job, block, &bytes).await? {
                     Arrival::Stop => return Ok(()),
                     Arrival::Pass => {}
-                    Arrival::Store(bytes) => {
+                    Arrival::Store => {
                         if let Some(writing) = writing.take() {
                             // It has said itself what it had to say.
                             let _ = writing.await;
                         }
-                        let (core, key, id) = (core.clone(), *key, job.blob);
-                        let store = move || core.store(&key, id, block, &bytes);
-                        writing = Some(tokio::task::spawn_blocking(store));
+                        let (to, key, id) = (core.clone(), *key, job.blob);
+                        let store = move || to.store(&key, id, block, &bytes);
+                        writing = Some(core.tasks.spawn_blocking(store));
                     }
                 }
                 block += 1;
@@ -191,7 +177,7 @@ impl Source {
         for repository in &self.repositories {
             let range = bytes(&job.range);
             let is_part = range != all;
-            self.count(core, 1, 0);
+            Self::count(core, key, 1, 0);
             let opened = tokio::select! {
                 biased;
                 () = job.stop.notified() => return Ok(None),
@@ -204,7 +190,7 @@ impl Source {
                         return Ok(None);
                     }
                     *block = 0;
-                    self.count(core, 1, 0);
+                    Self::count(core, key, 1, 0);
                     return tokio::select! {
                         biased;
                         () = job.stop.notified() => Ok(None),
@@ -222,8 +208,8 @@ impl Source {
     }
 
     /// Counts what comes from elsewhere.
-    fn count(&self, core: &Core, requests: u64, bytes: usize) {
-        if !self.is_derived {
+    fn count(core: &Core, key: &Key, requests: u64, bytes: usize) {
+        if !key.content.is_stream() {
             let counts = &mut core.lock().counts;
             counts.requests += requests;
             counts.fetched_bytes += bytes as u64;
@@ -231,7 +217,7 @@ impl Source {
     }
 
     fn error(&self, key: &Key, kind: Kind) -> Error {
-        Error::new(SIDE, format_args!("fetching blob {}", key.digest), kind)
+        Error::new(SIDE, format_args!("fetching {}", key.content), kind)
     }
 }
 
@@ -276,23 +262,32 @@ impl Core {
     }
 
     /// Takes a block that has come: gives it to those who wait for it, and to the digest.
-    fn arrived(
+    async fn arrived(
         self: &Arc<Self>,
         key: &Key,
         job: &Job,
         block: u32,
-        bytes: Bytes,
+        bytes: &Bytes,
     ) -> Result<Arrival> {
-        let known =
-            self.lock().blob(key, job.blob).and_then(|b| b.prefix.known.get(&block).copied());
-        if let Some(expected) = known {
-            let found: [u8; 32] = Sha256::digest(&bytes).into();
-            if found != expected {
-                let (expected, found) = (Digest::Sha256(expected), Digest::Sha256(found));
-                let doing = format!("fetching block {block} of blob {} once more", key.digest);
-                return Err(Error::new(SIDE, doing, Kind::Digest { expected, found }));
-            }
+        if let Some(arrival) = self.take(key, job, block, bytes, None)? {
+            return Ok(arrival);
         }
+        let wanted = bytes.clone();
+        let hashed = self.tasks.spawn_blocking(move || Sha256::digest(&wanted).into()).await;
+        // It fails only when the runtime ends.
+        let Ok(sha) = hashed else { return Ok(Arrival::Stop) };
+        Ok(self.take(key, job, block, bytes, Some(sha))?.unwrap_or(Arrival::Stop))
+    }
+
+    /// The same, with its SHA-256 if that has been computed; `None` if it has to be.
+    fn take(
+        self: &Arc<Self>,
+        key: &Key,
+        job: &Job,
+        block: u32,
+        bytes: &Bytes,
+        sha: Option<[u8; 32]>,
+    ) -> Result<Option<Arrival>> {
         let mut state = self.lock();
         let state = &mut *state;
         let is_refused = state.is_refused();
@@ -300,15 +295,33 @@ impl Core {
         let share = FEED_BLOCKS / self.fetching.load(Ordering::Relaxed).max(1);
         let feed_blocks = share.clamp(1, MOST_FED);
         let Some(blob) = state.blobs.get_mut(key).filter(|blob| blob.id == job.blob) else {
-            return Ok(Arrival::Stop);
+            return Ok(Some(Arrival::Stop));
         };
-        let Some(running) = blob.jobs.iter_mut().find(|running| running.job.id == job.id) else {
-            return Ok(Arrival::Stop);
+        let Some(at) = blob.jobs.iter().position(|running| running.job.id == job.id) else {
+            return Ok(Some(Arrival::Stop));
         };
-        running.next = block + 1;
+        let is_here = blob.has(block, &state.memory);
+        let may_be_stored =
+            !is_refused && !blob.is_leaving(block) && !blob.writing.contains(&block);
+        if !is_here {
+            let expected = blob.prefix.known.get(&block).copied();
+            let is_remembered = !may_be_stored && blob.is_remembered(block);
+            match (expected, sha) {
+                (Some(_), None) => return Ok(None),
+                (None, None) if is_remembered => return Ok(None),
+                (Some(expected), Some(found)) if found != expected => {
+                    return Err(self.changed(state, key, block, expected, found));
+                }
+                (None, Some(sha)) if is_remembered => {
+                    blob.prefix.known.insert(block, sha);
+                }
+                _ => {}
+            }
+        }
+        blob.jobs[at].next = block + 1;
         blob.arrived += 1;
-        if blob.has(block, &state.memory) {
-            return Ok(Arrival::Pass);
+        if is_here {
+            return Ok(Some(Arrival::Pass));
         }
         if block < blob.prefix.to && !blob.prefix.known.contains_key(&block) {
             // What was hashed is gone, and nothing says that this is the same.
@@ -317,17 +330,41 @@ impl Core {
         let prefix = &mut blob.prefix;
         // With what is being hashed itself.
         let fed = prefix.feed.len() + usize::from(prefix.hasher.is_none());
-        if !blob.is_derived && block as usize == prefix.to as usize + fed && fed < feed_blocks {
+        if !blob.content.is_stream()
+            && block as usize == prefix.to as usize + fed
+            && fed < feed_blocks
+        {
             prefix.feed.push_back(bytes.clone());
         }
-        blob.give(block, &bytes);
+        blob.give(block, bytes);
         state.memory.hold(blob.id, block, bytes.clone());
-        let is_stored = !is_refused && !blob.is_leaving(block) && blob.writing.insert(block);
-        if !is_stored {
+        if may_be_stored {
+            blob.writing.insert(block);
+        } else {
             state.memory.release(blob.id, block);
         }
         self.kick_hash(state, key);
-        Ok(if is_stored { Arrival::Store(bytes) } else { Arrival::Pass })
+        Ok(Some(if may_be_stored { Arrival::Store } else { Arrival::Pass }))
+    }
+
+    /// A block has come that is not what it was when it came before. If the blob is verified, the
+    /// block is wrong. If not, nobody knows which of the two is, so everything is dropped.
+    fn changed(
+        &self,
+        state: &mut State,
+        key: &Key,
+        block: u32,
+        expected: [u8; 32],
+        found: [u8; 32],
+    ) -> Error {
+        let (expected, found) = (Digest::Sha256(expected), Digest::Sha256(found));
+        let doing = format!("fetching block {block} of {} once more", key.content);
+        let error = Error::new(SIDE, doing, Kind::Digest { expected, found });
+        if let Some(blob) = state.blobs.get_mut(key).filter(|blob| !blob.is_verified()) {
+            blob.fail(0..u32::MAX, &Failed { error: error.clone(), origin: 0 });
+            self.distrust(state, key, error.clone());
+        }
+        error
     }
 
     /// A job has ended. Tells those who wait for what it has not brought, and goes on with what

@@ -13,10 +13,10 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Core, SIDE,
     read::Pins,
-    state::{Failed, Key, Place, State},
+    state::{Failed, Key, State},
 };
 use crate::{
-    backend::{Error, Kind},
+    backend::{Error, Kind, images_dir::cached::ContentId},
     image::{Digest, Hasher},
 };
 
@@ -38,7 +38,7 @@ impl Core {
         let State { blobs, memory, .. } = state;
         let Some(blob) = blobs.get_mut(key) else { return };
         let next = blob.prefix.to;
-        let is_wanted = blob.is_digest_wanted && !blob.verified;
+        let is_wanted = blob.is_digest_wanted && !blob.is_verified();
         if blob.prefix.running || !is_wanted || next >= blob.blocks {
             return;
         }
@@ -47,7 +47,7 @@ impl Core {
         }
         blob.prefix.running = true;
         let (core, key, id, run) = (self.clone(), *key, blob.id, blob.prefix.run);
-        self.runtime.spawn_blocking(move || core.hash(&key, id, run));
+        drop(self.tasks.spawn_blocking(move || core.hash(&key, id, run)));
     }
 
     fn hash(self: &Arc<Self>, key: &Key, id: u64, run: u64) {
@@ -120,17 +120,20 @@ impl Core {
 
     /// Notes that a block has been hashed; whether that is still of interest.
     fn hashed(&self, key: &Key, id: u64, run: u64, hasher: Hasher, bytes: &Bytes) -> bool {
+        let is_kept = self.lock().blob(key, id).is_some_and(|b| b.is_kept(b.prefix.to));
+        let mut sha = (!is_kept).then(|| Sha256::digest(bytes).into());
         let mut state = self.lock();
         let Some(blob) = state.blob(key, id).filter(|blob| blob.prefix.run == run) else {
             return false;
         };
         let block = blob.prefix.to;
-        if !blob.is_kept(block) && !blob.prefix.known.contains_key(&block) {
-            // It may have to be fetched again.
-            blob.prefix.known.insert(block, Sha256::digest(bytes).into());
-        }
         blob.prefix.hasher = Some(hasher);
         blob.prefix.to += 1;
+        if !blob.is_kept(block) && blob.is_remembered(block) {
+            // It may have to be fetched again.
+            let sha = sha.take().unwrap_or_else(|| Sha256::digest(bytes).into());
+            blob.prefix.known.insert(block, sha);
+        }
         blob.wake_jobs();
         true
     }
@@ -152,7 +155,9 @@ impl Core {
         let mut state = self.lock();
         let Some(blob) = state.blob(key, id).filter(|blob| blob.prefix.run == run) else { return };
         blob.prefix.running = false;
-        if found == key.digest {
+        // Streams are not hashed.
+        let ContentId::Blob(expected) = key.content else { return };
+        if found == expected {
             blob.set_verified();
             let block = blob.blocks.saturating_sub(1);
             blob.give(block, last);
@@ -161,12 +166,10 @@ impl Core {
             self.settle(&mut state, key);
             return;
         }
-        let doing = format!("reading blob {}", key.digest);
-        let error = Error::new(SIDE, doing, Kind::Digest { expected: key.digest, found });
-        blob.mismatches += 1;
-        blob.mismatch = Some(error.clone());
-        blob.fail(0..u32::MAX, &Failed { error, origin: 0 });
+        let doing = format!("reading {}", key.content);
+        let error = Error::new(SIDE, doing, Kind::Digest { expected, found });
+        blob.fail(0..u32::MAX, &Failed { error: error.clone(), origin: 0 });
         state.counts.errors += 1;
-        self.reset(&mut state, key, Place::New);
+        self.distrust(&mut state, key, error);
     }
 }

@@ -1,7 +1,7 @@
 //! Opening a cache: whose it is, what is in it, and what was used last.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{File, TryLockError},
     io::{self, ErrorKind, Read, Seek, Write},
     os::unix::fs::MetadataExt,
@@ -18,9 +18,10 @@ use super::{
 use crate::{
     backend::{
         ConfinedDir, Error, Kind, Result,
-        images_dir::cached::{self, BLOCK_BYTES, BlockMap, MAP_SUFFIX, PART, WHOLE as WHOLE_DIR},
+        images_dir::cached::{
+            self, BLOCK_BYTES, BlockMap, ContentId, MAP_SUFFIX, PART, STREAMS, WHOLE as WHOLE_DIR,
+        },
     },
-    image::Digest,
     util::locked,
 };
 
@@ -32,7 +33,10 @@ const MAX_VERSION: u64 = 4096;
 
 /// Creates what is missing of the cache at `dir`, and takes its lock. If it is in `within`, no link in there
 /// is followed on the way to it.
-pub(super) fn lock(dir: &Path, within: Option<&ConfinedDir>) -> Result<(ConfinedDir, File)> {
+///
+/// The last value says whether it is of a version in which streams were among the blobs; then
+/// [`Core::load`] has to look at it first, and to write the version.
+pub(super) fn lock(dir: &Path, within: Option<&ConfinedDir>) -> Result<(ConfinedDir, File, bool)> {
     let failed = |doing: &str, path: &Path, error: io::Error| {
         Error::new(SIDE, format_args!("{doing} {}", path.display()), error)
     };
@@ -61,8 +65,10 @@ pub(super) fn lock(dir: &Path, within: Option<&ConfinedDir>) -> Result<(Confined
         Err(TryLockError::Error(e)) => return Err(failed("locking", &path, e)),
     }
     let version = dir.join("version");
+    let mut is_old = false;
     match root.read(&version, MAX_VERSION) {
         Ok(text) if text == cached::VERSION.as_bytes() => {}
+        Ok(text) if text == cached::VERSION_WITHOUT_STREAMS.as_bytes() => is_old = true,
         Ok(text) if text.starts_with(cached::VERSION_NAME.as_bytes()) => {
             return Err(refuse(format!(
                 "it is in the form `{}`, of a newer imgfs; give another directory (--cache-dir)",
@@ -70,14 +76,12 @@ pub(super) fn lock(dir: &Path, within: Option<&ConfinedDir>) -> Result<(Confined
             )));
         }
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("reading", &version, e)),
-        // None, or what a power cut has left of it; nothing in here is trusted unseen.
-        _ => {
-            let written = root.write(&version, cached::VERSION.as_bytes());
-            written.map_err(|e| failed("writing", &version, e))?;
-        }
+        // None, or what a power cut has left of it.
+        _ => is_old = true,
     }
-    for name in [PART, WHOLE_DIR, GONE] {
-        let path = dir.join(name);
+    let streams = dir.join(STREAMS);
+    let dirs = [dir, &streams].map(|base| [base.join(PART), base.join(WHOLE_DIR)]);
+    for path in dirs.into_iter().flatten().chain([dir.join(GONE)]) {
         root.create_dirs(&path).map_err(|e| failed("creating", &path, e))?;
     }
     let written = lock
@@ -86,56 +90,44 @@ pub(super) fn lock(dir: &Path, within: Option<&ConfinedDir>) -> Result<(Confined
         .and_then(|()| writeln!(lock, "{}", std::process::id()));
     // A full disk must not keep anybody from reading what is here; it is for a message only.
     drop(written);
-    Ok((root, lock))
+    Ok((root, lock, is_old))
 }
 
 impl Core {
     /// Finds what is here, and removes what makes no sense.
-    pub(super) fn load(&self) -> io::Result<()> {
+    ///
+    /// `is_old` says that whole files are those of a version in which their names were no proof of
+    /// their content: those are hashed.
+    pub(super) fn load(&self, is_old: bool) -> io::Result<()> {
         let root = &self.root;
         for (_, path) in entries(root, &self.dir.join(GONE))? {
             root.remove_file(&path)?;
         }
-        let mut found = Vec::new();
-        for (digest, path) in digests(root, &self.dir.join(WHOLE_DIR))? {
-            let meta = root.stat(&path)?;
-            if !meta.is_file() || !cached::is_sealed(&meta) {
-                root.remove_file(&path)?;
-                continue;
-            }
-            let key = Key { digest, size: meta.len() };
-            let mut blob = Blob::new(0, &key, self.extent_blocks, Place::Whole(None));
-            blob.charge = disk_bytes(key.size);
-            found.push((key, blob));
-        }
-        let part = self.dir.join(PART);
-        for (name, path) in entries(root, &part)? {
-            // A map without data is worth nothing.
-            let of = name.strip_suffix(MAP_SUFFIX).filter(|of| of.parse::<Digest>().is_ok());
-            if of.is_some_and(|of| root.stat(&part.join(of)).is_err()) {
-                root.remove_file(&path)?;
-            }
-        }
-        for (digest, path) in digests(root, &part)? {
-            let is_whole = found.iter().any(|(key, _)| key.digest == digest);
-            let loaded = if is_whole { None } else { self.load_parts(digest, &path)? };
-            match loaded {
-                Some(loaded) => found.push(loaded),
-                None => {
-                    root.remove_if_there(&cached::map_path(&self.dir, &digest))?;
-                    root.remove_if_there(&path)?;
+        if is_old {
+            for (content, path) in contents(root, &self.dir.join(WHOLE_DIR), ContentId::parse_blob)?
+            {
+                let is_right = match content {
+                    ContentId::Blob(digest) => cached::has_digest(root, &path, &digest)?,
+                    ContentId::Stream(_) => false,
+                };
+                if !is_right {
+                    root.remove_file(&path)?;
                 }
             }
+            root.write(&self.dir.join("version"), cached::VERSION.as_bytes())?;
         }
+        let mut found = Vec::new();
+        self.load_from(&self.dir, ContentId::parse_blob, &mut found)?;
+        self.load_from(&self.dir.join(STREAMS), ContentId::parse_stream, &mut found)?;
         let recent = root.read(&self.dir.join(RECENT), u64::MAX).unwrap_or_default();
         let recent = String::from_utf8_lossy(&recent);
         let ranks: HashMap<&str, usize> = recent.lines().zip(1..).collect();
-        found.sort_by_key(|(key, _)| ranks.get(key.digest.to_string().as_str()).copied());
+        found.sort_by_key(|(key, _)| ranks.get(key.content.file_name().as_str()).copied());
         let mut state = self.lock();
         for (key, mut blob) in found {
             blob.id = state.number();
             state.used += blob.charge;
-            state.owners.insert(key.digest, key.size);
+            state.owners.insert(key.content, key.size);
             let units = match blob.place {
                 Place::Whole(_) => vec![WHOLE],
                 _ => blob.extents.keys().copied().collect(),
@@ -148,10 +140,47 @@ impl Core {
         Ok(())
     }
 
-    /// What is here of a blob in parts; `None` if that makes no sense.
-    fn load_parts(&self, digest: Digest, path: &Path) -> io::Result<Option<(Key, Blob)>> {
+    /// Finds what is here of one kind of content, whose names `parse` knows.
+    fn load_from(&self, base: &Path, parse: Parse, found: &mut Vec<(Key, Blob)>) -> io::Result<()> {
+        let root = &self.root;
+        for (content, path) in contents(root, &base.join(WHOLE_DIR), parse)? {
+            let meta = root.stat(&path)?;
+            if !meta.is_file() || !cached::is_sealed(&meta) {
+                root.remove_file(&path)?;
+                continue;
+            }
+            let key = Key { content, size: meta.len() };
+            let mut blob = Blob::new(0, &key, self.extent_blocks, Place::Whole(None));
+            blob.charge = disk_bytes(key.size);
+            found.push((key, blob));
+        }
+        let whole: HashSet<ContentId> = found.iter().map(|(key, _)| key.content).collect();
+        let part = base.join(PART);
+        for (name, path) in entries(root, &part)? {
+            // A map without data is worth nothing.
+            let of = name.strip_suffix(MAP_SUFFIX).filter(|of| parse(of).is_some());
+            if of.is_some_and(|of| root.stat(&part.join(of)).is_err()) {
+                root.remove_file(&path)?;
+            }
+        }
+        for (content, path) in contents(root, &part, parse)? {
+            let is_whole = whole.contains(&content);
+            let loaded = if is_whole { None } else { self.load_parts(content, &path)? };
+            match loaded {
+                Some(loaded) => found.push(loaded),
+                None => {
+                    root.remove_if_there(&content.map_path(&self.dir))?;
+                    root.remove_if_there(&path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is here of content in parts; `None` if that makes no sense.
+    fn load_parts(&self, content: ContentId, path: &Path) -> io::Result<Option<(Key, Blob)>> {
         let meta = self.root.stat(path)?;
-        let map_path = cached::map_path(&self.dir, &digest);
+        let map_path = content.map_path(&self.dir);
         let is_sane = self
             .root
             .stat(&map_path)
@@ -160,7 +189,7 @@ impl Core {
         let Some(map) = map.filter(|map| meta.is_file() && map.size == meta.len()) else {
             return Ok(None);
         };
-        let key = Key { digest, size: map.size };
+        let key = Key { content, size: map.size };
         let mut blob = Blob::new(0, &key, self.extent_blocks, Place::Parts(None));
         blob.charge = disk_bytes(cached::map_bytes(map.size));
         for (block, sum) in (0..).zip(&map.sums).filter(|(_, sum)| **sum != 0) {
@@ -219,25 +248,25 @@ impl Core {
             *saved = Instant::now();
         }
         if let Some(core) = self.me.upgrade() {
-            self.runtime.spawn_blocking(move || core.save_recent());
+            drop(self.tasks.spawn_blocking(move || core.save_recent()));
         }
     }
 
     /// Writes down in which order blobs were used. Without it the next process takes another
     /// order, which is why failing to is no error.
     pub(super) fn save_recent(&self) {
-        let mut last: HashMap<Digest, usize> = HashMap::new();
-        let mut order: Vec<Digest> = Vec::new();
+        let mut last: HashMap<ContentId, usize> = HashMap::new();
+        let mut order: Vec<ContentId> = Vec::new();
         {
             let state = self.lock();
-            for (key, _) in state.lru.iter() {
-                last.insert(key.digest, order.len());
-                order.push(key.digest);
+            for ((key, _), ()) in state.lru.iter().rev() {
+                last.insert(key.content, order.len());
+                order.push(key.content);
             }
         }
         let mut text = String::new();
-        for (_, digest) in order.iter().enumerate().filter(|(at, d)| last.get(d) == Some(at)) {
-            text.push_str(&format!("{digest}\n"));
+        for (_, content) in order.iter().enumerate().filter(|(at, c)| last.get(c) == Some(at)) {
+            text.push_str(&format!("{}\n", content.file_name()));
         }
         let temporary = self.dir.join(GONE).join(RECENT);
         let written = self
@@ -258,8 +287,11 @@ fn entries(root: &ConfinedDir, dir: &Path) -> io::Result<Vec<(String, PathBuf)>>
     Ok(named.map(|name| (name.clone(), dir.join(name))).collect())
 }
 
-/// The entries that are named by a digest.
-fn digests(root: &ConfinedDir, dir: &Path) -> io::Result<Vec<(Digest, PathBuf)>> {
-    let parse = |(name, path): (String, PathBuf)| Some((name.parse().ok()?, path));
+/// Tells which content a file holds by its name.
+type Parse = fn(&str) -> Option<ContentId>;
+
+/// The entries whose names `parse` knows.
+fn contents(root: &ConfinedDir, dir: &Path, parse: Parse) -> io::Result<Vec<(ContentId, PathBuf)>> {
+    let parse = |(name, path): (String, PathBuf)| Some((parse(&name)?, path));
     Ok(entries(root, dir)?.into_iter().filter_map(parse).collect())
 }

@@ -1,8 +1,9 @@
 //! Blocks in memory: those on their way to the disk, and the last few that came.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use bytes::Bytes;
+use lru::LruCache;
 
 /// A block: the number of its blob, and its own.
 type Name = (u64, u32);
@@ -12,69 +13,67 @@ pub(super) struct Memory {
     limit: usize,
     /// Of what is not held.
     bytes: usize,
-    blocks: HashMap<Name, Block>,
-    /// Blocks that are not held, the oldest first.
-    order: BTreeMap<u64, Name>,
-    clock: u64,
-}
-
-struct Block {
-    bytes: Bytes,
-    /// Its place in `order`; `None` while it is held.
-    age: Option<u64>,
+    held: HashMap<Name, Bytes>,
+    /// Blocks that are not held. Reading one does not make it stay longer: who reads on wants the
+    /// next ones.
+    released: LruCache<Name, Bytes>,
 }
 
 impl Memory {
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, bytes: 0, blocks: HashMap::new(), order: BTreeMap::new(), clock: 0 }
+        Self { limit, bytes: 0, held: HashMap::new(), released: LruCache::unbounded() }
     }
 
     /// Holds a block until [`Memory::release`].
     pub(super) fn hold(&mut self, blob: u64, block: u32, bytes: Bytes) {
         self.remove(blob, block);
-        self.blocks.insert((blob, block), Block { bytes, age: None });
+        self.held.insert((blob, block), bytes);
     }
 
     /// From now on the block may go.
     pub(super) fn release(&mut self, blob: u64, block: u32) {
-        let name = (blob, block);
-        let Some(known) = self.blocks.get_mut(&name).filter(|known| known.age.is_none()) else {
-            return;
-        };
-        self.clock += 1;
-        known.age = Some(self.clock);
-        self.bytes += known.bytes.len();
-        self.order.insert(self.clock, name);
+        let Some(bytes) = self.held.remove(&(blob, block)) else { return };
+        self.bytes += bytes.len();
+        self.released.put((blob, block), bytes);
         while self.bytes > self.limit
-            && let Some((_, (blob, block))) = self.order.first_key_value()
+            && let Some((_, bytes)) = self.released.pop_lru()
         {
-            self.remove(*blob, *block);
+            self.bytes -= bytes.len();
         }
     }
 
     pub(super) fn get(&self, blob: u64, block: u32) -> Option<&Bytes> {
-        self.blocks.get(&(blob, block)).map(|known| &known.bytes)
+        let name = (blob, block);
+        self.held.get(&name).or_else(|| self.released.peek(&name))
     }
 
     pub(super) fn has(&self, blob: u64, block: u32) -> bool {
-        self.blocks.contains_key(&(blob, block))
+        self.get(blob, block).is_some()
     }
 
     fn remove(&mut self, blob: u64, block: u32) {
-        if let Some(known) = self.blocks.remove(&(blob, block))
-            && let Some(age) = known.age
-        {
-            self.order.remove(&age);
-            self.bytes -= known.bytes.len();
+        self.held.remove(&(blob, block));
+        if let Some(bytes) = self.released.pop(&(blob, block)) {
+            self.bytes -= bytes.len();
         }
+    }
+
+    /// Removes the blocks of a blob that are not held.
+    pub(super) fn forget_released(&mut self, blob: u64) {
+        let bytes = &mut self.bytes;
+        self.released.retain(|name, block| {
+            let stays = name.0 != blob;
+            if !stays {
+                *bytes -= block.len();
+            }
+            stays
+        });
     }
 
     /// Removes all blocks of a blob.
     pub(super) fn forget(&mut self, blob: u64) {
-        let blocks: Vec<Name> = self.blocks.keys().filter(|name| name.0 == blob).copied().collect();
-        for (blob, block) in blocks {
-            self.remove(blob, block);
-        }
+        self.held.retain(|name, _| name.0 != blob);
+        self.forget_released(blob);
     }
 }
 
@@ -100,6 +99,6 @@ mod tests {
         assert_eq!(has(&memory), [0, 1, 2, 4]);
         memory.forget(2);
         memory.forget(1);
-        assert_eq!((has(&memory).len(), memory.bytes, memory.order.len()), (0, 0, 0));
+        assert_eq!((has(&memory).len(), memory.bytes, memory.released.len()), (0, 0, 0));
     }
 }

@@ -55,7 +55,7 @@ impl Core {
     /// Blocks that are asked for at first. What is derived comes from larger pieces, which are kept
     /// for a while; so there is nothing to be won by asking for more than is read.
     fn first_blocks(&self, blob: &Blob) -> u32 {
-        if blob.is_derived { 1 } else { self.first_window() }
+        if blob.content.is_stream() { 1 } else { self.first_window() }
     }
 
     fn first_window(&self) -> u32 {
@@ -209,7 +209,7 @@ impl Core {
                 is_stream: blob.ignores_ranges,
             });
             self.fetching.fetch_add(1, Ordering::Relaxed);
-            self.runtime.spawn(origin.fetch(self.clone(), *key, job));
+            self.tasks.spawn(origin.fetch(self.clone(), *key, job));
         }
     }
 

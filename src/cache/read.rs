@@ -15,13 +15,13 @@ use tokio::sync::oneshot;
 
 use super::{
     Core, SIDE, Trust,
-    fetch::Origin,
-    state::{Blob, Failed, Files, Key, Place, State, WHOLE},
+    state::{Blob, Failed, Files, Key, Origin, Place, State, WHOLE},
+    tasks::point,
 };
 use crate::{
     backend::{
         Error, Kind, Result,
-        images_dir::cached::{self, BLOCK_BYTES},
+        images_dir::cached::{self, BLOCK_BYTES, ContentId},
     },
     image::Digest,
 };
@@ -62,6 +62,13 @@ impl Drop for Handle {
         }
         self.core.settle(&mut state, &self.key);
     }
+}
+
+/// Says which content somebody has begun to hash; see [`CachedBlob::begin_hashing`].
+#[derive(Debug)]
+pub struct Hashing {
+    /// Of the [`Blob`].
+    id: u64,
 }
 
 /// One block of a read.
@@ -111,9 +118,9 @@ impl CachedBlob {
         self.handle.key.size
     }
 
-    /// Its digest, as its descriptor states it.
-    pub fn digest(&self) -> Digest {
-        self.handle.key.digest
+    /// What it is. `reading {content}` says it in messages.
+    pub fn content(&self) -> ContentId {
+        self.handle.key.content
     }
 
     /// Blocks of it that have come, from the source and not from the disk: while they become more,
@@ -137,19 +144,38 @@ impl CachedBlob {
         blob.mismatch.clone().filter(|_| blob.mismatches != mismatches)
     }
 
-    /// Forgets what is here of it, because somebody has found out that it is wrong.
+    /// Drops what is here of it, because somebody has found out that it is wrong. For all others who
+    /// have begun to read it that counts as a mismatch.
     pub fn discard(&self) {
         let Handle { core, key, .. } = &*self.handle;
-        core.reset(&mut core.lock(), key, Place::New);
+        let reason = "its content was found to be wrong and has been dropped".to_owned();
+        let doing = format_args!("reading {}", key.content);
+        let error = Error::new(SIDE, doing, Kind::Interrupted(reason));
+        core.distrust(&mut core.lock(), key, error);
     }
 
-    /// Notes that all of it has been read and had the right digest.
-    pub fn vouch(&self) {
+    /// To be called before the first read by somebody who reads all of the blob and computes its
+    /// digest. If that is right, [`CachedBlob::vouch`] takes what this returns.
+    pub fn begin_hashing(&self) -> Hashing {
         let Handle { core, key, .. } = &*self.handle;
         let mut state = core.lock();
-        if let Some(blob) = state.blobs.get_mut(key) {
-            blob.set_verified();
-        }
+        let state = &mut *state;
+        let id = state.blobs.get_mut(key).map_or(0, |blob| {
+            blob.fix(&mut state.memory);
+            blob.id
+        });
+        Hashing { id }
+    }
+
+    /// Notes that all of it has been read since `hashing` was begun, and had the right digest.
+    ///
+    /// Nothing happens if what is in the cache now is not what was there then: as long as the entry
+    /// is the same, each of its blocks is what was read.
+    pub fn vouch(&self, hashing: &Hashing) {
+        let Handle { core, key, .. } = &*self.handle;
+        let mut state = core.lock();
+        let Some(blob) = state.blob(key, hashing.id) else { return };
+        blob.set_verified();
         core.seal_if_whole(&mut state, key);
         core.pump(&mut state, key);
     }
@@ -242,7 +268,7 @@ impl CachedBlob {
         if !matches!(blob.place, Place::Whole(_)) {
             return None;
         }
-        let (file, _) = core.root.open_file(&cached::whole_path(&core.dir, &key.digest)).ok()?;
+        let (file, _) = core.root.open_file(&key.content.whole_path(&core.dir)).ok()?;
         if !lent.swap(true, Ordering::Relaxed) {
             blob.lent += 1;
         }
@@ -257,10 +283,11 @@ impl CachedBlob {
             let reason = format!("no blob has {size} bytes");
             return Err(self.handle.error(Kind::Unfit(reason)));
         }
-        let nothing = Digest::of(self.handle.key.digest.algorithm(), b"");
-        if size == 0 && self.handle.key.digest != nothing {
-            let kind = Kind::Digest { expected: self.handle.key.digest, found: nothing };
-            return Err(self.handle.error(kind));
+        if let (0, ContentId::Blob(expected)) = (size, self.handle.key.content) {
+            let found = Digest::of(expected.algorithm(), b"");
+            if found != expected {
+                return Err(self.handle.error(Kind::Digest { expected, found }));
+            }
         }
         let end = offset.saturating_add(length as u64).min(size);
         Ok((offset < end).then_some(offset..end))
@@ -275,7 +302,8 @@ impl CachedBlob {
         let (pieces, pins) = match found {
             Found::Whole(file) => {
                 let (wanted, range) = (file, range.clone());
-                let read = blocking(move || read_file(&wanted, &range)).await;
+                let work = move || read_file(&wanted, &range);
+                let read = self.handle.core.tasks.spawn_blocking(work).await.ok();
                 return match read {
                     Some(Ok(bytes)) => Ok(bytes),
                     // Somebody has damaged it.
@@ -291,11 +319,11 @@ impl CachedBlob {
             None => (pieces, Vec::new()),
             Some(pins) => {
                 let range = range.clone();
-                let read = blocking(move || {
+                let read = self.handle.core.tasks.spawn_blocking(move || {
                     let disk = pins.read(&range, &pieces);
                     (pieces, disk)
                 });
-                let (pieces, disk) = read.await.ok_or(Trouble::Again)?;
+                let (pieces, disk) = read.await.map_err(|_| Trouble::Again)?;
                 (pieces, disk.ok_or(Trouble::Again)?)
             }
         };
@@ -317,7 +345,7 @@ impl CachedBlob {
 
 impl Handle {
     fn error(&self, kind: Kind) -> Error {
-        Error::new(SIDE, format_args!("reading blob {}", self.key.digest), kind)
+        Error::new(SIDE, format_args!("reading {}", self.key.content), kind)
     }
 
     /// Finds the blocks of a read, and has fetched what is missing. `None` if it is not all here
@@ -366,7 +394,7 @@ impl Handle {
             !running.job.urgent && blob.waiters.range(running.next..running.end).next().is_some()
         });
         for running in urgent {
-            core.slots(blob.is_derived).promote(running.job.id);
+            core.slots(key).promote(running.job.id);
         }
         if state.warned {
             core.store_late(state, key, blocks.clone());
@@ -385,12 +413,8 @@ impl Handle {
     }
 }
 
-/// Runs on a thread that may wait for the disk.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::task::spawn_blocking(work).await.ok()
-}
-
 fn read_file(file: &File, range: &Range<u64>) -> std::io::Result<Bytes> {
+    point();
     // As long as what was asked for.
     let mut bytes = vec![0; (range.end - range.start) as usize];
     file.read_exact_at(&mut bytes, range.start)?;
@@ -527,6 +551,11 @@ impl Pins {
                 blob.put_sum(block, sum, true);
             }
             return;
+        }
+        let was_read = blob.sum(block).is_some_and(|(_, was_checked)| was_checked);
+        if was_read && blob.is_remembered(block) {
+            // What it was can be found out no more.
+            return self.core.lose(&mut state, &self.key);
         }
         // Its place stays in use, as does its checksum in the file, which it does not fit.
         blob.drop_sum(block);

@@ -4,25 +4,31 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fs::File,
+    future::Future,
     ops::Range,
+    pin::Pin,
     sync::Arc,
     time::Instant,
 };
 
 use bytes::Bytes;
+use lru::LruCache;
 use tokio::sync::{Notify, oneshot};
 
-use super::{CacheStats, fetch::Origin, memory::Memory, window::Windows};
+use super::{CacheStats, Core, memory::Memory, window::Windows};
 use crate::{
-    backend::{Error, images_dir::cached},
-    image::{Digest, Hasher},
+    backend::{
+        Error,
+        images_dir::cached::{self, ContentId},
+    },
+    image::Hasher,
 };
 
-/// What names a blob here. Descriptors that state different sizes for a digest, of which at most
+/// What names content here. Descriptors that state different sizes for a digest, of which at most
 /// one can be right, have nothing to do with each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    pub digest: Digest,
+    pub content: ContentId,
     pub size: u64,
 }
 
@@ -40,11 +46,26 @@ pub(super) struct Failed {
     pub origin: usize,
 }
 
+/// Where a blob can be fetched from.
+pub(super) trait Origin: Send + Sync {
+    /// Fetches what `job` says, and tells the cache how that has ended.
+    fn fetch(
+        self: Arc<Self>,
+        core: Arc<Core>,
+        key: Key,
+        job: Arc<Job>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// Tells origins apart.
+    fn id(&self) -> usize;
+}
+
 pub(super) struct State {
     pub blobs: HashMap<Key, Blob>,
-    /// Which size of a digest has the files.
-    pub owners: HashMap<Digest, u64>,
-    pub lru: Lru,
+    /// Which size of some content has the files.
+    pub owners: HashMap<ContentId, u64>,
+    /// In which order extents and whole blobs were used. Its bound is that of the disk.
+    pub lru: LruCache<(Key, u32), ()>,
     pub memory: Memory,
     /// Bytes of the disk that are used, or about to be.
     pub used: u64,
@@ -62,7 +83,7 @@ impl State {
         Self {
             blobs: HashMap::new(),
             owners: HashMap::new(),
-            lru: Lru::default(),
+            lru: LruCache::unbounded(),
             memory: Memory::new(memory_bytes),
             used: 0,
             numbers: 0,
@@ -89,46 +110,23 @@ impl State {
 
     /// Marks an extent, or a whole blob, as the one that was used last.
     pub(super) fn touch(&mut self, key: &Key, unit: u32) {
-        let Some(blob) = self.blobs.get_mut(key) else { return };
-        let age = match unit {
-            WHOLE => &mut blob.age,
-            extent => match blob.extents.get_mut(&extent).filter(|e| !e.leaving) {
-                Some(extent) => &mut extent.age,
-                None => return,
-            },
-        };
-        self.lru.touch(age, *key, unit);
+        let Some(blob) = self.blobs.get(key) else { return };
+        if unit == WHOLE || blob.extents.get(&unit).is_some_and(|extent| !extent.leaving) {
+            self.lru.put((*key, unit), ());
+        }
+    }
+
+    /// Takes everything of a blob out of the order of use.
+    pub(super) fn forget_use(&mut self, key: &Key, blob: &Blob) {
+        for unit in blob.extents.keys().chain([&WHOLE]) {
+            self.lru.pop(&(*key, *unit));
+        }
     }
 }
 
 /// Bytes that so many take on the disk.
 pub(super) fn disk_bytes(bytes: u64) -> u64 {
     bytes.next_multiple_of(4096)
-}
-
-/// In which order extents and whole blobs were used.
-#[derive(Default)]
-pub(super) struct Lru {
-    order: BTreeMap<u64, (Key, u32)>,
-    clock: u64,
-}
-
-impl Lru {
-    fn touch(&mut self, age: &mut u64, key: Key, unit: u32) {
-        self.order.remove(age);
-        self.clock += 1;
-        *age = self.clock;
-        self.order.insert(self.clock, (key, unit));
-    }
-
-    pub(super) fn remove(&mut self, age: u64) {
-        self.order.remove(&age);
-    }
-
-    /// The oldest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &(Key, u32)> {
-        self.order.values()
-    }
 }
 
 /// Where a blob is on the disk.
@@ -162,7 +160,6 @@ pub(super) struct Extent {
     pub charged: u64,
     /// Who is reading it at the moment.
     pub pins: u32,
-    pub age: u64,
     /// It is being evicted; its blocks are not here any more.
     pub leaving: bool,
 }
@@ -171,6 +168,7 @@ pub(super) struct Extent {
 pub(super) struct Blob {
     /// Changes when all that is known of the blob is dropped.
     pub id: u64,
+    pub content: ContentId,
     pub size: u64,
     pub blocks: u32,
     pub place: Place,
@@ -183,8 +181,6 @@ pub(super) struct Blob {
     pub writing: BTreeSet<u32>,
     /// Bytes of the disk that its files use.
     pub charge: u64,
-    /// Of the file of a whole blob.
-    pub age: u64,
     pub jobs: Vec<Running>,
     /// Who gets a block as soon as it comes.
     pub waiters: BTreeMap<u32, Vec<Waiter>>,
@@ -192,12 +188,13 @@ pub(super) struct Blob {
     pub last_waiters: Vec<Waiter>,
     /// Somebody wants everything to be verified.
     pub is_digest_wanted: bool,
+    /// A block that has been given to a reader stays what it was as long as `id` does: what is not
+    /// kept is remembered by its hash, and what comes in its place is compared with that.
+    pub is_fixed: bool,
     pub windows: Windows,
     pub prefix: Prefix,
     /// The digest of all blocks, one after the other, has been right.
     pub verified: bool,
-    /// Whoever gives the content has checked it.
-    pub is_derived: bool,
     pub sealing: bool,
     pub ignores_ranges: bool,
     /// No read-ahead until then: the source has failed.
@@ -218,15 +215,15 @@ pub(super) struct Blob {
 pub(super) struct Prefix {
     /// Changes when it is begun anew.
     pub run: u64,
-    /// `None` while the next block is being hashed.
+    /// `None` while the next block is being hashed, and for streams.
     pub hasher: Option<Hasher>,
     /// Blocks that have been hashed.
     pub to: u32,
     /// The next blocks, as they came.
     pub feed: VecDeque<Bytes>,
     pub running: bool,
-    /// Of blocks that have been hashed and are not on the disk: what they have to be if they are
-    /// fetched again.
+    /// Of blocks that were here and are not on the disk: what they have to be if they are fetched
+    /// again.
     pub known: HashMap<u32, [u8; 32]>,
 }
 
@@ -261,6 +258,7 @@ impl Blob {
     pub(super) fn new(id: u64, key: &Key, extent_blocks: u32, place: Place) -> Self {
         Self {
             id,
+            content: key.content,
             size: key.size,
             // Handles see to it that the number is small enough.
             blocks: cached::block_count(key.size) as u32,
@@ -270,15 +268,14 @@ impl Blob {
             stored: 0,
             writing: BTreeSet::new(),
             charge: 0,
-            age: 0,
             jobs: Vec::new(),
             waiters: BTreeMap::new(),
             last_waiters: Vec::new(),
             is_digest_wanted: false,
+            is_fixed: false,
             windows: Windows::default(),
             prefix: Prefix::new(key),
             verified: false,
-            is_derived: false,
             sealing: false,
             ignores_ranges: false,
             quiet_until: None,
@@ -291,10 +288,10 @@ impl Blob {
         }
     }
 
-    /// Notes that the content is known to be right when it comes.
-    pub(super) fn set_derived(&mut self) {
-        self.is_derived = true;
-        self.verified = true;
+    /// Whether all content is known to be right: by its digest, or because it is a stream, which
+    /// whoever makes it has checked. What it is was decided when the entry was made.
+    pub(super) fn is_verified(&self) -> bool {
+        self.verified || self.content.is_stream()
     }
 
     /// Bytes of a block.
@@ -322,6 +319,12 @@ impl Blob {
         Some((sum, extent.checked >> at & 1 == 1))
     }
 
+    /// Whether a block is on the disk and somebody may have read it, or hashed it.
+    pub(super) fn was_given(&self, block: u32) -> bool {
+        // Nobody is given what an earlier process has left before it has been compared.
+        self.sum(block).is_some_and(|(_, checked)| checked)
+    }
+
     /// Notes that a block is on the disk.
     pub(super) fn put_sum(&mut self, block: u32, sum: u32, checked: bool) {
         let (extent, at) = self.extent_of(block);
@@ -331,7 +334,6 @@ impl Blob {
             checked: 0,
             charged: 0,
             pins: 0,
-            age: 0,
             leaving: false,
         });
         self.stored += u32::from(extent.sums[at] == 0);
@@ -415,14 +417,28 @@ impl Blob {
         self.has(block, memory) || self.is_coming(block)
     }
 
+    /// From now on, what is given to readers stays what it is; see [`Blob::is_fixed`].
+    pub(super) fn fix(&mut self, memory: &mut Memory) {
+        if !std::mem::replace(&mut self.is_fixed, true) {
+            // These could go without being remembered.
+            memory.forget_released(self.id);
+        }
+    }
+
+    /// Whether it has to be remembered what a block was that goes away.
+    pub(super) fn is_remembered(&self, block: u32) -> bool {
+        let is_wanted = self.is_fixed || block < self.prefix.to;
+        is_wanted && !self.content.is_stream() && !self.prefix.known.contains_key(&block)
+    }
+
     /// Whether a block is the one that is held back.
     pub(super) fn is_held_back(&self, block: u32) -> bool {
-        !self.verified && block + 1 == self.blocks
+        !self.is_verified() && block + 1 == self.blocks
     }
 
     /// Whether somebody waits for the block that is held back.
     pub(super) fn is_last_awaited(&self) -> bool {
-        !self.verified && !self.last_waiters.is_empty()
+        !self.is_verified() && !self.last_waiters.is_empty()
     }
 
     /// Forgets readers that have gone away.
@@ -494,7 +510,10 @@ impl Prefix {
     fn new(key: &Key) -> Self {
         Self {
             run: 0,
-            hasher: Some(Hasher::new(key.digest.algorithm())),
+            hasher: match key.content {
+                ContentId::Blob(digest) => Some(Hasher::new(digest.algorithm())),
+                ContentId::Stream(_) => None,
+            },
             to: 0,
             feed: VecDeque::new(),
             running: false,

@@ -1,6 +1,8 @@
 //! How far ahead of its readers a blob is fetched. Everything here counts in blocks, except where
 //! readers are.
 
+use lru::LruCache;
+
 /// Bytes by which a read may miss the place where the one before it ended and still be taken for
 /// its continuation: the kernel sends several reads at once, in any order.
 const SLACK: u64 = 256 << 10;
@@ -26,7 +28,6 @@ pub(super) struct Window {
     pub blocks: u32,
     /// Whether there has been more than one read, one after the other.
     pub sequential: bool,
-    used: u64,
 }
 
 impl Window {
@@ -44,64 +45,58 @@ impl Window {
 }
 
 /// The places at which a blob is read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Windows {
-    list: Vec<Window>,
-    clock: u64,
+    /// By their numbers.
+    known: LruCache<u64, Window>,
+    numbers: u64,
+}
+
+impl Default for Windows {
+    fn default() -> Self {
+        // Bounded where one is added: most blobs have one reader, and need no room for more.
+        Self { known: LruCache::unbounded(), numbers: 0 }
+    }
 }
 
 impl Windows {
     /// Finds the reader that reads on at `offset`, up to `end`, or takes it for a new one, which
     /// begins with `first` blocks.
     pub(super) fn note(&mut self, offset: u64, end: u64, block: u32, first: u32) -> &mut Window {
-        self.clock += 1;
-        let clock = self.clock;
-        let near = self.list.iter().enumerate();
-        let near = near.filter_map(|(at, w)| w.missed_by(offset).map(|missed| (missed, at)));
-        let at = match near.min().map(|(_, at)| at) {
-            Some(at) => {
-                let window = &mut self.list[at];
-                window.sequential |= end > window.next;
-                window.next = window.next.max(end);
-                at
+        let near = self.known.iter().filter_map(|(id, w)| Some((w.missed_by(offset)?, *id)));
+        let near = near.min().map(|(_, id)| id);
+        if near.is_none() {
+            self.numbers += 1;
+            if self.known.len() >= MAX_WINDOWS {
+                self.known.pop_lru();
             }
-            None => {
-                if self.list.len() >= MAX_WINDOWS {
-                    let oldest = self.list.iter().enumerate().min_by_key(|(_, w)| w.used);
-                    let oldest = oldest.map_or(0, |(at, _)| at);
-                    self.list.swap_remove(oldest);
-                }
-                self.list.push(Window {
-                    id: clock,
-                    next: end,
-                    ahead: block,
-                    blocks: first.max(1),
-                    sequential: false,
-                    used: clock,
-                });
-                self.list.len() - 1
-            }
-        };
-        let window = &mut self.list[at];
-        window.used = clock;
+        }
+        let id = near.unwrap_or(self.numbers);
+        let new =
+            || Window { id, next: end, ahead: block, blocks: first.max(1), sequential: false };
+        let window = self.known.get_or_insert_mut(id, new);
+        if near.is_some() {
+            window.sequential |= end > window.next;
+            window.next = window.next.max(end);
+        }
         window
     }
 
     /// Where the reader is that a request was made for.
     pub(super) fn position(&self, id: u64) -> Option<u64> {
-        self.list.iter().find(|window| window.id == id).map(|window| window.next)
+        self.known.peek(&id).map(|window| window.next)
     }
 
     /// What had been asked for from `block` on does not come.
     pub(super) fn set_back(&mut self, id: u64, block: u32) {
-        if let Some(window) = self.list.iter_mut().find(|window| window.id == id) {
+        if let Some(window) = self.known.peek_mut(&id) {
             window.ahead = window.ahead.min(block);
         }
     }
 
     /// The end of what has been read furthest.
     pub(super) fn furthest(&self) -> u64 {
-        self.list.iter().map(|window| window.next).max().unwrap_or(0)
+        self.known.iter().map(|(_, window)| window.next).max().unwrap_or(0)
     }
 }
 
@@ -147,7 +142,7 @@ mod tests {
         for i in 0..1000u64 {
             windows.note(i << 30, (i << 30) + 1, 0, 2);
         }
-        assert_eq!(windows.list.len(), MAX_WINDOWS);
+        assert_eq!(windows.known.len(), MAX_WINDOWS);
         assert_eq!(windows.note((999 << 30) + 1, (999 << 30) + 2, 0, 2).id, 1000);
     }
 }

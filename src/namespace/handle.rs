@@ -75,7 +75,7 @@ impl Handle {
     /// What reading it is called.
     pub fn reading(&self) -> String {
         match self {
-            Self::Remote(remote) => format!("reading blob {}", remote.blob.digest()),
+            Self::Remote(remote) => format!("reading {}", remote.blob.content()),
             Self::Inside(file) => format!("reading a file of layer {}", file.layer()),
             Self::File(_) | Self::Blob(_) | Self::Content(_) | Self::Fresh(_) => {
                 "reading a local file".to_owned()
@@ -95,10 +95,11 @@ impl Handle {
                 Some(Ok(content.slice(from..to)))
             }
             Self::Inside(file) => file.read_now(offset, length),
-            Self::Remote(remote) => match remote.check() {
-                Ok(()) => remote.blob.try_read(offset, length),
-                Err(error) => Some(Err(error)),
-            },
+            Self::Remote(remote) => {
+                let read = remote.blob.try_read(offset, length)?;
+                // Last, so that what was read is not of what came after a mismatch.
+                Some(remote.check().and(read))
+            }
         }
     }
 
@@ -107,7 +108,9 @@ impl Handle {
         match self {
             Self::Remote(remote) => {
                 remote.check()?;
-                remote.blob.read(offset, length).await
+                let read = remote.blob.read(offset, length).await;
+                // It may have changed meanwhile, and this have waited for what came then.
+                remote.check().and(read)
             }
             Self::Inside(file) => file.read(offset, length).await,
             _ => self.read_now(offset, length).unwrap_or_else(|| Ok(Bytes::new())),

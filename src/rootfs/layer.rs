@@ -27,7 +27,7 @@ use super::{
     stream::{Decompressed, Passing, Stream},
 };
 use crate::{
-    backend::{Error, Kind, Result},
+    backend::{Error, Kind, Result, images_dir::cached::StreamId},
     cache::CachedBlob,
     image::{Descriptor, Digest, Reference, Repository},
     layer::{
@@ -60,6 +60,19 @@ impl LayerKey {
         claims.extend(soci_index.and_then(Reference::digest).map(|digest| digest.to_string()));
         let toc = (!claims.is_empty()).then(|| Digest::sha256(claims.join("\n").as_bytes()));
         Self { digest: blob.digest, size: blob.size, toc }
+    }
+
+    /// The name of the layer's stream by `index`: of all on which its bytes depend.
+    fn stream_id(&self, index: &LayerIndex) -> StreamId {
+        let by = match (index.origin(), &self.toc) {
+            (Origin::Pass, _) => "pass".to_owned(),
+            (Origin::Toc, Some(toc)) => format!("toc {toc}"),
+            (Origin::Ztoc, Some(toc)) => format!("ztoc {toc}"),
+            (Origin::Toc, None) => "toc".to_owned(),
+            (Origin::Ztoc, None) => "ztoc".to_owned(),
+        };
+        let (from, to) = (self.size, index.stream_bytes());
+        StreamId::new(self.digest, &format!("{from} bytes compressed, {to} decompressed, by {by}"))
     }
 
     /// That of what a pass finds.
@@ -378,6 +391,10 @@ impl Layer {
     /// Passes the layer from its beginning to its end.
     async fn run_pass(&self, pass: &Arc<Pass>) -> Result<LayerIndex> {
         let compressed = self.compressed()?.for_all();
+        let hashing = match &compressed {
+            Compressed::Cached(blob) => Some(blob.begin_hashing()),
+            Compressed::File(_) => None,
+        };
         pass.begin();
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(2);
         let of = pass.clone();
@@ -405,11 +422,13 @@ impl Layer {
             index.map_err(io::Error::other)?.map_err(|e| self.not_expected(&e))
         };
         let index = ended.await.map_err(|kind: Kind| self.error(kind));
-        match (&index, &compressed) {
-            (Ok(_), Compressed::Cached(blob)) => blob.vouch(),
-            // Nothing of it is to be believed, and it is not to come again.
-            (Err(error), Compressed::Cached(blob)) if error.is_mismatch() => blob.discard(),
-            _ => {}
+        if let (Compressed::Cached(blob), Some(hashing)) = (&compressed, hashing) {
+            match &index {
+                Ok(_) => blob.vouch(&hashing),
+                // Nothing of it is to be believed, and it is not to come again.
+                Err(error) if error.is_mismatch() => blob.discard(),
+                Err(_) => {}
+            }
         }
         index
     }
@@ -483,16 +502,9 @@ impl Layer {
         let repository = locked(&self.repositories).first().cloned();
         let repository =
             repository.ok_or_else(|| self.error(Kind::NotFound("nobody has it".into())))?;
-        // What it is the digest of does not matter, as long as nothing else has it. A stream that
-        // is damaged has no digest of its own.
-        let by = match self.key_of(index).toc {
-            Some(toc) => format!(" by {toc}"),
-            None => String::new(),
-        };
-        let name = format!("imgfs: the decompressed stream of {}{by}", self.blob.digest);
-        let content = Descriptor::new("", Digest::sha256(name.as_bytes()), index.stream_bytes());
         let source = Arc::new(Decompressed { layer: self.clone(), index: index.clone() });
-        let stream = self.store.sources.cache.derived(source, repository, &content);
+        let (id, size) = (self.key_of(index).stream_id(index), index.stream_bytes());
+        let stream = self.store.sources.cache.stream(source, repository, &self.blob, id, size);
         Ok(Stream::Cached { stream, _reader: self.store.recent.reader() })
     }
 

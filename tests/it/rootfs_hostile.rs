@@ -1,10 +1,12 @@
 //! The inside of images that are damaged or hostile, and of images whose registry is: what was right stays
 //! readable, the rest is an error that is told once, and nothing hangs.
 
-use crate::support::hostile::{Fault, Match};
+use crate::support::cli::Imgfs;
+use crate::support::hostile::{Fault, Hostile, Match};
 use crate::support::image::{Blob, Built, Image, Receiver as _};
-use crate::support::inside::{Inside, REPOSITORY};
+use crate::support::inside::{Inside, REPOSITORY, pinned};
 use crate::support::layers::{Archive, Entry, OCI_ENCRYPTED, Packed, Packing, What, pack};
+use crate::support::mount::Mounted;
 use crate::support::need::require;
 use crate::support::snapshot::assert_same;
 use crate::support::{content, model, scale, seed, wait_for};
@@ -473,4 +475,45 @@ fn a_damaged_index_is_made_again() {
         assert!(inside.mount.cat(&inside.rootfs("middle")).success().stdout == noise(2));
         assert_same(&wanted, &inside.mount.snapshot(&inside.rootfs("")));
     }
+}
+
+/// Streams of layers once shared their names in the cache with blobs: what a registry served as a blob of
+/// that name was shown as the content of files in every image with that layer.
+#[test]
+fn regression_a_blob_cannot_take_the_place_of_the_stream_of_a_layer() {
+    // Large enough that nobody fetches, and hashes, the end while the beginning is read.
+    let archive = Archive::new().noise("first", 1, 1 << 20).noise("last", 2, 16 << 20);
+    let fake = Archive::new().noise("first", 9, 1 << 20);
+    let packed = archive.gzip();
+    let image = of(&[&packed]);
+    let layer = image.layers()[0].clone();
+    let stream = archive.to_bytes();
+    let name = content::digest(format!("imgfs: the decompressed stream of {layer}").as_bytes());
+    let mut bytes = fake.to_bytes();
+    bytes.resize(stream.len(), 0);
+    let digest = content::digest(&bytes);
+    // An image with a layer that has the name and the size of the stream, and other content.
+    let mut attacker = Image::new().layer_raw("application/octet-stream", &bytes).build();
+    let json = attacker.json().to_string().replace(&digest, &name);
+    let root = attacker.manifests.last_mut().expect("an image has a manifest");
+    root.bytes = json.into_bytes();
+    root.digest = content::digest(&root.bytes);
+    let blob = attacker.blobs.remove(&digest).expect("an image has its layer");
+    attacker.blobs.insert(name.clone(), Blob { digest: name.clone(), ..blob });
+
+    let (hostile, imgfs) = (Hostile::start(), Imgfs::scratch());
+    image.push_to(&hostile, REPOSITORY, "1");
+    attacker.push_to(&hostile, "attacker", "1");
+    let manifests = format!("{}/attacker:1", hostile.host());
+    let args = [&PATIENCE[..], &["--manifests", &manifests]].concat();
+    let mut mount = Mounted::start(imgfs.images_dir(), &args);
+    let first = pinned(&hostile.host(), REPOSITORY, &image, "rootfs/first");
+    for restarts in 0..2 {
+        let begun = mount.slice(&format!("blobs/{name}"), 0, 64 << 10);
+        assert!(begun.success().stdout == bytes[..64 << 10], "the attacker's blob can be begun");
+        assert!(mount.cat(&first).success().stdout == noise(1), "after {restarts} restarts");
+        assert_eq!(mount.stop().code(), Some(0));
+        mount.restart();
+    }
+    assert!(mount.cat(&first).success().stdout == noise(1));
 }

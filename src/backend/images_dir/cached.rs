@@ -1,15 +1,26 @@
 //! The files in which the cache of a mount keeps parts of blobs, and what a pull takes from them.
 //!
 //! ```text
-//! blobs/.imgfs/cache/        or wherever the cache is told to be
-//!   version                    `imgfs cache 1`
+//! blobs/.imgfs/cache/        or the directory of `--cache-dir`
+//!   version                    `imgfs cache 2`
 //!   lock                       locked by the process whose cache this is
-//!   part/<digest>              the parts of a blob that are here, each at its offset; holes between
+//!   part/<digest>              the blocks of a blob that are here, each at its offset; holes between
 //!   part/<digest>.map          which blocks these are
 //!   whole/<digest>             whole and verified blobs, sealed as a pull seals its own
-//!   recent                     digests, the one that was read last at the end
-//!   gone/                      on its way to be removed
+//!   streams/part/, streams/whole/
+//!                              the same for decompressed streams of layers, named by [`StreamId`]
+//!   recent                     names of files, the one that was read last at the end
+//!   gone/                      files that are about to be removed
 //! ```
+//!
+//! A blob is known to be right by its digest, a stream because imgfs has made it of a layer that it
+//! has checked. So streams have directories of their own: no blob that a registry sends can take the
+//! place of a stream, and no stream that of a blob.
+//!
+//! Version 1 kept streams among the blobs, under digests of texts. When a cache of version 1 is
+//! opened for the first time, whole files whose content has not the digest in their name are removed,
+//! and only then the version becomes 2. Parts stay: they are hashed before the end of a blob is
+//! given out, and by a pull, as they always were.
 //!
 //! A map is a header and a checksum for each block of [`BLOCK_BYTES`], all little-endian:
 //!
@@ -32,11 +43,15 @@
 //! remove them.
 
 use std::{
+    fmt::{self, Display, Formatter},
     fs::{self, File},
     io::{self, ErrorKind, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    str::FromStr,
 };
+
+use sha2::{Digest as _, Sha256};
 
 use super::publish;
 use crate::{backend::ConfinedDir, image::Digest};
@@ -48,7 +63,10 @@ pub const BLOCK_BYTES: u64 = 128 << 10;
 pub const HEADER_BYTES: u64 = 32;
 
 /// The content of the file `version`.
-pub const VERSION: &str = "imgfs cache 1\n";
+pub const VERSION: &str = "imgfs cache 2\n";
+
+/// What it was when streams were among the blobs.
+pub const VERSION_WITHOUT_STREAMS: &str = "imgfs cache 1\n";
 
 /// What the file `version` begins with, whatever the version.
 pub const VERSION_NAME: &str = "imgfs cache ";
@@ -65,19 +83,122 @@ pub const MAP_SUFFIX: &str = ".map";
 const MAGIC: &[u8; 8] = b"imgfsmap";
 const MAP_VERSION: u32 = 1;
 
-/// Where the cache at `dir` has `digest`, if it has all of it.
+/// The directory of decompressed streams, which has directories [`PART`] and [`WHOLE`] as well.
+pub const STREAMS: &str = "streams";
+
+/// What a file of the cache holds. Content of the one kind is never taken for content of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ContentId {
+    /// A blob with this digest.
+    Blob(Digest),
+    /// The decompressed stream of a layer.
+    Stream(StreamId),
+}
+
+impl ContentId {
+    /// The content that a file with this name holds in the directories of blobs.
+    pub fn parse_blob(name: &str) -> Option<Self> {
+        name.parse().ok().map(Self::Blob)
+    }
+
+    /// The content that a file with this name holds in the directories of streams.
+    pub fn parse_stream(name: &str) -> Option<Self> {
+        name.parse().ok().map(Self::Stream)
+    }
+
+    /// Whether it is the decompressed stream of a layer.
+    pub fn is_stream(&self) -> bool {
+        matches!(self, Self::Stream(_))
+    }
+
+    /// The name of its files.
+    pub fn file_name(&self) -> String {
+        match self {
+            Self::Blob(digest) => digest.to_string(),
+            Self::Stream(id) => id.to_string(),
+        }
+    }
+
+    /// Where the cache at `dir` has it, if it has all of it.
+    pub fn whole_path(&self, dir: &Path) -> PathBuf {
+        self.base(dir).join(WHOLE).join(self.file_name())
+    }
+
+    /// Where the cache at `dir` has parts of it.
+    pub fn part_path(&self, dir: &Path) -> PathBuf {
+        self.base(dir).join(PART).join(self.file_name())
+    }
+
+    /// Where the cache at `dir` says which parts of it it has.
+    pub fn map_path(&self, dir: &Path) -> PathBuf {
+        self.base(dir).join(PART).join(format!("{}{MAP_SUFFIX}", self.file_name()))
+    }
+
+    fn base(&self, dir: &Path) -> PathBuf {
+        match self {
+            Self::Blob(_) => dir.to_owned(),
+            Self::Stream(_) => dir.join(STREAMS),
+        }
+    }
+}
+
+impl Display for ContentId {
+    /// As it is called in messages.
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blob(digest) => write!(f, "blob {digest}"),
+            Self::Stream(id) => write!(f, "the decompressed stream of layer {}", id.layer),
+        }
+    }
+}
+
+/// Names the decompressed stream of a layer, made in a certain way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StreamId {
+    layer: Digest,
+    /// SHA-256 of what says how it was made.
+    form: [u8; 32],
+}
+
+impl StreamId {
+    /// The stream of `layer`. `form` says everything else on which its bytes depend.
+    pub fn new(layer: Digest, form: &str) -> Self {
+        Self { layer, form: Sha256::digest(form.as_bytes()).into() }
+    }
+}
+
+impl Display for StreamId {
+    /// As its files are called: `<digest of the layer>.<64 hexadecimal digits>`.
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.layer, hex::encode(self.form))
+    }
+}
+
+impl FromStr for StreamId {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        let (layer, form) = name.split_once('.').ok_or(())?;
+        let mut id = Self { layer: layer.parse().map_err(|_| ())?, form: [0; 32] };
+        hex::decode_to_slice(form, &mut id.form).map_err(|_| ())?;
+        // One stream has one name: no capital letters.
+        if id.to_string() == name { Ok(id) } else { Err(()) }
+    }
+}
+
+/// Where the cache at `dir` has the blob `digest`, if it has all of it.
 pub fn whole_path(dir: &Path, digest: &Digest) -> PathBuf {
-    dir.join(WHOLE).join(digest.to_string())
+    ContentId::Blob(*digest).whole_path(dir)
 }
 
-/// Where the cache at `dir` has parts of `digest`.
+/// Where the cache at `dir` has parts of the blob `digest`.
 pub fn part_path(dir: &Path, digest: &Digest) -> PathBuf {
-    dir.join(PART).join(digest.to_string())
+    ContentId::Blob(*digest).part_path(dir)
 }
 
-/// Where the cache at `dir` says which parts of `digest` it has.
+/// Where the cache at `dir` says which parts of the blob `digest` it has.
 pub fn map_path(dir: &Path, digest: &Digest) -> PathBuf {
-    dir.join(PART).join(format!("{digest}{MAP_SUFFIX}"))
+    ContentId::Blob(*digest).map_path(dir)
 }
 
 /// The number of blocks of a blob of `size` bytes.
@@ -161,6 +282,11 @@ pub fn block_length(size: u64, block: u64) -> usize {
 /// Gives a file of the cache the mode and time of a published blob, and flushes it.
 pub fn seal(file: &File) -> io::Result<()> {
     publish::seal(file, publish::Time::Immutable)
+}
+
+/// Whether the content of the file at `path` has this digest. Reads all of it.
+pub fn has_digest(root: &ConfinedDir, path: &Path, digest: &Digest) -> io::Result<bool> {
+    Ok(super::hash_file(root, path, digest.algorithm(), &mut |_| {})?.digest == *digest)
 }
 
 /// Whether a file looks like a published blob.
@@ -247,6 +373,25 @@ mod tests {
         let mut huge = good.clone();
         huge[..32].copy_from_slice(&map_header(u64::MAX));
         assert_eq!(BlockMap::parse(&huge), None);
+    }
+
+    #[test]
+    fn names_of_streams_are_read_as_they_were_written() {
+        for layer in [Digest::sha256(b"1"), Digest::of(crate::image::Algorithm::Sha512, b"1")] {
+            let id = StreamId::new(layer, "a form");
+            let name = id.to_string();
+            assert!(name.len() + MAP_SUFFIX.len() <= 255);
+            assert_eq!(name.parse(), Ok(id));
+            assert_eq!(ContentId::parse_stream(&name), Some(ContentId::Stream(id)));
+            assert_eq!(ContentId::parse_blob(&name), None, "a blob has no such name");
+            assert_eq!(ContentId::parse_stream(&layer.to_string()), None);
+            assert_ne!(id, StreamId::new(layer, "another form"));
+            for wrong in
+                [&name[1..], &name[..name.len() - 1], &format!("{name}0"), &name.to_uppercase()]
+            {
+                assert_eq!(wrong.parse::<StreamId>(), Err(()), "{wrong}");
+            }
+        }
     }
 
     #[test]

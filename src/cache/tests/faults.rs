@@ -187,3 +187,84 @@ async fn a_file_that_is_taken_away_is_fetched_again() {
     read_all(&fake, &blob, 100_000).await.unwrap();
     assert_eq!(fake.sent(), 2 * fake.size());
 }
+
+/// Reads enough of something else that nothing is left of what was there before.
+async fn evict_all(cache: &Cache) {
+    let other = Fake::new(16 * MIB, 99);
+    read_all(&other, &other.open_in(cache), 128 << 10).await.unwrap();
+    rest(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regression_what_was_hashed_is_what_is_vouched_for() {
+    for (is_evicted, is_discarded) in [(false, false), (true, false), (false, true), (true, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache(dir.path(), 8 * MIB);
+        let fake = Fake::new(4 * MIB, 3);
+        let blob = cache.parts(fake.clone(), vec![repository("a")], fake.blob());
+        let hashing = blob.begin_hashing();
+        read_all(&fake, &blob, 100_000).await.unwrap();
+        rest(&cache).await;
+        // Other bytes take the place of some that were hashed.
+        fake.faults(|f| f.lie_at = Some(5000));
+        if is_evicted {
+            evict_all(&cache).await;
+        }
+        if is_discarded {
+            blob.discard();
+        }
+        if is_evicted || is_discarded {
+            let read = blob.read(0, 10_000).await;
+            assert_eq!(read.is_err(), !is_discarded, "what was hashed comes back the same");
+        }
+        let _ = blob.read(0, 10_000).await;
+        blob.vouch(&hashing);
+        // Whoever wants to be sure of the end does not get it while the beginning is wrong.
+        let other = fake.open_in(&cache);
+        let begin = other.read(0, 10_000).await.unwrap();
+        if begin == fake.part(0, 10_000) {
+            assert!(!is_evicted && !is_discarded);
+            until("it is sealed", || cache.stats().complete == 1).await;
+            continue;
+        }
+        let error = other.read(4 * MIB - 9, 9).await.unwrap_err();
+        assert!(matches!(error.kind(), Kind::Digest { .. }), "{error}");
+        assert_eq!(cache.stats().complete, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regression_what_was_given_and_not_hashed_has_to_come_back_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 8 * MIB);
+    let fake = Fake::new(24 * MIB, 4);
+    let blob = fake.open_in(&cache);
+    let mismatches = blob.mismatches();
+    // Far from what has been hashed.
+    let at = 12 * MIB;
+    fake.faults(|f| f.lie_at = Some(at + 5));
+    assert_ne!(blob.read(at, 10).await.unwrap(), fake.part(at, 10));
+    fake.faults(|f| f.lie_at = None);
+    evict_all(&cache).await;
+    assert!(blob.try_read(at, 10).is_none());
+    let error = blob.read(at, 10).await.unwrap_err();
+    assert!(matches!(error.kind(), Kind::Digest { .. }), "{error}");
+    assert!(blob.mismatch_since(mismatches).is_some());
+    // It starts afresh.
+    read_all(&fake, &blob, 128 << 10).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_begun_to_read_hears_that_it_was_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 8 * MIB);
+    let fake = Fake::new(4 * MIB, 5);
+    let (one, other) = (fake.open_in(&cache), fake.open_in(&cache));
+    let mismatches = one.mismatches();
+    one.read(0, 10).await.unwrap();
+    other.discard();
+    assert!(one.mismatch_since(mismatches).is_some());
+    assert!(one.mismatch_since(one.mismatches()).is_none());
+    let files = || files(dir.path());
+    until("it is gone", || files() == 0).await;
+}

@@ -1,0 +1,114 @@
+//! Decompressed streams of layers beside blobs: neither is ever taken for the other.
+
+use std::{fs, path::Path, sync::Arc};
+
+use super::{
+    super::{Cache, CachedBlob},
+    fake::*,
+};
+use crate::{
+    backend::{
+        Kind,
+        images_dir::cached::{self, ContentId, StreamId},
+    },
+    image::Digest,
+};
+
+fn open_stream(cache: &Cache, fake: &Arc<Fake>, id: StreamId) -> CachedBlob {
+    cache.stream(fake.clone(), repository("a"), fake.blob(), id, fake.size())
+}
+
+fn files(dir: &Path, below: &str) -> Vec<String> {
+    let entries = fs::read_dir(dir.join("cache").join(below)).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_cannot_take_the_place_of_a_stream() {
+    let dir = tempfile::tempdir().unwrap();
+    let stream = Fake::new(8 * MIB, 1);
+    let id = StreamId::new(stream.blob().digest, "by a test");
+    // What an attacker could know of the stream: the layer's digest, its size, and how it is named.
+    let names = [
+        stream.blob().digest,
+        Digest::sha256(b"by a test"),
+        Digest::sha256(id.to_string().as_bytes()),
+    ];
+    let attackers = names.map(|digest| Fake::with(noise(8 * MIB, 2), 8 * MIB, digest, 40_000));
+    let mut cache = super::fake::cache(dir.path(), 64 * MIB);
+    for _ in 0..2 {
+        let begun = attackers.each_ref().map(|attacker| attacker.open_in(&cache));
+        for (blob, attacker) in begun.iter().zip(&attackers) {
+            assert_eq!(blob.read(0, 100_000).await.unwrap(), attacker.part(0, 100_000));
+        }
+        let opened = open_stream(&cache, &stream, id);
+        assert_eq!(opened.read(0, 100_000).await.unwrap(), stream.part(0, 100_000));
+        let end = 8 * MIB - 10;
+        assert_eq!(opened.read(end, 10).await.unwrap(), stream.part(end, 10));
+        // Nobody finds the end of the blob to be right because the stream is.
+        for blob in &begun {
+            let error = blob.read(end, 10).await.unwrap_err();
+            assert!(matches!(error.kind(), Kind::Digest { .. }), "{error}");
+            assert!(blob.try_read(end, 10).is_none());
+            blob.read(0, 10).await.unwrap();
+        }
+        drop((begun, opened));
+        close(cache).await;
+        cache = super::fake::cache(dir.path(), 64 * MIB);
+    }
+    let opened = open_stream(&cache, &stream, id);
+    assert_eq!(opened.try_read(0, 100_000).unwrap().unwrap(), stream.part(0, 100_000));
+    assert_eq!(files(dir.path(), "part").len(), 6, "three attackers, each with a map");
+    assert_eq!(files(dir.path(), "streams/part").len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_cannot_take_the_place_of_a_blob() {
+    let dir = tempfile::tempdir().unwrap();
+    let stream = Fake::new(2 * MIB, 1);
+    let layer = Fake::with(noise(2 * MIB, 2), 2 * MIB, Digest::sha256(&noise(2 * MIB, 2)), 40_000);
+    let id = StreamId::new(layer.blob().digest, "by a test");
+    let first = cache(dir.path(), 64 * MIB);
+    let opened = open_stream(&first, &stream, id);
+    read_all(&stream, &opened, 100_000).await.unwrap();
+    until("the stream is whole", || opened.is_whole()).await;
+    read_all(&layer, &layer.open_in(&first), 100_000).await.unwrap();
+    until("both are whole", || first.stats().complete == 2).await;
+    drop(opened);
+    close(first).await;
+    assert_eq!(files(dir.path(), "whole"), [layer.blob().digest.to_string()]);
+    assert_eq!(files(dir.path(), "streams/whole"), [id.to_string()]);
+    let second = cache(dir.path(), 64 * MIB);
+    assert_eq!(second.stats().complete, 2);
+    let (opened, blob) = (open_stream(&second, &stream, id), layer.open_in(&second));
+    assert_eq!(opened.try_read(5, 10).unwrap().unwrap(), stream.part(5, 10));
+    assert_eq!(blob.try_read(5, 10).unwrap().unwrap(), layer.part(5, 10));
+}
+
+/// Version 1 kept streams among the blobs, also in `whole/`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_an_older_version_only_what_is_right_is_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (Fake::new(MIB, 1), Fake::new(4 * MIB, 2));
+    let named = Digest::sha256(b"imgfs: the decompressed stream of something");
+    let attacked = Fake::with(noise(MIB, 3), MIB, named, 40_000);
+    let first = cache(dir.path(), 64 * MIB);
+    read_all(&whole, &whole.open_in(&first), 100_000).await.unwrap();
+    until("it is sealed", || first.stats().complete == 1).await;
+    parts.open_in(&first).read(0, 100).await.unwrap();
+    rest(&first).await;
+    close(first).await;
+    let path = |digest| ContentId::Blob(digest).whole_path(&dir.path().join("cache"));
+    let old = fs::File::create(path(named)).unwrap();
+    std::io::Write::write_all(&mut &old, &attacked.part(0, usize::MAX)).unwrap();
+    cached::seal(&old).unwrap();
+    fs::write(dir.path().join("cache/version"), cached::VERSION_WITHOUT_STREAMS).unwrap();
+    let second = cache(dir.path(), 64 * MIB);
+    assert_eq!(fs::read(dir.path().join("cache/version")).unwrap(), cached::VERSION.as_bytes());
+    assert_eq!((second.stats().complete, second.stats().blobs), (1, 2));
+    assert!(whole.open_in(&second).try_read(MIB - 5, 5).is_some());
+    assert!(parts.open_in(&second).try_read(0, 100).is_some());
+    let error = attacked.open_in(&second).read(MIB - 5, 5).await.unwrap_err();
+    assert!(matches!(error.kind(), Kind::Digest { .. }), "{error}");
+    assert!(path(whole.blob().digest).exists() && !path(named).exists());
+}
