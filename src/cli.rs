@@ -7,6 +7,7 @@ mod declared;
 mod fstab;
 mod inside;
 mod inspect;
+mod log;
 mod manual;
 mod mount;
 mod mounts;
@@ -85,22 +86,10 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let output = Arc::new(Output::new(args.command.output()));
-    let result = match args.command {
-        Command::Pull(args) => pull::run(&args, &output),
-        Command::Push(args) => copy::push(&args, &output),
-        Command::Copy(args) => copy::copy(&args, &output),
-        Command::Run(args) => run::run(&args, &output),
-        Command::Mount(args) => mount::run(&args, &output),
-        Command::Umount(args) => mounts::umount(&args, &output),
-        Command::Mounts(args) => mounts::list(&args, &output),
-        Command::Ls(args) => inspect::ls(&args, &output),
-        Command::Cat(args) => inside::cat(&args, &output),
-        Command::Verify(args) => inspect::verify(&args, &output),
-        Command::Prune(args) => inspect::prune(&args, &output),
-        Command::Render(args) => render::run(&args),
-        Command::Completions { shell } => manual::completions(shell, Args::command()),
-        Command::Man { dir } => manual::pages(&dir, Args::command()),
-    };
+    let result = args
+        .log
+        .install(args.command.log_level(), &output)
+        .and_then(|()| carry_out(args.command, args.log.has_file(), &output));
     if let Some(error) = output.trouble() {
         output.error(&format!("standard output: {error}"), None);
         return ExitCode::from(SOME_FAILED);
@@ -113,6 +102,29 @@ pub(crate) fn main() -> ExitCode {
             output.error(&failure.message, failure.hint.as_deref());
             ExitCode::from(failure.status)
         }
+    }
+}
+
+fn carry_out(
+    command: Command,
+    logs_elsewhere: bool,
+    output: &Arc<Output>,
+) -> Result<Outcome, Failure> {
+    match command {
+        Command::Pull(args) => pull::run(&args, output),
+        Command::Push(args) => copy::push(&args, output),
+        Command::Copy(args) => copy::copy(&args, output),
+        Command::Run(args) => run::run(&args, output),
+        Command::Mount(args) => mount::run(&args, logs_elsewhere, output),
+        Command::Umount(args) => mounts::umount(&args, output),
+        Command::Mounts(args) => mounts::list(&args, output),
+        Command::Ls(args) => inspect::ls(&args, output),
+        Command::Cat(args) => inside::cat(&args, output),
+        Command::Verify(args) => inspect::verify(&args, output),
+        Command::Prune(args) => inspect::prune(&args, output),
+        Command::Render(args) => render::run(&args),
+        Command::Completions { shell } => manual::completions(shell, Args::command()),
+        Command::Man { dir } => manual::pages(&dir, Args::command()),
     }
 }
 

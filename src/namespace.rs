@@ -14,6 +14,7 @@ mod handle;
 mod inside;
 mod listing;
 mod names;
+mod subject;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use tokio::task::JoinHandle;
 
 pub use handle::{Handle, RemoteBlob};
 pub use listing::Listing;
+pub use subject::Subject;
 pub use table::ROOT;
 
 use catalogue::Catalogue;

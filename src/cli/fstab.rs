@@ -10,7 +10,7 @@
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 26] = [
+const OPTIONS: [&str; 28] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -23,6 +23,8 @@ const OPTIONS: [&str; 26] = [
     "index",
     "insecure",
     "log-file",
+    "log-format",
+    "log-level",
     "manifests",
     "max-wait",
     "no-passthrough",

@@ -1,8 +1,7 @@
 //! `imgfs mount`
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,7 +13,7 @@ use imgfs::{
         images_dir::{ImagesDir, Linking},
         registry::Registry,
     },
-    cache::{self, Cache, CacheConfig},
+    cache::{Cache, CacheConfig},
     fuse::{self, MountOptions, Unmounter},
     image::{Platform, PlatformFilter, Reference},
     namespace::{Settings, View},
@@ -25,7 +24,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{
     Failure, Outcome,
     args::MountArgs,
-    daemon::{self, Log, Ready},
+    daemon::{self, Ready},
     declared, mounts,
     output::Output,
     pull::options,
@@ -35,7 +34,11 @@ use super::{
 /// How long a mount that is in use may take to end before it is taken away from its users.
 const GRACE: Duration = Duration::from_secs(2);
 
-pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
+pub(crate) fn run(
+    args: &MountArgs,
+    logs_elsewhere: bool,
+    output: &Arc<Output>,
+) -> Result<Outcome, Failure> {
     let serves = args.foreground || args.detached;
     if serves {
         daemon::keep_one_heap()?;
@@ -68,13 +71,12 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         patience: deadline,
         verify_first: args.verify_first,
     };
-    let log = log(args)?;
     let (runtime, source) = (runtime()?, Arc::new(Registry::new(config)));
     let entered = runtime.enter();
-    let (source, cache) = match (args.offline, cache(args, &dir, &log)) {
+    let (source, cache) = match (args.offline, cache(args, &dir)) {
         (true, Ok(cache)) => (None, Some(cache)),
         (true, Err(failure)) => {
-            log.line(&format!("images cannot be looked into: {}", failure.message));
+            tracing::warn!("images cannot be looked into: {}", failure.message);
             (None, None)
         }
         (false, cache) => (Some(source), Some(cache?)),
@@ -99,18 +101,18 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         other: args.options.clone(),
     };
     if !args.offline {
-        runtime.block_on(look_up(&view, &images, deadline, &log));
+        runtime.block_on(look_up(&view, &images, deadline));
     }
     // From here on a signal must not end the process while it leaves the mount.
     let signals = signals().map_err(|e| Failure::new(format!("cannot watch for signals: {e}")))?;
-    let mut mount = fuse::mount(view, &mountpoint, options, runtime.handle().clone(), log.clone())
+    let mut mount = fuse::mount(view, &mountpoint, options, runtime.handle().clone())
         .map_err(|e| cannot_mount(&mountpoint, &e))?;
     runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
     mounts::raise_read_ahead(&mountpoint);
     if args.foreground {
         output.line(&format!("{} is mounted at {}", root.display(), mountpoint.display()));
     }
-    ready.tell(args.log_file.is_some())?;
+    ready.tell(logs_elsewhere)?;
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
     drop(entered);
     runtime.shutdown_timeout(GRACE);
@@ -216,32 +218,21 @@ fn cache_dir(args: &MountArgs, dir: &ImagesDir) -> Result<PathBuf, Failure> {
     args.cache_dir.as_deref().map_or_else(|| Ok(dir.cache_dir()), absolute)
 }
 
-fn cache(args: &MountArgs, dir: &ImagesDir, log: &Arc<Log>) -> Result<Cache, Failure> {
+fn cache(args: &MountArgs, dir: &ImagesDir) -> Result<Cache, Failure> {
     let place = cache_dir(args, dir)?;
-    let observer: Arc<dyn cache::Observer> = log.clone();
-    Ok(Cache::open(CacheConfig { observer, ..CacheConfig::new(place, args.cache_size) })?)
-}
-
-fn log(args: &MountArgs) -> Result<Arc<Log>, Failure> {
-    let Some(path) = &args.log_file else { return Ok(Arc::new(Log::to_stderr())) };
-    let file = OpenOptions::new().create(true).append(true).open(path);
-    let file = file.map_err(|e| Failure::new(format!("--log-file {}: {e}", path.display())))?;
-    Ok(Arc::new(Log::to_file(file)))
+    Ok(Cache::open(CacheConfig::new(place, args.cache_size))?)
 }
 
 /// Looks up the declared images, so that what belongs to them is listed from the start. What cannot
 /// be looked up now is when somebody asks for it.
-async fn look_up(
-    view: &Arc<View<Registry>>,
-    images: &[Reference],
-    deadline: Duration,
-    log: &Arc<Log>,
-) {
+async fn look_up(view: &Arc<View<Registry>>, images: &[Reference], deadline: Duration) {
     join_all(images.iter().map(|image| async move {
         match tokio::time::timeout(deadline, view.resolve(image)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => log.line(&format!("{image}: {error}")),
-            Err(_) => log.line(&format!("{image}: no answer within {} s", deadline.as_secs())),
+            Ok(Err(error)) => tracing::warn!(%image, "{image}: {error}"),
+            Err(_) => {
+                tracing::warn!(%image, "{image}: no answer within {} s", deadline.as_secs());
+            }
         }
     }))
     .await;
@@ -271,22 +262,4 @@ async fn end_on_signal(signals: [Signal; 2], mut unmounter: Unmounter, mountpoin
             let _ = mounts::unmount(&mountpoint, true);
         }
     }
-}
-
-/// Tells a supervisor that the mount is ready, if there is one (`sd_notify`).
-pub(super) fn notify_supervisor() -> io::Result<()> {
-    use std::os::{
-        linux::net::SocketAddrExt,
-        unix::{
-            ffi::OsStrExt,
-            net::{SocketAddr, UnixDatagram},
-        },
-    };
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
-    let address = match name.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)?,
-        None => SocketAddr::from_pathname(Path::new(&name))?,
-    };
-    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)?;
-    io::stdout().flush()
 }

@@ -404,6 +404,9 @@ impl<S: Names + Blobs> Layer<S> {
             index.map_err(io::Error::other)?.map_err(|e| self.not_expected(&e))
         };
         let index = ended.await.map_err(|kind: Kind| self.error(kind));
+        if index.is_ok() {
+            tracing::info!(digest = %self.blob.digest, bytes = self.blob.size, "indexed a layer");
+        }
         match (&index, &compressed) {
             (Ok(_), Compressed::Cached(blob)) => blob.vouch(),
             // Nothing of it is to be believed, and it is not to come again.

@@ -12,6 +12,7 @@ mod disk_full;
 mod faults;
 mod floors;
 mod kill;
+mod logs;
 mod manual;
 mod mount;
 mod mount_access;

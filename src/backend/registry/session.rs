@@ -294,11 +294,14 @@ impl Retry {
         let enough = matches!(error.kind(), Kind::Connect(_)) && self.attempts >= CONNECT_ATTEMPTS;
         let delay = self.delays.next().filter(|_| !enough);
         let Some(delay) = delay else { return Err(error.after(self.attempts)) };
+        let delay = match error.kind() {
+            Kind::Status { retry_after: Some(wait), .. } => delay.max(*wait),
+            _ => delay,
+        };
+        let (attempt, delay_ms) = (self.attempts, delay.as_millis());
+        tracing::info!(attempt, delay_ms, "{error}; repeating it");
         self.attempts += 1;
-        match error.kind() {
-            Kind::Status { retry_after: Some(wait), .. } => Ok(delay.max(*wait)),
-            _ => Ok(delay),
-        }
+        Ok(delay)
     }
 }
 
@@ -414,6 +417,10 @@ impl Session {
             }
             let response = response?;
             let status = response.status();
+            // A query may be a credential, and so may the path at another host.
+            let path = own.then(|| url.path());
+            let (method, host, status_code) = (&ask.method, url.host_str(), status.as_u16());
+            tracing::debug!(%method, host, path, status = status_code, "{}", ask.doing);
             if own && status != StatusCode::UNAUTHORIZED {
                 self.learn(Scheme::None);
             }
