@@ -1,15 +1,18 @@
-//! Image trees: namespaces of references over content-addressed blobs, one module per medium.
+//! Backends: namespaces of references over content-addressed blobs, one module per medium.
 //!
-//! A registry is such a tree ([`registry`]), and so is a KubeKey `images_dir` ([`images_dir`]).
-//! The traits here are what [`crate::transfer`] needs of either side; what a medium can do beyond
-//! them is its own affair.
+//! A registry is one ([`registry`]), and so is a KubeKey `images_dir` ([`images_dir`]). The traits
+//! here are object-safe, and everything above this floor uses backends as `dyn` [`Backend`] and
+//! `dyn` [`Sink`]: a call for each piece of 16 KiB or more costs nothing to dispatch, and a new
+//! medium costs its own module only. Where media differ in what they can do, they say so in their
+//! [`Capabilities`].
 
 mod error;
 pub mod images_dir;
 pub mod registry;
 
-use std::{future::Future, ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use error::{Error, Kind, Result};
@@ -17,18 +20,57 @@ pub use error::{Error, Kind, Result};
 use crate::image::{Descriptor, Digest, Manifest, Reference, Repository};
 use images_dir::BlobFile;
 
+/// What a medium can do, where media differ. Callers ask for the one fact that matters to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Whether every question costs a round trip over a network. Then nothing is asked that can be
+    /// done without; otherwise looking is free, and everything is looked at.
+    pub has_round_trips: bool,
+    /// Whether a blob belongs to a repository, and has to be brought into each that needs it.
+    /// Otherwise all repositories share their blobs.
+    pub has_blobs_per_repository: bool,
+    /// Whether a manifest is accepted only if all that it names is there. Then an index cannot
+    /// lack some of its children, and a manifest that is there has all of its parts.
+    pub requires_whole_images: bool,
+    /// Whether a blob of one repository can be brought into another one without moving its bytes
+    /// (distribution specification, "Mounting a blob from another repository").
+    pub can_mount_blobs: bool,
+}
+
+impl Capabilities {
+    /// Those of a directory: looking is free, blobs are shared, and anything can be left out.
+    pub const DIRECTORY: Self = Self {
+        has_round_trips: false,
+        has_blobs_per_repository: false,
+        requires_whole_images: false,
+        can_mount_blobs: false,
+    };
+
+    /// Those of a registry that follows the distribution specification.
+    pub const REGISTRY: Self = Self {
+        has_round_trips: true,
+        has_blobs_per_repository: true,
+        requires_whole_images: true,
+        can_mount_blobs: true,
+    };
+}
+
 /// Where names are looked up. What a reference points at is a manifest: bytes, type and digest.
+#[async_trait]
 pub trait Names: Send + Sync + 'static {
+    /// What this medium can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// What errors call the place where `repository` is: `registry quay.io`, `images_dir`.
+    fn side(&self, repository: &Repository) -> String;
+
     /// The digest that `reference` points at now, without fetching the manifest. `None` if the
     /// medium does not tell digests, in which case [`Names::manifest`] finds it out.
-    fn head(&self, reference: &Reference) -> impl Future<Output = Result<Option<Digest>>> + Send;
+    async fn head(&self, reference: &Reference) -> Result<Option<Digest>>;
 
     /// The manifest that `reference` points at. Its digest has been checked against the
     /// reference, if that has one. A name that is not there is [`Kind::NotFound`].
-    fn manifest(&self, reference: &Reference) -> impl Future<Output = Result<Manifest>> + Send;
-
-    /// Whether every question costs a round trip, so that none is asked in vain.
-    fn is_remote(&self) -> bool;
+    async fn manifest(&self, reference: &Reference) -> Result<Manifest>;
 
     /// The platforms of which the children of the index `digest` are here on purpose, if not all.
     fn sparse(&self, digest: &Digest) -> Option<String> {
@@ -38,17 +80,18 @@ pub trait Names: Send + Sync + 'static {
 }
 
 /// What can list the signatures, attestations and other things that are attached to manifests.
+#[async_trait]
 pub trait Attachments: Send + Sync + 'static {
     /// Manifests that name `subject` in their `subject` field (OCI 1.1). `None` if the medium
     /// cannot tell; then the fallback tag of [`Attachments::tags`] may.
-    fn referrers(
+    async fn referrers(
         &self,
         repository: &Repository,
         subject: Digest,
-    ) -> impl Future<Output = Result<Option<Vec<Descriptor>>>> + Send;
+    ) -> Result<Option<Vec<Descriptor>>>;
 
     /// The tags of `repository`, as far as one request gets them.
-    fn tags(&self, repository: &Repository) -> impl Future<Output = Result<Tags>> + Send;
+    async fn tags(&self, repository: &Repository) -> Result<Tags>;
 }
 
 /// Tags of a repository.
@@ -61,46 +104,43 @@ pub struct Tags {
 }
 
 /// Where content is read.
+#[async_trait]
 pub trait Blobs: Send + Sync + 'static {
-    /// What [`Blobs::read`] returns.
-    type Stream: ByteStream;
-
     /// Fails if it is known, without asking over the network, that `blob` is not there in its
     /// size.
-    fn check(
-        &self,
-        repository: &Repository,
-        blob: &Descriptor,
-    ) -> impl Future<Output = Result<()>> + Send {
+    async fn check(&self, repository: &Repository, blob: &Descriptor) -> Result<()> {
         let _ = (repository, blob);
-        async { Ok(()) }
+        Ok(())
     }
 
     /// The file that holds `blob`, verified, where the medium has files.
-    fn file(
-        &self,
-        repository: &Repository,
-        blob: &Descriptor,
-    ) -> impl Future<Output = Result<Option<BlobFile>>> + Send {
+    async fn file(&self, repository: &Repository, blob: &Descriptor) -> Result<Option<BlobFile>> {
         let _ = (repository, blob);
-        async { Ok(None) }
+        Ok(None)
     }
 
     /// Reads the bytes `range` of `blob`; what is beyond its end is not read. They are not yet
     /// verified.
-    fn read(
+    async fn read(
         &self,
         repository: &Repository,
         blob: &Descriptor,
         range: Range<u64>,
-    ) -> impl Future<Output = Result<Self::Stream>> + Send;
+    ) -> Result<BoxStream>;
 }
 
+/// A medium that images can be read from: names, what is attached to them, and content. Whatever
+/// has the three traits is one.
+pub trait Backend: Names + Attachments + Blobs {}
+
+impl<T: Names + Attachments + Blobs> Backend for T {}
+
 /// Content that arrives piece by piece.
+#[async_trait]
 pub trait ByteStream: Send + 'static {
     /// The next piece, or `None` once all bytes that were asked for have come. Interruptions are
     /// mended inside; an error is final.
-    fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>>> + Send;
+    async fn next(&mut self) -> Result<Option<Bytes>>;
 
     /// Whether the source has been found to send all of the content whatever range it is asked
     /// for, so that asking for parts makes no sense.
@@ -109,94 +149,82 @@ pub trait ByteStream: Send + 'static {
     }
 }
 
-/// One blob, as whoever receives it sees its source.
-pub trait Content: Send + Sync + 'static {
-    /// What [`Content::read`] returns.
-    type Stream: ByteStream;
+/// A stream of any medium.
+pub type BoxStream = Box<dyn ByteStream>;
 
+/// One blob, as whoever receives it sees its source.
+#[async_trait]
+pub trait Content: Send + Sync + 'static {
     /// Reads from byte `offset` to the end; as often as it takes.
-    fn read(&self, offset: u64) -> impl Future<Output = Result<Self::Stream>> + Send;
+    async fn read(&self, offset: u64) -> Result<BoxStream>;
 
     /// The file that holds it, verified, where there is one.
-    fn file(&self) -> impl Future<Output = Result<Option<BlobFile>>> + Send;
+    async fn file(&self) -> Result<Option<BlobFile>>;
 
     /// The side that it comes from, for errors that show what came.
     fn side(&self) -> String;
 
-    /// Is told when so many more bytes are at the target.
+    /// Is called when so many more bytes are at the target.
     fn moved(&self, bytes: u64);
 
-    /// Is told when so many bytes that had been told as moved have to be moved once more.
-    fn moved_in_vain(&self, bytes: u64);
+    /// Is called when so many bytes that had been reported as moved have to be sent once more.
+    fn retransmitted(&self, bytes: u64);
 }
 
 /// Where content is written. The order is the caller's duty: blobs, then the manifests that name
 /// them (children before indexes), then tags; so nothing is ever named before it is whole.
+#[async_trait]
 pub trait Sink: Names {
-    /// What receives one blob.
-    type Receiver: Receiver;
-
     /// Whether `blob` is there and verified, as far as that is known without reading it.
-    fn has(
-        &self,
-        repository: &Repository,
-        blob: &Descriptor,
-    ) -> impl Future<Output = Result<bool>> + Send;
+    async fn has(&self, repository: &Repository, blob: &Descriptor) -> Result<bool>;
 
     /// The content of a small blob, if it is there, verified, and cheaper to read here than at
     /// its source.
-    fn content(
-        &self,
-        repository: &Repository,
-        blob: &Descriptor,
-    ) -> impl Future<Output = Result<Option<Bytes>>> + Send;
+    async fn content(&self, repository: &Repository, blob: &Descriptor) -> Result<Option<Bytes>>;
 
     /// Makes sure, as far as that can be known in advance, that `repository` can be written to.
-    fn prepare(&self, repository: &Repository) -> impl Future<Output = Result<()>> + Send;
+    async fn prepare(&self, repository: &Repository) -> Result<()>;
 
     /// Prepares to receive `blob`, which will be used from `repository`. It will be read from one
     /// of the `origins`, of which some may be on this very side.
-    fn open(
+    async fn open(
         &self,
         repository: &Repository,
         blob: &Descriptor,
         origins: &[Repository],
-    ) -> impl Future<Output = Result<Opened<Self::Receiver>>> + Send;
+    ) -> Result<Opened>;
 
-    /// Whether `name` leads to the manifest `digest` in just the place where [`Sink::put`] would
-    /// store it, as far as that is known without asking over the network.
-    fn leads_to(
+    /// Whether `name` resolves to the manifest `digest` in just the place where [`Sink::put`]
+    /// would store it, as far as that is known without asking over the network.
+    async fn resolves_to(
         &self,
         repository: &Repository,
         name: &ManifestName,
         digest: Digest,
-    ) -> impl Future<Output = bool> + Send;
+    ) -> bool;
 
     /// Stores a manifest by its digest, under a tag, or both. [`Kind::Incomplete`] if the other
     /// side finds that it lacks what the manifest names.
-    fn put(
+    async fn put(
         &self,
         repository: &Repository,
         manifest: &Manifest,
         name: &ManifestName,
-    ) -> impl Future<Output = Result<()>> + Send;
+    ) -> Result<()>;
 
     /// Notes that of the index `index` only the children for `platforms` are wanted (`all` for
     /// all), so that the others do not count as missing.
-    fn keep_sparse(
-        &self,
-        index: Digest,
-        platforms: &str,
-    ) -> impl Future<Output = Result<()>> + Send;
+    async fn keep_sparse(&self, index: Digest, platforms: &str) -> Result<()>;
 
     /// Does what is left to be done after manifests have been put into `repository`.
-    fn settle(&self, repository: &Repository) -> impl Future<Output = Result<()>> + Send;
+    async fn settle(&self, repository: &Repository) -> Result<()>;
 
-    /// What was believed to be in `repository` has turned out not to be there: look again.
-    fn distrust_all(&self, repository: &Repository) -> impl Future<Output = ()> + Send;
+    /// What was believed to be in `repository` has turned out not to be there: forgets it, so that
+    /// it is looked at again.
+    async fn forget_known(&self, repository: &Repository);
 
     /// Tidies up after a transfer.
-    fn close(&self) -> impl Future<Output = ()> + Send;
+    async fn close(&self);
 }
 
 /// How a manifest is to be found.
@@ -211,7 +239,7 @@ pub enum ManifestName {
 }
 
 /// What [`Sink::open`] found.
-pub enum Opened<R> {
+pub enum Opened {
     /// The blob is there, of the right size and verified.
     Present,
     /// The blob was elsewhere on this side, and has been made to be here, too.
@@ -219,10 +247,11 @@ pub enum Opened<R> {
     /// Another process is receiving it at this moment.
     Busy,
     /// It is to be sent, from [`Receiver::offset`] on.
-    Receive(R),
+    Receive(Box<dyn Receiver>),
 }
 
 /// Receives one blob.
+#[async_trait]
 pub trait Receiver: Send + 'static {
     /// How many bytes an earlier, interrupted run has left here.
     fn offset(&self) -> u64;
@@ -230,7 +259,7 @@ pub trait Receiver: Send + 'static {
     /// Takes all of `content` that is missing, verifies the whole, and publishes it. If that fails
     /// nothing is published, and what was received stays for a later run to resume from; after
     /// [`Kind::Digest`] it does not stay.
-    fn receive<C: Content>(self, content: Arc<C>) -> impl Future<Output = Result<Received>> + Send;
+    async fn receive(self: Box<Self>, content: Arc<dyn Content>) -> Result<Received>;
 }
 
 /// How a blob was received.

@@ -233,9 +233,9 @@ impl Cache {
 
     /// A handle for reading `blob`, which is fetched from the first of `repositories` that has it
     /// at `source`.
-    pub fn blob<B: Blobs>(
+    pub fn blob(
         &self,
-        source: &Arc<B>,
+        source: Arc<dyn Blobs>,
         repositories: Vec<Repository>,
         blob: &Descriptor,
     ) -> CachedBlob {
@@ -244,9 +244,9 @@ impl Cache {
 
     /// The same for those who compare what they read with digests of parts: nothing is held back
     /// from them, and the digest of everything is not computed for their sake.
-    pub fn parts<B: Blobs>(
+    pub fn parts(
         &self,
-        source: &Arc<B>,
+        source: Arc<dyn Blobs>,
         repositories: Vec<Repository>,
         blob: &Descriptor,
     ) -> CachedBlob {
@@ -256,18 +256,18 @@ impl Cache {
     /// A handle for reading what `source` makes of other content, and has checked before it gives
     /// it: so nothing is hashed and nothing held back. It is known by the digest of `content`,
     /// which has to be one of its own, whatever it is the digest of.
-    pub fn derived<B: Blobs>(
+    pub fn derived(
         &self,
-        source: &Arc<B>,
+        source: Arc<dyn Blobs>,
         repository: Repository,
         content: &Descriptor,
     ) -> CachedBlob {
         self.handle(source, vec![repository], content, Trust::Source)
     }
 
-    fn handle<B: Blobs>(
+    fn handle(
         &self,
-        source: &Arc<B>,
+        source: Arc<dyn Blobs>,
         repositories: Vec<Repository>,
         blob: &Descriptor,
         trust: Trust,
@@ -277,7 +277,7 @@ impl Cache {
         core.enter(&key, trust);
         let origin = Source {
             id: core.origins.fetch_add(1, Ordering::Relaxed),
-            source: source.clone(),
+            source,
             repositories,
             blob: blob.clone(),
             is_derived: trust == Trust::Source,

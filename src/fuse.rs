@@ -32,7 +32,6 @@ use errno::errno;
 use files::Files;
 
 use crate::{
-    backend::{Attachments, Blobs, Names},
     layer::Kind,
     namespace::{Attributes, Entry, Found, Handle, Listing, Question, Subject, View, ViewError},
 };
@@ -72,8 +71,8 @@ pub struct MountOptions {
 pub const CACHE_DIR_XATTR: &str = "user.imgfs.cache_dir";
 
 /// A mount that serves nobody yet.
-pub struct Mount<S: Blobs + Names + Attachments> {
-    session: Session<Adapter<S>>,
+pub struct Mount {
+    session: Session<Adapter>,
     span: Span,
 }
 
@@ -91,12 +90,12 @@ impl Unmounter {
 ///
 /// Each failure that a program is told of is an event of `tracing` at the level `WARN`, within a span
 /// that names the mount point, with the image and the digest that it is about.
-pub fn mount<S: Names + Blobs + Attachments>(
-    view: Arc<View<S>>,
+pub fn mount(
+    view: Arc<View>,
     mountpoint: &Path,
     options: MountOptions,
     runtime: runtime::Handle,
-) -> io::Result<Mount<S>> {
+) -> io::Result<Mount> {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::RO,
@@ -126,7 +125,7 @@ pub fn mount<S: Names + Blobs + Attachments>(
     Ok(Mount { session: Session::new(adapter, mountpoint, &config)?, span })
 }
 
-impl<S: Names + Blobs + Attachments> Mount<S> {
+impl Mount {
     /// What ends the mount while [`Mount::serve`] runs.
     pub fn unmounter(&mut self) -> Unmounter {
         Unmounter(self.session.unmount_callable())
@@ -147,20 +146,20 @@ impl<S: Names + Blobs + Attachments> Mount<S> {
 }
 
 /// What replies need, also those that come from tasks.
-struct Shared<S: Blobs> {
-    view: Arc<View<S>>,
+struct Shared {
+    view: Arc<View>,
     files: Files,
     options: MountOptions,
     /// What failures are logged in.
     span: Span,
 }
 
-struct Adapter<S: Blobs> {
-    shared: Arc<Shared<S>>,
+struct Adapter {
+    shared: Arc<Shared>,
     runtime: runtime::Handle,
 }
 
-impl<S: Names + Blobs + Attachments> Shared<S> {
+impl Shared {
     /// What the kernel is told of a failure of the inode `ino`, which is logged.
     fn failed(&self, ino: INodeNo, error: &ViewError) -> Errno {
         self.failed_for(|| self.view.subject(ino.0), error)
@@ -347,7 +346,7 @@ fn device_number((major, minor): (u16, u32)) -> u32 {
     (minor & 0xff) | u32::from(major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
 }
 
-impl<S: Names + Blobs + Attachments> Filesystem for Adapter<S> {
+impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // What the kernel does not have, it does not need to have.
         let _ = config

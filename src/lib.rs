@@ -25,4 +25,4 @@ pub mod rootfs;
 pub mod task;
 pub mod template;
 pub mod transfer;
-mod util;
+pub mod util;

@@ -48,7 +48,7 @@ use table::{Kind, Table};
 
 use crate::{
     backend::{
-        self, Attachments, Blobs, Error, Names,
+        self, Backend, Error, Names, Sink,
         images_dir::{ImagesDir, published_time},
     },
     cache::Cache,
@@ -207,10 +207,10 @@ pub enum ViewError {
 type Resolution = Shared<BoxFuture<'static, backend::Result<()>>>;
 
 /// The namespace of a mount. `S` is where images come from.
-pub struct View<S: Blobs> {
+pub struct View {
     dir: ImagesDir,
     /// `None` if it is offline.
-    source: Option<Arc<S>>,
+    source: Option<Arc<dyn Backend>>,
     cache: Option<Cache>,
     settings: Settings,
     table: Mutex<Table>,
@@ -220,15 +220,15 @@ pub struct View<S: Blobs> {
     /// Names that are being looked up.
     resolving: Mutex<HashMap<Reference, Resolution>>,
     /// `None` if there is no cache to read with.
-    inside: Option<Inside<S>>,
+    inside: Option<Inside>,
 }
 
-impl<S: Names + Blobs + Attachments> View<S> {
+impl View {
     /// A view of `dir`, of what `source` can bring, if that is not to be offline, and of what of
     /// that is in `cache`.
     pub fn new(
         dir: ImagesDir,
-        source: Option<Arc<S>>,
+        source: Option<Arc<dyn Backend>>,
         cache: Option<Cache>,
         settings: Settings,
     ) -> Arc<Self> {
@@ -287,7 +287,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
     }
 
     /// One task for all who want to know, that goes on when they give up.
-    fn start(self: &Arc<Self>, source: &Arc<S>, image: &Reference) -> Resolution {
+    fn start(self: &Arc<Self>, source: &Arc<dyn Backend>, image: &Reference) -> Resolution {
         let (view, source, image) = (self.clone(), source.clone(), image.clone());
         let task: JoinHandle<backend::Result<()>> = tokio::spawn(async move {
             let done = view.ask(&source, &image).await;
@@ -303,7 +303,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
         outcome.boxed().shared()
     }
 
-    async fn ask(&self, source: &Arc<S>, image: &Reference) -> backend::Result<()> {
+    async fn ask(&self, source: &Arc<dyn Backend>, image: &Reference) -> backend::Result<()> {
         let ttl = self.settings.tag_ttl;
         let known = locked(&self.catalogue).manifest(image).map(|(manifest, _)| manifest.digest());
         if let (Some(known), None) = (known, image.digest())
@@ -312,7 +312,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
             locked(&self.catalogue).confirm(image, ttl);
             return Ok(());
         }
-        let sink = Arc::new(self.dir.clone());
+        let sink: Arc<dyn Sink> = Arc::new(self.dir.clone());
         let routes = [Route::from(image.clone())];
         let plan = transfer::plan(source, &sink, &routes, &self.settings.options).await;
         if let Some(planned) = plan.images.first() {
@@ -641,7 +641,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
         let (Some(source), Some(cache)) = (&self.source, &self.cache) else {
             return Err(ViewError::Offline(format!("blob {digest}")));
         };
-        Ok(Handle::of_remote(cache.blob(source, known.repositories, &known.descriptor)))
+        Ok(Handle::of_remote(cache.blob(source.clone(), known.repositories, &known.descriptor)))
     }
 
     /// What `statfs` tells.

@@ -47,7 +47,7 @@ use shelf::Shelf;
 use spans::RecentSpans;
 
 use crate::{
-    backend::{Blobs, Error, Names, images_dir::ImagesDir},
+    backend::{Backend, Error, images_dir::ImagesDir},
     cache::Cache,
     util::locked,
 };
@@ -61,11 +61,11 @@ const REMEMBERED: usize = 32;
 const TABLES: usize = 4;
 
 /// Where images are, and how long to wait for them.
-pub struct Sources<S> {
+pub struct Sources {
     /// What is local.
     pub dir: ImagesDir,
     /// Where the rest comes from; `None` if the network is not to be used.
-    pub remote: Option<Arc<S>>,
+    pub remote: Option<Arc<dyn Backend>>,
     /// Keeps what is fetched and what is decompressed.
     pub cache: Cache,
     /// A layer of which nothing that can be read comes for so long is given up.
@@ -75,8 +75,8 @@ pub struct Sources<S> {
 }
 
 /// What all images of a process share.
-struct Store<S: Blobs> {
-    sources: Sources<S>,
+struct Store {
+    sources: Sources,
     shelf: Shelf,
     recent: Arc<RecentSpans>,
     /// Passes that run at a time: each takes a processor or two.
@@ -86,8 +86,8 @@ struct Store<S: Blobs> {
     troubles: Mutex<VecDeque<(SystemTime, String)>>,
 }
 
-impl<S: Names + Blobs> Store<S> {
-    fn new(sources: Sources<S>) -> Arc<Self> {
+impl Store {
+    fn new(sources: Sources) -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             shelf: Shelf::new(sources.dir.inside_dir()),

@@ -39,6 +39,7 @@ use std::{
     sync::Arc,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use inventory::{ImageEntry, Inventory, Missing, Need};
@@ -55,7 +56,7 @@ use records::Records;
 use source::ReferrersCache;
 use store::Traffic;
 
-use super::{Error, Kind, ManifestName, Names, Opened, Result, Sink};
+use super::{Capabilities, Error, Kind, ManifestName, Names, Opened, Result, Sink};
 use crate::image::{
     Algorithm, Descriptor, Digest, FilteredIndex, Hasher, Manifest, Reference, Repository,
 };
@@ -319,7 +320,16 @@ impl ImagesDir {
     }
 }
 
+#[async_trait]
 impl Names for ImagesDir {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::DIRECTORY
+    }
+
+    fn side(&self, _: &Repository) -> String {
+        SIDE.to_owned()
+    }
+
     async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
         Ok(Some(self.manifest(reference).await?.digest()))
     }
@@ -329,18 +339,13 @@ impl Names for ImagesDir {
         self.blocking(move |inner| inner.manifest(&reference)).await
     }
 
-    fn is_remote(&self) -> bool {
-        false
-    }
-
     fn sparse(&self, digest: &Digest) -> Option<String> {
         self.inner.records.sparse(digest)
     }
 }
 
+#[async_trait]
 impl Sink for ImagesDir {
-    type Receiver = PartialBlob;
-
     async fn has(&self, _: &Repository, blob: &Descriptor) -> Result<bool> {
         let blob = blob.clone();
         self.blocking(move |inner| inner.is_verified(&blob)).await
@@ -355,19 +360,19 @@ impl Sink for ImagesDir {
         Ok(())
     }
 
-    async fn open(
-        &self,
-        _: &Repository,
-        blob: &Descriptor,
-        _: &[Repository],
-    ) -> Result<Opened<PartialBlob>> {
+    async fn open(&self, _: &Repository, blob: &Descriptor, _: &[Repository]) -> Result<Opened> {
         let blob = blob.clone();
         self.blocking(move |inner| receive::open(inner, &blob)).await
     }
 
-    async fn leads_to(&self, repository: &Repository, name: &ManifestName, digest: Digest) -> bool {
+    async fn resolves_to(
+        &self,
+        repository: &Repository,
+        name: &ManifestName,
+        digest: Digest,
+    ) -> bool {
         let (repository, name) = (repository.clone(), name.clone());
-        let looked = self.blocking(move |inner| Ok(inner.leads_to(&repository, &name, digest)));
+        let looked = self.blocking(move |inner| Ok(inner.resolves_to(&repository, &name, digest)));
         looked.await.unwrap_or(false)
     }
 
@@ -394,7 +399,7 @@ impl Sink for ImagesDir {
         Ok(())
     }
 
-    async fn distrust_all(&self, _: &Repository) {}
+    async fn forget_known(&self, _: &Repository) {}
 
     async fn close(&self) {}
 }

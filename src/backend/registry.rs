@@ -22,6 +22,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use async_trait::async_trait;
 use reqwest::{
     Client, Method, Response,
     header::{CONTENT_TYPE, HeaderMap, LINK},
@@ -37,7 +38,7 @@ pub use sink::RegistrySink;
 
 use session::{Ask, Scope, Session};
 
-use super::{Attachments, Blobs, Kind, Names, Result, Tags};
+use super::{Attachments, Blobs, BoxStream, Capabilities, Kind, Names, Result, Tags};
 use crate::image::{
     ACCEPT_MANIFESTS, Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, Reference,
     Repository, is_tag,
@@ -171,7 +172,16 @@ impl Registry {
     }
 }
 
+#[async_trait]
 impl Names for Registry {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::REGISTRY
+    }
+
+    fn side(&self, repository: &Repository) -> String {
+        side(repository)
+    }
+
     async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
         if let Some(digest) = reference.digest() {
             return Ok(Some(digest));
@@ -192,10 +202,6 @@ impl Names for Registry {
     async fn manifest(&self, reference: &Reference) -> Result<Manifest> {
         let session = self.session(reference.repository())?;
         fetch_manifest(&session, reference, Scope::Pull).await
-    }
-
-    fn is_remote(&self) -> bool {
-        true
     }
 }
 
@@ -259,6 +265,7 @@ async fn read_manifest(
     })
 }
 
+#[async_trait]
 impl Attachments for Registry {
     async fn referrers(
         &self,
@@ -391,15 +398,14 @@ fn next_page(link: &str) -> Option<String> {
     })
 }
 
+#[async_trait]
 impl Blobs for Registry {
-    type Stream = BlobStream;
-
     async fn read(
         &self,
         repository: &Repository,
         blob: &Descriptor,
         range: Range<u64>,
-    ) -> Result<BlobStream> {
+    ) -> Result<BoxStream> {
         let session = self.session(repository)?;
         let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
         match stream.start().await {
@@ -413,14 +419,19 @@ impl Blobs for Registry {
                     };
                     let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
                     if let Ok(stream) = stream.at(url, blob.digest).start().await {
-                        return Ok(stream);
+                        return Ok(Box::new(stream));
                     }
                 }
                 Err(error)
             }
-            other => other,
+            other => Ok(Box::new(other?)),
         }
     }
+}
+
+/// What errors call the registry of `repository`.
+fn side(repository: &Repository) -> String {
+    format!("registry {}", repository.registry())
 }
 
 fn header(headers: &HeaderMap, name: &str) -> Option<String> {

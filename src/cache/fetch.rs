@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     backend::{
-        Blobs, ByteStream, Error, Kind, Result,
+        Blobs, BoxStream, Error, Kind, Result,
         images_dir::cached::{BLOCK_BYTES, block_length},
     },
     image::{Descriptor, Digest, Repository},
@@ -46,15 +46,15 @@ pub(super) trait Origin: Send + Sync {
 }
 
 /// A blob at a source, in some repositories.
-pub(super) struct Source<B> {
+pub(super) struct Source {
     pub id: usize,
-    pub source: Arc<B>,
+    pub source: Arc<dyn Blobs>,
     pub repositories: Vec<Repository>,
     pub blob: Descriptor,
     pub is_derived: bool,
 }
 
-impl<B: Blobs> Origin for Source<B> {
+impl Origin for Source {
     fn fetch(
         self: Arc<Self>,
         core: Arc<Core>,
@@ -103,7 +103,7 @@ pub(super) enum Arrival {
     Store(Bytes),
 }
 
-impl<B: Blobs> Source<B> {
+impl Source {
     /// Ends well also when it is stopped.
     async fn run(&self, core: &Arc<Core>, key: &Key, job: &Job) -> Result<()> {
         let slots = core.slots(self.is_derived);
@@ -181,7 +181,7 @@ impl<B: Blobs> Source<B> {
         key: &Key,
         job: &Job,
         block: &mut u32,
-    ) -> Result<Option<B::Stream>> {
+    ) -> Result<Option<BoxStream>> {
         let bytes = |blocks: &Range<u32>| {
             let end = u64::from(blocks.end) * BLOCK_BYTES;
             u64::from(blocks.start) * BLOCK_BYTES..end.min(key.size)

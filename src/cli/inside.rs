@@ -10,7 +10,7 @@ use std::{
 };
 
 use imgfs::{
-    backend::{images_dir::ImagesDir, registry::Registry},
+    backend::{Backend, images_dir::ImagesDir, registry::Registry},
     cache::{Cache, CacheConfig},
     image::{PlatformFilter, Reference},
     layer::{Kind, Node},
@@ -144,7 +144,7 @@ async fn print(opened: &Opened, path: &str) -> Result<(), Failure> {
 
 /// An image that is being looked into.
 struct Opened {
-    files: Files<Registry>,
+    files: Files,
     scratch: Option<Scratch>,
 }
 
@@ -164,7 +164,10 @@ impl Opened {
             .map_err(|e| Failure::new(format!("--platform: {e}")))?;
         let wanted = shown_platform(&Options { platforms, ..Options::default() })?;
         let (dir, cache, scratch) = cache(tree)?;
-        let remote = (!args.offline).then(|| Arc::new(Registry::new(config)));
+        let remote: Option<Arc<dyn Backend>> = match args.offline {
+            true => None,
+            false => Some(Arc::new(Registry::new(config))),
+        };
         let images = Images::new(Sources { dir, remote, cache, patience, verify_first: false });
         let of_image = |error| Failure::from(error).of_image();
         let digest = images.manifest(&name).await.map_err(of_image)?.digest();

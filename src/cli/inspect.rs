@@ -11,13 +11,14 @@ use std::{
 
 use imgfs::{
     backend::{
+        Backend,
         images_dir::{
             ImageEntry, ImagesDir, Inventory, Linking, Problem, ProblemKind, Subject, Verified,
         },
         registry::Registry,
     },
     image::Reference,
-    transfer,
+    transfer::{self, Observer},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -227,9 +228,10 @@ fn repair(
     let names: Vec<String> = names.into_iter().collect();
     let config = registries::config(&args.registries, &names, output)?;
     let concurrency = config.concurrency;
-    let registry = Arc::new(Registry::new(config));
+    let registry: Arc<dyn Backend> = Arc::new(Registry::new(config));
     let progress = Progress::new(output.clone(), Some(&dir), Verb::Pull);
-    let repaired = block_on(transfer::repair(&registry, &dir, problems, concurrency, &progress))?;
+    let observer: Arc<dyn Observer> = progress.clone();
+    let repaired = block_on(transfer::repair(&registry, &dir, problems, concurrency, &observer))?;
     progress.finish();
     let (problems, errors) = repaired?;
     for error in errors {

@@ -10,6 +10,7 @@ use std::{
 use futures_util::future::join_all;
 use imgfs::{
     backend::{
+        Backend,
         images_dir::{ImagesDir, Linking},
         registry::Registry,
     },
@@ -71,7 +72,8 @@ pub(crate) fn run(
         patience: deadline,
         verify_first: args.verify_first,
     };
-    let (runtime, source) = (runtime()?, Arc::new(Registry::new(config)));
+    let runtime = runtime()?;
+    let source: Arc<dyn Backend> = Arc::new(Registry::new(config));
     let entered = runtime.enter();
     let (source, cache) = match (args.offline, cache(args, &dir)) {
         (true, Ok(cache)) => (None, Some(cache)),
@@ -225,7 +227,7 @@ fn cache(args: &MountArgs, dir: &ImagesDir) -> Result<Cache, Failure> {
 
 /// Looks up the declared images, so that what belongs to them is listed from the start. What cannot
 /// be looked up now is when somebody asks for it.
-async fn look_up(view: &Arc<View<Registry>>, images: &[Reference], deadline: Duration) {
+async fn look_up(view: &Arc<View>, images: &[Reference], deadline: Duration) {
     join_all(images.iter().map(|image| async move {
         match tokio::time::timeout(deadline, view.resolve(image)).await {
             Ok(Ok(())) => {}

@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Instant};
 
 use imgfs::{
     backend::{
-        Attachments, Blobs, Names, Sink,
+        Backend, Sink,
         images_dir::ImagesDir,
         registry::{Registry, RegistrySink, Stats},
     },
-    transfer::{self, ImageReport, Options, Plan, Report, Route, Status},
+    transfer::{self, ImageReport, Observer, Options, Plan, Report, Route, Status},
 };
 use serde_json::{Value, json};
 
@@ -23,6 +23,24 @@ use super::{
 pub(crate) enum Tree {
     Directory(ImagesDir),
     Registries(Arc<Registry>),
+}
+
+impl Tree {
+    /// It as what is read from.
+    fn source(&self) -> Arc<dyn Backend> {
+        match self {
+            Self::Directory(dir) => Arc::new(dir.clone()),
+            Self::Registries(registry) => registry.clone(),
+        }
+    }
+
+    /// It as what is written to.
+    fn sink(&self) -> Arc<dyn Sink> {
+        match self {
+            Self::Directory(dir) => Arc::new(dir.clone()),
+            Self::Registries(registry) => Arc::new(RegistrySink::new(registry.clone())),
+        }
+    }
 }
 
 /// What users call a transfer.
@@ -80,23 +98,7 @@ impl Job<'_> {
     /// Does it, and tells how it went.
     pub(crate) fn run(&self) -> Result<Outcome, Failure> {
         let started = Instant::now();
-        let (report, plan) = block_on(async {
-            match (self.from, self.to) {
-                (Tree::Registries(from), Tree::Directory(to)) => {
-                    self.between(from, &Arc::new(to.clone())).await
-                }
-                (Tree::Directory(from), Tree::Directory(to)) => {
-                    self.between(&Arc::new(from.clone()), &Arc::new(to.clone())).await
-                }
-                (Tree::Registries(from), Tree::Registries(to)) => {
-                    self.between(from, &Arc::new(RegistrySink::new(to.clone()))).await
-                }
-                (Tree::Directory(from), Tree::Registries(to)) => {
-                    let from = Arc::new(from.clone());
-                    self.between(&from, &Arc::new(RegistrySink::new(to.clone()))).await
-                }
-            }
-        })?;
+        let (report, plan) = block_on(self.between(&self.from.source(), &self.to.sink()))?;
         self.tell_images(&report);
         let elapsed = started.elapsed();
         if plan.is_none() {
@@ -136,11 +138,11 @@ impl Job<'_> {
         Ok(outcome(&report))
     }
 
-    async fn between<S, D>(&self, from: &Arc<S>, to: &Arc<D>) -> (Report, Option<(usize, u64)>)
-    where
-        S: Names + Blobs + Attachments,
-        D: Sink,
-    {
+    async fn between(
+        &self,
+        from: &Arc<dyn Backend>,
+        to: &Arc<dyn Sink>,
+    ) -> (Report, Option<(usize, u64)>) {
         if self.dry_run {
             let plan = transfer::plan(from, to, self.routes, self.options).await;
             return (self.tell_plan(&plan), Some((plan.missing().count(), plan.missing_bytes())));
@@ -150,8 +152,9 @@ impl Job<'_> {
             Tree::Registries(_) => None,
         };
         let progress = Progress::new(self.output.clone(), target, self.verb);
+        let observer: Arc<dyn Observer> = progress.clone();
         let copied =
-            transfer::copy(from, to, self.routes, self.options, self.concurrency, &progress);
+            transfer::copy(from, to, self.routes, self.options, self.concurrency, &observer);
         let report = copied.await;
         progress.finish();
         (report, None)

@@ -35,7 +35,7 @@ use super::{
     table::Kind,
 };
 use crate::{
-    backend::{self, Attachments, Blobs, Error, Names, images_dir::published_time},
+    backend::{self, Error, images_dir::published_time},
     image::{Digest, Platform, Reference, is_referrers_tag},
     layer::{Kind as FileKind, Node},
     rootfs::{Files, Image, Images, Tree, Variant},
@@ -67,30 +67,30 @@ pub(super) fn is_in_tree(ino: u64) -> bool {
 }
 
 /// What the inside of images is, as far as anybody has looked.
-pub(super) struct Inside<S: Blobs> {
-    images: Images<S>,
+pub(super) struct Inside {
+    images: Images,
     platform: Platform,
     tag_ttl: Duration,
     /// Where tags lead, and until when that holds.
     tags: Mutex<HashMap<Reference, (Digest, Instant)>>,
     /// Images that somebody has looked into, as paths below `.imgfs`; whether they are links.
     seen: Mutex<BTreeMap<String, FileKind>>,
-    trees: Mutex<HashMap<TreeId, Arc<Slot<S>>>>,
+    trees: Mutex<HashMap<TreeId, Arc<Slot>>>,
     /// The tree that is shown in place of everything else.
     root: OnceLock<TreeId>,
 }
 
 /// A tree that may not have been made yet.
-struct Slot<S: Blobs> {
+struct Slot {
     path: String,
     variant: Arc<Variant>,
     /// The layer that it is, if it is not all of them.
     layer: Option<usize>,
-    files: Files<S>,
+    files: Files,
     early: Arc<EarlyNames>,
 }
 
-impl<S: Names + Blobs> Slot<S> {
+impl Slot {
     /// Whether `tree` is all of it, and not one of its layers.
     fn is_made_of(&self, tree: &Arc<Tree>) -> bool {
         self.files.made().is_some_and(|made| Arc::ptr_eq(made, tree))
@@ -134,8 +134,8 @@ enum Place {
     Ask(Wanted),
 }
 
-impl<S: Names + Blobs> Inside<S> {
-    pub(super) fn new(images: Images<S>, settings: &Settings) -> Self {
+impl Inside {
+    pub(super) fn new(images: Images, settings: &Settings) -> Self {
         Self {
             images,
             platform: settings.platform.clone(),
@@ -147,7 +147,7 @@ impl<S: Names + Blobs> Inside<S> {
         }
     }
 
-    fn slot(&self, id: TreeId) -> Option<Arc<Slot<S>>> {
+    fn slot(&self, id: TreeId) -> Option<Arc<Slot>> {
         locked(&self.trees).get(&id).cloned()
     }
 
@@ -171,7 +171,7 @@ impl<S: Names + Blobs> Inside<S> {
         let mut id = TreeId(u32::from_be_bytes(head) >> (32 - ID_BITS));
         let mut trees = locked(&self.trees);
         loop {
-            let same = |slot: &Arc<Slot<S>>| {
+            let same = |slot: &Arc<Slot>| {
                 slot.layer == layer
                     && slot.variant.manifest().digest() == variant.manifest().digest()
             };
@@ -328,7 +328,7 @@ fn entries_of(image: &Image) -> Vec<(String, FileKind)> {
     entries
 }
 
-impl<S: Names + Blobs + Attachments> View<S> {
+impl View {
     /// Shows the root file system of `image` in place of everything else. Fails if there is no such
     /// image, or not for the platform.
     pub async fn show_only(&self, image: &Reference) -> Result<(), ViewError> {

@@ -18,7 +18,7 @@ use super::{
     table::Kind,
 };
 use crate::{
-    backend::{self, Attachments, Blobs, Error, images_dir::published_time},
+    backend::{Error, images_dir::published_time},
     image::Digest,
     layer::{Kind as FileKind, Node},
     rootfs::Tree,
@@ -153,7 +153,7 @@ impl Listing {
     }
 }
 
-impl<S: backend::Names + Blobs + Attachments> View<S> {
+impl View {
     /// What is in the directory `ino`, if that takes no time. `None` if layers have to be looked
     /// into first.
     pub fn list_now(&self, ino: u64) -> Result<Option<Listing>, ViewError> {

@@ -6,10 +6,7 @@ use super::{
     Question, View, below,
     names::{Form, InsideForm, form, inside},
 };
-use crate::{
-    backend::{Attachments, Blobs, Names},
-    image::{Digest, Reference},
-};
+use crate::image::{Digest, Reference};
 
 /// The image and the blob or manifest that a path of a mount belongs to, as far as the path tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,7 +39,7 @@ impl Question {
     }
 }
 
-impl<S: Names + Blobs + Attachments> View<S> {
+impl View {
     /// What the inode `ino` belongs to.
     pub fn subject(&self, ino: u64) -> Subject {
         let path = self.image_path(ino).or_else(|| self.path_of(ino).ok().map(String::from));

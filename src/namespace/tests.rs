@@ -13,13 +13,15 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{Attributes, Entry, Found, Handle, Listing, ROOT, Settings, View, ViewError};
 use crate::{
     backend::{
-        Attachments, Blobs, ByteStream, Error, Kind, Names, Result, Tags, images_dir::ImagesDir,
+        Attachments, Backend, Blobs, BoxStream, ByteStream, Capabilities, Error, Kind, Names,
+        Result, Tags, images_dir::ImagesDir,
     },
     cache::{Cache, CacheConfig},
     image::{Descriptor, Digest, Manifest, Reference, Repository},
@@ -41,6 +43,7 @@ struct Source {
 
 struct Whole(Option<Bytes>);
 
+#[async_trait]
 impl ByteStream for Whole {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         Ok(self.0.take().filter(|content| !content.is_empty()))
@@ -80,7 +83,16 @@ impl Source {
     }
 }
 
+#[async_trait]
 impl Names for Source {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::REGISTRY
+    }
+
+    fn side(&self, _: &Repository) -> String {
+        "registry r".to_owned()
+    }
+
     async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
         Ok(Some(self.manifest(reference).await?.digest()))
     }
@@ -99,23 +111,24 @@ impl Names for Source {
         });
         found.map(|(_, manifest)| manifest.clone()).ok_or(error(Kind::NotFound(String::new())))
     }
-
-    fn is_remote(&self) -> bool {
-        true
-    }
 }
 
+#[async_trait]
 impl Blobs for Source {
-    type Stream = Whole;
-
-    async fn read(&self, _: &Repository, blob: &Descriptor, range: Range<u64>) -> Result<Whole> {
+    async fn read(
+        &self,
+        _: &Repository,
+        blob: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<BoxStream> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let content = self.blobs.lock().unwrap()[&blob.digest].clone();
         let range = range.start as usize..range.end as usize;
-        Ok(Whole(Some(content.slice(range))))
+        Ok(Box::new(Whole(Some(content.slice(range)))))
     }
 }
 
+#[async_trait]
 impl Attachments for Source {
     async fn referrers(&self, _: &Repository, _: Digest) -> Result<Option<Vec<Descriptor>>> {
         Ok(None)
@@ -144,7 +157,7 @@ fn is_directory(attributes: &Attributes) -> bool {
 /// A view of an empty directory.
 struct Scene {
     source: Arc<Source>,
-    view: Arc<View<Source>>,
+    view: Arc<View>,
     _home: tempfile::TempDir,
 }
 
@@ -159,7 +172,7 @@ fn scene_with_cache(tag_ttl: Duration, offline: bool, bytes: u64) -> Scene {
     let cache = Cache::open(CacheConfig::new(home.path().join("cache"), bytes)).unwrap();
     let source = Arc::new(Source::default());
     let settings = settings(tag_ttl);
-    let given = (!offline).then(|| source.clone());
+    let given = (!offline).then(|| source.clone() as Arc<dyn Backend>);
     let view = View::new(ImagesDir::open(&root).unwrap(), given, Some(cache), settings);
     Scene { source, view, _home: home }
 }

@@ -4,11 +4,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::{SIDE, Store, shelf::MAX_DOCUMENT};
 use crate::{
-    backend::{Blobs, ByteStream, Error, Kind, Names, Result},
+    backend::{Blobs, BoxStream, Error, Kind, Names, Result},
     image::{Descriptor, Digest, Manifest, Reference, Repository},
 };
 
-impl<S: Names + Blobs> Store<S> {
+impl Store {
     /// The manifest that `name` leads to: what is local goes before what a registry says.
     pub(super) async fn manifest(&self, name: &Reference) -> Result<Manifest> {
         if let Some(digest) = name.digest()
@@ -61,7 +61,7 @@ impl<S: Names + Blobs> Store<S> {
     }
 }
 
-async fn collect(stream: &mut impl ByteStream, blob: &Descriptor) -> Result<Bytes> {
+async fn collect(stream: &mut BoxStream, blob: &Descriptor) -> Result<Bytes> {
     let mut bytes = BytesMut::new();
     let failed = |kind: Kind| Error::new(SIDE, format_args!("reading {}", blob.digest), kind);
     while let Some(piece) = stream.next().await? {

@@ -6,7 +6,7 @@ use tokio::sync::OnceCell;
 
 use super::{Images, Tree, Variant, layer::Layer};
 use crate::{
-    backend::{Blobs, Error, Names, Result},
+    backend::{Error, Result},
     layer::{Found, Kind, Node, Rootfs, find_from_top},
     util::locked,
 };
@@ -17,12 +17,12 @@ const MAX_LINKS: u32 = 40;
 /// The files of a platform or of a layer. Their tree is made when it is needed, once. Until then
 /// what a container sees of one path can often be told from the upper layers, so the first file does
 /// not wait for the lowest layer.
-pub struct Files<S: Blobs> {
-    images: Images<S>,
+pub struct Files {
+    images: Images,
     variant: Arc<Variant>,
     /// The layer, if it is not all of them.
     layer: Option<usize>,
-    layers: Vec<Arc<Layer<S>>>,
+    layers: Vec<Arc<Layer>>,
     tree: OnceCell<Arc<Tree>>,
     /// Each layer by itself, once it is known and as long as the tree has not been made.
     upper: Mutex<Vec<Option<Arc<Tree>>>>,
@@ -42,8 +42,8 @@ pub enum FileFound {
 }
 
 /// What has to be known first.
-enum Waits<S: Blobs> {
-    Layer(Arc<Layer<S>>),
+enum Waits {
+    Layer(Arc<Layer>),
     All,
 }
 
@@ -61,12 +61,12 @@ pub enum PathError {
     Loop,
 }
 
-impl<S: Names + Blobs> Files<S> {
+impl Files {
     pub(super) fn new(
-        images: Images<S>,
+        images: Images,
         variant: Arc<Variant>,
         layer: Option<usize>,
-        layers: Vec<Arc<Layer<S>>>,
+        layers: Vec<Arc<Layer>>,
     ) -> Self {
         let upper = Mutex::new(vec![None; layers.len()]);
         Self {
@@ -172,7 +172,7 @@ impl<S: Names + Blobs> Files<S> {
         self.made().and_then(|tree| tree.damage().cloned())
     }
 
-    fn look(&self, path: &[u8]) -> std::result::Result<FileFound, Waits<S>> {
+    fn look(&self, path: &[u8]) -> std::result::Result<FileFound, Waits> {
         if let Some(tree) = self.made() {
             return Ok(match tree.rootfs().find(path) {
                 Some(node) => FileFound::At(tree.clone(), node),

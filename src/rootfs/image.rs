@@ -15,7 +15,7 @@ use super::{
     tree::{Origin, Tree},
 };
 use crate::{
-    backend::{Blobs, Error, Kind, Names, Result},
+    backend::{Error, Kind, Result},
     image::{Descriptor, Digest, Manifest, Platform, PlatformFilter, Reference, Repository, View},
     layer::{LayerIndex, Rootfs, soci_index},
     util::locked,
@@ -167,26 +167,26 @@ impl Variant {
 }
 
 /// Opens images. Clones are the same.
-pub struct Images<S: Blobs> {
-    inner: Arc<Inner<S>>,
+pub struct Images {
+    inner: Arc<Inner>,
 }
 
-struct Inner<S: Blobs> {
-    store: Arc<Store<S>>,
+struct Inner {
+    store: Arc<Store>,
     images: Mutex<HashMap<Digest, Arc<Image>>>,
     variants: Mutex<HashMap<Digest, Arc<Variant>>>,
-    layers: Mutex<HashMap<LayerKey, Arc<Layer<S>>>>,
+    layers: Mutex<HashMap<LayerKey, Arc<Layer>>>,
 }
 
-impl<S: Blobs> Clone for Images<S> {
+impl Clone for Images {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone() }
     }
 }
 
-impl<S: Names + Blobs> Images<S> {
+impl Images {
     /// Opens images that are in `sources`.
-    pub fn new(sources: Sources<S>) -> Self {
+    pub fn new(sources: Sources) -> Self {
         let inner = Inner {
             store: Store::new(sources),
             images: Mutex::default(),
@@ -265,17 +265,17 @@ impl<S: Names + Blobs> Images<S> {
         Ok(variant)
     }
 
-    pub(super) fn store(&self) -> &Store<S> {
+    pub(super) fn store(&self) -> &Store {
         &self.inner.store
     }
 
     /// The layers of a platform, the lowest first.
-    pub(super) fn layers(&self, variant: &Variant) -> Vec<Arc<Layer<S>>> {
+    pub(super) fn layers(&self, variant: &Variant) -> Vec<Arc<Layer>> {
         let numbers = 0..variant.layer_count();
         numbers.filter_map(|number| self.layer(variant, number)).collect()
     }
 
-    fn layer(&self, variant: &Variant, number: usize) -> Option<Arc<Layer<S>>> {
+    fn layer(&self, variant: &Variant, number: usize) -> Option<Arc<Layer>> {
         let blob = variant.layers().get(number)?;
         let diff_id = variant.diff_ids.get(number).copied();
         let soci_index = variant.soci_index.clone();
@@ -289,7 +289,7 @@ impl<S: Names + Blobs> Images<S> {
 
     /// The files of a platform, or of its layer with this number, from 0 for the lowest. Nothing is
     /// fetched yet.
-    pub fn files(&self, variant: &Arc<Variant>, layer: Option<usize>) -> Files<S> {
+    pub fn files(&self, variant: &Arc<Variant>, layer: Option<usize>) -> Files {
         Files::new(self.clone(), variant.clone(), layer, self.layers(variant))
     }
 
@@ -330,7 +330,7 @@ impl<S: Names + Blobs> Images<S> {
         &self,
         variant: &Variant,
         number: usize,
-        layer: &Arc<Layer<S>>,
+        layer: &Arc<Layer>,
         index: &Arc<LayerIndex>,
     ) -> Result<Origin> {
         if let Some(note) = index.wrong() {
@@ -360,7 +360,7 @@ impl<S: Names + Blobs> Images<S> {
         &self,
         variant: &Variant,
         number: usize,
-        layer: &Arc<Layer<S>>,
+        layer: &Arc<Layer>,
         index: &Arc<LayerIndex>,
     ) -> Result<Arc<Tree>> {
         raw(layer, index, self.origin(variant, number, layer, index)?)
@@ -371,7 +371,7 @@ impl<S: Names + Blobs> Images<S> {
         &self,
         variant: &Variant,
         number: usize,
-        layer: &Arc<Layer<S>>,
+        layer: &Arc<Layer>,
         path: &[u8],
     ) -> Option<Arc<Tree>> {
         if self.inner.store.sources.verify_first {
@@ -390,11 +390,7 @@ impl<S: Names + Blobs> Images<S> {
     }
 }
 
-fn raw<S: Names + Blobs>(
-    layer: &Layer<S>,
-    index: &Arc<LayerIndex>,
-    origin: Origin,
-) -> Result<Arc<Tree>> {
+fn raw(layer: &Layer, index: &Arc<LayerIndex>, origin: Origin) -> Result<Arc<Tree>> {
     let rootfs = Rootfs::raw(index.clone());
     let rootfs = rootfs.map_err(|e| layer.error(Kind::Unfit(e.to_string())))?;
     Ok(Tree::new(rootfs, vec![origin]))

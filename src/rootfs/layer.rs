@@ -27,7 +27,7 @@ use super::{
     stream::{Decompressed, Passing, Stream},
 };
 use crate::{
-    backend::{Blobs, Error, Kind, Names, Result},
+    backend::{Error, Kind, Result},
     cache::CachedBlob,
     image::{Descriptor, Digest, Reference, Repository},
     layer::{
@@ -71,8 +71,8 @@ impl LayerKey {
 /// Something that is being found out, for all who want to know.
 type Coming<T> = Shared<BoxFuture<'static, Result<T>>>;
 
-pub(super) struct Layer<S: Blobs> {
-    pub store: Arc<Store<S>>,
+pub(super) struct Layer {
+    pub store: Arc<Store>,
     pub blob: Descriptor,
     key: LayerKey,
     /// Says by which algorithm the stream is hashed.
@@ -154,9 +154,9 @@ impl Compressed {
     }
 }
 
-impl<S: Names + Blobs> Layer<S> {
+impl Layer {
     pub(super) fn new(
-        store: Arc<Store<S>>,
+        store: Arc<Store>,
         key: LayerKey,
         blob: Descriptor,
         diff_id: Option<Digest>,
@@ -310,7 +310,7 @@ impl<S: Names + Blobs> Layer<S> {
         if ztoc.size > MAX_ZTOC_BYTES {
             return Err(TocError::TooLarge.into());
         }
-        let blob = cache.parts(remote, vec![name.repository().clone()], ztoc);
+        let blob = cache.parts(remote.clone(), vec![name.repository().clone()], ztoc);
         let bytes = self.fetch(&Compressed::Cached(blob.clone()), 0..ztoc.size).await?;
         let (layer, expected) = (self.clone(), ztoc.digest);
         let read = tokio::task::spawn_blocking(move || {
@@ -477,7 +477,7 @@ impl<S: Names + Blobs> Layer<S> {
             return Err(self.error(Kind::Offline));
         };
         let repositories = locked(&self.repositories).clone();
-        Ok(Compressed::Cached(sources.cache.parts(remote, repositories, &self.blob)))
+        Ok(Compressed::Cached(sources.cache.parts(remote.clone(), repositories, &self.blob)))
     }
 
     /// A reader of the layer's decompressed stream.
@@ -494,7 +494,7 @@ impl<S: Names + Blobs> Layer<S> {
         let name = format!("imgfs: the decompressed stream of {}{by}", self.blob.digest);
         let content = Descriptor::new("", Digest::sha256(name.as_bytes()), index.stream_bytes());
         let source = Arc::new(Decompressed { layer: self.clone(), index: index.clone() });
-        let stream = self.store.sources.cache.derived(&source, repository, &content);
+        let stream = self.store.sources.cache.derived(source, repository, &content);
         Ok(Stream::Cached { stream, _reader: self.store.recent.reader() })
     }
 

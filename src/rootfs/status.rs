@@ -5,12 +5,9 @@ use std::time::UNIX_EPOCH;
 use serde_json::{Value, json};
 
 use super::{Image, Images, layer::Layer};
-use crate::{
-    backend::{Blobs, Names},
-    util::locked,
-};
+use crate::util::locked;
 
-impl<S: Names + Blobs> Images<S> {
+impl Images {
     /// What is known of an image: its layers, as far as they are indexed, what has been fetched,
     /// and what has gone wrong lately.
     pub fn status(&self, image: &Image) -> Value {
@@ -38,7 +35,7 @@ impl<S: Names + Blobs> Images<S> {
     }
 }
 
-fn layer_status<S: Names + Blobs>(layer: &Layer<S>) -> Value {
+fn layer_status(layer: &Layer) -> Value {
     let mut status = json!({ "digest": layer.blob.digest.to_string(), "size": layer.blob.size });
     let Some(index) = layer.known_index() else {
         status["indexed"] = json!(false);

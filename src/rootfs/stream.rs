@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::mpsc;
@@ -15,7 +16,7 @@ use super::{
     spans::{Group, Reader},
 };
 use crate::{
-    backend::{Blobs, ByteStream, Kind, Names, Result},
+    backend::{Blobs, BoxStream, ByteStream, Kind, Result},
     cache::CachedBlob,
     image::{Descriptor, Repository},
     layer::{LayerIndex, SpanDecoder},
@@ -71,15 +72,15 @@ impl Stream {
 }
 
 /// A layer that is passing.
-pub(super) struct Passing<S: Blobs> {
-    pub layer: Arc<Layer<S>>,
+pub(super) struct Passing {
+    pub layer: Arc<Layer>,
     pub index: Arc<LayerIndex>,
     pub pass: Arc<Pass>,
     /// What was read last.
     pub last: Mutex<Option<Group>>,
 }
 
-impl<S: Names + Blobs> Passing<S> {
+impl Passing {
     /// The group of a span up to that. It may become longer yet, so it is kept here only.
     async fn group(&self, span: u32) -> Result<Group> {
         let last = locked(&self.last).clone();
@@ -93,7 +94,7 @@ impl<S: Names + Blobs> Passing<S> {
     }
 }
 
-impl<S: Names + Blobs> ReadPassing for Passing<S> {
+impl ReadPassing for Passing {
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
         let read = async move {
             let mut bytes = BytesMut::new();
@@ -133,15 +134,14 @@ impl<S: Names + Blobs> ReadPassing for Passing<S> {
 }
 
 /// A layer as the source of its stream.
-pub(super) struct Decompressed<S: Blobs> {
-    pub layer: Arc<Layer<S>>,
+pub(super) struct Decompressed {
+    pub layer: Arc<Layer>,
     pub index: Arc<LayerIndex>,
 }
 
-impl<S: Names + Blobs> Blobs for Decompressed<S> {
-    type Stream = Spans<S>;
-
-    async fn read(&self, _: &Repository, _: &Descriptor, range: Range<u64>) -> Result<Spans<S>> {
+#[async_trait]
+impl Blobs for Decompressed {
+    async fn read(&self, _: &Repository, _: &Descriptor, range: Range<u64>) -> Result<BoxStream> {
         let all = 0..self.index.stream_bytes();
         let first = self.index.span_from(range.start);
         let last = self.index.span_from(range.end.saturating_sub(1));
@@ -153,7 +153,7 @@ impl<S: Names + Blobs> Blobs for Decompressed<S> {
             false => Way::Each(None),
         };
         let (layer, index) = (self.layer.clone(), self.index.clone());
-        Ok(Spans { layer, index, left: range, spans, way, ignores_ranges: is_sequential })
+        Ok(Box::new(Spans { layer, index, left: range, spans, way, ignores_ranges: is_sequential }))
     }
 }
 
@@ -166,8 +166,8 @@ enum Way {
 }
 
 /// A part of a stream.
-pub(super) struct Spans<S: Blobs> {
-    layer: Arc<Layer<S>>,
+pub(super) struct Spans {
+    layer: Arc<Layer>,
     index: Arc<LayerIndex>,
     /// What is still to come of the range that was asked for, and of its spans.
     left: Range<u64>,
@@ -176,7 +176,7 @@ pub(super) struct Spans<S: Blobs> {
     ignores_ranges: bool,
 }
 
-impl<S: Names + Blobs> Spans<S> {
+impl Spans {
     /// The next span, whole.
     async fn span(&mut self, span: u32) -> Result<Bytes> {
         let ended = || {
@@ -201,7 +201,8 @@ impl<S: Names + Blobs> Spans<S> {
     }
 }
 
-impl<S: Names + Blobs> ByteStream for Spans<S> {
+#[async_trait]
+impl ByteStream for Spans {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         if self.left.start >= self.left.end {
             return Ok(None);
@@ -233,7 +234,7 @@ impl<S: Names + Blobs> ByteStream for Spans<S> {
     }
 }
 
-impl<S: Names + Blobs> Decompressed<S> {
+impl Decompressed {
     /// Decompresses all of the layer from its beginning.
     fn in_order(&self) -> Result<mpsc::Receiver<Result<Bytes>>> {
         let (layer, index) = (self.layer.clone(), self.index.clone());
@@ -273,8 +274,8 @@ impl<S: Names + Blobs> Decompressed<S> {
     }
 }
 
-fn decompress<S: Names + Blobs>(
-    layer: &Arc<Layer<S>>,
+fn decompress(
+    layer: &Arc<Layer>,
     index: &LayerIndex,
     compressed: &Compressed,
     comes: &mut mpsc::Receiver<Bytes>,

@@ -9,7 +9,7 @@ use std::{
 use futures_util::{StreamExt, future::join, stream};
 
 use crate::{
-    backend::{Attachments, Error, Names, Result, Tags},
+    backend::{Backend, Error, Result, Tags},
     image::{Digest, Repository, referrers_tag},
     util::locked,
 };
@@ -25,7 +25,7 @@ const SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
 pub(super) struct TagLists(Mutex<HashMap<Repository, Arc<tokio::sync::OnceCell<Tags>>>>);
 
 impl TagLists {
-    async fn get<S: Attachments>(&self, source: &S, repository: &Repository) -> Result<Tags> {
+    async fn get(&self, source: &dyn Backend, repository: &Repository) -> Result<Tags> {
         let cell = {
             let mut lists = locked(&self.0);
             lists.entry(repository.clone()).or_default().clone()
@@ -34,7 +34,7 @@ impl TagLists {
     }
 
     /// Asks for the tags of `repository` early, so that they are there when they are needed.
-    pub(super) async fn prefetch<S: Attachments>(&self, source: &S, repository: &Repository) {
+    pub(super) async fn prefetch(&self, source: &dyn Backend, repository: &Repository) {
         // If it fails, whoever needs the list asks again, and tells.
         let _ = self.get(source, repository).await;
     }
@@ -50,8 +50,8 @@ pub(super) struct Attached {
 }
 
 /// Finds what is attached to `subjects` in `repository`.
-pub(super) async fn find<S: Attachments + Names>(
-    source: &S,
+pub(super) async fn find(
+    source: &dyn Backend,
     lists: &TagLists,
     repository: &Repository,
     subjects: &[Digest],
@@ -86,7 +86,7 @@ pub(super) async fn find<S: Attachments + Names>(
         None => {
             untold.insert(first);
             // A registry that does not tell of one does not tell of the others either.
-            if source.is_remote() {
+            if source.capabilities().has_round_trips {
                 untold.extend(rest);
                 &[]
             } else {

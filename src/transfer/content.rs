@@ -5,28 +5,35 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
     plan::BlobPlan,
     report::{Event, Observer},
 };
-use crate::backend::{Blobs, ByteStream, Content, Error, Kind, Result, images_dir::BlobFile};
+use crate::backend::{
+    Backend, BoxStream, ByteStream, Content, Error, Kind, Result, images_dir::BlobFile,
+};
 use crate::util::locked;
 
 /// A blob at its source.
-pub(super) struct SourceBlob<S, O> {
-    pub source: Arc<S>,
+pub(super) struct SourceBlob {
+    pub source: Arc<dyn Backend>,
     pub blob: Arc<BlobPlan>,
-    pub observer: Arc<O>,
+    pub observer: Arc<dyn Observer>,
     /// Why the source does not give it.
     failure: Arc<Mutex<Option<Error>>>,
     /// Bytes that have been moved, and not in vain.
     moved: AtomicU64,
 }
 
-impl<S: Blobs, O: Observer> SourceBlob<S, O> {
-    pub(super) fn new(source: &Arc<S>, blob: &Arc<BlobPlan>, observer: &Arc<O>) -> Self {
+impl SourceBlob {
+    pub(super) fn new(
+        source: &Arc<dyn Backend>,
+        blob: &Arc<BlobPlan>,
+        observer: &Arc<dyn Observer>,
+    ) -> Self {
         let (source, blob, observer) = (source.clone(), blob.clone(), observer.clone());
         Self { source, blob, observer, failure: Arc::default(), moved: AtomicU64::new(0) }
     }
@@ -46,7 +53,7 @@ impl<S: Blobs, O: Observer> SourceBlob<S, O> {
         error
     }
 
-    async fn open(&self, offset: u64) -> Result<S::Stream> {
+    async fn open(&self, offset: u64) -> Result<BoxStream> {
         let mut failure = None;
         for repository in &self.blob.sources {
             let blob = &self.blob.descriptor;
@@ -68,16 +75,15 @@ impl<S: Blobs, O: Observer> SourceBlob<S, O> {
     }
 }
 
-impl<S: Blobs, O: Observer> Content for SourceBlob<S, O> {
-    type Stream = Piecewise<S::Stream>;
-
-    async fn read(&self, offset: u64) -> Result<Self::Stream> {
+#[async_trait]
+impl Content for SourceBlob {
+    async fn read(&self, offset: u64) -> Result<BoxStream> {
         if let Some(content) = &self.blob.content {
             let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
-            return Ok(Piecewise::Whole(Some(content.slice(from..))));
+            return Ok(Box::new(Piecewise::Whole(Some(content.slice(from..)))));
         }
         match self.open(offset).await {
-            Ok(stream) => Ok(Piecewise::Stream(stream, self.failure.clone())),
+            Ok(stream) => Ok(Box::new(Piecewise::Stream(stream, self.failure.clone()))),
             Err(error) => Err(self.failed(error)),
         }
     }
@@ -90,7 +96,7 @@ impl<S: Blobs, O: Observer> Content for SourceBlob<S, O> {
 
     fn side(&self) -> String {
         match self.blob.sources.first() {
-            Some(repository) => format!("registry {}", repository.registry()),
+            Some(repository) => self.source.side(repository),
             None => "the source".to_owned(),
         }
     }
@@ -101,7 +107,7 @@ impl<S: Blobs, O: Observer> Content for SourceBlob<S, O> {
         self.observer.event(Event::BlobProgress { digest, bytes });
     }
 
-    fn moved_in_vain(&self, bytes: u64) {
+    fn retransmitted(&self, bytes: u64) {
         let digest = self.blob.descriptor.digest;
         self.moved.fetch_sub(bytes, Ordering::Relaxed);
         self.observer.event(Event::BlobSetBack { digest, bytes });
@@ -113,12 +119,13 @@ fn note(failure: &Mutex<Option<Error>>, error: &Error) {
 }
 
 /// Content that is at hand, or comes from the source.
-pub(super) enum Piecewise<T> {
+enum Piecewise {
     Whole(Option<Bytes>),
-    Stream(T, Arc<Mutex<Option<Error>>>),
+    Stream(BoxStream, Arc<Mutex<Option<Error>>>),
 }
 
-impl<T: ByteStream> ByteStream for Piecewise<T> {
+#[async_trait]
+impl ByteStream for Piecewise {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         match self {
             Self::Whole(content) => Ok(content.take()),

@@ -17,7 +17,7 @@ use super::{
     report::{ImageReport, Observer, Report, Status},
 };
 use crate::{
-    backend::{Attachments, Blobs, Error, Names, Sink},
+    backend::{Backend, Error, Sink},
     image::Repository,
 };
 
@@ -33,19 +33,14 @@ const CHECKS_AT_ONCE: usize = 24;
 ///
 /// Before the first byte goes to a registry, all images are planned, and all repositories that
 /// would be written to are asked whether they can be.
-pub async fn copy<S, D, O>(
-    source: &Arc<S>,
-    sink: &Arc<D>,
+pub async fn copy(
+    source: &Arc<dyn Backend>,
+    sink: &Arc<dyn Sink>,
     images: &[Route],
     options: &Options,
     concurrency: usize,
-    observer: &Arc<O>,
-) -> Report
-where
-    S: Names + Blobs + Attachments,
-    D: Sink,
-    O: Observer,
-{
+    observer: &Arc<dyn Observer>,
+) -> Report {
     let images = unique(images);
     let lists = TagLists::default();
     let mut planned = planning(source, sink, &lists, &images, options);
@@ -67,7 +62,7 @@ where
                     true
                 }
             },
-            _ = patience.tick(), if !planning_is_over && !sink.is_remote() => true,
+            _ = patience.tick(), if !planning_is_over && !sink.capabilities().has_round_trips => true,
             Some(done) = running.next(), if !running.is_empty() => {
                 let (places, report): (Vec<usize>, Report) = done;
                 total.take(&places, report, &mut reports);
@@ -89,7 +84,7 @@ where
 }
 
 /// Fails the images whose repositories cannot be written to.
-async fn check_targets<D: Sink>(sink: &Arc<D>, plan: &mut Plan) {
+async fn check_targets(sink: &Arc<dyn Sink>, plan: &mut Plan) {
     let writes = |image: &ImagePlan| {
         let is_open = matches!(image.report.status, Status::Planned);
         is_open && image.manifests.iter().any(|manifest| !manifest.names.is_empty())

@@ -17,7 +17,7 @@ use super::{
     report::{Event, Observer, Report, Status},
 };
 use crate::{
-    backend::{Blobs, Error, Kind, Names, Opened, Received, Receiver, Result, Sink},
+    backend::{Backend, Error, Kind, Opened, Received, Result, Sink},
     image::{Platform, View},
     util::locked,
 };
@@ -42,18 +42,13 @@ enum Outcome {
 
 /// Copies what `plan` says from `source` to `sink`, up to `concurrency` blobs between two
 /// registries at a time, and tells `observer` about it.
-pub async fn execute<S, D, O>(
-    source: &Arc<S>,
-    sink: &Arc<D>,
+pub async fn execute(
+    source: &Arc<dyn Backend>,
+    sink: &Arc<dyn Sink>,
     plan: Plan,
     concurrency: usize,
-    observer: &Arc<O>,
-) -> Report
-where
-    S: Names + Blobs,
-    D: Sink,
-    O: Observer,
-{
+    observer: &Arc<dyn Observer>,
+) -> Report {
     let run = Run::new(&plan);
     observer.event(Event::Planned {
         images: run.images.iter().filter(|image| image.is_open()).count(),
@@ -73,7 +68,11 @@ where
             source: source.clone(),
             sink: sink.clone(),
             observer: observer.clone(),
-            places: Places::new(concurrency, source.is_remote(), sink.is_remote()),
+            places: Places::new(
+                concurrency,
+                source.capabilities().has_round_trips,
+                sink.capabilities().has_round_trips,
+            ),
             full: DiskFull::default(),
             blobs: blobs.into_iter().map(Arc::new).collect(),
         }),
@@ -97,8 +96,8 @@ struct Leg {
 }
 
 /// An execution under way.
-struct Execution<S, D, O> {
-    mover: Arc<Mover<S, D, O>>,
+struct Execution {
+    mover: Arc<Mover>,
     images: Vec<Arc<ImagePlan>>,
     run: Run,
     report: Report,
@@ -106,7 +105,7 @@ struct Execution<S, D, O> {
     publishing: JoinSet<(usize, Result<Published>)>,
 }
 
-impl<S: Blobs, D: Sink, O: Observer> Execution<S, D, O> {
+impl Execution {
     fn start(&mut self) {
         for index in 0..self.mover.blobs.len() {
             let blob = self.mover.blobs[index].clone();
@@ -256,16 +255,16 @@ impl From<Error> for Lost {
 }
 
 /// What the tasks of an execution have in common.
-struct Mover<S, D, O> {
-    source: Arc<S>,
-    sink: Arc<D>,
-    observer: Arc<O>,
+struct Mover {
+    source: Arc<dyn Backend>,
+    sink: Arc<dyn Sink>,
+    observer: Arc<dyn Observer>,
     places: Places,
     full: DiskFull,
     blobs: Vec<Arc<BlobPlan>>,
 }
 
-impl<S: Blobs, D: Sink, O: Observer> Mover<S, D, O> {
+impl Mover {
     /// Brings a blob to one of its targets, and tells about it.
     async fn bring(&self, leg: Leg) -> std::result::Result<Outcome, Lost> {
         let blob = &self.blobs[leg.blob];
@@ -340,7 +339,7 @@ impl<S: Blobs, D: Sink, O: Observer> Mover<S, D, O> {
             // Some registries have said that they have a blob, or have mounted it, and have not.
             Err(error) if error.is_incomplete() => {
                 let repository = image.report.route.to.repository();
-                self.sink.distrust_all(repository).await;
+                self.sink.forget_known(repository).await;
                 for blob in &self.blobs {
                     let needs = |target: &&BlobTarget| target.images.contains(&index);
                     if let Some(target) = blob.targets.iter().find(needs) {
@@ -371,7 +370,7 @@ impl<S: Blobs, D: Sink, O: Observer> Mover<S, D, O> {
 }
 
 /// What a single image runs on, as its configuration says, which is at the target now.
-async fn known_platform<D: Sink>(sink: &D, image: &ImagePlan) -> Option<String> {
+async fn known_platform(sink: &dyn Sink, image: &ImagePlan) -> Option<String> {
     if !image.report.platforms.is_empty() {
         return None;
     }

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 
 use super::{IndexMode, Options, Policy};
 use crate::{
-    backend::{Blobs, ByteStream, Error, Kind, Names, Result, Sink},
+    backend::{Backend, Error, Kind, Result, Sink},
     image::{
         Descriptor, Digest, FilteredIndex, Manifest, Platform, PlatformFilter, Reference,
         Repository, View, choose, filter_index,
@@ -47,9 +47,9 @@ pub(super) struct Graph {
 }
 
 /// Explores graphs of one repository.
-pub(super) struct Explorer<'a, S, D> {
-    pub source: &'a Arc<S>,
-    pub sink: &'a Arc<D>,
+pub(super) struct Explorer<'a> {
+    pub source: &'a Arc<dyn Backend>,
+    pub sink: &'a Arc<dyn Sink>,
     /// The repository at the source, and the one at the target.
     pub from: &'a Repository,
     pub to: &'a Repository,
@@ -66,7 +66,7 @@ struct Node {
     missing: Vec<Platform>,
 }
 
-impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
+impl Explorer<'_> {
     /// Explores everything under `root`, which the target has or has not. `None` if the platform
     /// filter leaves nothing of it (and the policy does not make an error of that).
     pub(super) async fn explore(&self, root: Manifest, name: &Reference) -> Result<Option<Graph>> {
@@ -95,10 +95,7 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
 
     /// Where the graph is.
     fn side(&self) -> String {
-        match self.source.is_remote() {
-            true => format!("registry {}", self.from.registry()),
-            false => "images_dir".to_owned(),
-        }
+        self.source.side(self.from)
     }
 
     fn node<'b>(
@@ -198,7 +195,7 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
         let sparse = self.source.sparse(&manifest.digest());
         let sparse = sparse.filter(|_| filter == &PlatformFilter::All);
         let only_these = sparse.as_ref().and_then(|p| PlatformFilter::parse(&[p]).ok());
-        if let (Some(platforms), true) = (&sparse, self.sink.is_remote()) {
+        if let (Some(platforms), true) = (&sparse, self.sink.capabilities().requires_whole_images) {
             return Err(self.unfit(
                 manifest.digest(),
                 format!(
@@ -240,7 +237,7 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
             .zip(children)
             .any(|(keep, child)| keep.is_none_or(|(digest, _)| digest != child.digest));
         let keep_it = self.options.index == IndexMode::Keep || sparse.is_some();
-        if dropped && keep_it && self.sink.is_remote() {
+        if dropped && keep_it && self.sink.capabilities().requires_whole_images {
             let message = "a registry takes whole indexes only; without `--index keep` a new one is written of the platforms that are wanted";
             return Err(self.unfit(manifest.digest(), message.into()));
         }
@@ -269,7 +266,7 @@ impl<S: Names + Blobs, D: Sink> Explorer<'_, S, D> {
         place: Place,
         budget: &Budget,
     ) -> Result<Node> {
-        let here = match self.sink.is_remote() {
+        let here = match self.sink.capabilities().has_round_trips {
             true => None,
             // Whatever is wrong with it there, the source has a good one.
             false => self.sink.manifest(&self.to.pinned(child.digest)).await.ok(),
@@ -365,8 +362,8 @@ fn is_image_config(media_type: &str) -> bool {
 }
 
 /// Reads a small blob whole, and checks it.
-async fn read_small<S: Blobs>(
-    source: &S,
+async fn read_small(
+    source: &dyn Backend,
     repository: &Repository,
     blob: &Descriptor,
 ) -> Result<Bytes> {
@@ -377,9 +374,12 @@ async fn read_small<S: Blobs>(
     }
     let (expected, found) = (blob.digest, Digest::of(blob.digest.algorithm(), &content));
     if found != expected {
-        let side = format!("registry {}", repository.registry());
         let kind = Kind::Digest { expected, found };
-        return Err(Error::new(side, format_args!("reading blob {expected}"), kind));
+        return Err(Error::new(
+            source.side(repository),
+            format_args!("reading blob {expected}"),
+            kind,
+        ));
     }
     Ok(content.into())
 }

@@ -16,7 +16,7 @@ use super::{
     report::{ImageReport, Status},
 };
 use crate::{
-    backend::{Attachments, Blobs, Error, Kind, ManifestName, Names, Result, Sink},
+    backend::{Backend, Error, Kind, ManifestName, Result, Sink},
     image::{
         Descriptor, Digest, FilteredIndex, Manifest, PlatformFilter, Reference, Repository,
         is_referrers_tag,
@@ -125,11 +125,12 @@ impl Plan {
 /// Plans to copy `images` from `source` to `sink`, without doing anything of it.
 ///
 /// An image that cannot be planned has the error in its report; the others are not affected.
-pub async fn plan<S, D>(source: &Arc<S>, sink: &Arc<D>, images: &[Route], options: &Options) -> Plan
-where
-    S: Names + Blobs + Attachments,
-    D: Sink,
-{
+pub async fn plan(
+    source: &Arc<dyn Backend>,
+    sink: &Arc<dyn Sink>,
+    images: &[Route],
+    options: &Options,
+) -> Plan {
     let images = unique(images);
     let lists = TagLists::default();
     let mut planned = planning(source, sink, &lists, &images, options);
@@ -138,9 +139,12 @@ where
         draft.add(sink.as_ref(), place, image);
     }
     let mut plan = draft.finish(sink).await.1;
-    if sink.is_remote() {
+    if sink.capabilities().has_round_trips {
         find_present(sink, &mut plan).await;
-        for blob in plan.blobs.iter_mut().filter(|_| source.is_remote()) {
+        // Source and sink may be one registry.
+        let may_mount =
+            source.capabilities().can_mount_blobs && sink.capabilities().can_mount_blobs;
+        for blob in plan.blobs.iter_mut().filter(|_| may_mount) {
             let registries = blob.sources.iter().map(|source| source.registry().to_owned());
             blob.mountable = registries.collect();
         }
@@ -155,17 +159,13 @@ pub(super) fn unique(images: &[Route]) -> Vec<Route> {
 }
 
 /// Plans images side by side. They come as they are done, each with its place in `images`.
-pub(super) fn planning<'a, S, D>(
-    source: &'a Arc<S>,
-    sink: &'a Arc<D>,
+pub(super) fn planning<'a>(
+    source: &'a Arc<dyn Backend>,
+    sink: &'a Arc<dyn Sink>,
     lists: &'a TagLists,
     images: &'a [Route],
     options: &'a Options,
-) -> impl Stream<Item = (usize, PlannedImage)> + Unpin + 'a
-where
-    S: Names + Blobs + Attachments,
-    D: Sink,
-{
+) -> impl Stream<Item = (usize, PlannedImage)> + Unpin + 'a {
     let planned = stream::iter(images.iter().enumerate())
         .map(move |(place, image)| async move {
             (place, plan_image(source, sink, lists, image, options).await)
@@ -193,7 +193,7 @@ impl Draft {
     }
 
     /// Adds the image that was asked for in this place.
-    pub(super) fn add<D: Sink>(&mut self, sink: &D, place: usize, planned: PlannedImage) {
+    pub(super) fn add(&mut self, sink: &dyn Sink, place: usize, planned: PlannedImage) {
         let PlannedImage { mut image, graph } = planned;
         let target = image.report.route.to.repository().clone();
         if let Err(error) = self.merge_blobs(sink, place, graph, &target) {
@@ -203,9 +203,9 @@ impl Draft {
     }
 
     /// Adds the blobs of an image to those of the run.
-    fn merge_blobs<D: Sink>(
+    fn merge_blobs(
         &mut self,
-        sink: &D,
+        sink: &dyn Sink,
         image: usize,
         mut graph: Graph,
         repository: &Repository,
@@ -227,8 +227,10 @@ impl Draft {
                 content: None,
                 mountable: BTreeSet::new(),
             });
-            // All of an images_dir is one place.
-            let same = |t: &&mut BlobTarget| !sink.is_remote() || t.repository == *repository;
+            // Where blobs are shared, all of it is one place.
+            let same = |t: &&mut BlobTarget| {
+                !sink.capabilities().has_blobs_per_repository || t.repository == *repository
+            };
             match blob.targets.iter_mut().find(same) {
                 Some(target) => target.images.push(image),
                 None => blob.targets.push(BlobTarget {
@@ -243,7 +245,7 @@ impl Draft {
     }
 
     /// The plan, and the places of its images in what was asked for.
-    pub(super) async fn finish<D: Sink>(self, sink: &Arc<D>) -> (Vec<usize>, Plan) {
+    pub(super) async fn finish(self, sink: &Arc<dyn Sink>) -> (Vec<usize>, Plan) {
         let places: Vec<usize> = self.images.keys().copied().collect();
         let index_of: HashMap<usize, usize> =
             places.iter().enumerate().map(|(i, p)| (*p, i)).collect();
@@ -269,7 +271,7 @@ impl Draft {
         blobs.sort_by_key(|blob| (Reverse(blob.descriptor.size), blob.descriptor.digest));
         let mut plan = Plan { images: self.images.into_values().collect(), blobs };
         // A registry tells when the blob's turn has come, with the same request that begins it.
-        if !sink.is_remote() {
+        if !sink.capabilities().has_round_trips {
             find_present(sink, &mut plan).await;
         }
         (places, plan)
@@ -278,7 +280,7 @@ impl Draft {
 
 /// Asks the target which of the blobs it has. Those of which it cannot say are taken for missing,
 /// and its trouble shows when they are to be stored.
-async fn find_present<D: Sink>(sink: &Arc<D>, plan: &mut Plan) {
+async fn find_present(sink: &Arc<dyn Sink>, plan: &mut Plan) {
     let asked = plan.blobs.iter().flat_map(|blob| {
         blob.targets.iter().map(|target| {
             let (repository, descriptor) = (target.repository.clone(), blob.descriptor.clone());
@@ -293,17 +295,13 @@ async fn find_present<D: Sink>(sink: &Arc<D>, plan: &mut Plan) {
     }
 }
 
-async fn plan_image<S, D>(
-    source: &Arc<S>,
-    sink: &Arc<D>,
+async fn plan_image(
+    source: &Arc<dyn Backend>,
+    sink: &Arc<dyn Sink>,
     lists: &TagLists,
     route: &Route,
     options: &Options,
-) -> PlannedImage
-where
-    S: Names + Blobs + Attachments,
-    D: Sink,
-{
+) -> PlannedImage {
     let planner = Planner { source, sink, lists, route, options };
     let mut report = ImageReport::new(route, Status::Planned);
     let (graph, manifests) = match planner.plan(&mut report).await {
@@ -336,15 +334,15 @@ enum Seen {
     Manifest(Box<Manifest>),
 }
 
-struct Planner<'a, S, D> {
-    source: &'a Arc<S>,
-    sink: &'a Arc<D>,
+struct Planner<'a> {
+    source: &'a Arc<dyn Backend>,
+    sink: &'a Arc<dyn Sink>,
     lists: &'a TagLists,
     route: &'a Route,
     options: &'a Options,
 }
 
-impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
+impl Planner<'_> {
     async fn plan(
         &self,
         report: &mut ImageReport,
@@ -401,7 +399,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         Ok(Some((graph, manifests)))
     }
 
-    fn explorer<'b>(&'b self, options: &'b Options) -> Explorer<'b, S, D> {
+    fn explorer<'b>(&'b self, options: &'b Options) -> Explorer<'b> {
         let (from, to) = (self.route.from.repository(), self.route.to.repository());
         Explorer { source: self.source, sink: self.sink, from, to, options }
     }
@@ -413,13 +411,13 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         let mut root_names = Some(root_names);
         let mut planned = Vec::with_capacity(graph.manifests.len());
         // Where the root is in a registry, all of it is.
-        let mut root_is_there = self.sink.is_remote();
+        let mut root_is_there = self.sink.capabilities().requires_whole_images;
         for (at, manifest) in graph.manifests.iter().enumerate().rev() {
             let names = root_names.take_if(|_| at == last).unwrap_or(vec![ManifestName::Digest]);
             let mut missing = Vec::new();
             for name in names {
                 let is_part = at != last && root_is_there;
-                if !is_part && !self.sink.leads_to(repository, &name, manifest.digest()).await {
+                if !is_part && !self.sink.resolves_to(repository, &name, manifest.digest()).await {
                     missing.push(name);
                 }
             }
@@ -435,11 +433,11 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
     /// others must be at the source, as far as that is known.
     async fn check_blobs(&self, graph: &mut Graph, manifests: &[PlannedManifest]) -> Result<()> {
         let is_there = manifests.iter().all(|manifest| manifest.names.is_empty());
-        if self.sink.is_remote() && is_there {
+        if self.sink.capabilities().requires_whole_images && is_there {
             let dropped = std::mem::take(&mut graph.blobs);
             graph.there += dropped.values().map(|blob| blob.size).sum::<u64>();
         }
-        if self.source.is_remote() || !self.sink.is_remote() {
+        if self.source.capabilities().has_round_trips || !self.sink.capabilities().has_round_trips {
             return Ok(());
         }
         for blob in graph.blobs.values() {
@@ -450,7 +448,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
 
     /// What the target has under `name`.
     async fn seen(&self, name: &Reference, options: &Options) -> Result<Seen> {
-        if !self.sink.is_remote() {
+        if !self.sink.capabilities().has_round_trips {
             // Whatever is wrong with it there, the source has a good one.
             return Ok(self
                 .sink
@@ -492,7 +490,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
             Seen::Manifest(manifest) => (manifest.digest(), Some(*manifest)),
         };
         let mut read = None;
-        let told = match self.source.is_remote() {
+        let told = match self.source.capabilities().has_round_trips {
             true => self.source.head(from).await?,
             // Where asking is free, the manifest is asked for.
             false => None,
@@ -508,13 +506,15 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
                 && before.annotations().get(FilteredIndex::ORIGINAL) == Some(&digest.to_string())
         });
         let is_whole = seen == digest && options.platforms == PlatformFilter::All;
-        if (is_whole || is_made) && self.sink.is_remote() && self.source.is_remote() {
+        let need_not_be_read = self.sink.capabilities().requires_whole_images
+            && self.source.capabilities().has_round_trips;
+        if (is_whole || is_made) && need_not_be_read {
             return Ok(Root { manifest: None, original: digest, before, seen: Some(seen) });
         }
         let manifest = match &before {
             Some(before) if seen == digest || is_made => before.clone(),
             _ => {
-                let here = match (read, self.sink.is_remote()) {
+                let here = match (read, self.sink.capabilities().has_round_trips) {
                     (Some(manifest), _) => Some(manifest),
                     (None, true) => None,
                     (None, false) => self.sink.manifest(&to.repository().pinned(digest)).await.ok(),
@@ -615,7 +615,7 @@ impl<S: Names + Blobs + Attachments, D: Sink> Planner<'_, S, D> {
         let Some(manifest) = root.manifest else { return Ok(None) };
         let is_another = root.seen.is_some_and(|seen| seen != manifest.digest());
         let is_list = name.tag().is_some_and(is_referrers_tag);
-        if is_another && self.sink.is_remote() && is_list {
+        if is_another && self.sink.capabilities().has_round_trips && is_list {
             // Others may have added something to the list of referrers that is at the target.
             let there = self.sink.manifest(&to).await?;
             let listed =

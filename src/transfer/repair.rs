@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     backend::{
-        Attachments, Blobs, Error, ManifestName, Names, Result, Sink,
+        Backend, Error, ManifestName, Names, Result, Sink,
         images_dir::{ImagesDir, Problem, Subject},
     },
     image::{Digest, PlatformFilter, Reference, Repository},
@@ -24,18 +24,14 @@ const ROUNDS: usize = 5;
 
 /// Repairs `problems` of `dir` from `source`. Returns the problems again, those that are no more
 /// marked as repaired and those that came up on the way added; and the errors that were met.
-pub async fn repair<S, O>(
-    source: &Arc<S>,
+pub async fn repair(
+    source: &Arc<dyn Backend>,
     dir: &ImagesDir,
     problems: Vec<Problem>,
     concurrency: usize,
-    observer: &Arc<O>,
-) -> Result<(Vec<Problem>, Vec<Error>)>
-where
-    S: Names + Blobs + Attachments,
-    O: Observer,
-{
-    let sink = Arc::new(dir.clone());
+    observer: &Arc<dyn Observer>,
+) -> Result<(Vec<Problem>, Vec<Error>)> {
+    let sink: Arc<dyn Sink> = Arc::new(dir.clone());
     let mut all = problems;
     let mut errors = Vec::new();
     let mut tried: HashSet<String> = HashSet::new();
@@ -105,9 +101,9 @@ where
     Ok((all, errors))
 }
 
-async fn fetch_manifest<S: Names>(
-    source: &Arc<S>,
-    sink: &Arc<ImagesDir>,
+async fn fetch_manifest(
+    source: &Arc<dyn Backend>,
+    sink: &Arc<dyn Sink>,
     repository: &Repository,
     digest: Digest,
 ) -> Result<()> {
@@ -116,18 +112,14 @@ async fn fetch_manifest<S: Names>(
 }
 
 /// Pulls a tag whose manifest is lost; of an index, the platforms that the tree still has.
-async fn pull_tag<S, O>(
-    source: &Arc<S>,
-    sink: &Arc<ImagesDir>,
+async fn pull_tag(
+    source: &Arc<dyn Backend>,
+    sink: &Arc<dyn Sink>,
     dir: &ImagesDir,
     reference: &Reference,
     concurrency: usize,
-    observer: &Arc<O>,
-) -> Result<()>
-where
-    S: Names + Blobs + Attachments,
-    O: Observer,
-{
+    observer: &Arc<dyn Observer>,
+) -> Result<()> {
     let manifest = source.manifest(reference).await?;
     let repository = reference.repository();
     let mut there = Vec::new();
@@ -155,8 +147,8 @@ where
 }
 
 /// Finds the tags of the manifests that a repository has, where its own map of them is damaged.
-async fn rebuild_map<S: Names + Attachments>(
-    source: &Arc<S>,
+async fn rebuild_map(
+    source: &Arc<dyn Backend>,
     dir: &ImagesDir,
     repository: &Repository,
 ) -> Result<()> {

@@ -92,5 +92,5 @@ fn lower_floors_do_not_use_upper_ones() {
 #[test]
 fn uses_are_found() {
     let text = "use crate::{\n    image::{Digest, Reference}, // crate::fuse\n    tree,\n};\nlet x = crate::namespace::open();\n";
-    assert_eq!(used_floors(text), ["image", "tree", "", "view"]);
+    assert_eq!(used_floors(text), ["image", "tree", "", "namespace"]);
 }

@@ -50,7 +50,7 @@ impl Inner {
         Err(Error::new(SIDE, format_args!("looking up {reference}"), Kind::NotFound(String::new())))
     }
 
-    pub(super) fn leads_to(
+    pub(super) fn resolves_to(
         &self,
         repository: &Repository,
         name: &ManifestName,

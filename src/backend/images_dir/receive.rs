@@ -13,6 +13,8 @@ use std::{
     sync::Arc,
 };
 
+use async_trait::async_trait;
+
 use super::{
     BlobFile, Inner, Linking, cached, hash_file, publish,
     store::{self, Target},
@@ -40,7 +42,7 @@ pub struct PartialBlob {
 }
 
 /// Finds out whether `blob` is there, being received, or to be received.
-pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened<PartialBlob>> {
+pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened> {
     if inner.is_verified(blob)? {
         return Ok(Opened::Present);
     }
@@ -66,7 +68,7 @@ pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened<Parti
     }
     partial.take_parts();
     partial.resume()?;
-    Ok(Opened::Receive(partial))
+    Ok(Opened::Receive(Box::new(partial)))
 }
 
 /// Opens and locks a partial file; `None` if another process has it.
@@ -218,13 +220,14 @@ impl PartialBlob {
     }
 }
 
+#[async_trait]
 impl Receiver for PartialBlob {
     fn offset(&self) -> u64 {
         self.received
     }
 
-    async fn receive<C: Content>(self, content: Arc<C>) -> Result<Received> {
-        let mut partial = self;
+    async fn receive(self: Box<Self>, content: Arc<dyn Content>) -> Result<Received> {
+        let mut partial = *self;
         if partial.inner.linking == Linking::Auto
             && let Some(source) = content.file().await?
         {

@@ -11,6 +11,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::{buffer::spare_capacity, io::Errno};
 use tokio::task::JoinHandle;
@@ -22,7 +23,7 @@ use super::{
     publish,
 };
 use crate::{
-    backend::{Attachments, Blobs, ByteStream, Error, Kind, Result, Tags},
+    backend::{Attachments, Blobs, BoxStream, ByteStream, Error, Kind, Result, Tags},
     image::{Descriptor, Digest, Repository, is_tag, referrers_tag},
     util::locked,
 };
@@ -131,6 +132,7 @@ impl FileStream {
     }
 }
 
+#[async_trait]
 impl ByteStream for FileStream {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         let failed = |e| Error::io(&self.path, "reading", e);
@@ -144,9 +146,8 @@ impl ByteStream for FileStream {
     }
 }
 
+#[async_trait]
 impl Blobs for ImagesDir {
-    type Stream = FileStream;
-
     async fn check(&self, _: &Repository, blob: &Descriptor) -> Result<()> {
         let blob = blob.clone();
         self.blocking(move |inner| inner.there(&blob).map(|_| ())).await
@@ -157,9 +158,9 @@ impl Blobs for ImagesDir {
         _: &Repository,
         blob: &Descriptor,
         range: Range<u64>,
-    ) -> Result<FileStream> {
+    ) -> Result<BoxStream> {
         let (inner, blob) = (self.inner.clone(), blob.clone());
-        Ok(self.blocking(move |_| inner.blob_file(&blob)).await?.read(range))
+        Ok(Box::new(self.blocking(move |_| inner.blob_file(&blob)).await?.read(range)))
     }
 
     async fn file(&self, _: &Repository, blob: &Descriptor) -> Result<Option<BlobFile>> {
@@ -273,6 +274,7 @@ impl Inner {
     }
 }
 
+#[async_trait]
 impl Attachments for ImagesDir {
     async fn referrers(
         &self,

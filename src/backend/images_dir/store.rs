@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::receive::PartialBlob;
 use crate::{
-    backend::{ByteStream, Content, Error, Result},
+    backend::{BoxStream, Content, Error, Result},
     image::Hasher,
 };
 
@@ -72,11 +72,11 @@ pub(super) struct Target {
 }
 
 /// Passes all of `stream` to `target`. What came before an error is kept.
-pub(super) async fn store<T: ByteStream, C: Content>(
+pub(super) async fn store(
     mut target: Target,
     traffic: &Traffic,
-    content: &Arc<C>,
-    mut stream: T,
+    content: &Arc<dyn Content>,
+    mut stream: BoxStream,
 ) -> Result<Target> {
     let _underway = traffic.enter();
     loop {
@@ -98,11 +98,11 @@ pub(super) async fn store<T: ByteStream, C: Content>(
 
 /// The same with a thread for the hash and one for the file, as long as processors are free for
 /// them. Second, how the stream has ended, if it has.
-async fn store_in_parallel<T: ByteStream, C: Content>(
+async fn store_in_parallel(
     target: Target,
     traffic: &Traffic,
-    content: &Arc<C>,
-    stream: &mut T,
+    content: &Arc<dyn Content>,
+    stream: &mut BoxStream,
 ) -> Result<(Target, Option<Result<()>>)> {
     let Target { mut hasher, mut partial } = target;
     let (to_hash, mut hashing) = mpsc::channel::<Vec<Bytes>>(QUEUED_PARCELS);
@@ -139,7 +139,7 @@ async fn store_in_parallel<T: ByteStream, C: Content>(
 }
 
 /// Collects a parcel; second, how the stream has ended, if it has.
-async fn collect<T: ByteStream>(stream: &mut T) -> (Vec<Bytes>, Option<Result<()>>) {
+async fn collect(stream: &mut BoxStream) -> (Vec<Bytes>, Option<Result<()>>) {
     let (mut parcel, mut bytes) = (Vec::new(), 0);
     while bytes < PARCEL_BYTES {
         match stream.next().await {

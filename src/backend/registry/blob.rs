@@ -8,6 +8,8 @@ use reqwest::{
     header::{CONTENT_RANGE, HeaderMap, HeaderValue},
 };
 
+use async_trait::async_trait;
+
 use super::session::{Answer, Ask, Lane, Retry, Session};
 use crate::{
     backend::{ByteStream, Error, Kind, Result},
@@ -202,6 +204,7 @@ impl BlobStream {
     }
 }
 
+#[async_trait]
 impl ByteStream for BlobStream {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         while self.offset < self.end {

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use reqwest::{Method, StatusCode, Url, header::HeaderValue};
@@ -16,7 +17,7 @@ use super::{
     upload::{self, Mounted, Mounting, Upload},
 };
 use crate::{
-    backend::{Kind, ManifestName, Names, Opened, Result, Sink},
+    backend::{Capabilities, Kind, ManifestName, Names, Opened, Result, Sink},
     image::{
         Descriptor, Digest, Manifest, Reference, Repository, View, is_referrers_tag, referrers_tag,
     },
@@ -95,9 +96,10 @@ impl RegistrySink {
         repository: &Repository,
         blob: &Descriptor,
         location: Url,
-    ) -> Opened<Upload> {
+    ) -> Opened {
         let holders = self.holders.clone();
-        Opened::Receive(Upload::new(session, holders, repository, blob, location))
+        let upload = Upload::new(session, holders, repository, blob, location);
+        Opened::Receive(Box::new(upload))
     }
 
     async fn put_named(
@@ -197,7 +199,16 @@ fn listed(referrer: &Manifest) -> Value {
     descriptor
 }
 
+#[async_trait]
 impl Names for RegistrySink {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::REGISTRY
+    }
+
+    fn side(&self, repository: &Repository) -> String {
+        super::side(repository)
+    }
+
     async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
         let session = self.session(reference.repository())?;
         let doing = format!("looking up {reference}");
@@ -229,15 +240,10 @@ impl Names for RegistrySink {
         locked(&self.names).insert(reference.clone(), manifest.digest());
         Ok(manifest)
     }
-
-    fn is_remote(&self) -> bool {
-        true
-    }
 }
 
+#[async_trait]
 impl Sink for RegistrySink {
-    type Receiver = Upload;
-
     async fn has(&self, repository: &Repository, blob: &Descriptor) -> Result<bool> {
         if self.holders.find(repository, blob.digest).0 {
             return Ok(true);
@@ -265,7 +271,7 @@ impl Sink for RegistrySink {
         repository: &Repository,
         blob: &Descriptor,
         origins: &[Repository],
-    ) -> Result<Opened<Upload>> {
+    ) -> Result<Opened> {
         let session = self.session(repository)?;
         let (here, elsewhere) = self.holders.find(repository, blob.digest);
         if here {
@@ -314,7 +320,12 @@ impl Sink for RegistrySink {
         Ok(self.upload(session, repository, blob, location))
     }
 
-    async fn leads_to(&self, repository: &Repository, name: &ManifestName, digest: Digest) -> bool {
+    async fn resolves_to(
+        &self,
+        repository: &Repository,
+        name: &ManifestName,
+        digest: Digest,
+    ) -> bool {
         let name = match name {
             ManifestName::Tag(tag) => repository.tagged(tag),
             ManifestName::Digest | ManifestName::Pinned => repository.pinned(digest),
@@ -376,7 +387,7 @@ impl Sink for RegistrySink {
         Ok(())
     }
 
-    async fn distrust_all(&self, repository: &Repository) {
+    async fn forget_known(&self, repository: &Repository) {
         self.holders.forget(repository);
         if let Ok(session) = self.session(repository) {
             session.receiving.set_mounting(Mounting::Refused);

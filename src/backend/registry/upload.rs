@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
 use reqwest::{
@@ -23,7 +24,7 @@ use super::{
     sink::Holders,
 };
 use crate::{
-    backend::{ByteStream, Content, Error, Kind, Received, Receiver, Result, images_dir::BlobFile},
+    backend::{BoxStream, Content, Error, Kind, Received, Receiver, Result, images_dir::BlobFile},
     image::{Descriptor, Hasher, Repository},
 };
 
@@ -126,7 +127,7 @@ impl Receiving {
 }
 
 /// An upload that has begun.
-pub struct Upload {
+pub(super) struct Upload {
     session: Arc<Session>,
     holders: Arc<Holders>,
     repository: Repository,
@@ -179,15 +180,15 @@ impl Upload {
     }
 
     /// Sends what is missing.
-    async fn send<C: Content>(
+    async fn send(
         &mut self,
-        content: &Arc<C>,
+        content: &dyn Content,
         file: Option<&BlobFile>,
     ) -> std::result::Result<(), Failed> {
         match file {
             Some(file) => {
                 let stream = file.read(self.offset..self.blob.size);
-                self.send_from(content, stream).await
+                self.send_from(content, Box::new(stream)).await
             }
             None => {
                 let stream = content.read(self.offset).await.map_err(Failed::at_source)?;
@@ -196,10 +197,10 @@ impl Upload {
         }
     }
 
-    async fn send_from<C: Content, S: ByteStream>(
+    async fn send_from(
         &mut self,
-        content: &Arc<C>,
-        stream: S,
+        content: &dyn Content,
+        stream: BoxStream,
     ) -> std::result::Result<(), Failed> {
         let mut pieces = Pieces { stream, rest: Bytes::new(), hasher: self.hasher.clone() };
         let size = self.blob.size;
@@ -239,12 +240,12 @@ impl Upload {
     }
 
     /// Makes the request `ask` with the next `length` bytes.
-    async fn pass<C: Content, S: ByteStream>(
+    async fn pass(
         &self,
         ask: Ask<'_>,
-        pieces: &mut Pieces<S>,
+        pieces: &mut Pieces,
         length: u64,
-        content: &Arc<C>,
+        content: &dyn Content,
     ) -> std::result::Result<Answer, Failed> {
         let (to_body, from_pump) = mpsc::channel::<Bytes>(QUEUED_PIECES);
         let body = stream::unfold(from_pump, |mut pieces| async {
@@ -286,7 +287,7 @@ impl Upload {
             }
         };
         if result.is_err() {
-            content.moved_in_vain(moved);
+            content.retransmitted(moved);
         }
         result
     }
@@ -296,18 +297,18 @@ impl Upload {
     }
 
     /// What came from the source is not what it should be.
-    fn unlike<C: Content>(&self, content: &Arc<C>, kind: Kind) -> Error {
+    fn unlike(&self, content: &dyn Content, kind: Kind) -> Error {
         Error::new(content.side(), format_args!("fetching blob {}", self.blob.digest), kind)
     }
 
     /// Passes `length` bytes on. The end of a blob that has to be verified is held back until it
     /// has been, so that a wrong one is never complete.
-    async fn pump<C: Content, S: ByteStream>(
+    async fn pump(
         &self,
-        pieces: &mut Pieces<S>,
+        pieces: &mut Pieces,
         length: u64,
         to_body: mpsc::Sender<Bytes>,
-        content: &Arc<C>,
+        content: &dyn Content,
         moved: &mut u64,
     ) -> Result<Pumped> {
         let stall = self.session.config.stall_timeout;
@@ -385,18 +386,19 @@ impl Upload {
     }
 }
 
+#[async_trait]
 impl Receiver for Upload {
     fn offset(&self) -> u64 {
         self.offset
     }
 
-    async fn receive<C: Content>(mut self, content: Arc<C>) -> Result<Received> {
+    async fn receive(mut self: Box<Self>, content: Arc<dyn Content>) -> Result<Received> {
         let file = content.file().await?;
         let verified = file.is_some();
         self.hasher = (!verified).then(|| Hasher::new(self.blob.digest.algorithm()));
         let mut retry = self.session.retry();
         let mut reached = 0;
-        while let Err(failed) = self.send(&content, file.as_ref()).await {
+        while let Err(failed) = self.send(content.as_ref(), file.as_ref()).await {
             let Failed { error, at } = failed;
             if at == At::Source {
                 return Err(error);
@@ -427,7 +429,7 @@ impl Receiver for Upload {
             if self.offset > before {
                 content.moved(self.offset - before);
             } else {
-                content.moved_in_vain(before - self.offset);
+                content.retransmitted(before - self.offset);
             }
         }
         self.holders.note(&self.repository, self.blob.digest);
@@ -481,14 +483,14 @@ impl From<Error> for Failed {
 }
 
 /// A stream that is cut where a chunk ends.
-struct Pieces<S> {
-    stream: S,
+struct Pieces {
+    stream: BoxStream,
     rest: Bytes,
     /// Of all that has been passed on, if it has to be hashed.
     hasher: Option<Hasher>,
 }
 
-impl<S: ByteStream> Pieces<S> {
+impl Pieces {
     /// The next piece, of at most `limit` bytes.
     async fn next(&mut self, limit: u64) -> Result<Option<Bytes>> {
         while self.rest.is_empty() {

@@ -13,12 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::super::{Cache, CacheConfig, CachedBlob};
 use crate::{
-    backend::{Blobs, ByteStream, Error, Kind, Result, images_dir::cached::BLOCK_BYTES},
+    backend::{Blobs, BoxStream, ByteStream, Error, Kind, Result, images_dir::cached::BLOCK_BYTES},
     image::{Descriptor, Digest, Repository},
 };
 
@@ -119,7 +120,7 @@ impl Fake {
     }
 
     pub(super) fn open_in(self: &Arc<Self>, cache: &Cache) -> CachedBlob {
-        cache.blob(self, vec![repository("a")], &self.blob)
+        cache.blob(self.clone(), vec![repository("a")], &self.blob)
     }
 }
 
@@ -199,15 +200,14 @@ impl Drop for FakeStream {
     }
 }
 
+#[async_trait]
 impl Blobs for Fake {
-    type Stream = FakeStream;
-
     async fn read(
         &self,
         repository: &Repository,
         blob: &Descriptor,
         range: Range<u64>,
-    ) -> Result<FakeStream> {
+    ) -> Result<BoxStream> {
         assert_eq!(blob.digest, self.blob.digest);
         assert!(range.start < range.end && range.end <= self.size(), "{range:?}");
         self.log.lock().unwrap().push((repository.path().to_owned(), range.clone()));
@@ -231,10 +231,18 @@ impl Blobs for Fake {
         self.most_open.fetch_max(open, Ordering::SeqCst);
         let gate = self.gate.subscribe();
         let ignores_ranges = ignores_ranges && range != (0..self.size());
-        Ok(FakeStream { fake: self.0.clone(), range, sent: 0, extra, ignores_ranges, gate })
+        Ok(Box::new(FakeStream {
+            fake: self.0.clone(),
+            range,
+            sent: 0,
+            extra,
+            ignores_ranges,
+            gate,
+        }))
     }
 }
 
+#[async_trait]
 impl ByteStream for FakeStream {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         // Whoever drops the sender drops the test.

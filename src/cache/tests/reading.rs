@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use super::fake::*;
 use crate::{
-    backend::{Blobs, ByteStream, images_dir::cached},
+    backend::{Blobs, images_dir::cached},
     image::Digest,
 };
 
@@ -240,7 +240,7 @@ async fn another_repository_is_asked_when_one_refuses() {
     let fake = Fake::endless(64 * MIB);
     fake.faults(|f| f.denied.extend(["a".to_owned()]));
     let both = vec![repository("a"), repository("b")];
-    let blob = cache.blob(&fake, both, fake.blob());
+    let blob = cache.blob(fake.clone(), both, fake.blob());
     assert_eq!(blob.read(0, 5).await.unwrap(), fake.part(0, 5));
     let only = fake.open_in(&cache);
     assert!(only.read(30 * MIB, 5).await.is_err());
@@ -250,7 +250,7 @@ async fn another_repository_is_asked_when_one_refuses() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(blob.read(40 * MIB, 5).await.unwrap(), fake.part(40 * MIB, 5));
     let _ = first.await.unwrap();
-    let nowhere = cache.blob(&fake, Vec::new(), fake.blob());
+    let nowhere = cache.blob(fake.clone(), Vec::new(), fake.blob());
     assert!(nowhere.read(50 * MIB, 5).await.unwrap_err().is_not_found());
 }
 

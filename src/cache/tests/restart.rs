@@ -2,12 +2,14 @@
 
 use std::{fs, os::unix::fs::FileExt, path::PathBuf, time::Duration};
 
+use async_trait::async_trait;
+
 use super::{
     super::{Cache, CacheConfig},
     fake::*,
 };
 use crate::backend::{
-    Blobs, Content, Kind, Opened, Receiver, Result, Sink,
+    Blobs, BoxStream, Content, Kind, Opened, Result, Sink,
     images_dir::{BlobFile, ImagesDir, Linking, cached},
 };
 
@@ -190,10 +192,9 @@ async fn a_pull_takes_what_is_here() {
 /// What is read from a source by a pull.
 struct Pulled(std::sync::Arc<Fake>);
 
+#[async_trait]
 impl Content for Pulled {
-    type Stream = FakeStream;
-
-    async fn read(&self, offset: u64) -> Result<FakeStream> {
+    async fn read(&self, offset: u64) -> Result<BoxStream> {
         self.0.read(&repository("a"), self.0.blob(), offset..self.0.size()).await
     }
 
@@ -207,7 +208,7 @@ impl Content for Pulled {
 
     fn moved(&self, _: u64) {}
 
-    fn moved_in_vain(&self, _: u64) {}
+    fn retransmitted(&self, _: u64) {}
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,7 +17,7 @@ use super::{
     ID_BITS, Inside, Place, Slot, TREE, TreeId, Wanted, is_in_tree,
 };
 use crate::{
-    backend::{Attachments, Blobs, Names, images_dir::published_time},
+    backend::images_dir::published_time,
     layer::Node,
     rootfs::{FileFound, Tree},
     util::locked,
@@ -32,10 +32,7 @@ fn number(id: TreeId, node: u32) -> u64 {
 }
 
 /// The tree with a number, if it has been made.
-pub(super) fn inside_tree<S: Names + Blobs>(
-    inside: &Option<Inside<S>>,
-    id: TreeId,
-) -> Option<Arc<Tree>> {
+pub(super) fn inside_tree(inside: &Option<Inside>, id: TreeId) -> Option<Arc<Tree>> {
     inside.as_ref()?.tree(id)
 }
 
@@ -106,7 +103,7 @@ fn attributes_of(ino: u64, tree: &Tree, node: Node) -> Attributes {
     }
 }
 
-impl<S: Names + Blobs + Attachments> View<S> {
+impl View {
     /// The tree and the node that `ino` is, if it is in a tree.
     pub(in crate::namespace) fn in_tree(&self, ino: u64) -> Option<(TreeId, u32)> {
         if ino == ROOT {
@@ -292,7 +289,7 @@ impl<S: Names + Blobs + Attachments> View<S> {
         Some(self.slot(id).ok()?.path.clone())
     }
 
-    fn slot(&self, id: TreeId) -> Result<Arc<Slot<S>>, ViewError> {
+    fn slot(&self, id: TreeId) -> Result<Arc<Slot>, ViewError> {
         let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
         inside.slot(id).ok_or(ViewError::Stale)
     }
