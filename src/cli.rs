@@ -20,13 +20,14 @@ mod request;
 mod run;
 mod transfer;
 mod vars;
+mod words;
 
 use std::{ffi::OsString, path::Path, process::ExitCode, sync::Arc};
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 
 use args::{Args, Command};
-use imgfs::backend;
+use imgfs::{backend, image::ReferenceError, ops};
 use output::Output;
 
 /// How a command ended, if not with an error. See `--help` for the numbers.
@@ -62,6 +63,29 @@ impl Failure {
 
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+impl From<ops::Ending> for Outcome {
+    fn from(ending: ops::Ending) -> Self {
+        match ending {
+            ops::Ending::Done => Self::Done,
+            ops::Ending::SomeFailed => Self::SomeFailed,
+            ops::Ending::Nothing => Self::NothingMatched,
+        }
+    }
+}
+
+impl From<ops::Error> for Failure {
+    fn from(error: ops::Error) -> Self {
+        let status = if error.is_of_image() { SOME_FAILED } else { USAGE };
+        Self { message: error.to_string(), hint: error.hint(), status }
+    }
+}
+
+impl From<ReferenceError> for Failure {
+    fn from(error: ReferenceError) -> Self {
+        Self::new(error.to_string())
     }
 }
 

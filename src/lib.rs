@@ -21,6 +21,7 @@ pub mod fuse;
 pub mod image;
 pub mod layer;
 pub mod namespace;
+pub mod ops;
 pub mod rootfs;
 pub mod task;
 pub mod template;

@@ -7,17 +7,11 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
 use imgfs::{
-    backend::{
-        Backend,
-        images_dir::{ImagesDir, Linking},
-        registry::Registry,
-    },
-    cache::{Cache, CacheConfig},
     fuse::{self, MountOptions, Unmounter},
     image::{Platform, PlatformFilter, Reference},
-    namespace::{Settings, View},
+    namespace::Settings,
+    ops::{self, NamespaceRequest},
     transfer::Options,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -59,38 +53,30 @@ pub(crate) fn run(
     let config = registries::config(&args.registries, &names, output)?;
     let deadline = config.patience();
     let root = absolute(&args.tree.images_dir)?;
-    if !root.exists() {
-        ImagesDir::create(&root, None, Linking::Auto)?;
-    }
-    let dir = ImagesDir::open(&root)?;
-    let cache_dir = cache_dir(args, &dir)?;
     let options = options(&args.selection)?;
-    let settings = Settings {
-        platform: shown_platform(&options)?,
-        options,
-        tag_ttl: args.tag_ttl,
-        patience: deadline,
-        verify_first: args.verify_first,
+    let request = NamespaceRequest {
+        images_dir: root.clone(),
+        images,
+        only,
+        settings: Settings {
+            platform: shown_platform(&options)?,
+            options,
+            tag_ttl: args.tag_ttl,
+            patience: deadline,
+            verify_first: args.verify_first,
+        },
+        offline: args.offline,
+        cache_dir: args.cache_dir.as_deref().map(absolute).transpose()?,
+        cache_bytes: args.cache_size,
     };
     let runtime = runtime()?;
-    let source: Arc<dyn Backend> = Arc::new(Registry::new(config));
     let entered = runtime.enter();
-    let (source, cache) = match (args.offline, cache(args, &dir)) {
-        (true, Ok(cache)) => (None, Some(cache)),
-        (true, Err(failure)) => {
-            tracing::warn!("images cannot be looked into: {}", failure.message);
-            (None, None)
-        }
-        (false, cache) => (Some(source), Some(cache?)),
-    };
-    let view = View::new(dir, source, cache, settings);
-    if let Some(image) = &only {
-        let opened = runtime.block_on(view.show_only(image));
-        opened.map_err(|e| Failure::new(format!("--image: {e}")).of_image())?;
-    }
-    for image in &images {
-        view.declare(image);
-    }
+    let shown = runtime.block_on(ops::namespace(&request, config)).map_err(|error| {
+        let is_image = matches!(error, ops::Error::Only(_));
+        let failure = Failure::from(error);
+        let message = format!("--image: {}", failure.message);
+        if is_image { Failure { message, ..failure } } else { failure }
+    })?;
     let options = MountOptions {
         owner: owner(args),
         inside_owner: (args.uid, args.gid),
@@ -99,15 +85,12 @@ pub(crate) fn run(
         passthrough: !args.no_passthrough,
         // As in fstab, so that mount(8) knows what is mounted already.
         source: root.display().to_string(),
-        cache_dir,
+        cache_dir: shown.cache_dir,
         other: args.options.clone(),
     };
-    if !args.offline {
-        runtime.block_on(look_up(&view, &images, deadline));
-    }
     // From here on a signal must not end the process while it leaves the mount.
     let signals = signals().map_err(|e| Failure::new(format!("cannot watch for signals: {e}")))?;
-    let mut mount = fuse::mount(view, &mountpoint, options, runtime.handle().clone())
+    let mut mount = fuse::mount(shown.view, &mountpoint, options, runtime.handle().clone())
         .map_err(|e| cannot_mount(&mountpoint, &e))?;
     runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
     mounts::raise_read_ahead(&mountpoint);
@@ -129,8 +112,9 @@ pub(super) fn shown_platform(options: &Options) -> Result<Platform, Failure> {
     {
         return Ok(first.clone());
     }
-    let host = format!("linux/{}", std::env::consts::ARCH);
-    host.parse().map_err(|e| Failure::new(format!("{host}: {e}; give --platform")))
+    ops::this_machine().map_err(|e| {
+        Failure::new(format!("linux/{}: {e}; give --platform", std::env::consts::ARCH))
+    })
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
@@ -214,30 +198,6 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Failure {
     } else {
         Failure::new(message)
     }
-}
-
-fn cache_dir(args: &MountArgs, dir: &ImagesDir) -> Result<PathBuf, Failure> {
-    args.cache_dir.as_deref().map_or_else(|| Ok(dir.cache_dir()), absolute)
-}
-
-fn cache(args: &MountArgs, dir: &ImagesDir) -> Result<Cache, Failure> {
-    let place = cache_dir(args, dir)?;
-    Ok(Cache::open(CacheConfig::new(place, args.cache_size))?)
-}
-
-/// Looks up the declared images, so that what belongs to them is listed from the start. What cannot
-/// be looked up now is when somebody asks for it.
-async fn look_up(view: &Arc<View>, images: &[Reference], deadline: Duration) {
-    join_all(images.iter().map(|image| async move {
-        match tokio::time::timeout(deadline, view.resolve(image)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%image, "{image}: {error}"),
-            Err(_) => {
-                tracing::warn!(%image, "{image}: no answer within {} s", deadline.as_secs());
-            }
-        }
-    }))
-    .await;
 }
 
 /// What tells a process to end.
