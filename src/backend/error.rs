@@ -2,7 +2,10 @@
 
 use std::{fmt, io, path::Path, sync::Arc, time::Duration};
 
-use crate::image::{Digest, ManifestError};
+use crate::{
+    image::{Digest, ManifestError},
+    util::OutOfMemory,
+};
 
 /// Shorthand for results of this floor.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -96,6 +99,9 @@ pub enum Kind {
     /// A request that cannot be met, such as a platform that an image does not have.
     #[error("{0}")]
     Unfit(String),
+    /// There is no room for it in memory.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
     /// The configuration (credentials, certificates, layout) is wrong.
     #[error("{0}")]
     Config(String),
@@ -174,6 +180,11 @@ impl Error {
             | Kind::Size { .. } => true,
             _ => false,
         }
+    }
+
+    /// Whether there was no room in memory because of what others use, and give back.
+    pub fn is_short_of_memory(&self) -> bool {
+        matches!(self.kind(), Kind::Memory(error) if error.is_transient())
     }
 
     /// Whether the disk is full.

@@ -26,6 +26,7 @@ fn of_tree(error: &Error) -> Errno {
         Kind::Stalled(_) | Kind::WaitTooLong(_) => Errno::ETIMEDOUT,
         Kind::Offline => Errno::EHOSTUNREACH,
         Kind::Io(error) => of_io(error),
+        Kind::Memory(_) => Errno::ENOMEM,
         // A platform that an image does not have is not there.
         Kind::Unfit(_) => Errno::ENOENT,
         Kind::Status { .. }

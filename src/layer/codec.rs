@@ -151,6 +151,15 @@ impl Decoder {
         }
     }
 
+    /// Bytes of memory that it takes.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Gzip(_) => gzip::MEMORY_BYTES,
+            Self::Zstd(decoder) => decoder.memory_bytes(),
+        }
+    }
+
     /// Checks that the blob may end here. Returns the blob offset of what stands after the
     /// compressed data and is neither that nor padding, if there is such a thing.
     pub(super) fn finish(&self) -> Result<Option<u64>, CodecError> {

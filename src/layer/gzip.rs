@@ -18,6 +18,9 @@ pub(super) use zlib::WINDOW_BYTES;
 /// Output that is made at most before it is handed on.
 const CHUNK_BYTES: usize = 256 << 10;
 
+/// Memory that a decoder takes: what comes out of it, and what zlib has.
+pub(super) const MEMORY_BYTES: u64 = 400 << 10;
+
 /// Bytes of CRC-32 and length after each member.
 const TRAILER_BYTES: usize = 8;
 

@@ -313,7 +313,7 @@ impl LayerIndex {
         self.windows.is_some()
     }
 
-    /// Bytes that the index takes in memory.
+    /// Bytes that the index takes in memory; about as many again are needed to make its stored form.
     pub fn memory_bytes(&self) -> u64 {
         self.table.memory_bytes()
             + (self.spans.capacity() * std::mem::size_of::<Span>()) as u64
@@ -326,6 +326,12 @@ impl LayerIndex {
     pub fn without_windows(mut self) -> Self {
         self.windows = None;
         self
+    }
+
+    /// The same index with its windows in its stored form only, which has the head `head`.
+    #[must_use]
+    pub fn with_windows_stored(self, head: &StoredHead) -> Self {
+        Self { windows: None, windows_offset: head.table_bytes(), ..self }
     }
 
     #[cfg(test)]

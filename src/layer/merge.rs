@@ -162,6 +162,13 @@ impl Rootfs {
         build(vec![layer], Markers::Shown)
     }
 
+    /// Memory that it takes to merge `layers`, in bytes; the tree takes less when it has been made.
+    pub fn merging_bytes<'a>(layers: impl IntoIterator<Item = &'a LayerIndex>) -> u64 {
+        let paths: u64 =
+            layers.into_iter().map(|layer| u64::from(layer.table().path_count()) + 1).sum();
+        paths * build::BYTES_PER_PATH
+    }
+
     /// The layers, from the lowest to the highest.
     pub fn layers(&self) -> &[Arc<LayerIndex>] {
         &self.layers

@@ -40,6 +40,8 @@ pub(super) struct Decoder {
     header: Vec<u8>,
     buffer: Box<[u8]>,
     has_frame: bool,
+    /// The largest window of a frame so far: what zstd has allocated.
+    window_bytes: u64,
     /// How many bytes zstd wants next. It gets just these: one block at a time, so that what comes
     /// before a damaged one is written, however the input is cut into pieces.
     wanted: usize,
@@ -75,6 +77,7 @@ impl Decoder {
             header: Vec::new(),
             buffer: vec![0; CHUNK_BYTES].into_boxed_slice(),
             has_frame: false,
+            window_bytes: 0,
             wanted: 1,
             pending: Vec::new(),
         })
@@ -88,6 +91,11 @@ impl Decoder {
         self.has_frame = false;
         self.wanted = 1;
         self.pending.clear();
+    }
+
+    /// Bytes of memory that it takes.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.window_bytes + (self.buffer.len() + self.pending.capacity()) as u64
     }
 
     /// Decompresses what comes next.
@@ -194,7 +202,9 @@ impl Decoder {
             Header::Frame { window_bytes, .. } if window_bytes > 1 << MAX_WINDOW_LOG => {
                 return Err(CodecError::Window { at: start, window_bytes });
             }
-            Header::Frame { .. } => {}
+            Header::Frame { window_bytes, .. } => {
+                self.window_bytes = self.window_bytes.max(window_bytes);
+            }
         }
         output.boundary(Boundary { blob_bits: start * 8, window: None });
         self.raw.reinit().map_err(|e| CodecError::Damaged { at: start, what: e.to_string() })?;

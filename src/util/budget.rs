@@ -198,7 +198,7 @@ impl Budget {
 }
 
 /// Bytes of a [`Budget`] that are in use until this is dropped.
-pub struct Reservation {
+pub(crate) struct Reservation {
     budget: Budget,
     bytes: u64,
 }

@@ -31,6 +31,9 @@ const PARCEL_BYTES: usize = 256 << 10;
 /// Parcels that wait at most.
 const PARCELS: usize = 8;
 
+/// Memory that hashing on a thread of its own takes: those that wait, and those that are spare.
+pub(super) const HASHING_BYTES: u64 = (PARCEL_BYTES * (PARCELS + 2)) as u64;
+
 /// The digests of a pass.
 pub(super) struct Digests {
     /// Of the blob.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::{
     Compression, LayerIndex, MAX_NOTES, Note, Origin, SEQUENTIAL_BYTES, Table, TableError,
-    hashing::{Died, Hashes, Hashing},
+    hashing::{Died, HASHING_BYTES, Hashes, Hashing},
     span::{Cutter, Span},
     table::TableBuilder,
 };
@@ -215,6 +215,20 @@ impl Indexer {
     /// Bytes of the blob that have passed so far.
     pub fn blob_bytes(&self) -> u64 {
         self.blob_bytes
+    }
+
+    /// Bytes of memory that it takes at the moment. [`Indexer::finish`] takes no more.
+    pub fn memory_bytes(&self) -> u64 {
+        let decoder = match &self.decoder {
+            Input::Decoding(decoder) => decoder.memory_bytes(),
+            Input::Magic(_) | Input::Stopped => 0,
+        };
+        let cutter = &self.pass.cutter;
+        let spans = cutter.spans.capacity() * std::mem::size_of::<Span>();
+        decoder
+            + HASHING_BYTES
+            + self.pass.table.memory_bytes()
+            + (spans + cutter.windows.capacity()) as u64
     }
 
     /// What cannot be shown of what has passed so far; see [`LayerIndex::notes`].

@@ -99,6 +99,13 @@ impl StoredHead {
         Self::BYTES as u64 + self.body_bytes
     }
 
+    /// Memory that it takes to read it without its windows, in bytes; the index takes less when it has been
+    /// read.
+    pub fn reading_bytes(&self) -> u64 {
+        // A row has 32 bytes in memory and about 8 in the body, before that is compressed.
+        self.body_bytes.saturating_add(self.raw_bytes.saturating_mul(6))
+    }
+
     /// Bytes of the whole index.
     pub fn total_bytes(&self) -> u64 {
         self.table_bytes() + self.windows_bytes

@@ -337,6 +337,23 @@ impl TableBuilder {
         &self.table
     }
 
+    /// Bytes that it takes in memory, with what is forgotten at its end.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        // Of eight places in a map at most seven are taken; each has a byte of its own.
+        fn map<K, V>(map: &HashMap<K, V>) -> u64 {
+            (map.capacity() / 7 * 8 * (mem::size_of::<(K, V)>() + 1)) as u64
+        }
+        // What the allocator gives for a short text.
+        let text = 32;
+        self.table.memory_bytes()
+            + map(&self.names)
+            + map(&self.paths)
+            + map(&self.owners)
+            + map(&self.xattr_sets)
+            + self.names.len() as u64 * text
+            + self.table.xattr_sets.len() as u64
+    }
+
     pub(super) fn finish(mut self) -> Table {
         self.table.shrink();
         self.table

@@ -24,6 +24,10 @@ pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Stands for a node or a name that is not there.
 const NONE: u32 = u32::MAX;
 
+/// Memory for each path of each layer while a tree is made, in bytes: a node, an inode, a place among the
+/// children and one among the names, all of which may just have doubled their room.
+pub(super) const BYTES_PER_PATH: u64 = 192;
+
 /// The number of the root among the nodes.
 const TOP: u32 = 0;
 

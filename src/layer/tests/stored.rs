@@ -1,12 +1,14 @@
 //! The stored form of an index.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::{
     archive::{Archive, Header},
     gzip, index, sample,
 };
-use crate::layer::{LayerIndex, StoredError, StoredHead};
+use crate::layer::{LayerIndex, Rootfs, StoredError, StoredHead};
 
 /// A layer that has something of everything.
 fn blob() -> Vec<u8> {
@@ -41,7 +43,29 @@ fn it_is_read_as_it_was_written() {
     assert_eq!(head.total_bytes(), stored.len() as u64);
     let table = LayerIndex::from_table(&stored[..head.table_bytes() as usize]).unwrap();
     assert_eq!(table, again.clone().without_windows());
+    assert_eq!(table, again.with_windows_stored(&head));
     assert_eq!(table.to_bytes(), Err(StoredError::NoWindows));
+}
+
+#[test]
+fn what_reading_takes_is_known_before() {
+    let mut archive = Archive::new();
+    for number in 0..20_000 {
+        archive = archive.file(&format!("usr/share/doc/package-{number}/copyright-{number}"), b"");
+    }
+    let index = index(&archive.end());
+    let head = StoredHead::parse(&index.to_bytes().unwrap()).unwrap();
+    assert!(head.reading_bytes() >= index.memory_bytes(), "{head:?} {}", index.memory_bytes());
+    let few = index_of_one();
+    let head = StoredHead::parse(&few.to_bytes().unwrap()).unwrap();
+    assert!(head.reading_bytes() < 2000, "{head:?}");
+    let merging = Rootfs::merging_bytes([&index, &few]);
+    let rootfs = Rootfs::new(vec![Arc::new(index), Arc::new(few)]).unwrap();
+    assert!(merging >= rootfs.memory_bytes() && merging < 64 * rootfs.memory_bytes());
+}
+
+fn index_of_one() -> LayerIndex {
+    index(&Archive::new().file("a", b"").end())
 }
 
 #[test]
