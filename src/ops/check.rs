@@ -110,7 +110,7 @@ pub fn registries_of(problems: &[Problem]) -> Vec<String> {
 /// that were met, too.
 ///
 /// ```
-/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
 /// use std::sync::Arc;
 /// use imgfs::{
 ///     backend::{images_dir::{ImagesDir, Linking}, registry::RegistryConfig},

@@ -49,7 +49,7 @@ pub struct Namespace {
 /// An image that cannot be looked up now is logged, and looked up again when somebody opens it.
 ///
 /// ```
-/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
 /// use imgfs::{
 ///     backend::registry::RegistryConfig,
 ///     namespace::{ROOT, Settings},

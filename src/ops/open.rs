@@ -74,7 +74,7 @@ impl OpenImage {
     /// Opens an image. Has to be called in a runtime, and used there.
     ///
     /// ```
-    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
     /// use imgfs::{backend::registry::RegistryConfig, ops::{OpenImage, OpenRequest, this_machine}};
     ///
     /// let temporary = tempfile::tempdir()?;

@@ -142,7 +142,7 @@ pub struct Transfer<'a> {
 /// Images that cannot be copied are in the report; an error means that nothing could be done.
 ///
 /// ```
-/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
 /// use std::sync::Arc;
 /// use imgfs::{
 ///     backend::{ManifestName, Sink, images_dir::{ImagesDir, Linking}, registry::RegistryConfig},
