@@ -10,6 +10,7 @@
 //! | [`task`] | KubeKey's tasks: what to transfer, under which names, in which order |
 //! | [`ops`] | one function a verb: a request goes in, a report comes out |
 //! | [`namespace`] | the files and directories of a mount, as plain values |
+//! | [`catalogue`] | what a name leads to, and where its bytes are |
 //! | [`transfer`] | what to copy from one backend to another, in which order, and how it went |
 //! | [`rootfs`] | images from the inside: their files, read where they are |
 //! | [`cache`] | parts of blobs that are read through a mount |
@@ -21,6 +22,7 @@
 
 pub mod backend;
 pub mod cache;
+pub mod catalogue;
 pub mod fuse;
 pub mod image;
 pub mod layer;

@@ -49,6 +49,7 @@ use spans::RecentSpans;
 use crate::{
     backend::{Backend, Error, images_dir::ImagesDir},
     cache::Cache,
+    catalogue::Catalogue,
     util::locked,
 };
 
@@ -62,16 +63,26 @@ const TABLES: usize = 4;
 
 /// Where images are, and how long to wait for them.
 pub struct Sources {
-    /// What is local.
-    pub dir: ImagesDir,
-    /// Where the rest comes from; `None` if the network is not to be used.
-    pub remote: Option<Arc<dyn Backend>>,
+    /// What names lead to, what is local, and where the rest comes from.
+    pub catalogue: Catalogue,
     /// Keeps what is fetched and what is decompressed.
     pub cache: Cache,
     /// A layer of which nothing that can be read comes for so long is given up.
     pub patience: Duration,
     /// Whether nothing of a layer is shown before all of it has been verified.
     pub verify_first: bool,
+}
+
+impl Sources {
+    /// What is local.
+    fn dir(&self) -> &ImagesDir {
+        self.catalogue.dir()
+    }
+
+    /// Where the rest comes from; `None` if the network is not to be used.
+    fn remote(&self) -> Option<&Arc<dyn Backend>> {
+        self.catalogue.source()
+    }
 }
 
 /// What all images of a process share.
@@ -90,7 +101,7 @@ impl Store {
     fn new(sources: Sources) -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
-            shelf: Shelf::new(sources.dir.inside_dir()),
+            shelf: Shelf::new(sources.dir().inside_dir()),
             sources,
             recent: RecentSpans::new(),
             passes: Semaphore::new(processors.clamp(1, 4)),

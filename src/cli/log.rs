@@ -141,7 +141,7 @@ impl Write for &Target {
         match self {
             // Progress bars stay below it.
             Target::Stderr(output) => {
-                output.bars.suspend(|| io::stderr().lock().write_all(line))?
+                output.bars.suspend(|| io::stderr().lock().write_all(line))?;
             }
             Target::File(file) => {
                 file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line)?;

@@ -13,6 +13,7 @@ use imgfs::{
     namespace::Settings,
     ops::{self, NamespaceRequest},
     transfer::Options,
+    util::Budget,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -25,6 +26,9 @@ use super::{
     pull::options,
     registries, runtime,
 };
+
+/// The memory that a mount takes at most, in bytes, as far as it is counted.
+const MEMORY: u64 = 256 << 20;
 
 /// How long a mount that is in use may take to end before it is taken away from its users.
 const GRACE: Duration = Duration::from_secs(2);
@@ -64,6 +68,7 @@ pub(crate) fn run(
             tag_ttl: args.tag_ttl,
             patience: deadline,
             verify_first: args.verify_first,
+            budget: Budget::of_process(MEMORY),
         },
         offline: args.offline,
         cache_dir: args.cache_dir.as_deref().map(absolute).transpose()?,

@@ -23,7 +23,7 @@ mod trees;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -36,6 +36,7 @@ use super::{
 };
 use crate::{
     backend::{self, Error, images_dir::published_time},
+    catalogue::Catalogue,
     image::{Digest, Platform, Reference, is_referrers_tag},
     layer::{Kind as FileKind, Node},
     rootfs::{Files, Image, Images, Tree, Variant},
@@ -70,9 +71,8 @@ pub(super) fn is_in_tree(ino: u64) -> bool {
 pub(super) struct Inside {
     images: Images,
     platform: Platform,
-    tag_ttl: Duration,
-    /// Where tags lead, and until when that holds.
-    tags: Mutex<HashMap<Reference, (Digest, Instant)>>,
+    /// Where tags lead.
+    catalogue: Catalogue,
     /// Images that somebody has looked into, as paths below `.imgfs`; whether they are links.
     seen: Mutex<BTreeMap<String, FileKind>>,
     trees: Mutex<HashMap<TreeId, Arc<Slot>>>,
@@ -135,12 +135,11 @@ enum Place {
 }
 
 impl Inside {
-    pub(super) fn new(images: Images, settings: &Settings) -> Self {
+    pub(super) fn new(images: Images, catalogue: Catalogue, settings: &Settings) -> Self {
         Self {
             images,
             platform: settings.platform.clone(),
-            tag_ttl: settings.tag_ttl,
-            tags: Mutex::default(),
+            catalogue,
             seen: Mutex::default(),
             trees: Mutex::default(),
             root: OnceLock::new(),
@@ -195,13 +194,6 @@ impl Inside {
         };
         trees.insert(id, Arc::new(slot));
         id
-    }
-
-    /// Where a tag leads, as long as that holds.
-    fn tag(&self, name: &Reference) -> Option<Digest> {
-        let tags = locked(&self.tags);
-        let (digest, until) = tags.get(name)?;
-        (*until > Instant::now()).then_some(*digest)
     }
 
     /// What the path `rest` in an image leads to.
@@ -300,9 +292,7 @@ impl Inside {
     async fn find_out(&self, wanted: &Wanted) -> backend::Result<()> {
         match wanted {
             Wanted::Tag(name) => {
-                let digest = self.images.manifest(name).await?.digest();
-                let until = Instant::now() + self.tag_ttl;
-                locked(&self.tags).insert(name.clone(), (digest, until));
+                self.images.resolve(name).await?;
                 locked(&self.seen).insert(name.to_string(), FileKind::Symlink);
             }
             Wanted::Image(name, digest) => {
@@ -369,7 +359,7 @@ impl View {
         let Some(inside) = &self.inside else { return Place::Nothing };
         match names::inside(path) {
             InsideForm::Way(_) => Place::Directory(Vec::new()),
-            InsideForm::Tag(name) => match inside.tag(&name) {
+            InsideForm::Tag(name) => match inside.catalogue.resolved(&name) {
                 Some(digest) => Place::Link(link_to(&name, digest)),
                 None => Place::Ask(Wanted::Tag(name)),
             },
@@ -458,7 +448,7 @@ impl View {
                 Found::Ask(Question { about: About::Inside(next), .. }) => {
                     // A tag holds for no time at all if the user wants that.
                     if let (Wanted::Tag(name), Wanted::Tag(_)) = (&wanted, &next) {
-                        let target = locked(&inside.tags).get(name).map(|(digest, _)| *digest);
+                        let target = inside.catalogue.last_resolved(name);
                         let Some(digest) = target else { return Ok(Found::Absent(ABSENT)) };
                         let link = Place::Link(link_to(name, digest));
                         let ino = self.tell(path, &content_of(&link), Kind::Inside);
@@ -520,8 +510,7 @@ impl View {
             // The time for which it holds is over: what it was is better than nothing.
             Place::Ask(Wanted::Tag(name)) => {
                 let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
-                let digest = locked(&inside.tags).get(&name).map(|(digest, _)| *digest);
-                let digest = digest.ok_or(ViewError::Stale)?;
+                let digest = inside.catalogue.last_resolved(&name).ok_or(ViewError::Stale)?;
                 Ok(link_to(&name, digest).into())
             }
             _ => Err(wrong()),

@@ -55,6 +55,7 @@ pub struct Namespace {
 ///     namespace::{ROOT, Settings},
 ///     ops::{NamespaceRequest, namespace, this_machine},
 ///     transfer::Options,
+///     util::Budget,
 /// };
 /// use std::{ffi::OsStr, time::Duration};
 ///
@@ -69,6 +70,7 @@ pub struct Namespace {
 ///         platform: this_machine()?,
 ///         patience: Duration::from_secs(60),
 ///         verify_first: false,
+///         budget: Budget::unlimited(),
 ///     },
 ///     offline: true,
 ///     cache_dir: None,

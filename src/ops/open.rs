@@ -16,9 +16,12 @@ use crate::{
         registry::{Registry, RegistryConfig},
     },
     cache::{Cache, CacheConfig},
-    image::{Platform, PlatformError, Reference},
+    catalogue::{self, Catalogue},
+    image::{Platform, PlatformError, PlatformFilter, Reference},
     layer::{Attributes, Kind, Node},
     rootfs::{Files, Images, Sources, Tree},
+    transfer::Options,
+    util::Budget,
 };
 
 /// What is read of a file at a time, in bytes.
@@ -99,7 +102,18 @@ impl OpenImage {
             true => None,
             false => Some(Arc::new(Registry::new(config))),
         };
-        let images = Images::new(Sources { dir, remote, cache, patience, verify_first: false });
+        let platforms = match request.any_single_platform {
+            true => PlatformFilter::All,
+            false => PlatformFilter::Only(vec![request.platform.clone()]),
+        };
+        // One name is looked up, once.
+        let names = catalogue::Settings {
+            options: Options { platforms, ..Options::default() },
+            tag_ttl: patience,
+            absent_ttl: patience,
+        };
+        let catalogue = Catalogue::new(dir, remote, names, &Budget::unlimited());
+        let images = Images::new(Sources { catalogue, cache, patience, verify_first: false });
         let name = &request.image;
         let digest = images.manifest(name).await.map_err(Error::Image)?.digest();
         let opened = images.image(name.repository(), digest).await.map_err(Error::Image)?;

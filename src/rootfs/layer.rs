@@ -302,7 +302,8 @@ impl Layer {
 
     /// That which SOCI has made of it.
     async fn read_ztoc(self: &Arc<Self>) -> std::result::Result<Option<LayerIndex>, TocTrouble> {
-        let Sources { cache, remote, patience, .. } = &self.store.sources;
+        let Sources { cache, patience, .. } = &self.store.sources;
+        let remote = self.store.sources.remote();
         let (Some(name), Some(remote)) = (&self.soci_index, remote) else { return Ok(None) };
         let soci_index = timeout(*patience, self.store.manifest(name)).await;
         let soci_index = soci_index.map_err(|_| self.error(Kind::Stalled(*patience)))??;
@@ -338,7 +339,7 @@ impl Layer {
         let was_local = self.is_local();
         let index = match self.run_pass(pass).await {
             // What is wrong here may be right there.
-            Err(_) if was_local && self.store.sources.remote.is_some() => {
+            Err(_) if was_local && self.store.sources.remote().is_some() => {
                 self.local_is_bad.store(true, Ordering::Relaxed);
                 self.run_pass(pass).await
             }
@@ -461,7 +462,7 @@ impl Layer {
         if self.local_is_bad.load(Ordering::Relaxed) {
             return None;
         }
-        self.store.sources.dir.unverified_file(self.blob.digest, self.blob.size)
+        self.store.sources.dir().unverified_file(self.blob.digest, self.blob.size)
     }
 
     /// Where the layer's bytes come from now. Nobody has checked them.
@@ -473,7 +474,7 @@ impl Layer {
             return Ok(Compressed::File(Arc::new(file)));
         }
         let sources = &self.store.sources;
-        let Some(remote) = &sources.remote else {
+        let Some(remote) = sources.remote() else {
             return Err(self.error(Kind::Offline));
         };
         let repositories = locked(&self.repositories).clone();
@@ -584,7 +585,7 @@ impl Layer {
     pub(super) fn distrust(&self, compressed: &Compressed, error: &DecodeError) {
         self.store.note(&self.error(Kind::Layer(error.to_string())));
         match compressed {
-            Compressed::File(_) if self.store.sources.remote.is_some() => {
+            Compressed::File(_) if self.store.sources.remote().is_some() => {
                 self.local_is_bad.store(true, Ordering::Relaxed);
             }
             Compressed::File(_) => {}
