@@ -134,6 +134,29 @@ pub trait Blobs: Send + Sync + 'static {
 
 /// A medium that images can be read from: names, what is attached to them, and content. Whatever
 /// has the three traits is one.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use std::sync::Arc;
+/// use imgfs::{
+///     backend::{Backend, ManifestName, Sink, images_dir::{ImagesDir, Linking}},
+///     image::{Manifest, Repository},
+/// };
+///
+/// let temporary = tempfile::tempdir()?;
+/// let dir = ImagesDir::create(temporary.path(), None, Linking::Auto)?;
+/// let index = br#"{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}"#;
+/// let manifest = Manifest::parse(index.to_vec().into(), None)?;
+/// let repository = Repository::new("registry.example.com", "team/app")?;
+/// dir.put(&repository, &manifest, &ManifestName::Tag("v1".to_owned())).await?;
+///
+/// let backend: Arc<dyn Backend> = Arc::new(dir);
+/// let found = backend.manifest(&repository.tagged("v1")).await?;
+/// assert_eq!(found.digest(), manifest.digest());
+/// assert!(backend.manifest(&repository.tagged("v2")).await.unwrap_err().is_not_found());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 pub trait Backend: Names + Attachments + Blobs {}
 
 impl<T: Names + Attachments + Blobs> Backend for T {}

@@ -102,16 +102,6 @@ const EXTENT_BLOCKS: u64 = 32;
 /// The order in which blobs were read is written down this often.
 const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Is told what nobody who reads would be told.
-pub trait Observer: Send + Sync + 'static {
-    /// The cache cannot keep anything, and goes on without. Told once.
-    fn warning(&self, error: &Error);
-}
-
-impl Observer for () {
-    fn warning(&self, _: &Error) {}
-}
-
 /// How a cache is to be.
 #[derive(Clone)]
 pub struct CacheConfig {
@@ -130,8 +120,6 @@ pub struct CacheConfig {
     pub max_requests: usize,
     /// Bytes of memory for blocks that have come lately, besides those under way.
     pub memory_bytes: usize,
-    /// Who is told of what goes wrong.
-    pub observer: Arc<dyn Observer>,
 }
 
 impl CacheConfig {
@@ -145,7 +133,6 @@ impl CacheConfig {
             max_window_bytes: 16 << 20,
             max_requests: 16,
             memory_bytes: 4 << 20,
-            observer: Arc::new(()),
         }
     }
 }
@@ -201,7 +188,6 @@ struct Core {
     first_window_bytes: u64,
     max_window_bytes: u64,
     extent_blocks: u32,
-    observer: Arc<dyn Observer>,
     tasks: Tasks,
     slots: Arc<Slots>,
     /// For streams: they wait for requests, which must not have to wait for them.
@@ -256,7 +242,6 @@ impl Cache {
             max_window_bytes: config.max_window_bytes,
             // At most `EXTENT_BLOCKS`.
             extent_blocks: extents as u32,
-            observer: config.observer,
             tasks,
             slots: Slots::new(config.max_requests),
             stream_slots: Slots::new(STREAMS_AT_ONCE),

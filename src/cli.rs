@@ -7,6 +7,7 @@ mod declared;
 mod fstab;
 mod inside;
 mod inspect;
+mod log;
 mod manual;
 mod mount;
 mod mounts;
@@ -19,6 +20,7 @@ mod request;
 mod run;
 mod transfer;
 mod vars;
+mod words;
 
 use std::{
     ffi::OsString,
@@ -31,7 +33,7 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 use tokio::runtime::Runtime;
 
 use args::{Args, Command};
-use imgfs::backend;
+use imgfs::{backend, image::ReferenceError, ops};
 use output::Output;
 
 /// How a command ended, if not with an error. See `--help` for the numbers.
@@ -70,6 +72,29 @@ impl Failure {
     }
 }
 
+impl From<ops::Ending> for Outcome {
+    fn from(ending: ops::Ending) -> Self {
+        match ending {
+            ops::Ending::Done => Self::Done,
+            ops::Ending::SomeFailed => Self::SomeFailed,
+            ops::Ending::Nothing => Self::NothingMatched,
+        }
+    }
+}
+
+impl From<ops::Error> for Failure {
+    fn from(error: ops::Error) -> Self {
+        let status = if error.is_of_image() { SOME_FAILED } else { USAGE };
+        Self { message: error.to_string(), hint: error.hint(), status }
+    }
+}
+
+impl From<ReferenceError> for Failure {
+    fn from(error: ReferenceError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
 impl From<backend::Error> for Failure {
     fn from(error: backend::Error) -> Self {
         Self { hint: error.hint().map(str::to_owned), ..Self::new(error.to_string()) }
@@ -91,22 +116,10 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let output = Arc::new(Output::new(args.command.output()));
-    let result = match args.command {
-        Command::Pull(args) => pull::run(&args, &output),
-        Command::Push(args) => copy::push(&args, &output),
-        Command::Copy(args) => copy::copy(&args, &output),
-        Command::Run(args) => run::run(&args, &output),
-        Command::Mount(args) => mount::run(&args, &output),
-        Command::Umount(args) => mounts::umount(&args, &output),
-        Command::Mounts(args) => mounts::list(&args, &output),
-        Command::Ls(args) => inspect::ls(&args, &output),
-        Command::Cat(args) => inside::cat(&args, &output),
-        Command::Verify(args) => inspect::verify(&args, &output),
-        Command::Prune(args) => inspect::prune(&args, &output),
-        Command::Render(args) => render::run(&args),
-        Command::Completions { shell } => manual::completions(shell, Args::command()),
-        Command::Man { dir } => manual::pages(&dir, Args::command()),
-    };
+    let result = args
+        .log
+        .install(args.command.log_level(), &output)
+        .and_then(|()| carry_out(args.command, args.log.has_file(), &output));
     if let Some(error) = output.trouble() {
         output.error(&format!("standard output: {error}"), None);
         return ExitCode::from(SOME_FAILED);
@@ -119,6 +132,29 @@ pub(crate) fn main() -> ExitCode {
             output.error(&failure.message, failure.hint.as_deref());
             ExitCode::from(failure.status)
         }
+    }
+}
+
+fn carry_out(
+    command: Command,
+    logs_elsewhere: bool,
+    output: &Arc<Output>,
+) -> Result<Outcome, Failure> {
+    match command {
+        Command::Pull(args) => pull::run(&args, output),
+        Command::Push(args) => copy::push(&args, output),
+        Command::Copy(args) => copy::copy(&args, output),
+        Command::Run(args) => run::run(&args, output),
+        Command::Mount(args) => mount::run(&args, logs_elsewhere, output),
+        Command::Umount(args) => mounts::umount(&args, output),
+        Command::Mounts(args) => mounts::list(&args, output),
+        Command::Ls(args) => inspect::ls(&args, output),
+        Command::Cat(args) => inside::cat(&args, output),
+        Command::Verify(args) => inspect::verify(&args, output),
+        Command::Prune(args) => inspect::prune(&args, output),
+        Command::Render(args) => render::run(&args),
+        Command::Completions { shell } => manual::completions(shell, Args::command()),
+        Command::Man { dir } => manual::pages(&dir, Args::command()),
     }
 }
 

@@ -11,6 +11,7 @@ mod files;
 
 use std::{
     ffi::OsStr,
+    fmt::Display,
     io,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -25,13 +26,14 @@ use fuser::{
     Request, Session, SessionACL, SessionUnmounter,
 };
 use tokio::{runtime, time::timeout};
+use tracing::{Level, Span, field::display};
 
 use errno::errno;
 use files::Files;
 
 use crate::{
     layer::Kind,
-    namespace::{Attributes, Entry, Found, Handle, Listing, Question, View, ViewError},
+    namespace::{Attributes, Entry, Found, Handle, Listing, Question, Subject, View, ViewError},
 };
 
 /// Requests of the kernel that may be under way in the background: reading ahead, mostly.
@@ -68,15 +70,10 @@ pub struct MountOptions {
 /// that no copy has it.
 pub const CACHE_DIR_XATTR: &str = "user.imgfs.cache_dir";
 
-/// Is told about every failure, in one line.
-pub trait Log: Send + Sync + 'static {
-    /// Something has failed.
-    fn failure(&self, line: &str);
-}
-
 /// A mount that serves nobody yet.
 pub struct Mount {
     session: Session<Adapter>,
+    span: Span,
 }
 
 /// Ends a mount.
@@ -90,12 +87,14 @@ impl Unmounter {
 }
 
 /// Mounts `view` at the directory `mountpoint`. Waits of requests happen on `runtime`.
+///
+/// Each failure that a program is told of is an event of `tracing` at the level `WARN`, within a span
+/// that names the mount point, with the image and the digest that it is about.
 pub fn mount(
     view: Arc<View>,
     mountpoint: &Path,
     options: MountOptions,
     runtime: runtime::Handle,
-    log: Arc<dyn Log>,
 ) -> io::Result<Mount> {
     let mut config = Config::default();
     config.mount_options = vec![
@@ -120,9 +119,10 @@ pub fn mount(
     if options.allow_other {
         config.acl = SessionACL::All;
     }
-    let shared = Arc::new(Shared { view, files: Files::default(), options, log });
+    let span = tracing::error_span!("mount", mountpoint = %mountpoint.display());
+    let shared = Arc::new(Shared { view, files: Files::default(), options, span: span.clone() });
     let adapter = Adapter { shared, runtime };
-    Ok(Mount { session: Session::new(adapter, mountpoint, &config)? })
+    Ok(Mount { session: Session::new(adapter, mountpoint, &config)?, span })
 }
 
 impl Mount {
@@ -133,11 +133,15 @@ impl Mount {
 
     /// Serves the kernel until the mount ends.
     pub fn serve(self) -> io::Result<()> {
-        match self.session.run() {
+        let span = self.span;
+        span.in_scope(|| tracing::info!("mounted"));
+        let ended = match self.session.run() {
             // It ended just when we took a request of the kernel, which is no failure either.
             Err(e) if e.raw_os_error() == Some(Errno::ECONNABORTED.code()) => Ok(()),
             ended => ended,
-        }
+        };
+        span.in_scope(|| tracing::info!("unmounted"));
+        ended
     }
 }
 
@@ -146,7 +150,8 @@ struct Shared {
     view: Arc<View>,
     files: Files,
     options: MountOptions,
-    log: Arc<dyn Log>,
+    /// What failures are logged in.
+    span: Span,
 }
 
 struct Adapter {
@@ -155,28 +160,42 @@ struct Adapter {
 }
 
 impl Shared {
-    /// What the kernel is told of a failure; and a line for those who look after it.
-    fn failed(&self, error: &ViewError) -> Errno {
+    /// What the kernel is told of a failure of the inode `ino`, which is logged.
+    fn failed(&self, ino: INodeNo, error: &ViewError) -> Errno {
+        self.failed_for(|| self.view.subject(ino.0), error)
+    }
+
+    /// What the kernel is told of a failure, which is logged.
+    fn failed_for(&self, subject: impl FnOnce() -> Subject, error: &ViewError) -> Errno {
         let errno = errno(error);
-        // What is not there is no trouble, nor what is not there any more: the kernel looks again.
+        // What does not exist is no failure, nor what does not exist any more: the kernel looks again.
         if ![Errno::ENOENT.code(), Errno::ESTALE.code()].contains(&errno.code()) {
-            self.log.failure(&error.to_string());
+            self.log(subject, error);
         }
         errno
+    }
+
+    fn log(&self, subject: impl FnOnce() -> Subject, failure: &dyn Display) {
+        if tracing::enabled!(Level::WARN) {
+            let Subject { image, digest } = subject();
+            let (image, digest) = (image.map(display), digest.map(display));
+            self.span.in_scope(|| tracing::warn!(image, digest, "{failure}"));
+        }
     }
 
     /// Waits for something, but not for ever.
     async fn in_time<T>(
         &self,
         what: &str,
+        subject: impl FnOnce() -> Subject,
         work: impl Future<Output = Result<T, ViewError>>,
     ) -> Result<T, Errno> {
         match timeout(self.options.deadline, work).await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => Err(self.failed(&error)),
+            Ok(Err(error)) => Err(self.failed_for(subject, &error)),
             Err(_) => {
                 let seconds = self.options.deadline.as_secs();
-                self.log.failure(&format!("{what}: no answer within {seconds} s"));
+                self.log(subject, &format_args!("{what}: no answer within {seconds} s"));
                 Err(Errno::ETIMEDOUT)
             }
         }
@@ -245,8 +264,8 @@ impl Shared {
     async fn find_out(&self, question: Question, reply: ReplyEntry) {
         let found = self.view.find_out(&question);
         let found = match question.ends_by_itself() {
-            true => found.await.map_err(|error| self.failed(&error)),
-            false => self.in_time(&question.doing(), found).await,
+            true => found.await.map_err(|error| self.failed_for(|| question.subject(), &error)),
+            false => self.in_time(&question.doing(), || question.subject(), found).await,
         };
         match found {
             Ok(found) => self.found(reply, &found),
@@ -290,7 +309,7 @@ impl Shared {
     fn directory(&self, ino: u64, fh: u64) -> Result<Arc<Listing>, Errno> {
         let list = || match self.view.list_now(ino) {
             Ok(listing) => listing.map(Arc::new).ok_or(Errno::EBADF),
-            Err(error) => Err(self.failed(&error)),
+            Err(error) => Err(self.failed(INodeNo(ino), &error)),
         };
         if fh == 0 { list() } else { self.files.directory(fh, list) }
     }
@@ -355,7 +374,10 @@ impl Filesystem for Adapter {
                 self.runtime.spawn(async move { shared.find_out(question, reply).await });
             }
             Ok(found) => self.shared.found(reply, &found),
-            Err(error) => reply.error(self.shared.failed(&error)),
+            Err(error) => {
+                let subject = || self.shared.view.subject_of_name(parent.0, name);
+                reply.error(self.shared.failed_for(subject, &error));
+            }
         }
     }
 
@@ -366,7 +388,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.shared.view.attributes(ino.0) {
             Ok(entry) => reply.attr(&entry.ttl, &self.shared.attr(&entry.attributes)),
-            Err(error) => reply.error(self.shared.failed(&error)),
+            Err(error) => reply.error(self.shared.failed(ino, &error)),
         }
     }
 
@@ -381,13 +403,14 @@ impl Filesystem for Adapter {
             Ok(None) => {
                 let shared = self.shared.clone();
                 self.runtime.spawn(async move {
-                    match shared.in_time("opening", shared.view.open(ino.0)).await {
+                    let subject = || shared.view.subject(ino.0);
+                    match shared.in_time("opening", subject, shared.view.open(ino.0)).await {
                         Ok(handle) => shared.opened(ino.0, handle, reply),
                         Err(errno) => reply.error(errno),
                     }
                 });
             }
-            Err(error) => reply.error(self.shared.failed(&error)),
+            Err(error) => reply.error(self.shared.failed(ino, &error)),
         }
     }
 
@@ -409,20 +432,23 @@ impl Filesystem for Adapter {
         let handle = match handle {
             Ok(Some(handle)) => handle,
             Ok(None) => return reply.error(Errno::EBADF),
-            Err(error) => return reply.error(self.shared.failed(&error)),
+            Err(error) => return reply.error(self.shared.failed(ino, &error)),
         };
         // 32 bits always fit.
         let length = size as usize;
         match handle.read_now(offset, length) {
             Some(Ok(content)) => reply.data(&content),
-            Some(Err(error)) => reply.error(self.shared.failed(&error.into())),
+            Some(Err(error)) => reply.error(self.shared.failed(ino, &error.into())),
             None => {
                 let shared = self.shared.clone();
                 self.runtime.spawn(async move {
                     let read = async { Ok(handle.read(offset, length).await?) };
                     let read = match handle.ends_by_itself() {
-                        true => read.await.map_err(|error| shared.failed(&error)),
-                        false => shared.in_time(&handle.reading(), read).await,
+                        true => read.await.map_err(|error| shared.failed(ino, &error)),
+                        false => {
+                            let subject = || shared.view.subject(ino.0);
+                            shared.in_time(&handle.reading(), subject, read).await
+                        }
                     };
                     match read {
                         Ok(content) => reply.data(&content),
@@ -455,7 +481,7 @@ impl Filesystem for Adapter {
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         match self.shared.view.link_target(ino.0) {
             Ok(target) => reply.data(&target),
-            Err(error) => reply.error(self.shared.failed(&error)),
+            Err(error) => reply.error(self.shared.failed(ino, &error)),
         }
     }
 
@@ -474,11 +500,11 @@ impl Filesystem for Adapter {
                 self.runtime.spawn(async move {
                     match shared.view.list(ino.0).await {
                         Ok(listing) => shared.listing(Some(listing), reply),
-                        Err(error) => reply.error(shared.failed(&error)),
+                        Err(error) => reply.error(shared.failed(ino, &error)),
                     }
                 });
             }
-            Err(error) => reply.error(self.shared.failed(&error)),
+            Err(error) => reply.error(self.shared.failed(ino, &error)),
         }
     }
 
@@ -504,7 +530,7 @@ impl Filesystem for Adapter {
         });
         match listed {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(shared.failed(&error)),
+            Err(error) => reply.error(shared.failed(ino, &error)),
         }
     }
 
@@ -542,7 +568,7 @@ impl Filesystem for Adapter {
                 reply.ok();
                 listing.look_ahead();
             }
-            Err(error) => reply.error(shared.failed(&error)),
+            Err(error) => reply.error(shared.failed(ino, &error)),
         }
     }
 
@@ -576,7 +602,7 @@ impl Filesystem for Adapter {
                 Some((_, value)) => xattr(value, size, reply),
                 None => reply.error(Errno::NO_XATTR),
             },
-            Err(error) => reply.error(self.shared.failed(&error)),
+            Err(error) => reply.error(self.shared.failed(ino, &error)),
         }
     }
 
@@ -587,7 +613,7 @@ impl Filesystem for Adapter {
                     all.into_iter().flat_map(|(name, _)| name.into_iter().chain([0])).collect();
                 xattr(&names, size, reply);
             }
-            Err(error) => reply.error(self.shared.failed(&error)),
+            Err(error) => reply.error(self.shared.failed(ino, &error)),
         }
     }
 }

@@ -14,6 +14,7 @@ mod handle;
 mod inside;
 mod listing;
 mod names;
+mod subject;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use std::{
 
 pub use handle::{Handle, RemoteBlob};
 pub use listing::Listing;
+pub use subject::Subject;
 pub use table::ROOT;
 
 use inside::Inside;

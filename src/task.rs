@@ -4,10 +4,10 @@
 //!    that the module ever had. Everything that it does not know is an error with its place, for a
 //!    misspelt `src_pattern` would push everything.
 //! 2. [`Playbook::check`] evaluates every value that does not depend on the result of a task.
-//! 3. [`Playbook::run`] carries the tasks out, through a [`Runner`] that is given [`Request`]s.
+//! 3. [`Playbook::run`] carries the tasks out, through a [`Runner`] that is given requests ([`crate::ops`]).
 //!
 //! Values are rendered first and decoded after, as in KubeKey; only the names of images stay
-//! templates ([`Request::source`], [`Request::dest`]), which are rendered for each image. What
+//! templates ([`Request::source`](crate::ops::Request::source), [`Request::dest`](crate::ops::Request::dest)), which are rendered for each image. What
 //! KubeKey swallows is an error here. Nothing in this module does I/O.
 
 mod convert;
@@ -16,8 +16,6 @@ mod evaluate;
 mod node;
 mod playbook;
 mod prepare;
-mod request;
-mod route;
 mod run;
 mod side;
 mod steps;
@@ -27,10 +25,7 @@ use std::path::PathBuf;
 pub use error::{Position, TaskError};
 pub use node::MAX_FILE_BYTES;
 pub use playbook::{Playbook, Task};
-pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
-pub use route::RouteError;
 pub use run::{RunEvent, RunReport, Runner, TaskOutcome, TaskStatus};
-pub use side::with_image;
 
 use crate::{template::Value, transfer};
 

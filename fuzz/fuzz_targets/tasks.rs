@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use imgfs::task::{
-    Playbook, Request, RunEvent, Runner, Selection, Settings, Task, TaskOutcome, TreeSpec, bare_name,
+use imgfs::{
+    ops::{Request, TreeSpec, bare_name},
+    task::{Playbook, RunEvent, Runner, Selection, Settings, Task, TaskOutcome},
 };
 
 struct Failing;

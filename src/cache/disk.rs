@@ -420,7 +420,7 @@ impl Core {
             !std::mem::replace(&mut state.warned, true)
         };
         if is_first {
-            self.observer.warning(&error);
+            tracing::warn!(cache_dir = %self.dir.display(), "{error}");
         }
     }
 

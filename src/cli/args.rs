@@ -13,8 +13,9 @@ use imgfs::{
     backend::registry::{PatternError, RegistryPattern},
     template::Dialect,
 };
+use tracing::level_filters::LevelFilter;
 
-use super::vars::VarsArgs;
+use super::{log::LogArgs, vars::VarsArgs};
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -31,6 +32,8 @@ Exit status:
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
 }
 
 #[derive(Subcommand)]
@@ -61,6 +64,14 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// What is logged if no level is asked for. Other commands report on standard error what fails.
+    pub(crate) fn log_level(&self) -> LevelFilter {
+        match self {
+            Self::Mount(_) => LevelFilter::WARN,
+            _ => LevelFilter::OFF,
+        }
+    }
+
     /// The output options of the command, or the defaults where it has none.
     pub(crate) fn output(&self) -> OutputArgs {
         match self {
@@ -434,9 +445,6 @@ pub(crate) struct MountArgs {
     /// Stay in the foreground
     #[arg(long, short)]
     pub(crate) foreground: bool,
-    /// Write failures to this file instead of standard error
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) log_file: Option<PathBuf>,
     /// Options of mount(8), as in fstab
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub(crate) options: Vec<String>,

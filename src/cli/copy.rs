@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use imgfs::{
     backend::images_dir::Linking,
-    task::{Images, Request, TreeSpec},
+    ops::{Images, Request, TransferOptions, TreeSpec},
     template::Template,
 };
 use regex::Regex;
@@ -15,7 +15,7 @@ use super::{
     output::Output,
     pull::{image_list, layout, options},
     request::{Setting, carry_out},
-    transfer::Verb,
+    words::Verb,
 };
 
 pub(crate) fn push(args: &PushArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
@@ -38,13 +38,14 @@ pub(crate) fn push(args: &PushArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         verb: Verb::Push,
         task: None,
         registries: &args.registries,
-        layout: None,
-        linking: Linking::Auto,
-        create_projects: args.create_projects,
-        dry_run: args.dry_run,
+        options: TransferOptions {
+            create_projects: args.create_projects,
+            dry_run: args.dry_run,
+            ..TransferOptions::default()
+        },
         output,
     };
-    carry_out(&request, &setting)
+    Ok(carry_out(&request, &setting)?.into())
 }
 
 pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
@@ -73,16 +74,18 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         verb: Verb::Copy,
         task: None,
         registries: &args.registries,
-        layout: layout(args.layout),
-        linking: match args.link {
-            LinkArg::Auto => Linking::Auto,
-            LinkArg::Never => Linking::Never,
+        options: TransferOptions {
+            layout: layout(args.layout),
+            linking: match args.link {
+                LinkArg::Auto => Linking::Auto,
+                LinkArg::Never => Linking::Never,
+            },
+            create_projects: args.create_projects,
+            dry_run: args.dry_run,
         },
-        create_projects: args.create_projects,
-        dry_run: args.dry_run,
         output,
     };
-    carry_out(&request, &setting)
+    Ok(carry_out(&request, &setting)?.into())
 }
 
 fn tree(option: &str, text: &str) -> Result<TreeSpec, Failure> {

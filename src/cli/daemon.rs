@@ -5,28 +5,21 @@
 //! with the reason on standard error.
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::{self, Read, Write},
     os::unix::process::CommandExt,
     process::{Command, Stdio},
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
 };
 
-use super::{Failure, Outcome, mount::notify_supervisor};
+use sd_notify::NotifyState;
+
+use super::{Failure, Outcome};
 
 /// What is said when all is well.
 const READY: &[u8] = b"ready\n";
 
 /// Says to a process that it is the one in the background. Hidden from users.
 pub(super) const DETACHED: &str = "--detached";
-
-/// The same failure is not told again within this time.
-const REPEATED: Duration = Duration::from_secs(10);
-
-/// Failures that are remembered.
-const REMEMBERED: usize = 256;
 
 /// How the C library is told to keep one heap only. By default it has several for each processor,
 /// none of which gives back what a busy minute has taken: with 64 readers that was 58 MiB, and is 40,
@@ -91,7 +84,8 @@ impl Ready {
     /// Tells that the mount is ready. In the background nobody reads what comes after that.
     pub(super) fn tell(self, logs_elsewhere: bool) -> Result<(), Failure> {
         let failed = |e: io::Error| Failure::new(format!("cannot tell that it is ready: {e}"));
-        notify_supervisor().map_err(failed)?;
+        // Without a supervisor it does nothing.
+        sd_notify::notify(&[NotifyState::Ready]).map_err(failed)?;
         if let Self::Parent = self {
             io::stdout().write_all(READY).and_then(|()| io::stdout().flush()).map_err(failed)?;
             let nothing =
@@ -106,55 +100,5 @@ impl Ready {
             std::env::set_current_dir("/").map_err(failed)?;
         }
         Ok(())
-    }
-}
-
-/// Where failures are told.
-pub(super) struct Log {
-    file: Option<Mutex<File>>,
-    told: Mutex<HashMap<String, Instant>>,
-}
-
-impl Log {
-    pub(super) fn to_stderr() -> Self {
-        Self { file: None, told: Mutex::default() }
-    }
-
-    pub(super) fn to_file(file: File) -> Self {
-        Self { file: Some(Mutex::new(file)), told: Mutex::default() }
-    }
-
-    /// Tells `text`, unless it has just been told.
-    pub(super) fn line(&self, text: &str) {
-        {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            told.retain(|_, at| at.elapsed() < REPEATED);
-            if told.contains_key(text) || told.len() >= REMEMBERED {
-                return;
-            }
-            told.insert(text.to_owned(), Instant::now());
-        }
-        let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
-        let clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        // There is nowhere left to tell that it cannot be told.
-        let _ = match &self.file {
-            Some(file) => {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                writeln!(file, "{now} imgfs: {clean}")
-            }
-            None => writeln!(io::stderr().lock(), "imgfs: {clean}"),
-        };
-    }
-}
-
-impl imgfs::fuse::Log for Log {
-    fn failure(&self, line: &str) {
-        self.line(line);
-    }
-}
-
-impl imgfs::cache::Observer for Log {
-    fn warning(&self, error: &imgfs::backend::Error) {
-        self.line(&error.to_string());
     }
 }

@@ -4,10 +4,8 @@ use std::{fs::File, path::Path, time::Duration};
 
 use imgfs::{
     image::Reference,
-    task::{
-        Images, Playbook, Request, RunEvent, Runner, Selection, Settings, Task, TaskError,
-        TaskOutcome, TreeSpec,
-    },
+    ops::{Images, Request, TreeSpec},
+    task::{Playbook, RunEvent, Runner, Selection, Settings, Task, TaskError, TaskOutcome},
 };
 
 use super::{Failure, args::MountArgs, output::Output, pull::image_list, run::read_tasks};

@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 27] = [
+const OPTIONS: [&str; 29] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -24,6 +24,8 @@ const OPTIONS: [&str; 27] = [
     "index",
     "insecure",
     "log-file",
+    "log-format",
+    "log-level",
     "manifests",
     "max-wait",
     "no-passthrough",

@@ -1,7 +1,7 @@
 //! `imgfs ls`, `imgfs verify` and `imgfs prune`
 
 use std::{
-    collections::BTreeSet,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,15 +10,11 @@ use std::{
 };
 
 use imgfs::{
-    backend::{
-        Backend,
-        images_dir::{
-            ImageEntry, ImagesDir, Inventory, Linking, Problem, ProblemKind, Subject, Verified,
-        },
-        registry::Registry,
+    backend::images_dir::{
+        ImageEntry, ImagesDir, Inventory, Linking, Problem, ProblemKind, Verified,
     },
-    image::Reference,
-    transfer::{self, Observer},
+    ops::{self, ListRequest},
+    transfer::Observer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -30,7 +26,7 @@ use super::{
     output::{Output, bytes, count, table},
     progress::Progress,
     registries,
-    transfer::Verb,
+    words::Verb,
 };
 
 /// Files that nobody needs are listed up to this number.
@@ -44,53 +40,36 @@ pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
         let message = "--recursive, --platform and --offline are for IMAGE:/PATH";
         return Err(Failure::new(message).hint("for instance: imgfs ls nginx:1.25:/etc"));
     }
-    let dir = ImagesDir::open(&args.tree.images_dir)?;
-    let inventory = dir.inventory()?;
+    let root = &args.tree.images_dir;
+    let request =
+        ListRequest { pattern: args.pattern.clone(), attachments: args.all || output.json };
+    let listing = ops::list(root, &request)?;
+    let inventory = &listing.inventory;
     for problem in inventory.problems.iter().filter(|problem| problem.kind.is_harmful()) {
         output.warning(&describe(problem));
     }
-    let shown: Vec<&ImageEntry> = inventory
-        .images
-        .iter()
-        .filter(|image| args.all || output.json || !image.is_attachment)
-        .filter(|image| {
-            let name = image.reference.to_string();
-            args.pattern.as_ref().is_none_or(|pattern| name.contains(pattern.as_str()))
-        })
-        .collect();
-    let unreadable: Vec<&String> = inventory
-        .problems
-        .iter()
-        .filter(|problem| match &problem.subject {
-            Some(Subject::Tag(_)) => true,
-            Some(Subject::Manifest { tag, .. }) => tag.is_some(),
-            _ => false,
-        })
-        .flat_map(|problem| &problem.images)
-        .filter(|name| args.pattern.as_ref().is_none_or(|p| name.contains(p.as_str())))
-        .collect();
-    let mut images: Vec<Value> = shown.iter().map(|image| image_json(image, &inventory)).collect();
+    let (shown, unreadable) = (&listing.images, &listing.unreadable);
+    let mut images: Vec<Value> = shown.iter().map(|image| image_json(image, inventory)).collect();
     images.extend(unreadable.iter().map(|name| {
         json!({"image": name, "digest": null, "platforms": [], "complete": false, "missing": []})
     }));
     output.event(&json!({"event": "report", "command": "ls", "images": images}));
-    if shown.is_empty() && unreadable.is_empty() {
+    if listing.is_empty() {
         let what = match &args.pattern {
-            Some(pattern) => format!("no image in {} matches `{pattern}`", dir.root().display()),
-            None => format!("no images in {}", dir.root().display()),
+            Some(pattern) => format!("no image in {} matches `{pattern}`", root.display()),
+            None => format!("no images in {}", root.display()),
         };
         output.warning(&what);
         return Ok(Outcome::NothingMatched);
     }
     let heading = ["REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "SHARED", "STATE"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
-    rows.extend(shown.iter().map(|image| row(image, &inventory)));
+    rows.extend(shown.iter().map(|image| row(image, inventory)));
     rows.extend(unreadable.iter().map(|name| {
-        vec![(*name).clone(), "-".into(), "-".into(), "-".into(), "-".into(), "unreadable".into()]
+        vec![name.clone(), "-".into(), "-".into(), "-".into(), "-".into(), "unreadable".into()]
     }));
     output.line(&table(&rows));
-    let incomplete = !unreadable.is_empty() || shown.iter().any(|image| !image.missing.is_empty());
-    Ok(if incomplete { Outcome::SomeFailed } else { Outcome::Done })
+    Ok(if listing.is_incomplete() { Outcome::SomeFailed } else { Outcome::Done })
 }
 
 fn row(image: &ImageEntry, inventory: &Inventory) -> Vec<String> {
@@ -137,19 +116,17 @@ fn image_json(image: &ImageEntry, inventory: &Inventory) -> Value {
 pub(crate) fn verify(args: &VerifyArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
     let started = Instant::now();
     let root = &args.tree.images_dir;
-    let dir = ImagesDir::open(root)?;
-    let mut verified = hash(&dir, args.full, output)?;
+    let mut verified = hash(root, args.full, output)?;
     if verified.images == 0
         && verified.checked_blobs == 0
         && verified.problems.iter().all(|p| !p.kind.is_harmful())
     {
-        output.warning(&format!("no images in {}", dir.root().display()));
+        output.warning(&format!("no images in {}", root.display()));
         output.event(&json!({"event": "report", "command": "verify", "problems": [], "images": 0}));
         return Ok(Outcome::NothingMatched);
     }
     if args.repair && verified.problems.iter().any(|problem| problem.kind.is_harmful()) {
-        verified.problems = repair(args, verified.problems, output)?;
-        verified.images = dir.inventory()?.images.len();
+        verified = repair(args, verified, output)?;
     }
     let (problems, strays): (Vec<&Problem>, Vec<&Problem>) =
         verified.problems.iter().partition(|problem| problem.kind.is_harmful());
@@ -195,7 +172,7 @@ pub(crate) fn verify(args: &VerifyArgs, output: &Arc<Output>) -> Result<Outcome,
 }
 
 /// Verifies with a bar that counts what is hashed.
-fn hash(dir: &ImagesDir, full: bool, output: &Output) -> Result<Verified, Failure> {
+fn hash(root: &Path, full: bool, output: &Output) -> Result<Verified, Failure> {
     let done = AtomicU64::new(0);
     let bar = match output.is_interactive() {
         true => output.bars.add(ProgressBar::new_spinner()),
@@ -207,7 +184,7 @@ fn hash(dir: &ImagesDir, full: bool, output: &Output) -> Result<Verified, Failur
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(250));
-    let verified = dir.verify(full, &|step| {
+    let verified = ops::verify(root, full, &|step| {
         bar.set_position(done.fetch_add(step, Ordering::Relaxed) + step);
     });
     bar.finish_and_clear();
@@ -217,27 +194,22 @@ fn hash(dir: &ImagesDir, full: bool, output: &Output) -> Result<Verified, Failur
 /// Fetches again what is broken.
 fn repair(
     args: &VerifyArgs,
-    problems: Vec<Problem>,
+    verified: Verified,
     output: &Arc<Output>,
-) -> Result<Vec<Problem>, Failure> {
-    let dir = ImagesDir::create(&args.tree.images_dir, None, Linking::Auto)?;
-    let images = problems.iter().flat_map(|problem| &problem.images);
-    let images = images.filter_map(|image| image.parse::<Reference>().ok());
-    let names: BTreeSet<String> =
-        images.map(|image| image.repository().registry().to_owned()).collect();
-    let names: Vec<String> = names.into_iter().collect();
+) -> Result<Verified, Failure> {
+    let names = ops::registries_of(&verified.problems);
     let config = registries::config(&args.registries, &names, output)?;
-    let concurrency = config.concurrency;
-    let registry: Arc<dyn Backend> = Arc::new(Registry::new(config));
-    let progress = Progress::new(output.clone(), Some(&dir), Verb::Pull);
+    let progress = Progress::new(output.clone(), Verb::Pull);
+    let root = &args.tree.images_dir;
+    progress.begin(Some(&ImagesDir::create(root, None, Linking::Auto)?));
     let observer: Arc<dyn Observer> = progress.clone();
-    let repaired = block_on(transfer::repair(&registry, &dir, problems, concurrency, &observer))?;
+    let repaired = block_on(ops::repair(root, verified, config, &observer))?;
     progress.finish();
-    let (problems, errors) = repaired?;
+    let (verified, errors) = repaired?;
     for error in errors {
         output.error(&error.to_string(), error.hint());
     }
-    Ok(problems)
+    Ok(verified)
 }
 
 fn describe(problem: &Problem) -> String {
@@ -268,15 +240,14 @@ fn problem_json(problem: &Problem) -> Value {
 }
 
 pub(crate) fn prune(args: &PruneArgs, output: &Output) -> Result<Outcome, Failure> {
-    let dir = ImagesDir::open(&args.tree.images_dir)?;
-    if !dir.has_blobs() {
-        output.warning(&format!("no images in {}", dir.root().display()));
+    let root = &args.tree.images_dir;
+    let Some(pruned) = ops::prune(root, args.dry_run)? else {
+        output.warning(&format!("no images in {}", root.display()));
         output.event(
             &json!({"event": "report", "command": "prune", "removed": [], "removed_bytes": 0}),
         );
         return Ok(Outcome::NothingMatched);
-    }
-    let pruned = dir.prune(args.dry_run)?;
+    };
     let verb = if args.dry_run { "would remove" } else { "removed" };
     for removed in &pruned.removed {
         output.line(&format!("{verb} {} ({})", removed.path, bytes(removed.bytes)));

@@ -1,24 +1,18 @@
 //! `imgfs mount`
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::future::join_all;
 use imgfs::{
-    backend::{
-        Backend,
-        images_dir::{ImagesDir, Linking},
-        registry::{Reach, Registry, RegistryPattern, Requester},
-    },
-    cache::{self, Cache, CacheConfig},
+    backend::registry::{Reach, RegistryPattern, Requester},
     fuse::{self, MountOptions, Unmounter},
     image::{Platform, PlatformFilter, Reference, Repository},
-    namespace::{Settings, View},
+    namespace::Settings,
+    ops::{self, NamespaceRequest},
     transfer::Options,
     util::Budget,
 };
@@ -27,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{
     Failure, Outcome,
     args::MountArgs,
-    daemon::{self, Log, Ready},
+    daemon::{self, Ready},
     declared, mounts,
     output::Output,
     pull::options,
@@ -40,7 +34,11 @@ const MEMORY: u64 = 256 << 20;
 /// How long a mount that is in use may take to end before it is taken away from its users.
 const GRACE: Duration = Duration::from_secs(2);
 
-pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
+pub(crate) fn run(
+    args: &MountArgs,
+    logs_elsewhere: bool,
+    output: &Arc<Output>,
+) -> Result<Outcome, Failure> {
     let serves = args.foreground || args.detached;
     if serves {
         daemon::keep_one_heap()?;
@@ -73,40 +71,31 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     }
     let deadline = config.patience();
     let root = absolute(&args.tree.images_dir)?;
-    if !root.exists() {
-        ImagesDir::create(&root, None, Linking::Auto)?;
-    }
-    let dir = ImagesDir::open(&root)?;
-    let cache_dir = cache_dir(args, &dir)?;
     let options = options(&args.selection)?;
-    let settings = Settings {
-        platform: shown_platform(&options)?,
-        options,
-        tag_ttl: args.tag_ttl,
-        patience: deadline,
-        verify_first: args.verify_first,
-        budget: Budget::of_process(MEMORY),
+    let request = NamespaceRequest {
+        images_dir: root.clone(),
+        images,
+        only,
+        settings: Settings {
+            platform: shown_platform(&options)?,
+            options,
+            tag_ttl: args.tag_ttl,
+            patience: deadline,
+            verify_first: args.verify_first,
+            budget: Budget::of_process(MEMORY),
+        },
+        offline: args.offline,
+        cache_dir: args.cache_dir.as_deref().map(absolute).transpose()?,
+        cache_bytes: args.cache_size,
     };
-    let log = log(args)?;
     let runtime = runtime()?;
-    let source: Arc<dyn Backend> = Arc::new(Registry::new(config));
     let entered = runtime.enter();
-    let (source, cache) = match (args.offline, cache(args, &dir, &log)) {
-        (true, Ok(cache)) => (None, Some(cache)),
-        (true, Err(failure)) => {
-            log.line(&format!("images cannot be looked into: {}", failure.message));
-            (None, None)
-        }
-        (false, cache) => (Some(source), Some(cache?)),
-    };
-    let view = View::new(dir, source, cache, settings);
-    if let Some(image) = &only {
-        let opened = runtime.block_on(view.show_only(image));
-        opened.map_err(|e| Failure::new(format!("--image: {e}")).of_image())?;
-    }
-    for image in &images {
-        view.declare(image);
-    }
+    let shown = runtime.block_on(ops::namespace(&request, config)).map_err(|error| {
+        let is_image = matches!(error, ops::Error::Only(_));
+        let failure = Failure::from(error);
+        let message = format!("--image: {}", failure.message);
+        if is_image { Failure { message, ..failure } } else { failure }
+    })?;
     let options = MountOptions {
         owner: owner(args),
         inside_owner: (args.uid, args.gid),
@@ -115,22 +104,19 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         passthrough: !args.no_passthrough,
         // As in fstab, so that mount(8) knows what is mounted already.
         source: root.display().to_string(),
-        cache_dir,
+        cache_dir: shown.cache_dir,
         other: args.options.iter().filter(|option| *option != ALLOW_OTHER).cloned().collect(),
     };
-    if !args.offline {
-        runtime.block_on(look_up(&view, &images, deadline, &log));
-    }
     // From here on a signal must not end the process while it leaves the mount.
     let signals = signals().map_err(|e| Failure::new(format!("cannot watch for signals: {e}")))?;
-    let mut mount = fuse::mount(view, &mountpoint, options, runtime.handle().clone(), log.clone())
+    let mut mount = fuse::mount(shown.view, &mountpoint, options, runtime.handle().clone())
         .map_err(|e| cannot_mount(&mountpoint, &e))?;
     runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
     mounts::raise_read_ahead(&mountpoint);
     if args.foreground {
         output.line(&format!("{} is mounted at {}", root.display(), mountpoint.display()));
     }
-    ready.tell(args.log_file.is_some())?;
+    ready.tell(logs_elsewhere)?;
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
     drop(entered);
     runtime.shutdown_timeout(GRACE);
@@ -172,8 +158,9 @@ pub(super) fn shown_platform(options: &Options) -> Result<Platform, Failure> {
     {
         return Ok(first.clone());
     }
-    let host = format!("linux/{}", std::env::consts::ARCH);
-    host.parse().map_err(|e| Failure::new(format!("{host}: {e}; give --platform")))
+    ops::this_machine().map_err(|e| {
+        Failure::new(format!("linux/{}: {e}; give --platform", std::env::consts::ARCH))
+    })
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
@@ -259,40 +246,6 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Failure {
     }
 }
 
-fn cache_dir(args: &MountArgs, dir: &ImagesDir) -> Result<PathBuf, Failure> {
-    args.cache_dir.as_deref().map_or_else(|| Ok(dir.cache_dir()), absolute)
-}
-
-fn cache(args: &MountArgs, dir: &ImagesDir, log: &Arc<Log>) -> Result<Cache, Failure> {
-    let place = cache_dir(args, dir)?;
-    let observer: Arc<dyn cache::Observer> = log.clone();
-    let config = match place.starts_with(dir.root()) {
-        true => CacheConfig { dir: place, ..CacheConfig::in_images_dir(dir, args.cache_size) },
-        false => CacheConfig::new(place, args.cache_size),
-    };
-    Ok(Cache::open(CacheConfig { observer, ..config })?)
-}
-
-fn log(args: &MountArgs) -> Result<Arc<Log>, Failure> {
-    let Some(path) = &args.log_file else { return Ok(Arc::new(Log::to_stderr())) };
-    let file = OpenOptions::new().create(true).append(true).open(path);
-    let file = file.map_err(|e| Failure::new(format!("--log-file {}: {e}", path.display())))?;
-    Ok(Arc::new(Log::to_file(file)))
-}
-
-/// Looks up the declared images, so that what belongs to them is listed from the start. What cannot
-/// be looked up now is when somebody asks for it.
-async fn look_up(view: &Arc<View>, images: &[Reference], deadline: Duration, log: &Arc<Log>) {
-    join_all(images.iter().map(|image| async move {
-        match tokio::time::timeout(deadline, view.resolve(image)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => log.line(&format!("{image}: {error}")),
-            Err(_) => log.line(&format!("{image}: no answer within {} s", deadline.as_secs())),
-        }
-    }))
-    .await;
-}
-
 /// What tells a process to end.
 fn signals() -> io::Result<[Signal; 2]> {
     Ok([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?])
@@ -317,22 +270,4 @@ async fn end_on_signal(signals: [Signal; 2], mut unmounter: Unmounter, mountpoin
             let _ = mounts::unmount(&mountpoint, true);
         }
     }
-}
-
-/// Tells a supervisor that the mount is ready, if there is one (`sd_notify`).
-pub(super) fn notify_supervisor() -> io::Result<()> {
-    use std::os::{
-        linux::net::SocketAddrExt,
-        unix::{
-            ffi::OsStrExt,
-            net::{SocketAddr, UnixDatagram},
-        },
-    };
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
-    let address = match name.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)?,
-        None => SocketAddr::from_pathname(Path::new(&name))?,
-    };
-    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)?;
-    io::stdout().flush()
 }

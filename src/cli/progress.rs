@@ -2,13 +2,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use imgfs::{
-    backend::images_dir::ImagesDir,
+    backend::{self, images_dir::ImagesDir},
     image::Digest,
+    ops::{self, Project},
     transfer::{Event, Observer, Status},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -16,7 +17,7 @@ use serde_json::json;
 
 use super::{
     output::{Output, bytes, count},
-    transfer::{Verb, shown, status_name},
+    words::{Verb, shown, status_name},
 };
 
 /// Smaller blobs are over before anybody could read their line.
@@ -29,7 +30,7 @@ const SHOWN_BLOBS: usize = 8;
 pub(crate) struct Progress {
     output: Arc<Output>,
     /// The directory that is filled.
-    dir: Option<ImagesDir>,
+    dir: OnceLock<ImagesDir>,
     verb: Verb,
     total: ProgressBar,
     interactive: bool,
@@ -37,18 +38,26 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(output: Arc<Output>, dir: Option<&ImagesDir>, verb: Verb) -> Arc<Self> {
+    pub(crate) fn new(output: Arc<Output>, verb: Verb) -> Arc<Self> {
         let interactive = output.is_interactive();
         let total = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
-        if interactive {
-            output.bars.add(total.clone());
-            total.set_style(style("{spinner} looking up the images"));
-            total.enable_steady_tick(Duration::from_millis(250));
-        } else {
-            output.bars.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        let (dir, blobs) = (dir.cloned(), Mutex::default());
+        let (dir, blobs) = (OnceLock::new(), Mutex::default());
         Arc::new(Self { output, dir, verb, total, interactive, blobs })
+    }
+
+    /// Shows that images are looked up, to be copied into `dir` if that is a directory.
+    pub(crate) fn begin(&self, dir: Option<&ImagesDir>) {
+        if let Some(dir) = dir {
+            // There is one only.
+            let _ = self.dir.set(dir.clone());
+        }
+        if self.interactive {
+            self.output.bars.add(self.total.clone());
+            self.total.set_style(style("{spinner} looking up the images"));
+            self.total.enable_steady_tick(Duration::from_millis(250));
+        } else {
+            self.output.bars.set_draw_target(ProgressDrawTarget::hidden());
+        }
     }
 
     /// Takes the bars away.
@@ -83,6 +92,22 @@ fn style(template: &str) -> ProgressStyle {
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
+impl ops::Observer for Progress {
+    fn started(&self, target: Option<&ImagesDir>) {
+        self.begin(target);
+    }
+
+    fn project_created(&self, project: &Project) {
+        let Project { registry, name } = project;
+        self.output.line(&format!("{registry}: project {name} created"));
+        self.output.event(&json!({"event": "project", "registry": registry, "project": name}));
+    }
+
+    fn project_failed(&self, error: &backend::Error) {
+        self.output.error(&error.to_string(), error.hint());
+    }
+}
+
 impl Observer for Progress {
     fn event(&self, event: Event<'_>) {
         match event {
@@ -90,7 +115,7 @@ impl Observer for Progress {
                 self.output.event(
                     &json!({"event": "planned", "images": images, "blobs": blobs, "bytes": size}),
                 );
-                if let Some(dir) = &self.dir
+                if let Some(dir) = self.dir.get()
                     && let Some(free) = dir.free_bytes().filter(|&free| free < size)
                 {
                     self.output.warning(&format!(

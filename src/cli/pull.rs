@@ -8,9 +8,9 @@ use std::{
 };
 
 use imgfs::{
-    backend::images_dir::{Layout, Linking},
+    backend::images_dir::Layout,
     image::{PlatformFilter, Reference},
-    task::{Images, Request, TreeSpec},
+    ops::{Images, Request, TransferOptions, TreeSpec},
     transfer::{IndexMode, Options, Policy},
 };
 
@@ -19,7 +19,7 @@ use super::{
     args::{ExtentArgs, IndexArg, LayoutArg, PolicyArg, PullArgs, SelectionArgs},
     output::Output,
     request::{Setting, carry_out},
-    transfer::Verb,
+    words::Verb,
 };
 
 pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
@@ -37,13 +37,14 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
         verb: Verb::Pull,
         task: None,
         registries: &args.registries,
-        layout: layout(args.layout),
-        linking: Linking::Auto,
-        create_projects: false,
-        dry_run: args.dry_run,
+        options: TransferOptions {
+            layout: layout(args.layout),
+            dry_run: args.dry_run,
+            ..TransferOptions::default()
+        },
         output,
     };
-    carry_out(&request, &setting)
+    Ok(carry_out(&request, &setting)?.into())
 }
 
 /// The images on the command line and in `--file`. Each has been found to be a reference.

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use imgfs::{
     image::Reference,
-    task::with_image,
+    ops::with_image,
     template::{MAX_TEMPLATE_BYTES, Missing, Template},
 };
 

@@ -9,10 +9,10 @@ use std::{
 };
 
 use imgfs::{
-    backend::images_dir::Linking,
+    ops::{Request, TransferOptions, TreeSpec},
     task::{
-        MAX_FILE_BYTES, Playbook, Request, RunEvent, Runner, Selection, Settings, Task, TaskError,
-        TaskOutcome, TaskStatus, TreeSpec,
+        MAX_FILE_BYTES, Playbook, RunEvent, Runner, Selection, Settings, Task, TaskError,
+        TaskOutcome, TaskStatus,
     },
 };
 use serde_json::json;
@@ -23,7 +23,7 @@ use super::{
     output::{Output, count},
     pull::{extent, layout},
     request::{self, Setting},
-    transfer::Verb,
+    words::Verb,
 };
 
 pub(crate) fn run(args: &RunArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
@@ -216,15 +216,13 @@ fn carry_out(
         },
         task: Some(&task.name),
         registries: &args.registries,
-        layout: layout(args.layout),
-        linking: Linking::Auto,
-        create_projects: args.create_projects,
-        dry_run: args.dry_run,
+        options: TransferOptions {
+            layout: layout(args.layout),
+            create_projects: args.create_projects,
+            dry_run: args.dry_run,
+            ..TransferOptions::default()
+        },
         output,
     };
-    Ok(match request::carry_out(request, &setting)? {
-        Outcome::Done => TaskOutcome::Success,
-        Outcome::NothingMatched => TaskOutcome::Skip("nothing matched".into()),
-        Outcome::SomeFailed => TaskOutcome::Failed("not all images could be transferred".into()),
-    })
+    Ok(request::carry_out(request, &setting)?.into())
 }

@@ -1,109 +1,60 @@
-//! Carrying out a transfer between two trees: progress, report and exit status are the same in
-//! all directions.
+//! Reporting a transfer: text, JSON and exit status are the same in all directions.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use imgfs::{
-    backend::{
-        Backend, Sink,
-        images_dir::ImagesDir,
-        registry::{Registry, RegistrySink, Stats},
-    },
-    transfer::{self, ImageReport, Observer, Options, Plan, Report, Route, Status},
+    ops::{Ending, NothingToDo, TransferReport},
+    transfer::{ImageReport, Plan, Report, Status},
 };
 use serde_json::{Value, json};
 
 use super::{
-    Failure, Outcome, block_on,
     output::{Output, bytes, count},
-    progress::Progress,
+    words::{Verb, report_event, shown, status_name},
 };
 
-/// One side of a transfer.
-pub(crate) enum Tree {
-    Directory(ImagesDir),
-    Registries(Arc<Registry>),
-}
-
-impl Tree {
-    /// It as what is read from.
-    fn source(&self) -> Arc<dyn Backend> {
-        match self {
-            Self::Directory(dir) => Arc::new(dir.clone()),
-            Self::Registries(registry) => registry.clone(),
-        }
-    }
-
-    /// It as what is written to.
-    fn sink(&self) -> Arc<dyn Sink> {
-        match self {
-            Self::Directory(dir) => Arc::new(dir.clone()),
-            Self::Registries(registry) => Arc::new(RegistrySink::new(registry.clone())),
-        }
-    }
-}
-
-/// What users call a transfer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verb {
-    Pull,
-    Push,
-    Copy,
-}
-
-impl Verb {
-    pub(crate) fn command(self) -> &'static str {
-        match self {
-            Self::Pull => "pull",
-            Self::Push => "push",
-            Self::Copy => "copy",
-        }
-    }
-
-    /// What has happened to an image.
-    pub(crate) fn done(self) -> &'static str {
-        match self {
-            Self::Pull => "pulled",
-            Self::Push => "pushed",
-            Self::Copy => "copied",
-        }
-    }
-
-    /// What happens to bytes: `... to fetch`, `... fetched`.
-    fn moving(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Pull => ("fetch", "fetched"),
-            Self::Push => ("send", "sent"),
-            Self::Copy => ("copy", "copied"),
-        }
-    }
-}
-
-/// A transfer to be carried out.
-pub(crate) struct Job<'a> {
+/// Who reports a transfer.
+pub(crate) struct Teller<'a> {
     pub(crate) verb: Verb,
     /// The task that it is a part of.
     pub(crate) task: Option<&'a str>,
-    pub(crate) from: &'a Tree,
-    pub(crate) to: &'a Tree,
-    pub(crate) routes: &'a [Route],
-    pub(crate) options: &'a Options,
-    pub(crate) concurrency: usize,
-    /// Say what would be done, and do nothing.
-    pub(crate) dry_run: bool,
     pub(crate) output: &'a Arc<Output>,
 }
 
-impl Job<'_> {
-    /// Does it, and tells how it went.
-    pub(crate) fn run(&self) -> Result<Outcome, Failure> {
-        let started = Instant::now();
-        let (report, plan) = block_on(self.between(&self.from.source(), &self.to.sink()))?;
-        self.tell_images(&report);
-        let elapsed = started.elapsed();
-        if plan.is_none() {
-            self.tell_total(&report, elapsed);
+impl Teller<'_> {
+    /// Reports how it went.
+    pub(crate) fn tell(&self, transfer: &TransferReport) -> Ending {
+        if let Some(nothing) = transfer.nothing {
+            self.tell_nothing(nothing);
+            return Ending::Nothing;
         }
+        let report = &transfer.report;
+        if let Some(plan) = &transfer.plan {
+            self.tell_plan(plan, report);
+        }
+        self.tell_images(report);
+        if transfer.plan.is_none() {
+            self.tell_total(report, transfer.elapsed);
+        }
+        self.output.event(&self.json(transfer));
+        for warning in &transfer.warnings {
+            self.output.warning(&warning.to_string());
+        }
+        transfer.ending()
+    }
+
+    fn tell_nothing(&self, nothing: NothingToDo) {
+        self.output.warning(match nothing {
+            NothingToDo::NoMatch => "no image matches the pattern: nothing to do",
+            NothingToDo::NoneNamed => "no image is named: nothing to do",
+            NothingToDo::EmptySource => "there is no image in the source: nothing to do",
+        });
+        let (event, command) = (report_event(self.task), self.verb.command());
+        self.output.event(&json!({"event": event, "command": command, "images": []}));
+    }
+
+    fn json(&self, transfer: &TransferReport) -> Value {
+        let (report, traffic) = (&transfer.report, &transfer.traffic);
         let (moved_blobs, moved_bytes) = match self.verb {
             Verb::Pull => ("fetched_blobs", "fetched_bytes"),
             Verb::Push | Verb::Copy => ("moved_blobs", "moved_bytes"),
@@ -124,61 +75,20 @@ impl Job<'_> {
         if self.verb != Verb::Pull {
             summary["mounted_blobs"] = report.mounted_blobs.into();
             summary["linked_blobs"] = report.linked_blobs.into();
-            summary["sent_bytes"] = self.sum(Stats::sent_bytes).into();
+            summary["sent_bytes"] = traffic.sent_bytes.into();
         }
-        summary["received_bytes"] = self.sum(Stats::received_bytes).into();
-        summary["requests"] = self.sum(Stats::requests).into();
-        summary["retries"] = self.sum(Stats::retries).into();
-        summary["elapsed_ms"] = (elapsed.as_millis() as u64).into();
-        if let Some((blobs, size)) = plan {
-            summary["missing_blobs"] = blobs.into();
-            summary["missing_bytes"] = size.into();
+        summary["received_bytes"] = traffic.received_bytes.into();
+        summary["requests"] = traffic.requests.into();
+        summary["retries"] = traffic.retries.into();
+        summary["elapsed_ms"] = (transfer.elapsed.as_millis() as u64).into();
+        if let Some(plan) = &transfer.plan {
+            summary["missing_blobs"] = plan.missing().count().into();
+            summary["missing_bytes"] = plan.missing_bytes().into();
         }
-        self.output.event(&summary);
-        Ok(outcome(&report))
+        summary
     }
 
-    async fn between(
-        &self,
-        from: &Arc<dyn Backend>,
-        to: &Arc<dyn Sink>,
-    ) -> (Report, Option<(usize, u64)>) {
-        if self.dry_run {
-            let plan = transfer::plan(from, to, self.routes, self.options).await;
-            return (self.tell_plan(&plan), Some((plan.missing().count(), plan.missing_bytes())));
-        }
-        let target = match self.to {
-            Tree::Directory(dir) => Some(dir),
-            Tree::Registries(_) => None,
-        };
-        let progress = Progress::new(self.output.clone(), target, self.verb);
-        let observer: Arc<dyn Observer> = progress.clone();
-        let copied =
-            transfer::copy(from, to, self.routes, self.options, self.concurrency, &observer);
-        let report = copied.await;
-        progress.finish();
-        (report, None)
-    }
-
-    /// Sums up what went over the wire on both sides; one registry may be both.
-    fn sum(&self, of: fn(&Stats) -> u64) -> u64 {
-        match (self.from, self.to) {
-            (Tree::Registries(from), Tree::Registries(to)) if !Arc::ptr_eq(from, to) => {
-                of(from.stats()) + of(to.stats())
-            }
-            (Tree::Registries(one), _) | (_, Tree::Registries(one)) => of(one.stats()),
-            _ => 0,
-        }
-    }
-
-    fn tell_plan(&self, plan: &Plan) -> Report {
-        let there = |blob: &&transfer::BlobPlan| blob.moves() == 0;
-        let report = Report {
-            images: plan.images.iter().map(|image| image.report.clone()).collect(),
-            reused_blobs: plan.blobs.iter().filter(there).count(),
-            reused_bytes: plan.blobs.iter().filter(there).map(|b| b.descriptor.size).sum(),
-            ..Report::default()
-        };
+    fn tell_plan(&self, plan: &Plan, report: &Report) {
         let (verb, _) = self.verb.moving();
         for (index, image) in plan.images.iter().enumerate() {
             if matches!(image.report.status, Status::Planned) {
@@ -200,7 +110,6 @@ impl Job<'_> {
             count(plan.missing().count(), "blob"),
             bytes(report.reused_bytes)
         ));
-        report
     }
 
     /// What the user must know of single images: failures, skips, warnings, changed digests.
@@ -278,41 +187,5 @@ impl Job<'_> {
             value["error"] = error.to_string().into();
         }
         value
-    }
-}
-
-/// What the last event of a transfer is called: the report, unless it is one of many tasks.
-pub(crate) fn report_event(task: Option<&str>) -> &'static str {
-    if task.is_some() { "transfer" } else { "report" }
-}
-
-/// `from`, or `from -> to` where the name changes.
-pub(crate) fn shown(route: &Route) -> String {
-    if route.from == route.to {
-        route.from.to_string()
-    } else {
-        format!("{} -> {}", route.from, route.to)
-    }
-}
-
-/// A status as JSON has it.
-pub(crate) fn status_name(verb: Verb, status: &Status) -> &'static str {
-    match status {
-        Status::Planned => "planned",
-        Status::Copied => verb.done(),
-        Status::Unchanged => "unchanged",
-        Status::Skipped => "skipped",
-        Status::Failed(_) => "failed",
-    }
-}
-
-fn outcome(report: &Report) -> Outcome {
-    let is = |wanted: fn(&Status) -> bool| move |image: &ImageReport| wanted(&image.status);
-    if report.images.iter().any(is(|status| matches!(status, Status::Failed(_)))) {
-        Outcome::SomeFailed
-    } else if report.images.iter().all(is(|status| matches!(status, Status::Skipped))) {
-        Outcome::NothingMatched
-    } else {
-        Outcome::Done
     }
 }

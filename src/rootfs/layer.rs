@@ -422,6 +422,9 @@ impl Layer {
             index.map_err(io::Error::other)?.map_err(|e| self.not_expected(&e))
         };
         let index = ended.await.map_err(|kind: Kind| self.error(kind));
+        if index.is_ok() {
+            tracing::info!(digest = %self.blob.digest, bytes = self.blob.size, "indexed a layer");
+        }
         if let (Compressed::Cached(blob), Some(hashing)) = (&compressed, hashing) {
             match &index {
                 Ok(_) => blob.vouch(&hashing),

@@ -4,13 +4,13 @@ use super::{
     Settings,
     error::{Findings, TaskError},
     evaluate::{Evaluated, Item, Scope, Trouble},
-    request::{Images, Request, TreeSpec},
     side::{Bare, Side},
     steps::{Argument, Form, Step},
 };
 use crate::{
     backend::registry::{Entry, EntryKeys},
     image::{PlatformFilter, Reference},
+    ops::{Images, Request, TreeSpec},
     transfer::{Options, Policy},
 };
 

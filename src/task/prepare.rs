@@ -8,9 +8,8 @@ use super::{
     error::{Findings, TaskError},
     evaluate::{Scope, Trouble},
     playbook::Task,
-    request::Request,
 };
-use crate::template::Value;
+use crate::{ops::Request, template::Value};
 
 /// The most items that a loop may have; each is a transfer of its own.
 const MAX_ITEMS: usize = 10_000;

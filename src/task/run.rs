@@ -2,13 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{
-    Playbook, Selection, Settings, Task,
-    error::Findings,
-    prepare::Prepared,
-    request::{Images, Request},
+use super::{Playbook, Selection, Settings, Task, error::Findings, prepare::Prepared};
+use crate::{
+    ops::{Ending, Images, Request},
+    template::Value,
 };
-use crate::template::Value;
 
 /// How a transfer, a task, or one item of its loop has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +17,16 @@ pub enum TaskOutcome {
     Skip(String),
     /// Why something is not at the target.
     Failed(String),
+}
+
+impl From<Ending> for TaskOutcome {
+    fn from(ending: Ending) -> Self {
+        match ending {
+            Ending::Done => Self::Success,
+            Ending::Nothing => Self::Skip("nothing matched".into()),
+            Ending::SomeFailed => Self::Failed("not all images could be transferred".into()),
+        }
+    }
 }
 
 /// What became of a task.

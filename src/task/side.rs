@@ -4,11 +4,11 @@ use super::{
     error::{Position, TaskError},
     evaluate::{Evaluated, Scope, Trouble},
     node::Node,
-    request::{TreeSpec, TreeSpecError, bare_name, split_scheme},
 };
 use crate::{
     image::Reference,
-    template::{Cause, Missing, Template, Value, image_vars},
+    ops::{TreeSpec, TreeSpecError, bare_name, split_scheme, with_image},
+    template::{Cause, Missing, Template, Value},
 };
 
 /// A tree, and what renders the names of images in it if they have not their own.
@@ -211,18 +211,4 @@ fn host(prefix: &str) -> String {
 
 fn samples() -> impl Iterator<Item = Reference> {
     SAMPLES.iter().filter_map(|image| image.parse().ok())
-}
-
-/// The variables, with those of an image.
-pub fn with_image(vars: &Value, image: &Reference) -> Value {
-    let digest = image.digest().map(|digest| digest.to_string());
-    let mut vars = vars.clone();
-    vars.merge(image_vars(
-        image.repository().registry(),
-        image.repository().path(),
-        image.tag().or(digest.as_deref()).unwrap_or_default(),
-        image.tag(),
-        digest.as_deref(),
-    ));
-    vars
 }

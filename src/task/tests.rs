@@ -7,7 +7,9 @@ mod running;
 
 use std::fmt::{Display, Write};
 
-use super::{error::Findings, prepare::Prepared, side::with_image, *};
+use crate::ops::{Images, Request, bare_name, with_image};
+
+use super::{error::Findings, prepare::Prepared, *};
 use crate::{
     backend::registry::{Credentials, Entry},
     template::Missing,

@@ -13,6 +13,7 @@ mod faults;
 mod floors;
 mod kill;
 mod links;
+mod logs;
 mod manual;
 mod mount;
 mod mount_access;

@@ -79,6 +79,7 @@ impl Limiter {
             state.limit = lower;
             state.successes = 0;
             state.lowered = Some(Instant::now());
+            tracing::info!(requests = lower, "the registry asks for less at a time");
         }
         if let Some(pause) = pause {
             let until = Instant::now() + pause;

@@ -50,11 +50,14 @@ impl Retry {
         let enough = matches!(error.kind(), Kind::Connect(_)) && self.attempts >= CONNECT_ATTEMPTS;
         let delay = self.delays.next().filter(|_| !enough);
         let Some(delay) = delay else { return Err(error.after(self.attempts)) };
+        let delay = match error.kind() {
+            Kind::Status { retry_after: Some(wait), .. } => delay.max(*wait),
+            _ => delay,
+        };
+        let (attempt, delay_ms) = (self.attempts, delay.as_millis());
+        tracing::info!(attempt, delay_ms, "{error}; repeating it");
         self.attempts += 1;
-        match error.kind() {
-            Kind::Status { retry_after: Some(wait), .. } => Ok(delay.max(*wait)),
-            _ => Ok(delay),
-        }
+        Ok(delay)
     }
 }
 

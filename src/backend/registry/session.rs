@@ -195,6 +195,10 @@ impl Session {
             }
             let response = response?;
             let status = response.status();
+            // A query may be a credential, and so may the path at another host.
+            let path = own.then(|| url.path());
+            let (method, host, status_code) = (&ask.method, url.host_str(), status.as_u16());
+            tracing::debug!(%method, host, path, status = status_code, "{}", ask.doing);
             if own && status != StatusCode::UNAUTHORIZED {
                 self.auth.learn(Scheme::None);
             }

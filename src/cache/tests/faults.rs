@@ -1,16 +1,17 @@
 //! Sources that lie, break and fail, and disks that are full.
 
 use std::{
+    fmt::Debug,
     fs,
     sync::{Arc, Mutex, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
-use super::{
-    super::{Cache, CacheConfig, Observer},
-    fake::*,
-};
-use crate::backend::{Error, Kind, images_dir::cached};
+use tracing::{Dispatch, Event, Level, field::Field};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+use super::{super::Cache, fake::*};
+use crate::backend::{Kind, images_dir::cached};
 
 fn files(dir: &std::path::Path) -> usize {
     ["part", "whole"].iter().map(|d| fs::read_dir(dir.join("cache").join(d)).unwrap().count()).sum()
@@ -108,30 +109,57 @@ async fn a_failure_is_that_of_those_who_wait_for_it() {
     }
 }
 
-#[derive(Default)]
-struct Warnings(Mutex<Vec<String>>);
+/// The warnings that are logged.
+#[derive(Clone, Default)]
+struct Warnings(Arc<Mutex<Vec<String>>>);
 
-impl Observer for Warnings {
-    fn warning(&self, error: &Error) {
-        self.0.lock().unwrap().push(error.to_string());
+impl<S: tracing::Subscriber> Layer<S> for Warnings {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if *event.metadata().level() == Level::WARN {
+            let mut fields = String::new();
+            event.record(&mut |field: &Field, value: &dyn Debug| {
+                fields += &format!("{field}={value:?} ");
+            });
+            self.0.lock().unwrap().push(fields);
+        }
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_a_full_disk_reads_go_on_with_one_warning() {
+impl Warnings {
+    /// A runtime whose threads log to this.
+    fn runtime(&self) -> tokio::runtime::Runtime {
+        let logged = Dispatch::new(tracing_subscriber::registry().with(self.clone()));
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .on_thread_start(move || {
+                // As long as the thread.
+                std::mem::forget(tracing::dispatcher::set_default(&logged));
+            })
+            .enable_all()
+            .build()
+            .unwrap()
+    }
+}
+
+#[test]
+fn on_a_full_disk_reads_go_on_with_one_warning() {
+    let warnings = Warnings::default();
+    let runtime = warnings.runtime();
+    runtime.block_on(async { runtime.spawn(read_on_a_full_disk(warnings)).await.unwrap() });
+}
+
+async fn read_on_a_full_disk(warnings: Warnings) {
     let dir = tempfile::tempdir().unwrap();
-    let warnings = Arc::new(Warnings::default());
-    let config = CacheConfig {
-        observer: warnings.clone(),
-        ..CacheConfig::new(dir.path().join("cache"), 64 * MIB)
-    };
-    let cache = Cache::open(config).unwrap();
+    let cache = super::fake::cache(dir.path(), 64 * MIB);
     let fake = Fake::new(24 * MIB + 5, 6);
     let blob = fake.open_in(&cache);
     blob.read(0, MIB as usize).await.unwrap();
     cache.core.fails_to_write.store(true, SeqCst);
     read_all(&fake, &blob, 128 << 10).await.unwrap();
-    assert_eq!(warnings.0.lock().unwrap().len(), 1, "{:?}", warnings.0);
+    {
+        let warnings = warnings.0.lock().unwrap();
+        assert!(matches!(&warnings[..], [one] if one.contains("cache: writing")), "{warnings:?}");
+    }
     // The end is known to be right, and what was not kept has to be the same.
     assert!(fake.sent() < 28 * MIB, "{}", fake.sent());
     read_all(&fake, &blob, 500_000).await.unwrap();

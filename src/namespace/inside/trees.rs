@@ -284,6 +284,12 @@ impl View {
         self.slot(id).ok().map(|slot| slot.early.clone())
     }
 
+    /// The path of the image or layer below the root of the mount, if `ino` is in its tree.
+    pub(in crate::namespace) fn image_path(&self, ino: u64) -> Option<String> {
+        let (id, _) = self.in_tree(ino)?;
+        Some(self.slot(id).ok()?.path.clone())
+    }
+
     fn slot(&self, id: TreeId) -> Result<Arc<Slot>, ViewError> {
         let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
         inside.slot(id).ok_or(ViewError::Stale)

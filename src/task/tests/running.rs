@@ -5,7 +5,10 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{settings, show};
-use crate::task::{Playbook, Request, RunEvent, Runner, Selection, Task, TaskOutcome};
+use crate::{
+    ops::Request,
+    task::{Playbook, RunEvent, Runner, Selection, Task, TaskOutcome},
+};
 
 /// Ends transfers as a table says, by the first image or the target, and writes down what happens.
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! What a task, `imgfs push` or `imgfs copy` asks for, in its one canonical form.
+//! What a pull, a push, a copy or a task asks for, in its one canonical form.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -155,7 +155,7 @@ impl fmt::Display for TreeSpec {
 }
 
 /// `oci://rest`. What stands before `://` is a scheme if it is a word; a path may contain `://`.
-pub(super) fn split_scheme(text: &str) -> Option<(&str, &str)> {
+pub(crate) fn split_scheme(text: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = text.split_once("://")?;
     let is_word = !scheme.is_empty()
         && scheme.len() <= 32

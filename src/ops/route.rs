@@ -2,13 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::{
-    request::{Images, Request, TreeSpec, bare_name},
-    side::with_image,
-};
+use super::request::{Images, Request, TreeSpec, bare_name};
 use crate::{
     image::{Reference, ReferenceError},
-    template::{Missing, Template, TemplateError},
+    template::{Missing, Template, TemplateError, Value, image_vars},
     transfer::Route,
 };
 
@@ -170,6 +167,20 @@ impl Request {
             other => refuse(other.to_string()),
         })
     }
+}
+
+/// The variables, with those of an image.
+pub fn with_image(vars: &Value, image: &Reference) -> Value {
+    let digest = image.digest().map(|digest| digest.to_string());
+    let mut vars = vars.clone();
+    vars.merge(image_vars(
+        image.repository().registry(),
+        image.repository().path(),
+        image.tag().or(digest.as_deref()).unwrap_or_default(),
+        image.tag(),
+        digest.as_deref(),
+    ));
+    vars
 }
 
 fn suffix(image: &Reference) -> String {

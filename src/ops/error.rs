@@ -1,0 +1,91 @@
+//! Why something that was asked for could not be done.
+
+use std::{io, path::PathBuf};
+
+use super::{RouteError, TreeSpec};
+use crate::{backend, image::ReferenceError, namespace::ViewError, rootfs::PathError};
+
+/// Shorthand for results of this floor.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error that ends what was asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A backend has failed.
+    #[error(transparent)]
+    Backend(#[from] backend::Error),
+    /// An image has no name at the source or at the target.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// A name is not a reference.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// Source and target are the same directory, and names are to stay what they are.
+    #[error("source and target are the same directory, {}", .0.display())]
+    SameDirectory(PathBuf),
+    /// Nothing says which images of a registry are meant.
+    #[error(
+        "{0}: all images of a registry cannot be listed; name the images, or a repository (registry://HOST/PATH)"
+    )]
+    Unlistable(TreeSpec),
+    /// The one image that was asked for cannot be had.
+    #[error(transparent)]
+    Image(backend::Error),
+    /// The one image that a mount is to show cannot be shown.
+    #[error(transparent)]
+    Only(ViewError),
+    /// The image is not for the platform that is wanted.
+    #[error("{image} is not for {wanted}")]
+    NotForPlatform {
+        /// The image, as it was named.
+        image: String,
+        /// The platform that is wanted.
+        wanted: String,
+        /// What the image is for.
+        platforms: Vec<String>,
+    },
+    /// The image has nothing for a platform that its index lists.
+    #[error("{image} has no {platform}")]
+    NoVariant {
+        /// The image, as it was named.
+        image: String,
+        /// The platform.
+        platform: String,
+    },
+    /// The path leads nowhere in the image.
+    #[error(transparent)]
+    Path(PathError),
+    /// The path is not that of a regular file.
+    #[error("it is {0}")]
+    NotAFile(&'static str),
+    /// A place for temporary files cannot be made.
+    #[error("{}: {error}", .path.display())]
+    Scratch {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// What was read could not be passed on.
+    #[error(transparent)]
+    Output(io::Error),
+}
+
+impl Error {
+    /// Whether it is about the image that was asked for, and not about how that was done.
+    pub fn is_of_image(&self) -> bool {
+        matches!(self, Self::Image(_) | Self::Only(_) | Self::NotForPlatform { .. } | Self::Path(_))
+    }
+
+    /// What the user can do about it, if there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Backend(error) | Self::Image(error) => error.hint().map(str::to_owned),
+            Self::NotForPlatform { platforms, .. } => {
+                Some(format!("give --platform; it is for {}", platforms.join(", ")))
+            }
+            _ => None,
+        }
+    }
+}

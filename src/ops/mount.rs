@@ -1,0 +1,131 @@
+//! Putting together what a mount shows.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+
+use super::{Error, Result};
+use crate::{
+    backend::{
+        Backend,
+        images_dir::{ImagesDir, Linking},
+        registry::{Registry, RegistryConfig},
+    },
+    cache::{Cache, CacheConfig},
+    image::Reference,
+    namespace::{Settings, View},
+};
+
+/// What a mount is to show.
+#[derive(Clone, Debug)]
+pub struct NamespaceRequest {
+    /// The images_dir, which is created if it does not exist.
+    pub images_dir: PathBuf,
+    /// Images that are listed from the start.
+    pub images: Vec<Reference>,
+    /// Show the root file system of this image, and nothing else.
+    pub only: Option<Reference>,
+    /// How it behaves.
+    pub settings: Settings,
+    /// Show what is local, and ask no registry.
+    pub offline: bool,
+    /// Where the cache is, if not in the images_dir.
+    pub cache_dir: Option<PathBuf>,
+    /// What the cache may take of the disk, in bytes.
+    pub cache_bytes: u64,
+}
+
+/// What a mount shows.
+pub struct Namespace {
+    /// The files and directories, to be given to `fuse::mount`.
+    pub view: Arc<View>,
+    /// Where its cache is.
+    pub cache_dir: PathBuf,
+}
+
+/// Puts together what a mount shows, and looks up the images that are to be listed. Has to be called
+/// in a runtime; what waits for registries later waits there.
+///
+/// An image that cannot be looked up now is logged, and looked up again when somebody opens it.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use imgfs::{
+///     backend::registry::RegistryConfig,
+///     namespace::{ROOT, Settings},
+///     ops::{NamespaceRequest, namespace, this_machine},
+///     transfer::Options,
+///     util::Budget,
+/// };
+/// use std::{ffi::OsStr, time::Duration};
+///
+/// let temporary = tempfile::tempdir()?;
+/// let request = NamespaceRequest {
+///     images_dir: temporary.path().join("images"),
+///     images: Vec::new(),
+///     only: None,
+///     settings: Settings {
+///         options: Options::default(),
+///         tag_ttl: Duration::from_secs(60),
+///         platform: this_machine()?,
+///         patience: Duration::from_secs(60),
+///         verify_first: false,
+///         budget: Budget::unlimited(),
+///     },
+///     offline: true,
+///     cache_dir: None,
+///     cache_bytes: 1 << 30,
+/// };
+/// let shown = namespace(&request, RegistryConfig::default()).await?;
+/// assert!(shown.view.lookup(ROOT, OsStr::new("blobs")).is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Result<Namespace> {
+    let root = &request.images_dir;
+    if !root.exists() {
+        ImagesDir::create(root, None, Linking::Auto)?;
+    }
+    let dir = ImagesDir::open(root)?;
+    let cache_dir = request.cache_dir.clone().unwrap_or_else(|| dir.cache_dir());
+    let of_cache = CacheConfig::in_images_dir(&dir, request.cache_bytes);
+    let cache = Cache::open(match cache_dir.starts_with(dir.root()) {
+        true => CacheConfig { dir: cache_dir.clone(), ..of_cache },
+        false => CacheConfig::new(cache_dir.clone(), request.cache_bytes),
+    });
+    let patience = config.patience();
+    let source: Arc<dyn Backend> = Arc::new(Registry::new(config));
+    let (source, cache) = match (request.offline, cache) {
+        (true, Ok(cache)) => (None, Some(cache)),
+        (true, Err(error)) => {
+            tracing::warn!("images cannot be looked into: {error}");
+            (None, None)
+        }
+        (false, cache) => (Some(source), Some(cache?)),
+    };
+    let view = View::new(dir, source, cache, request.settings.clone());
+    if let Some(image) = &request.only {
+        view.show_only(image).await.map_err(Error::Only)?;
+    }
+    for image in &request.images {
+        view.declare(image);
+    }
+    if !request.offline {
+        look_up(&view, &request.images, patience).await;
+    }
+    Ok(Namespace { view, cache_dir })
+}
+
+/// Looks up images, so that what belongs to them is listed from the start.
+async fn look_up(view: &Arc<View>, images: &[Reference], deadline: Duration) {
+    join_all(images.iter().map(|image| async move {
+        match tokio::time::timeout(deadline, view.resolve(image)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%image, "{image}: {error}"),
+            Err(_) => {
+                tracing::warn!(%image, "{image}: no answer within {} s", deadline.as_secs());
+            }
+        }
+    }))
+    .await;
+}

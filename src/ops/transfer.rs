@@ -1,0 +1,384 @@
+//! Pull, push and copy: from a [`Request`] to a transfer.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Error, Images, Request, Result, TreeSpec};
+use crate::{
+    backend::{
+        self, Backend, Kind, Sink,
+        images_dir::{ImagesDir, Layout, Linking},
+        registry::{Registry, RegistryConfig, RegistrySink, Stats},
+    },
+    image::{Reference, Repository, is_attachment_tag},
+    transfer::{self as engine, Plan, Report, Route, Status},
+};
+
+/// How a request is carried out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TransferOptions {
+    /// Of a directory that is created.
+    pub layout: Option<Layout>,
+    /// How blobs come from one directory into another.
+    pub linking: Linking,
+    /// Create the projects that are missing in a Harbor.
+    pub create_projects: bool,
+    /// Find out what would be done, and do nothing.
+    pub dry_run: bool,
+}
+
+/// A project of a Harbor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Project {
+    /// The registry's host, with its port if there is one.
+    pub registry: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Is told what happens. Called from several threads; must not block.
+pub trait Observer: engine::Observer {
+    /// All images are named and copying begins, into `target` if that is a directory.
+    fn started(&self, target: Option<&ImagesDir>) {
+        let _ = target;
+    }
+
+    /// A project has been created.
+    fn project_created(&self, project: &Project) {
+        let _ = project;
+    }
+
+    /// A project could not be created. The images in it will most likely fail.
+    fn project_failed(&self, error: &backend::Error) {
+        let _ = error;
+    }
+}
+
+impl Observer for () {}
+
+/// What went over the network in a transfer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes of bodies that were sent.
+    pub sent_bytes: u64,
+    /// Bytes of bodies that were received.
+    pub received_bytes: u64,
+    /// Requests, repeated ones included.
+    pub requests: u64,
+    /// Repeated requests.
+    pub retries: u64,
+}
+
+/// Why there was nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NothingToDo {
+    /// No image matches the pattern.
+    NoMatch,
+    /// No image was named.
+    NoneNamed,
+    /// The source has no image.
+    EmptySource,
+}
+
+/// How a transfer went.
+#[derive(Debug, Default)]
+pub struct TransferReport {
+    /// What became of each image.
+    pub report: Report,
+    /// What would be done, of a dry run.
+    pub plan: Option<Plan>,
+    /// Why there was nothing to do, if there was nothing.
+    pub nothing: Option<NothingToDo>,
+    /// What went over the network.
+    pub traffic: Traffic,
+    /// How long it took, from when all images had been named.
+    pub elapsed: Duration,
+    /// What could not be noted for later runs, which will ask once more.
+    pub warnings: Vec<backend::Error>,
+}
+
+/// How the whole of a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Everything that was wanted is at the target, or would be.
+    Done,
+    /// Some images could not be copied.
+    SomeFailed,
+    /// Nothing was wanted.
+    Nothing,
+}
+
+impl TransferReport {
+    /// How the whole ended.
+    pub fn ending(&self) -> Ending {
+        let mut statuses = self.report.images.iter().map(|image| &image.status);
+        if statuses.clone().any(|status| matches!(status, Status::Failed(_))) {
+            Ending::SomeFailed
+        } else if statuses.all(|status| matches!(status, Status::Skipped)) {
+            Ending::Nothing
+        } else {
+            Ending::Done
+        }
+    }
+}
+
+/// A transfer whose names and directories have been checked as far as that is possible without
+/// asking a registry.
+pub struct Transfer<'a> {
+    request: &'a Request,
+    options: TransferOptions,
+    from: Option<ImagesDir>,
+    to: Option<ImagesDir>,
+    /// `None` if a registry has to be asked which images there are.
+    routes: Option<Vec<Route>>,
+}
+
+/// Copies the images that `request` asks for. Registries are reached as `config` says.
+///
+/// Images that cannot be copied are in the report; an error means that nothing could be done.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use std::sync::Arc;
+/// use imgfs::{
+///     backend::{ManifestName, Sink, images_dir::{ImagesDir, Linking}, registry::RegistryConfig},
+///     image::{Manifest, Repository},
+///     ops::{Images, Observer, Request, TransferOptions, TreeSpec, transfer},
+/// };
+///
+/// let temporary = tempfile::tempdir()?;
+/// let [from, to] = ["from", "to"].map(|name| temporary.path().join(name));
+/// // An image for no platform at all is the smallest one.
+/// let dir = ImagesDir::create(&from, None, Linking::Auto)?;
+/// let index = br#"{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}"#;
+/// let manifest = Manifest::parse(index.to_vec().into(), None)?;
+/// let repository = Repository::new("registry.example.com", "team/app")?;
+/// dir.put(&repository, &manifest, &ManifestName::Tag("v1".to_owned())).await?;
+///
+/// let all = Request::new(TreeSpec::Directory(from), TreeSpec::Directory(to), Images::All);
+/// let observer: Arc<dyn Observer> = Arc::new(());
+/// let options = TransferOptions::default();
+/// let report = transfer(&all, options, RegistryConfig::default(), &observer).await?;
+/// assert_eq!(report.report.images[0].route.to.to_string(), "registry.example.com/team/app:v1");
+/// assert_eq!(report.report.images[0].digest, Some(manifest.digest()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+pub async fn transfer(
+    request: &Request,
+    options: TransferOptions,
+    config: RegistryConfig,
+    observer: &Arc<dyn Observer>,
+) -> Result<TransferReport> {
+    Transfer::prepare(request, options)?.run(config, observer).await
+}
+
+impl<'a> Transfer<'a> {
+    /// Checks the names and opens the directories that `request` is about.
+    pub fn prepare(request: &'a Request, options: TransferOptions) -> Result<Self> {
+        // Names first: what is wrong with them is known before anything else is touched.
+        let listed = request.listed()?;
+        let early = listed.as_deref().map(|images| request.routes(images)).transpose()?;
+        let from = match &request.from {
+            TreeSpec::Directory(path) => Some(ImagesDir::open(path)?),
+            TreeSpec::Registry { .. } => None,
+        };
+        // A directory that does not exist is created when there is something to put into it.
+        let to = match &request.to {
+            TreeSpec::Directory(path) if options.dry_run || path.exists() => {
+                Some(open_target(path, request, options)?)
+            }
+            TreeSpec::Directory(_) | TreeSpec::Registry { .. } => None,
+        };
+        let local = match (&listed, &from) {
+            (None, Some(dir)) => Some(images_of(dir, request)?),
+            _ => None,
+        };
+        let local_routes = local.as_deref().map(|images| request.routes(images)).transpose()?;
+        Ok(Self { request, options, from, to, routes: early.or(local_routes) })
+    }
+
+    /// The registries that will be asked, as far as they are known by now.
+    pub fn registries(&self) -> Vec<String> {
+        let routes = self.routes.as_deref().unwrap_or_default();
+        let mut names = BTreeSet::new();
+        for (spec, side) in [
+            (&self.request.from, routes.iter().map(|route| &route.from).collect::<Vec<_>>()),
+            (&self.request.to, routes.iter().map(|route| &route.to).collect()),
+        ] {
+            if let TreeSpec::Registry { prefix } = spec {
+                let host = prefix.split('/').next().filter(|host| !host.is_empty());
+                names.extend(host.map(str::to_owned));
+                names.extend(side.iter().map(|image| image.repository().registry().to_owned()));
+            }
+        }
+        names.into_iter().collect()
+    }
+
+    /// Copies the images. Registries are reached as `config` says, and before that as the request
+    /// itself does.
+    pub async fn run(
+        mut self,
+        mut config: RegistryConfig,
+        observer: &Arc<dyn Observer>,
+    ) -> Result<TransferReport> {
+        let (request, options) = (self.request, self.options);
+        config.entries.splice(0..0, request.auths.iter().cloned());
+        config.defaults.skip_tls_verify |= request.skip_tls_verify.unwrap_or(false);
+        Registry::check(&config)?;
+        config.without_referrers =
+            self.to.as_ref().map(ImagesDir::registries_without_referrers).unwrap_or_default();
+        let (known_without, concurrency) = (config.without_referrers.clone(), config.concurrency);
+        let registry = Arc::new(Registry::new(config));
+        let routes = match self.routes.take() {
+            Some(routes) => routes,
+            None => request.routes(&tags_of(&registry, request).await?)?,
+        };
+        if routes.is_empty() {
+            let nothing = match (&request.images, &request.pattern) {
+                (_, Some(_)) => NothingToDo::NoMatch,
+                (Images::Listed(_), None) => NothingToDo::NoneNamed,
+                (Images::All, None) => NothingToDo::EmptySource,
+            };
+            return Ok(TransferReport { nothing: Some(nothing), ..TransferReport::default() });
+        }
+        if let (TreeSpec::Directory(path), None) = (&request.to, &self.to) {
+            self.to = Some(open_target(path, request, options)?);
+        }
+        if options.create_projects && self.to.is_none() && !options.dry_run {
+            create_projects(&registry, &routes, observer).await?;
+        }
+        let started = Instant::now();
+        let source: Arc<dyn Backend> = match self.from {
+            Some(dir) => Arc::new(dir),
+            None => registry.clone(),
+        };
+        let sink: Arc<dyn Sink> = match &self.to {
+            Some(dir) => Arc::new(dir.clone()),
+            None => Arc::new(RegistrySink::new(registry.clone())),
+        };
+        let (report, plan) = if options.dry_run {
+            let plan = engine::plan(&source, &sink, &routes, &request.options).await;
+            (report_of(&plan), Some(plan))
+        } else {
+            observer.started(self.to.as_ref());
+            let moves: Arc<dyn engine::Observer> = observer.clone();
+            let copied =
+                engine::copy(&source, &sink, &routes, &request.options, concurrency, &moves);
+            (copied.await, None)
+        };
+        let elapsed = started.elapsed();
+        let mut warnings = Vec::new();
+        if let (Some(dir), false) = (&self.to, options.dry_run) {
+            for name in registry.without_referrers() {
+                if !known_without.contains(&name) {
+                    warnings.extend(dir.note_without_referrers(&name).err());
+                }
+            }
+        }
+        let traffic = Traffic::of(registry.stats());
+        Ok(TransferReport { report, plan, nothing: None, traffic, elapsed, warnings })
+    }
+}
+
+impl Traffic {
+    fn of(stats: &Stats) -> Self {
+        Self {
+            sent_bytes: stats.sent_bytes(),
+            received_bytes: stats.received_bytes(),
+            requests: stats.requests(),
+            retries: stats.retries(),
+        }
+    }
+}
+
+/// The report of a dry run.
+fn report_of(plan: &Plan) -> Report {
+    let there = |blob: &&engine::BlobPlan| blob.moves() == 0;
+    Report {
+        images: plan.images.iter().map(|image| image.report.clone()).collect(),
+        reused_blobs: plan.blobs.iter().filter(there).count(),
+        reused_bytes: plan.blobs.iter().filter(there).map(|b| b.descriptor.size).sum(),
+        ..Report::default()
+    }
+}
+
+/// Opens the directory to be filled; a dry run creates none.
+fn open_target(root: &Path, request: &Request, options: TransferOptions) -> Result<ImagesDir> {
+    if let TreeSpec::Directory(from) = &request.from
+        && let (Ok(from), Ok(to)) = (from.canonicalize(), root.canonicalize())
+        && from == to
+        && request.dest.is_none()
+    {
+        return Err(Error::SameDirectory(root.to_owned()));
+    }
+    Ok(match (options.dry_run, root.exists()) {
+        (true, true) => ImagesDir::open(root)?,
+        (true, false) => ImagesDir::absent(root),
+        _ => ImagesDir::create(root, options.layout, options.linking)?,
+    })
+}
+
+/// The images of a directory that match: those with a tag, and those that somebody asked for by
+/// digest. What is attached to them goes with them.
+fn images_of(dir: &ImagesDir, request: &Request) -> Result<Vec<Reference>> {
+    let inventory = dir.inventory()?;
+    let tagged: BTreeSet<(&Repository, _)> = inventory
+        .images
+        .iter()
+        .filter(|image| image.reference.tag().is_some())
+        .map(|image| (image.reference.repository(), image.digest))
+        .collect();
+    let wanted = inventory.images.iter().filter(|image| {
+        let (name, is_pin) = (&image.reference, image.reference.tag().is_none());
+        let is_double = is_pin && tagged.contains(&(name.repository(), image.digest));
+        !image.is_attachment && !is_double && request.matches(name, None)
+    });
+    Ok(wanted.map(|image| image.reference.clone()).collect())
+}
+
+/// The images in the repository that the request has as its source.
+async fn tags_of(registry: &Registry, request: &Request) -> Result<Vec<Reference>> {
+    let TreeSpec::Registry { prefix } = &request.from else { return Ok(Vec::new()) };
+    let Some((host, path)) = prefix.split_once('/') else {
+        return Err(Error::Unlistable(request.from.clone()));
+    };
+    let repository = Repository::new(host, path)?;
+    let tags = registry.all_tags(&repository).await?;
+    let images = tags.iter().filter(|tag| !is_attachment_tag(tag));
+    let images = images.map(|tag| repository.tagged(tag));
+    Ok(images.filter(|image| request.matches(image, None)).collect())
+}
+
+async fn create_projects(
+    registry: &Arc<Registry>,
+    routes: &[Route],
+    observer: &Arc<dyn Observer>,
+) -> Result<()> {
+    let project = |repository: &Repository| {
+        let name = repository.path().split('/').next().unwrap_or_default();
+        Project { registry: repository.registry().to_owned(), name: name.to_owned() }
+    };
+    let mut seen: Vec<Project> = Vec::new();
+    for route in routes {
+        let repository = route.to.repository();
+        let project = project(repository);
+        if seen.contains(&project) {
+            continue;
+        }
+        match registry.ensure_project(repository).await {
+            Ok(true) => observer.project_created(&project),
+            Ok(false) => {}
+            // It is no Harbor, and the option makes no sense.
+            Err(error) if matches!(error.kind(), Kind::Config(_)) => return Err(error.into()),
+            // It fails its own images, and no others.
+            Err(error) => observer.project_failed(&error),
+        }
+        seen.push(project);
+    }
+    Ok(())
+}
