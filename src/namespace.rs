@@ -19,21 +19,17 @@ mod table;
 mod tests;
 
 use std::{
-    collections::HashMap,
     ffi::OsStr,
     fs::{self, File, Metadata},
     io,
+    num::NonZeroUsize,
     os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt,
-    future::{BoxFuture, Shared},
-};
-use tokio::task::JoinHandle;
+use lru::LruCache;
 
 pub use handle::{Handle, RemoteBlob};
 pub use listing::Listing;
@@ -54,7 +50,7 @@ use crate::{
     layer::Kind as FileKind,
     rootfs::{Images, Sources},
     transfer::{self, Options, Route, Status},
-    util::locked,
+    util::{Budget, SingleFlight, locked},
 };
 
 /// How long the kernel may keep what cannot change: what is named by its digest.
@@ -62,6 +58,9 @@ const FOR_GOOD: Duration = Duration::from_secs(24 * 3600);
 
 /// How long it may keep that something is not there.
 const ABSENT: Duration = Duration::from_secs(2);
+
+/// Directories of which is remembered what they looked like.
+const MAX_LISTED: NonZeroUsize = NonZeroUsize::MIN.saturating_add((1 << 16) - 1);
 
 /// How a view behaves.
 #[derive(Clone, Debug)]
@@ -76,6 +75,8 @@ pub struct Settings {
     pub patience: Duration,
     /// Whether nothing inside a layer is shown before all of the layer has been verified.
     pub verify_first: bool,
+    /// Memory for all that is known of the inside of images.
+    pub memory: Budget,
 }
 
 /// What an inode looks like.
@@ -201,9 +202,6 @@ pub enum ViewError {
     Wrong(io::ErrorKind),
 }
 
-/// A name being looked up, for all who want to know.
-type Resolution = Shared<BoxFuture<'static, backend::Result<()>>>;
-
 /// The namespace of a mount. `S` is where images come from.
 pub struct View {
     dir: ImagesDir,
@@ -214,9 +212,9 @@ pub struct View {
     table: Mutex<Table>,
     catalogue: Mutex<Catalogue>,
     /// What each directory looked like when it was last listed.
-    listed: Mutex<HashMap<u64, Option<listing::Stamp>>>,
+    listed: Mutex<LruCache<u64, Option<listing::Stamp>>>,
     /// Names that are being looked up.
-    resolving: Mutex<HashMap<Reference, Resolution>>,
+    resolving: SingleFlight<Reference, backend::Result<()>>,
     /// `None` if there is no cache to read with.
     inside: Option<Inside>,
 }
@@ -237,6 +235,7 @@ impl View {
                 cache,
                 patience: settings.patience,
                 verify_first: settings.verify_first,
+                memory: settings.memory.clone(),
             });
             Inside::new(images, &settings)
         });
@@ -248,8 +247,8 @@ impl View {
             settings,
             table: Mutex::new(Table::new()),
             catalogue: Mutex::default(),
-            listed: Mutex::default(),
-            resolving: Mutex::default(),
+            listed: Mutex::new(LruCache::new(MAX_LISTED)),
+            resolving: SingleFlight::default(),
         })
     }
 
@@ -277,28 +276,12 @@ impl View {
                 false => Err(ViewError::Offline(image.to_string())),
             };
         };
-        let resolution = {
-            let mut resolving = locked(&self.resolving);
-            resolving.entry(image.clone()).or_insert_with(|| self.start(source, image)).clone()
-        };
-        Ok(resolution.await?)
-    }
-
-    /// One task for all who want to know, that goes on when they give up.
-    fn start(self: &Arc<Self>, source: &Arc<dyn Backend>, image: &Reference) -> Resolution {
-        let (view, source, image) = (self.clone(), source.clone(), image.clone());
-        let task: JoinHandle<backend::Result<()>> = tokio::spawn(async move {
-            let done = view.ask(&source, &image).await;
-            locked(&view.resolving).remove(&image);
-            done
-        });
-        let outcome = async move {
-            match task.await {
-                Ok(done) => done,
-                Err(panic) => Err(Error::new("mount", "looking up", io::Error::other(panic))),
-            }
-        };
-        outcome.boxed().shared()
+        // One task for all who want to know, that goes on when they give up.
+        let (view, source, name) = (self.clone(), source.clone(), image.clone());
+        let ask = || async move { view.ask(&source, &name).await };
+        let resolved = self.resolving.run(image.clone(), ask).await;
+        let died = |died| Err(Error::new("mount", "looking up", io::Error::other(died)));
+        Ok(resolved.unwrap_or_else(died)?)
     }
 
     async fn ask(&self, source: &Arc<dyn Backend>, image: &Reference) -> backend::Result<()> {
@@ -349,9 +332,9 @@ impl View {
         let above = self.path_of(parent)?;
         // What is not UTF-8 is nothing that a registry has; in the images_dir it is nobody's.
         let Some(name) = name.to_str() else {
-            return Ok(match self.tree_path(&above) {
-                Some((id, rest)) => self.ask_for_bytes(id, &above, &rest, name),
-                None => Found::Absent(ABSENT),
+            return Ok(match form(&above) {
+                Form::Inside => self.ask_for_bytes(&above, name),
+                _ => Found::Absent(ABSENT),
             });
         };
         self.look(&below(&above, name))
@@ -516,17 +499,44 @@ impl View {
 
     /// The kernel forgets so many times that it was told of `ino`.
     pub fn forget(&self, ino: u64, times: u64) {
-        // Those in trees are not counted: they can be found again at any time.
-        if !inside::is_in_tree(ino) {
-            locked(&self.table).forgotten(ino, times);
-        }
+        let Some(tree) = inside::tree_of(ino) else {
+            let known = locked(&self.table).forgotten(ino, times);
+            if let Some((Kind::Early(tree), times)) = known {
+                self.forgotten_in_tree(tree, times);
+            }
+            return;
+        };
+        // Nodes of trees are not counted, only the trees: what has a node can be made again at any time.
+        self.forgotten_in_tree(tree, times);
     }
 
-    /// What an inode looks like that the kernel knows.
-    pub fn attributes(&self, ino: u64) -> Result<Entry, ViewError> {
+    /// What an inode looks like that the kernel knows, if that takes no time. `None` if
+    /// [`View::attributes`] has to find it out.
+    pub fn attributes_now(&self, ino: u64) -> Result<Option<Entry>, ViewError> {
         if let Some((tree, node)) = self.in_tree(ino) {
             return Ok(self.attributes_in_tree(tree, node));
         }
+        let kind = locked(&self.table).get(ino).map(|node| node.kind.clone());
+        if matches!(kind, Some(Kind::Inside | Kind::Early(_))) {
+            let path = self.path_of(ino)?;
+            return match self.place_now(&path) {
+                Some(place) => self.attributes_of_place(ino, &place),
+                None => Ok(None),
+            };
+        }
+        self.attributes_outside(ino).map(Some)
+    }
+
+    /// What an inode looks like that the kernel knows, however long that takes.
+    pub async fn attributes(&self, ino: u64) -> Result<Entry, ViewError> {
+        match self.attributes_now(ino)? {
+            Some(entry) => Ok(entry),
+            None => self.attributes_later(ino).await,
+        }
+    }
+
+    /// What an inode looks like that is not inside an image.
+    fn attributes_outside(&self, ino: u64) -> Result<Entry, ViewError> {
         let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
         let of_file = |size, mtime| Attributes::file(ino, size, mtime);
         let mut ttl = FOR_GOOD;
@@ -536,7 +546,7 @@ impl View {
                 let mtime = local.as_ref().map_or_else(|| published_time(None), mtime_of);
                 Attributes::directory(ino, mtime)
             }
-            Kind::Inside => return self.attributes_inside(ino, &node.path),
+            Kind::Inside | Kind::Early(_) => return Err(ViewError::Stale),
             Kind::Unknown => {
                 ttl = Duration::ZERO;
                 of_file(0, published_time(None))
@@ -584,17 +594,21 @@ impl View {
 
     // --- files ---
 
-    /// Opens the file `ino`, if that takes no time. `None` if a blob has to be hashed first.
+    /// Opens the file `ino`, if that takes no time. `None` if a blob has to be hashed first, or a tree
+    /// to be made again.
     pub fn open_now(&self, ino: u64) -> Result<Option<Handle>, ViewError> {
         if let Some((tree, node)) = self.in_tree(ino) {
-            return self.open_in_tree(tree, node).map(Some);
+            return self.open_in_tree(tree, node);
         }
         let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
         match node.kind {
             Kind::Directory => Err(ViewError::Wrong(io::ErrorKind::IsADirectory)),
             // Looking it up, which comes before opening, makes something else of it.
             Kind::Unknown => Err(ViewError::Stale),
-            Kind::Inside => self.open_inside(&node.path).map(Some),
+            Kind::Inside | Kind::Early(_) => match self.place_now(&node.path) {
+                Some(place) => self.open_place(&place),
+                None => Ok(None),
+            },
             Kind::Local if matches!(form(&node.path), Form::Blob(_)) => Ok(None),
             Kind::Local | Kind::LocalTag => {
                 let path = self.local_path(&node.path);
@@ -616,6 +630,9 @@ impl View {
     /// Opens the file `ino`, however long that takes.
     pub async fn open(&self, ino: u64) -> Result<Handle, ViewError> {
         if let Some(handle) = self.open_now(ino)? {
+            return Ok(handle);
+        }
+        if let Some(handle) = self.open_later(ino).await? {
             return Ok(handle);
         }
         let path = self.path_of(ino)?;

@@ -10,7 +10,7 @@
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 26] = [
+const OPTIONS: [&str; 27] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -25,6 +25,7 @@ const OPTIONS: [&str; 26] = [
     "log-file",
     "manifests",
     "max-wait",
+    "memory",
     "no-passthrough",
     "offline",
     "plain-http",

@@ -16,6 +16,7 @@ use imgfs::{
     layer::{Kind, Node},
     rootfs::{Files, Images, Sources, Tree},
     transfer::Options,
+    util::Budget,
 };
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -168,7 +169,11 @@ impl Opened {
             true => None,
             false => Some(Arc::new(Registry::new(config))),
         };
-        let images = Images::new(Sources { dir, remote, cache, patience, verify_first: false });
+        // A command ends, and gives it all back.
+        let memory = Budget::unlimited();
+        let verify_first = false;
+        let sources = Sources { dir, remote, cache, patience, verify_first, memory };
+        let images = Images::new(sources);
         let of_image = |error| Failure::from(error).of_image();
         let digest = images.manifest(&name).await.map_err(of_image)?.digest();
         let opened = images.image(name.repository(), digest).await.map_err(of_image)?;

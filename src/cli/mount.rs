@@ -20,6 +20,7 @@ use imgfs::{
     image::{Platform, PlatformFilter, Reference},
     namespace::{Settings, View},
     transfer::Options,
+    util::Budget,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -68,6 +69,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         tag_ttl: args.tag_ttl,
         patience: deadline,
         verify_first: args.verify_first,
+        memory: Budget::of_process(args.memory),
     };
     let log = log(args)?;
     let runtime = runtime()?;

@@ -146,6 +146,7 @@ fn settings(tag_ttl: Duration) -> Settings {
         platform: "linux/amd64".parse().unwrap(),
         patience: Duration::from_secs(10),
         verify_first: false,
+        memory: crate::util::Budget::unlimited(),
     }
 }
 
