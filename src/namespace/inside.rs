@@ -66,6 +66,9 @@ const LAYERS: &str = "layers";
 /// Tags of which is remembered where they lead, and images that are listed for having been looked into.
 const MAX_NAMES: NonZeroUsize = NonZeroUsize::MIN.saturating_add((1 << 14) - 1);
 
+/// With so many trees, what the kernel was told by its path is not remembered any longer than the kernel does.
+const MAX_EARLY_TREES: usize = 1024;
+
 /// Trees of which is remembered what they are, below which nobody looks for those that are not needed.
 const SWEEP_FROM: usize = 64;
 
@@ -234,7 +237,8 @@ impl Inside {
         let Records { by_id, .. } = &mut *locked(&self.records);
         if let Some(record) = by_id.get_mut(&id) {
             record.told = record.told.saturating_sub(times);
-            if record.told == 0 {
+            // What was told by its path keeps its number, for file systems that lie on top.
+            if record.told == 0 && record.early.is_empty() {
                 by_id.remove(&id);
             }
         }
@@ -259,7 +263,12 @@ impl Inside {
             id = TreeId((id.0 + 1) & ((1 << ID_BITS) - 1));
         }
         if records.by_id.len() >= records.sweep_at {
-            records.by_id.retain(|id, record| record.told > 0 || self.slots.contains(id));
+            let keeps_early = records.by_id.len() < MAX_EARLY_TREES;
+            records.by_id.retain(|id, record| {
+                record.told > 0
+                    || self.slots.contains(id)
+                    || (keeps_early && !record.early.is_empty())
+            });
             records.sweep_at = (records.by_id.len() * 2).max(SWEEP_FROM);
         }
         let record = records.by_id.entry(id).or_insert_with(|| {

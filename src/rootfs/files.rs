@@ -121,15 +121,23 @@ impl Files {
                         return Ok(found);
                     }
                     let more = async {
-                        match scanned {
-                            Some(mut scanned) => drop(scanned.changed().await),
-                            None => std::future::pending().await,
+                        if let Some(mut scanned) = scanned
+                            && scanned.changed().await.is_ok()
+                        {
+                            return;
                         }
+                        // When the scan ends, that is told by the index.
+                        std::future::pending().await
                     };
                     let tree = async {
-                        if let Some(index) = index {
-                            drop(index.await);
-                        }
+                        let _index = match index {
+                            Some(index) => match index.await {
+                                // For memory, the tree waits.
+                                Err(error) if !error.is_short_of_memory() => return Err(error),
+                                done => done.ok(),
+                            },
+                            None => None,
+                        };
                         self.images.tree(&self.variant, Some(number)).await
                     };
                     tokio::select! {

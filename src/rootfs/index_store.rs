@@ -309,6 +309,7 @@ fn index_name(layer: &LayerKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::{Expected, Hashing, Indexer, Options};
 
     fn document(number: u32) -> (Digest, Bytes) {
         let bytes = Bytes::from(format!("{number:0>100}"));
@@ -380,5 +381,46 @@ mod tests {
         assert_eq!(budget.stats().used_bytes, 1000);
         assert!(store.document(&document(0).0).is_none());
         assert!(store.document(&document(95).0).is_some());
+    }
+
+    fn index_of(blob: &[u8]) -> LayerIndex {
+        let options = Options { hashing: Hashing::Inline, ..Options::default() };
+        let mut indexer = Indexer::new(options);
+        indexer.push(blob).unwrap();
+        let (blob, blob_bytes) = (Digest::sha256(blob), blob.len() as u64);
+        indexer.finish(&Expected { blob, blob_bytes, diff_id: None }).unwrap()
+    }
+
+    #[test]
+    fn only_the_index_that_is_of_no_use_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let budget = Budget::unlimited();
+        let store = IndexStore::new(dir.path().into(), 1 << 20, &budget);
+        let blob = [0; 1024];
+        let key = LayerKey { digest: Digest::sha256(&blob), size: 1024, toc: None };
+        let put = || store.put_index(&key, index_of(&blob), budget.reserve(0).unwrap()).unwrap();
+        let old = put();
+        // Somebody else has found that it is of no use, and made it anew.
+        let new = put();
+        assert!(!new.has_windows());
+        store.drop_index(&key, &old);
+        let read = store.index(&key).unwrap().unwrap();
+        assert_eq!(read.file, new.file);
+        store.drop_index(&key, &read);
+        assert!(store.index(&key).unwrap().is_none() && !store.has_index(&key));
+        drop((old, new, read));
+        assert_eq!(budget.stats().used_bytes, 0);
+    }
+
+    #[test]
+    fn an_index_that_memory_has_no_room_for_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let blob = [0; 1024];
+        let key = LayerKey { digest: Digest::sha256(&blob), size: 1024, toc: None };
+        let budget = Budget::unlimited();
+        let store = IndexStore::new(dir.path().into(), 1 << 20, &budget);
+        store.put_index(&key, index_of(&blob), budget.reserve(0).unwrap()).unwrap();
+        let store = IndexStore::new(dir.path().into(), 1 << 20, &Budget::new(10));
+        assert!(matches!(store.index(&key), Err(OutOfMemory::TooLarge { .. })));
     }
 }

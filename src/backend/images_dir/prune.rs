@@ -17,6 +17,10 @@ use crate::{
 /// Interrupted downloads are kept this long, for a later run to go on from.
 const PARTIAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
+/// What has been found out of the inside of images is kept so long after it was used last; it can be found out
+/// again, which for a layer takes reading all of it.
+const INSIDE_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// A file that was removed, or would be.
 #[derive(Clone, Debug)]
 pub struct Removed {
@@ -102,6 +106,7 @@ impl ImagesDir {
             inventory.blobs.keys().filter(|digest| !inventory.needed.contains_key(digest));
         candidates.extend(unneeded.map(|digest| inner.blob_path(digest)));
         candidates.extend(self.old_partials()?);
+        candidates.extend(self.unused_inside());
         if !dry_run {
             candidates.extend(self.scratch_files());
         }
@@ -133,6 +138,19 @@ impl ImagesDir {
             }
         }
         Ok(old)
+    }
+
+    /// Stored indexes and documents that nobody has used for long: their time of modification is that of
+    /// their last use.
+    fn unused_inside(&self) -> Vec<PathBuf> {
+        let now = SystemTime::now();
+        let kinds = fs::read_dir(self.inside_dir()).into_iter().flatten().flatten();
+        let files = kinds.flat_map(|kind| fs::read_dir(kind.path())).flatten().flatten();
+        let is_old = |entry: &fs::DirEntry| {
+            let used = entry.metadata().ok().filter(fs::Metadata::is_file)?.modified().ok()?;
+            Some(now.duration_since(used).ok()? > INSIDE_LIFETIME)
+        };
+        files.filter(|entry| is_old(entry) == Some(true)).map(|entry| entry.path()).collect()
     }
 
     /// What killed processes have left of manifests. Nobody else is at work here now.

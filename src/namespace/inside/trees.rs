@@ -29,6 +29,9 @@ type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 /// What tells what was found before its tree had been made from what has the same path otherwise.
 pub(super) const EARLY: &[u8] = b"early";
 
+/// Files of a tree of which the kernel is told by their path. Programs look for few before they list a directory.
+const MAX_EARLY: usize = 4096;
+
 /// The number of an inode in a tree.
 fn number(id: TreeId, node: u32) -> u64 {
     TREE | u64::from(id.0) << 32 | u64::from(node)
@@ -52,10 +55,16 @@ pub(in crate::namespace) struct EarlyNames {
 }
 
 impl EarlyNames {
-    /// Notes that the kernel is told of a path. It is too late if the tree has been made.
+    /// Whether the kernel has been told of nothing by its path.
+    pub(super) fn is_empty(&self) -> bool {
+        locked(&self.told).is_empty()
+    }
+
+    /// Notes that the kernel is told of a path. Not if the tree has been made, or has been told of by too many
+    /// paths: then it has to be made first.
     fn add(&self, rest: &str, path: &str) -> bool {
         let mut told = locked(&self.told);
-        let is_early = self.nodes.get().is_none();
+        let is_early = self.nodes.get().is_none() && told.len() < MAX_EARLY;
         if is_early {
             told.insert(rest.to_owned(), path.to_owned());
         }
