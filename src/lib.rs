@@ -17,6 +17,7 @@
 
 pub mod backend;
 pub mod cache;
+pub mod catalogue;
 pub mod fuse;
 pub mod image;
 pub mod layer;

@@ -9,7 +9,6 @@
 //! steps. [`View::lookup`] answers at once, or says what has to be found out; [`View::find_out`] does
 //! that, and may take its time. The same for [`View::open`] and for reading.
 
-mod catalogue;
 mod handle;
 mod inside;
 mod listing;
@@ -35,22 +34,22 @@ pub use handle::{Handle, RemoteBlob};
 pub use listing::Listing;
 pub use table::ROOT;
 
-use catalogue::Catalogue;
 use inside::Inside;
 use names::{Form, form};
 use table::{Kind, Table};
 
 use crate::{
     backend::{
-        self, Backend, Error, Names, Sink,
+        self, Backend, Error,
         images_dir::{ImagesDir, published_time},
     },
     cache::Cache,
+    catalogue::{self, Catalogue},
     image::{Digest, Manifest, Platform, Reference},
     layer::Kind as FileKind,
     rootfs::{Images, Sources},
-    transfer::{self, Options, Route, Status},
-    util::{Budget, SingleFlight, locked},
+    transfer::Options,
+    util::{Budget, locked},
 };
 
 /// How long the kernel may keep what cannot change: what is named by its digest.
@@ -75,8 +74,8 @@ pub struct Settings {
     pub patience: Duration,
     /// Whether nothing inside a layer is shown before all of the layer has been verified.
     pub verify_first: bool,
-    /// Memory for all that is known of the inside of images.
-    pub memory: Budget,
+    /// The memory that all of it may take.
+    pub budget: Budget,
 }
 
 /// What an inode looks like.
@@ -204,17 +203,12 @@ pub enum ViewError {
 
 /// The namespace of a mount. `S` is where images come from.
 pub struct View {
-    dir: ImagesDir,
-    /// `None` if it is offline.
-    source: Option<Arc<dyn Backend>>,
+    catalogue: Catalogue,
     cache: Option<Cache>,
     settings: Settings,
     table: Mutex<Table>,
-    catalogue: Mutex<Catalogue>,
     /// What each directory looked like when it was last listed.
     listed: Mutex<LruCache<u64, Option<listing::Stamp>>>,
-    /// Names that are being looked up.
-    resolving: SingleFlight<Reference, backend::Result<()>>,
     /// `None` if there is no cache to read with.
     inside: Option<Inside>,
 }
@@ -228,33 +222,36 @@ impl View {
         cache: Option<Cache>,
         settings: Settings,
     ) -> Arc<Self> {
+        let of_names = catalogue::Settings {
+            options: settings.options.clone(),
+            tag_ttl: settings.tag_ttl,
+            // The kernel keeps that for as long as it is told to.
+            absent_ttl: Duration::ZERO,
+        };
+        let catalogue = Catalogue::new(dir, source, of_names, &settings.budget);
         let inside = cache.clone().map(|cache| {
             let images = Images::new(Sources {
-                dir: dir.clone(),
-                remote: source.clone(),
+                catalogue: catalogue.clone(),
                 cache,
                 patience: settings.patience,
                 verify_first: settings.verify_first,
-                memory: settings.memory.clone(),
+                memory: settings.budget.clone(),
             });
-            Inside::new(images, &settings)
+            Inside::new(images, catalogue.clone(), &settings)
         });
         Arc::new(Self {
             inside,
-            dir,
-            source,
+            catalogue,
             cache,
             settings,
             table: Mutex::new(Table::new()),
-            catalogue: Mutex::default(),
             listed: Mutex::new(LruCache::new(MAX_LISTED)),
-            resolving: SingleFlight::default(),
         })
     }
 
     /// The images_dir.
     pub fn dir(&self) -> &ImagesDir {
-        &self.dir
+        self.catalogue.dir()
     }
 
     /// How many inodes the kernel knows, the root not counted.
@@ -264,62 +261,17 @@ impl View {
 
     /// Lists `image` although it has not been looked up yet.
     pub fn declare(&self, image: &Reference) {
-        locked(&self.catalogue).declare(image);
+        self.catalogue.declare(image);
     }
 
     /// Looks `image` up, so that what belongs to it is listed.
-    pub async fn resolve(self: &Arc<Self>, image: &Reference) -> Result<(), ViewError> {
-        let Some(source) = &self.source else {
-            return match self.find_local(image).await {
-                true => Ok(()),
-                // Nothing of it is local: that is all that is known.
-                false => Err(ViewError::Offline(image.to_string())),
-            };
-        };
-        // One task for all who want to know, that goes on when they give up.
-        let (view, source, name) = (self.clone(), source.clone(), image.clone());
-        let ask = || async move { view.ask(&source, &name).await };
-        let resolved = self.resolving.run(image.clone(), ask).await;
-        let died = |died| Err(Error::new("mount", "looking up", io::Error::other(died)));
-        Ok(resolved.unwrap_or_else(died)?)
-    }
-
-    async fn ask(&self, source: &Arc<dyn Backend>, image: &Reference) -> backend::Result<()> {
-        let ttl = self.settings.tag_ttl;
-        let known = locked(&self.catalogue).manifest(image).map(|(manifest, _)| manifest.digest());
-        if let (Some(known), None) = (known, image.digest())
-            && source.head(image).await? == Some(known)
-        {
-            locked(&self.catalogue).confirm(image, ttl);
-            return Ok(());
-        }
-        let sink: Arc<dyn Sink> = Arc::new(self.dir.clone());
-        let routes = [Route::from(image.clone())];
-        let plan = transfer::plan(source, &sink, &routes, &self.settings.options).await;
-        if let Some(planned) = plan.images.first() {
-            if let Status::Failed(error) = &planned.report.status {
-                return Err(error.clone());
+    pub async fn resolve(&self, image: &Reference) -> Result<(), ViewError> {
+        match self.catalogue.look_up(image).await {
+            Err(error) if matches!(error.kind(), backend::Kind::Offline) => {
+                Err(ViewError::Offline(image.to_string()))
             }
-            if matches!(planned.report.status, Status::Skipped) {
-                let reason = "nothing of it is for the platforms that were asked for";
-                let kind = backend::Kind::NotFound(reason.into());
-                return Err(Error::new("mount", format_args!("looking up {image}"), kind));
-            }
+            looked_up => Ok(looked_up?),
         }
-        locked(&self.catalogue).add(&plan, ttl);
-        if locked(&self.catalogue).manifest(image).is_none() {
-            // A pull would have nothing to write.
-            self.find_local(image).await;
-        }
-        Ok(())
-    }
-
-    /// Takes up an image that is in the directory under another path than the one that we show:
-    /// those of KubeKey 4.0.5 have layouts of their own. Whether there is one.
-    async fn find_local(&self, image: &Reference) -> bool {
-        let Ok(manifest) = self.dir.manifest(image).await else { return false };
-        locked(&self.catalogue).add_manifest(image, manifest, self.settings.tag_ttl);
-        true
     }
 
     // --- names ---
@@ -344,7 +296,7 @@ impl View {
     /// good as none.
     fn has_other_size(&self, blob: Option<&Digest>, size: u64) -> bool {
         let Some(digest) = blob else { return false };
-        locked(&self.catalogue).blob(digest).is_some_and(|blob| blob.descriptor.size != size)
+        self.catalogue.blob_size(digest).is_some_and(|known| known != size)
     }
 
     fn look(&self, path: &str) -> Result<Found, ViewError> {
@@ -359,19 +311,15 @@ impl View {
         }
         match form {
             Form::Directory | Form::Way => Ok(Found::Entry(self.directory(path))),
-            Form::Blob(digest) => {
-                let size = locked(&self.catalogue).blob(&digest).map(|b| b.descriptor.size);
-                Ok(match size {
-                    Some(size) => Found::Entry(self.blob(path, digest, size)),
-                    None => Found::Absent(ABSENT),
-                })
-            }
+            Form::Blob(digest) => Ok(match self.catalogue.blob_size(&digest) {
+                Some(size) => Found::Entry(self.blob(path, digest, size)),
+                None => Found::Absent(ABSENT),
+            }),
             Form::Manifest(name) => {
-                let known =
-                    locked(&self.catalogue).manifest(&name).map(|(m, old)| (m.clone(), old));
-                match known {
-                    Some((manifest, is_old)) if !is_old || self.source.is_none() => {
-                        Ok(Found::Entry(self.manifest(path, &name, &manifest)))
+                let is_offline = self.catalogue.source().is_none();
+                match self.catalogue.manifest(&name) {
+                    Some(known) if !known.is_stale || is_offline => {
+                        Ok(Found::Entry(self.manifest(path, &name, &known.manifest)))
                     }
                     _ => {
                         let about = About::Name(name);
@@ -410,9 +358,8 @@ impl View {
     /// What was found out the last time, though that may not hold any more.
     fn known_by_name(&self, question: &Question) -> Option<(Reference, Manifest)> {
         let About::Name(name) = &question.about else { return None };
-        let catalogue = locked(&self.catalogue);
-        let (manifest, _) = catalogue.manifest(name)?;
-        Some((name.clone(), manifest.clone()))
+        let known = self.catalogue.manifest(name)?;
+        Some((name.clone(), known.manifest))
     }
 
     fn path_of(&self, ino: u64) -> Result<Box<str>, ViewError> {
@@ -421,7 +368,7 @@ impl View {
     }
 
     fn local_path(&self, path: &str) -> PathBuf {
-        self.dir.root().join(path)
+        self.dir().root().join(path)
     }
 
     /// What is in the images_dir under `path`.
@@ -561,9 +508,8 @@ impl View {
                 of_file(meta.len(), mtime_of(&meta))
             }
             Kind::Blob(digest) => {
-                let catalogue = locked(&self.catalogue);
-                let known = catalogue.blob(&digest).ok_or(ViewError::Stale)?;
-                of_file(known.descriptor.size, published_time(None))
+                let size = self.catalogue.blob_size(&digest).ok_or(ViewError::Stale)?;
+                of_file(size, published_time(None))
             }
             Kind::Manifest(digest) => {
                 let manifest = self.known_manifest(&node.path, &digest)?;
@@ -587,9 +533,7 @@ impl View {
 
     fn known_manifest(&self, path: &str, digest: &Digest) -> Result<Manifest, ViewError> {
         let Form::Manifest(name) = form(path) else { return Err(ViewError::Stale) };
-        let catalogue = locked(&self.catalogue);
-        let manifest = catalogue.manifest_by_digest(name.repository(), digest);
-        manifest.cloned().ok_or(ViewError::Stale)
+        self.catalogue.manifest_by_digest(name.repository(), digest).ok_or(ViewError::Stale)
     }
 
     // --- files ---
@@ -637,13 +581,13 @@ impl View {
         }
         let path = self.path_of(ino)?;
         let Form::Blob(digest) = form(&path) else { return Err(ViewError::Stale) };
-        let known = locked(&self.catalogue).blob(&digest).cloned();
+        let known = self.catalogue.blob(&digest);
         let size = match fs::metadata(self.local_path(&path)) {
             Ok(meta) => meta.len(),
             Err(_) if known.is_some() => return self.open_remote(digest),
             Err(e) => return Err(Error::io(&self.local_path(&path), "opening", e).into()),
         };
-        match self.dir.verified_file(digest, size).await {
+        match self.dir().verified_file(digest, size).await {
             Ok(file) => Ok(Handle::Blob(file.into())),
             // What is broken here, a registry has.
             Err(_) if known.is_some() => self.open_remote(digest),
@@ -652,8 +596,8 @@ impl View {
     }
 
     fn open_remote(&self, digest: Digest) -> Result<Handle, ViewError> {
-        let known = locked(&self.catalogue).blob(&digest).cloned().ok_or(ViewError::Stale)?;
-        let (Some(source), Some(cache)) = (&self.source, &self.cache) else {
+        let known = self.catalogue.blob(&digest).ok_or(ViewError::Stale)?;
+        let (Some(source), Some(cache)) = (self.catalogue.source(), &self.cache) else {
             return Err(ViewError::Offline(format!("blob {digest}")));
         };
         Ok(Handle::of_remote(cache.blob(source.clone(), known.repositories, &known.descriptor)))
@@ -661,8 +605,8 @@ impl View {
 
     /// What `statfs` tells.
     pub fn space(&self) -> Space {
-        let known: u64 = locked(&self.catalogue).blobs().map(|blob| blob.descriptor.size).sum();
-        let local = self.dir.space().unwrap_or_default();
+        let known = self.catalogue.blob_bytes();
+        let local = self.dir().space().unwrap_or_default();
         Space { total_bytes: local + known, files: self.known_inodes() as u64 }
     }
 }

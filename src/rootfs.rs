@@ -65,6 +65,7 @@ use spans::{Group, RecentSpans};
 use crate::{
     backend::{Backend, Error, Result, images_dir::ImagesDir},
     cache::Cache,
+    catalogue::Catalogue,
     util::{Budget, Kept, SingleFlight, locked},
 };
 
@@ -82,10 +83,8 @@ const MEMORY_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where images are, and how long to wait for them.
 pub struct Sources {
-    /// What is local.
-    pub dir: ImagesDir,
-    /// Where the rest comes from; `None` if the network is not to be used.
-    pub remote: Option<Arc<dyn Backend>>,
+    /// What names lead to, what is local, and where the rest comes from.
+    pub catalogue: Catalogue,
     /// Keeps what is fetched and what is decompressed.
     pub cache: Cache,
     /// A layer of which nothing that can be read comes for so long is given up.
@@ -94,6 +93,18 @@ pub struct Sources {
     pub verify_first: bool,
     /// The memory for all that is known of images.
     pub memory: Budget,
+}
+
+impl Sources {
+    /// What is local.
+    fn dir(&self) -> &ImagesDir {
+        self.catalogue.dir()
+    }
+
+    /// Where the rest comes from; `None` if the network is not to be used.
+    fn remote(&self) -> Option<&Arc<dyn Backend>> {
+        self.catalogue.source()
+    }
 }
 
 /// What all images of a process share.
@@ -123,7 +134,7 @@ impl Store {
         let memory = &sources.memory;
         let store_bytes = (sources.cache.stats().limit_bytes / 10).max(INDEX_STORE_BYTES);
         Arc::new(Self {
-            index_store: IndexStore::new(sources.dir.inside_dir(), store_bytes, memory).into(),
+            index_store: IndexStore::new(sources.dir().inside_dir(), store_bytes, memory).into(),
             indexes: Kept::new(memory),
             indexing: SingleFlight::default(),
             decoding: SingleFlight::default(),

@@ -12,6 +12,7 @@ use std::{
 use imgfs::{
     backend::{Backend, images_dir::ImagesDir, registry::Registry},
     cache::{Cache, CacheConfig},
+    catalogue::{self, Catalogue},
     image::{PlatformFilter, Reference},
     layer::{Kind, Node},
     rootfs::{Files, Images, Sources, Tree},
@@ -163,17 +164,19 @@ impl Opened {
         let platforms: Vec<&str> = args.platform.as_deref().into_iter().collect();
         let platforms = PlatformFilter::parse(&platforms)
             .map_err(|e| Failure::new(format!("--platform: {e}")))?;
-        let wanted = shown_platform(&Options { platforms, ..Options::default() })?;
+        let options = Options { platforms, ..Options::default() };
+        let wanted = shown_platform(&options)?;
         let (dir, cache, scratch) = cache(tree)?;
         let remote: Option<Arc<dyn Backend>> = match args.offline {
             true => None,
             false => Some(Arc::new(Registry::new(config))),
         };
-        // A command ends, and gives it all back.
+        // One name is looked up, once. A command ends, and gives all memory back.
+        let names = catalogue::Settings { options, tag_ttl: patience, absent_ttl: patience };
         let memory = Budget::unlimited();
+        let catalogue = Catalogue::new(dir, remote, names, &memory);
         let verify_first = false;
-        let sources = Sources { dir, remote, cache, patience, verify_first, memory };
-        let images = Images::new(sources);
+        let images = Images::new(Sources { catalogue, cache, patience, verify_first, memory });
         let of_image = |error| Failure::from(error).of_image();
         let digest = images.manifest(&name).await.map_err(of_image)?.digest();
         let opened = images.image(name.repository(), digest).await.map_err(of_image)?;

@@ -69,7 +69,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         tag_ttl: args.tag_ttl,
         patience: deadline,
         verify_first: args.verify_first,
-        memory: Budget::of_process(args.memory),
+        budget: Budget::of_process(args.memory),
     };
     let log = log(args)?;
     let runtime = runtime()?;

@@ -28,7 +28,7 @@ use std::{
     collections::HashMap,
     num::NonZeroUsize,
     sync::{Arc, Mutex, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -42,6 +42,7 @@ use super::{
 };
 use crate::{
     backend::{self, Error, images_dir::published_time},
+    catalogue::Catalogue,
     image::{Digest, Platform, Reference, is_referrers_tag},
     layer::{Kind as FileKind, Node},
     rootfs::{Files, Image, Images, Tree, Variant},
@@ -92,9 +93,8 @@ pub(super) fn tree_of(ino: u64) -> Option<TreeId> {
 pub(super) struct Inside {
     images: Images,
     platform: Platform,
-    tag_ttl: Duration,
-    /// Where tags lead, and until when that holds.
-    tags: Mutex<LruCache<Reference, (Digest, Instant)>>,
+    /// Where tags lead.
+    catalogue: Catalogue,
     /// Images that somebody has looked into, as paths below `.imgfs`; whether they are links.
     seen: Mutex<LruCache<String, FileKind>>,
     /// Trees that the kernel may know something of.
@@ -180,15 +180,14 @@ pub(super) enum Place {
 }
 
 impl Inside {
-    pub(super) fn new(images: Images, settings: &Settings) -> Self {
+    pub(super) fn new(images: Images, catalogue: Catalogue, settings: &Settings) -> Self {
         Self {
             images,
             platform: settings.platform.clone(),
-            tag_ttl: settings.tag_ttl,
-            tags: Mutex::new(LruCache::new(MAX_NAMES)),
+            catalogue,
             seen: Mutex::new(LruCache::new(MAX_NAMES)),
             records: Mutex::default(),
-            slots: Kept::new(&settings.memory),
+            slots: Kept::new(&settings.budget),
             root: OnceLock::new(),
         }
     }
@@ -284,13 +283,6 @@ impl Inside {
             self.slots.insert(id, &slot);
         }
         id
-    }
-
-    /// Where a tag leads, as long as that holds.
-    fn tag(&self, name: &Reference) -> Option<Digest> {
-        let mut tags = locked(&self.tags);
-        let (digest, until) = tags.get(name)?;
-        (*until > Instant::now()).then_some(*digest)
     }
 
     /// What the path `rest` in an image leads to.
@@ -390,9 +382,7 @@ impl Inside {
     async fn find_out(&self, wanted: &Wanted) -> backend::Result<InUse> {
         Ok(match wanted {
             Wanted::Tag(name) => {
-                let digest = self.images.manifest(name).await?.digest();
-                let until = Instant::now() + self.tag_ttl;
-                locked(&self.tags).put(name.clone(), (digest, until));
+                self.images.resolve(name).await?;
                 locked(&self.seen).put(name.to_string(), FileKind::Symlink);
                 Arc::new(())
             }
@@ -482,7 +472,7 @@ impl View {
         let Some(inside) = &self.inside else { return Place::Nothing };
         match names::inside(path) {
             InsideForm::Way(_) => Place::Directory(Vec::new()),
-            InsideForm::Tag(name) => match inside.tag(&name) {
+            InsideForm::Tag(name) => match inside.catalogue.resolved(&name) {
                 Some(digest) => Place::Link(link_to(&name, digest)),
                 None => Place::Ask(Wanted::Tag(name)),
             },
@@ -586,7 +576,7 @@ impl View {
                 Found::Ask(Question { about: About::Inside(next), .. }) => {
                     // A tag holds for no time at all if the user wants that.
                     if let (Wanted::Tag(name), Wanted::Tag(_)) = (&wanted, &next) {
-                        let target = locked(&inside.tags).get(name).map(|(digest, _)| *digest);
+                        let target = inside.catalogue.last_resolved(name);
                         let Some(digest) = target else { return Ok(Found::Absent(ABSENT)) };
                         let link = Place::Link(link_to(name, digest));
                         let ino = self.tell(path, &content_of(&link), Kind::Inside);
@@ -681,7 +671,7 @@ impl View {
             // The time for which it holds is over: what it was is better than nothing.
             Some(Place::Ask(Wanted::Tag(name))) => {
                 let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
-                let digest = locked(&inside.tags).get(&name).map(|(digest, _)| *digest);
+                let digest = inside.catalogue.last_resolved(&name);
                 Ok(digest.map(|digest| link_to(&name, digest).into()))
             }
             None => Ok(None),

@@ -250,7 +250,7 @@ impl View {
             }
             _ => 0,
         };
-        Stamp(modified, locked(&self.catalogue).generation())
+        Stamp(modified, self.catalogue.generation())
     }
 
     /// What is in the directory `path` of the images_dir, and what is known besides; in no order.
@@ -275,10 +275,7 @@ impl View {
             }
             opened = Some(File::open(&dir).map_err(failed)?);
         }
-        let catalogue = locked(&self.catalogue);
-        let known = catalogue.list(path);
-        entries.extend(known.map(|(name, is_directory)| (name.to_owned(), is_directory)));
-        drop(catalogue);
+        entries.extend(self.known_in(path));
         if path.is_empty() {
             entries.push((names::BLOBS.to_owned(), true));
         }
@@ -286,6 +283,24 @@ impl View {
             entries.retain(|(name, _)| !names::is_own(name));
         }
         Ok(NamesIn { entries, dir: opened })
+    }
+
+    /// What is listed in the directory `path` without being in the images_dir: names, and whether they are
+    /// directories.
+    fn known_in(&self, path: &str) -> Vec<(String, bool)> {
+        if path == names::BLOBS {
+            let blobs = self.catalogue.blobs().into_iter();
+            return blobs.map(|digest| (digest.to_string(), false)).collect();
+        }
+        let below = self.catalogue.below(path).into_iter();
+        let mut entries: Vec<_> = below.map(|(name, _)| (name, true)).collect();
+        if let Some(repository) = names::repository_of(path) {
+            let names = self.catalogue.names(repository).into_iter();
+            entries.extend(names.map(|name| (name, false)));
+        } else if !self.catalogue.names(path).is_empty() {
+            entries.push((names::MANIFESTS.to_owned(), true));
+        }
+        entries
     }
 
     /// What the entry `at` is that was found when its directory was listed, without asking anybody. What

@@ -7,7 +7,7 @@ use crate::image::{Digest, Reference, Repository, is_tag};
 pub(super) const BLOBS: &str = "blobs";
 
 /// The directory of the manifests of a repository.
-const MANIFESTS: &str = "manifests";
+pub(super) const MANIFESTS: &str = "manifests";
 
 /// Names that imgfs keeps to itself: its state in an images_dir, and its part of a mount.
 const OWN: &str = ".imgfs";
@@ -126,9 +126,9 @@ pub(super) fn inside(path: &str) -> InsideForm<'_> {
     if is_way && !is_other { InsideForm::Way(rest) } else { InsideForm::Nothing }
 }
 
-/// The path of a repository's manifests.
-pub(super) fn manifests_of(repository: &Repository) -> String {
-    format!("{repository}/{MANIFESTS}")
+/// The repository of which `path` is the directory of manifests.
+pub(super) fn repository_of(path: &str) -> Option<&str> {
+    path.strip_suffix(MANIFESTS)?.strip_suffix('/').filter(|repository| repository.contains('/'))
 }
 
 #[cfg(test)]

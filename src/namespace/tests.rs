@@ -27,6 +27,7 @@ use crate::{
     image::{Descriptor, Digest, Manifest, Reference, Repository},
     layer::Kind as FileKind,
     transfer::Options,
+    util::Budget,
 };
 
 const CONFIG: &[u8] = br#"{"os":"linux","architecture":"amd64"}"#;
@@ -146,7 +147,7 @@ fn settings(tag_ttl: Duration) -> Settings {
         platform: "linux/amd64".parse().unwrap(),
         patience: Duration::from_secs(10),
         verify_first: false,
-        memory: crate::util::Budget::unlimited(),
+        budget: Budget::unlimited(),
     }
 }
 

@@ -9,7 +9,8 @@ use super::{
     index_store::{IndexStore, MAX_DOCUMENT},
 };
 use crate::{
-    backend::{Blobs, BoxStream, Error, Kind, Names, Result},
+    backend::{Blobs, BoxStream, Error, Kind, Result},
+    catalogue::Resolved,
     image::{Descriptor, Digest, Manifest, Reference, Repository},
 };
 
@@ -22,16 +23,21 @@ impl Store {
         {
             return Ok(manifest);
         }
-        let manifest = match (self.sources.dir.manifest(name).await, &self.sources.remote) {
-            (Ok(manifest), _) => manifest,
-            (Err(_), Some(remote)) => remote.manifest(name).await?,
-            (Err(error), None) if error.is_not_found() => {
-                return Err(error.with_kind(Kind::Offline));
-            }
-            (Err(error), None) => return Err(error),
-        };
-        self.keep_document(manifest.digest(), manifest.bytes().clone()).await?;
-        Ok(manifest)
+        let Resolved { digest, manifest } = self.resolve(name).await?;
+        match manifest {
+            Some(manifest) => Ok(manifest),
+            // It is known where the tag leads, and what is there need not be known.
+            None => Box::pin(self.manifest(&name.repository().pinned(digest))).await,
+        }
+    }
+
+    /// What `name` leads to.
+    pub(super) async fn resolve(&self, name: &Reference) -> Result<Resolved> {
+        let resolved = self.sources.catalogue.resolve(name).await?;
+        if let Some(manifest) = &resolved.manifest {
+            self.keep_document(resolved.digest, manifest.bytes().clone()).await?;
+        }
+        Ok(resolved)
     }
 
     /// A small blob, checked.
@@ -48,11 +54,11 @@ impl Store {
             let reason = format!("it has {} bytes; at most {MAX_DOCUMENT} are read", blob.size);
             return Err(failed(Kind::Unfit(reason)));
         }
-        let local = match self.sources.dir.read(repository, blob, 0..blob.size).await {
+        let local = match self.sources.dir().read(repository, blob, 0..blob.size).await {
             Ok(mut stream) => collect(&mut stream, blob).await,
             Err(error) => Err(error),
         };
-        let bytes = match (local, &self.sources.remote) {
+        let bytes = match (local, self.sources.remote()) {
             (Ok(bytes), _) => bytes,
             (Err(_), Some(remote)) if blob.size > 0 => {
                 let mut stream = remote.read(repository, blob, 0..blob.size).await?;

@@ -239,6 +239,11 @@ impl Images {
         self.inner.store.manifest(name).await
     }
 
+    /// Finds out which manifest `name` leads to, and returns its digest.
+    pub async fn resolve(&self, name: &Reference) -> Result<Digest> {
+        Ok(self.inner.store.resolve(name).await?.digest)
+    }
+
     /// The image with this digest in `repository`.
     pub async fn image(&self, repository: &Repository, digest: Digest) -> Result<Arc<Image>> {
         if let Some(image) = self.known_image(&digest) {

@@ -262,7 +262,8 @@ impl Layer {
 
     /// That which SOCI has made of it.
     async fn read_ztoc(self: &Arc<Self>) -> TocIndex {
-        let Sources { cache, remote, patience, .. } = &self.store().sources;
+        let Sources { cache, patience, .. } = &self.store().sources;
+        let remote = self.store().sources.remote();
         let (Some(name), Some(remote)) = (&self.soci_index, remote) else { return Ok(None) };
         let soci_index = timeout(*patience, self.store().manifest(name)).await;
         let soci_index = soci_index.map_err(|_| self.error(Kind::Stalled(*patience)))??;
@@ -373,7 +374,7 @@ impl Layer {
         match self.run_scan(scan, when_short).await {
             Err(error) if matches!(error.kind(), Kind::Memory(_)) => Err(error),
             // What is wrong here may be right there.
-            Err(_) if was_local && self.store().sources.remote.is_some() => {
+            Err(_) if was_local && self.store().sources.remote().is_some() => {
                 self.at.distrust_local();
                 self.run_scan(scan, when_short).await
             }

@@ -108,7 +108,7 @@ impl Location {
         if self.local_is_bad.load(Ordering::Relaxed) {
             return None;
         }
-        self.store.sources.dir.unverified_file(self.blob.digest, self.blob.size)
+        self.store.sources.dir().unverified_file(self.blob.digest, self.blob.size)
     }
 
     /// Looks for it elsewhere from now on: what is in the images_dir is not what it should be.
@@ -127,7 +127,7 @@ impl Location {
             return Ok(Compressed::File(Arc::new(file)));
         }
         let sources = &self.store.sources;
-        let Some(remote) = &sources.remote else {
+        let Some(remote) = sources.remote() else {
             return Err(self.error(Kind::Offline));
         };
         let repositories = locked(&self.repositories).clone();
@@ -159,7 +159,7 @@ impl Location {
     pub(super) fn distrust(&self, compressed: &Compressed, error: &DecodeError) {
         self.store.note(&self.error(Kind::Layer(error.to_string())));
         match compressed {
-            Compressed::File(_) if self.store.sources.remote.is_some() => self.distrust_local(),
+            Compressed::File(_) if self.store.sources.remote().is_some() => self.distrust_local(),
             Compressed::File(_) => {}
             Compressed::Cached(blob) => blob.discard(),
         }
