@@ -147,7 +147,7 @@ fn layers_that_trickle_hold_up_nobody_else() {
     slow.push_to(&hostile, "slow", "1");
     local.push_to(&hostile, "local", "1");
     let imgfs = Imgfs::scratch();
-    imgfs.pull(&["--plain-http", &format!("{host}/local:1")]).success();
+    imgfs.pull(&[format!("{host}/local:1")]).success();
     for digest in slow.layers() {
         let drip = Fault::Drip { bytes: 500, interval: Duration::from_millis(50) };
         hostile.on(Match::blobs().about(&digest)).fault(drip);
@@ -157,7 +157,8 @@ fn layers_that_trickle_hold_up_nobody_else() {
     let mut waiting = mount.begin("ls", &[mount.path(&rootfs)]);
     // All of its layers are on their way, which is more than there are processors for.
     wait_for("requests for all layers", Duration::from_secs(20), || {
-        slow.layers().iter().all(|digest| hostile.count("GET", digest) > 0)
+        let gets = hostile.blob_gets_now();
+        slow.layers().iter().all(|digest| gets.iter().any(|get| get.digest() == digest))
     });
     let rootfs = pinned(&host, "local", &local, "linux-amd64/rootfs");
     let found = mount.run("find", &[&mount.path(&rootfs), "-type", "f"]).success().text();
