@@ -6,8 +6,10 @@
 //! medium costs its own module only. Where media differ in what they can do, they say so in their
 //! [`Capabilities`].
 
+mod confined;
 mod error;
 pub mod images_dir;
+mod local_file;
 pub mod registry;
 
 use std::{ops::Range, sync::Arc};
@@ -15,10 +17,11 @@ use std::{ops::Range, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use confined::{ConfinedDir, DirEntry, FileType, OpenDir, SymlinkRefused};
 pub use error::{Error, Kind, Result};
+pub use local_file::{FileStream, LocalFile, Relinked};
 
 use crate::image::{Descriptor, Digest, Manifest, Reference, Repository};
-use images_dir::BlobFile;
 
 /// What a medium can do, where media differ. Callers ask for the one fact that matters to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +117,7 @@ pub trait Blobs: Send + Sync + 'static {
     }
 
     /// The file that holds `blob`, verified, where the medium has files.
-    async fn file(&self, repository: &Repository, blob: &Descriptor) -> Result<Option<BlobFile>> {
+    async fn file(&self, repository: &Repository, blob: &Descriptor) -> Result<Option<LocalFile>> {
         let _ = (repository, blob);
         Ok(None)
     }
@@ -159,7 +162,7 @@ pub trait Content: Send + Sync + 'static {
     async fn read(&self, offset: u64) -> Result<BoxStream>;
 
     /// The file that holds it, verified, where there is one.
-    async fn file(&self) -> Result<Option<BlobFile>>;
+    async fn file(&self) -> Result<Option<LocalFile>>;
 
     /// The side that it comes from, for errors that show what came.
     fn side(&self) -> String;

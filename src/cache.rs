@@ -59,7 +59,10 @@ use std::{
 use tokio::runtime::Handle;
 
 use crate::{
-    backend::{Blobs, Error, Kind, Result, images_dir::cached::BLOCK_BYTES},
+    backend::{
+        Blobs, ConfinedDir, Error, Kind, Result,
+        images_dir::{ImagesDir, cached::BLOCK_BYTES},
+    },
     image::{Descriptor, Repository},
     util::locked,
 };
@@ -106,6 +109,8 @@ impl Observer for () {
 pub struct CacheConfig {
     /// Its directory, which is created if need be.
     pub dir: PathBuf,
+    /// The directory that this is in and that others fill: no link in it is followed on the way.
+    pub within: Option<ConfinedDir>,
     /// The bytes of the disk that it may use.
     pub limit_bytes: u64,
     /// What is fetched for a first read, in bytes.
@@ -126,6 +131,7 @@ impl CacheConfig {
     pub fn new(dir: PathBuf, limit_bytes: u64) -> Self {
         Self {
             dir,
+            within: None,
             limit_bytes,
             first_window_bytes: 256 << 10,
             max_window_bytes: 16 << 20,
@@ -133,6 +139,14 @@ impl CacheConfig {
             memory_bytes: 4 << 20,
             observer: Arc::new(()),
         }
+    }
+}
+
+impl CacheConfig {
+    /// The cache of an images_dir that takes `limit_bytes` of the disk.
+    pub fn in_images_dir(images: &ImagesDir, limit_bytes: u64) -> Self {
+        let within = Some(images.dir().clone());
+        Self { within, ..Self::new(images.cache_dir(), limit_bytes) }
     }
 }
 
@@ -170,6 +184,8 @@ pub struct Cache {
 struct Core {
     me: Weak<Core>,
     dir: PathBuf,
+    /// The same: all files are reached through this.
+    root: ConfinedDir,
     limit_bytes: u64,
     /// What of that blocks and maps may take. The rest is for directories and for what the file
     /// system needs to find the blocks.
@@ -216,7 +232,7 @@ impl Cache {
         let opening = format!("opening {}", config.dir.display());
         let runtime = Handle::try_current()
             .map_err(|e| Error::new(SIDE, &opening, Kind::Config(e.to_string())))?;
-        let lock = load::lock(&config.dir)?;
+        let (root, lock) = load::lock(&config.dir, config.within.as_ref())?;
         let extents = (config.limit_bytes / 16 / BLOCK_BYTES).clamp(1, EXTENT_BLOCKS);
         let margin = config.limit_bytes / 128 + (16 << 10);
         let core = Arc::new_cyclic(|me| Core {
@@ -237,6 +253,7 @@ impl Cache {
             state: Mutex::new(State::new(config.memory_bytes)),
             saved: Mutex::new(Instant::now()),
             dir: config.dir,
+            root,
             lock_file: lock,
             #[cfg(test)]
             fails_to_write: std::sync::atomic::AtomicBool::new(false),

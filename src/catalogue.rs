@@ -80,8 +80,9 @@ struct Inner {
     settings: Settings,
     budget: Budget,
     known: Mutex<Known>,
-    /// What has been looked up and may be forgotten.
-    listed: Kept<Reference, Listed>,
+    /// What has been looked up and may be forgotten, by its name and where that led: the kernel may still
+    /// have what a tag led to before it was moved.
+    listed: Kept<(Reference, Option<Digest>), Listed>,
     lookups: SingleFlight<Reference, Result<()>>,
     resolutions: SingleFlight<Reference, Result<Resolved>>,
 }
@@ -157,10 +158,13 @@ impl Catalogue {
 
     /// The manifest that a pull would write under `name`.
     pub fn manifest(&self, name: &Reference) -> Option<KnownManifest> {
-        let found = locked(&self.inner.known).manifest(name);
+        let (found, planned) = {
+            let mut known = locked(&self.inner.known);
+            (known.manifest(name), known.planned(name))
+        };
         if found.is_some() {
             // A use of it, which keeps it from being forgotten.
-            drop(self.inner.listed.get(name));
+            drop(self.inner.listed.get(&(name.clone(), planned)));
         }
         found
     }
@@ -244,7 +248,7 @@ impl Catalogue {
             }
             known.add(&plan, resolved, ttl, Arc::downgrade(&self.inner), memory)
         };
-        self.inner.listed.insert(name.clone(), &Arc::new(listed));
+        self.inner.listed.insert((name.clone(), resolved), &Arc::new(listed));
         if self.manifest(name).is_none() {
             // A pull would have nothing to write.
             self.find_local(name).await?;
@@ -258,14 +262,15 @@ impl Catalogue {
         let Ok(manifest) = self.inner.dir.manifest(name).await else { return Ok(false) };
         let memory = self.inner.budget.reserve(known::bytes_of_manifest(&manifest));
         let memory = memory.map_err(|e| self.error(name, e))?;
+        let digest = Some(manifest.digest());
         let listed = {
             let mut known = locked(&self.inner.known);
             if name.digest().is_none() {
-                known.set_tag(name, Some(manifest.digest()), self.inner.settings.tag_ttl);
+                known.set_tag(name, digest, self.inner.settings.tag_ttl);
             }
             known.add_manifest(name, manifest, Arc::downgrade(&self.inner), memory)
         };
-        self.inner.listed.insert(name.clone(), &Arc::new(listed));
+        self.inner.listed.insert((name.clone(), digest), &Arc::new(listed));
         Ok(true)
     }
 

@@ -20,9 +20,15 @@ mod run;
 mod transfer;
 mod vars;
 
-use std::{ffi::OsString, path::Path, process::ExitCode, sync::Arc};
+use std::{
+    ffi::OsString,
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+};
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
+use tokio::runtime::Runtime;
 
 use args::{Args, Command};
 use imgfs::backend;
@@ -127,17 +133,25 @@ pub(crate) fn arguments() -> Vec<OsString> {
     }
 }
 
+/// The runtime of a command, made when it is first needed. There is one only: connections that are
+/// kept open belong to the runtime that they were made in.
+static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+
 /// Runs async work to its end.
 pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
-    let runtime = runtime()?;
-    let result = runtime.block_on(work);
-    // What is left are idle threads; the process ends anyway.
-    runtime.shutdown_background();
-    Ok(result)
+    let runtime = match RUNTIME.get() {
+        Some(runtime) => runtime,
+        None => {
+            let made = runtime()?;
+            RUNTIME.get_or_init(|| made)
+        }
+    };
+    Ok(runtime.block_on(work))
 }
 
-/// What runs async work.
-pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+/// What runs async work. For a command that has to end what is under way itself; others use
+/// [`block_on`].
+pub(crate) fn runtime() -> Result<Runtime, Failure> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     tokio::runtime::Builder::new_multi_thread()
         // More than a few only fight over the same sockets.

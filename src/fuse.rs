@@ -197,9 +197,13 @@ impl Shared {
                 let (uid, gid) = (all_uid.unwrap_or(inside.uid), all_gid.unwrap_or(inside.gid));
                 (inside.mode, inside.links, uid, gid, device_number(inside.device))
             }
-            (None, FileType::Directory) => (0o755, 2, own_uid, own_gid, 0),
             (None, FileType::Symlink) => (0o777, 1, own_uid, own_gid, 0),
-            (None, _) => (0o644, 1, own_uid, own_gid, 0),
+            (None, kind) => {
+                let (most, links) =
+                    if kind == FileType::Directory { (0o755, 2) } else { (0o644, 1) };
+                let perm = attributes.local.map_or(most, |local| local.shown(most, own_gid));
+                (perm, links, own_uid, own_gid, 0)
+            }
         };
         FileAttr {
             ino: INodeNo(attributes.ino),

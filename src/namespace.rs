@@ -1,6 +1,7 @@
 //! The mounted namespace: an images_dir, together with all that a pull would write into it.
 //!
-//! What is in the images_dir is shown as it is. Above it lies the catalogue: manifests, tags and
+//! Of the images_dir, blobs, manifests and maps of tags are shown, as they are, and with no more permissions
+//! than they have there; symbolic links and other files are not. Above it lies the catalogue: manifests, tags and
 //! blobs of images that have been declared or looked up, and that are not in the directory. What a
 //! path can be is known by its form (`names.rs`), so that only names that a registry may have are
 //! asked for, and nothing that is merely listed touches the network.
@@ -19,7 +20,7 @@ mod tests;
 
 use std::{
     ffi::OsStr,
-    fs::{self, File, Metadata},
+    fs::Metadata,
     io,
     num::NonZeroUsize,
     os::unix::fs::MetadataExt,
@@ -40,8 +41,8 @@ use table::{Kind, Table};
 
 use crate::{
     backend::{
-        self, Backend, Error,
-        images_dir::{ImagesDir, published_time},
+        self, Backend, Error, SymlinkRefused,
+        images_dir::{ImagesDir, holds_manifests, published_time},
     },
     cache::Cache,
     catalogue::{self, Catalogue},
@@ -91,6 +92,37 @@ pub struct Attributes {
     pub mtime: (i64, u32),
     /// What an image says of a file in it.
     pub inside: Option<InsideAttributes>,
+    /// What the images_dir says of a file or directory in it.
+    pub local: Option<LocalAccess>,
+}
+
+/// Who may use a file or directory of an images_dir.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalAccess {
+    /// Its permissions, and nothing else of its mode.
+    pub mode: u16,
+    /// The group that they speak of.
+    pub gid: u32,
+}
+
+impl LocalAccess {
+    fn new(mode: u32, gid: u32) -> Self {
+        // 9 bits.
+        Self { mode: (mode & 0o777) as u16, gid }
+    }
+
+    fn of(meta: &Metadata) -> Self {
+        Self::new(meta.mode(), meta.gid())
+    }
+
+    /// The permissions among `most` that nobody has beyond those that he has in the images_dir, where the
+    /// file is shown as one of the group `gid`.
+    pub fn shown(self, most: u16, gid: u32) -> u16 {
+        let Self { mode, gid: own } = self;
+        let both = mode & (mode >> 3) & 0o7;
+        let mode = if own == gid { mode } else { mode & 0o700 | both << 3 | both };
+        mode & most
+    }
 }
 
 /// What an image says of a file in it.
@@ -110,16 +142,20 @@ pub struct InsideAttributes {
 
 impl Attributes {
     fn directory(ino: u64, mtime: (i64, u32)) -> Self {
-        Self { ino, kind: FileKind::Dir, size: 0, mtime, inside: None }
+        Self { ino, kind: FileKind::Dir, size: 0, mtime, inside: None, local: None }
     }
 
     fn file(ino: u64, size: u64, mtime: (i64, u32)) -> Self {
-        Self { ino, kind: FileKind::File, size, mtime, inside: None }
+        Self { ino, kind: FileKind::File, size, mtime, inside: None, local: None }
     }
 
     fn symlink(ino: u64, size: u64) -> Self {
         let mtime = published_time(None);
-        Self { ino, kind: FileKind::Symlink, size, mtime, inside: None }
+        Self { ino, kind: FileKind::Symlink, size, mtime, inside: None, local: None }
+    }
+
+    fn with_access(self, local: LocalAccess) -> Self {
+        Self { local: Some(local), ..self }
     }
 
     /// Those of nothing.
@@ -374,21 +410,22 @@ impl View {
     /// What is in the images_dir under `path`.
     fn local(&self, path: &str, form: &Form) -> Result<Option<Entry>, ViewError> {
         let file = self.local_path(path);
-        let meta = match fs::metadata(&file) {
+        let meta = match self.dir().dir().stat(&file) {
             Ok(meta) => meta,
-            Err(e)
-                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-            {
-                return Ok(None);
-            }
+            Err(e) if is_absent(&e) => return Ok(None),
             Err(e) => return Err(Error::io(&file, "looking up", e).into()),
         };
-        if meta.is_dir() {
-            let entry = self.directory(path);
-            let attributes = Attributes { mtime: mtime_of(&meta), ..entry.attributes };
-            return Ok(Some(Entry { attributes, ..entry }));
+        if meta.is_dir() && names::is_directory_of_images(path) {
+            let Entry { attributes, ttl } = self.directory(path);
+            let attributes = Attributes { mtime: mtime_of(&meta), ..attributes };
+            let attributes = match path.is_empty() {
+                true => attributes,
+                false => attributes.with_access(LocalAccess::of(&meta)),
+            };
+            return Ok(Some(Entry { attributes, ttl }));
         }
-        if !meta.is_file() {
+        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        if !meta.is_file() || !names::is_file_of_images(above, holds_manifests(above), name) {
             return Ok(None);
         }
         if let Form::Blob(digest) = form
@@ -401,16 +438,24 @@ impl View {
             Form::Manifest(name) => name.digest().is_some(),
             _ => false,
         };
-        Ok(Some(self.local_file(path, has_digest, meta.len(), mtime_of(&meta))))
+        let access = LocalAccess::of(&meta);
+        Ok(Some(self.local_file(path, has_digest, meta.len(), mtime_of(&meta), access)))
     }
 
     /// A file in the images_dir. Unless it is named by its digest, it is replaced when a tag moves.
-    fn local_file(&self, path: &str, has_digest: bool, size: u64, mtime: (i64, u32)) -> Entry {
+    fn local_file(
+        &self,
+        path: &str,
+        has_digest: bool,
+        size: u64,
+        mtime: (i64, u32),
+        access: LocalAccess,
+    ) -> Entry {
         let (ino, ttl) = match has_digest {
             true => (self.tell(path, &[], Kind::Local), FOR_GOOD),
             false => (self.tell(path, &stamp(size, mtime), Kind::LocalTag), self.settings.tag_ttl),
         };
-        Entry { attributes: Attributes::file(ino, size, mtime), ttl }
+        Entry { attributes: Attributes::file(ino, size, mtime).with_access(access), ttl }
     }
 
     fn tell(&self, path: &str, content: &[u8], kind: Kind) -> u64 {
@@ -489,9 +534,13 @@ impl View {
         let mut ttl = FOR_GOOD;
         let attributes = match node.kind {
             Kind::Directory => {
-                let local = fs::metadata(self.local_path(&node.path)).ok().filter(Metadata::is_dir);
-                let mtime = local.as_ref().map_or_else(|| published_time(None), mtime_of);
-                Attributes::directory(ino, mtime)
+                let local = self.dir().dir().stat(&self.local_path(&node.path));
+                match local.ok().filter(Metadata::is_dir) {
+                    Some(meta) if ino == ROOT => Attributes::directory(ino, mtime_of(&meta)),
+                    Some(meta) => Attributes::directory(ino, mtime_of(&meta))
+                        .with_access(LocalAccess::of(&meta)),
+                    None => Attributes::directory(ino, published_time(None)),
+                }
             }
             Kind::Inside | Kind::Early(_) => return Err(ViewError::Stale),
             Kind::Unknown => {
@@ -500,12 +549,16 @@ impl View {
             }
             Kind::Local | Kind::LocalTag => {
                 let file = self.local_path(&node.path);
-                let meta = fs::metadata(&file).map_err(|e| Error::io(&file, "looking up", e))?;
+                let meta = self.dir().dir().stat(&file);
+                let meta = meta.map_err(|e| Error::io(&file, "looking up", e))?;
+                if !meta.is_file() {
+                    return Err(ViewError::Stale);
+                }
                 if node.kind == Kind::LocalTag {
                     self.check_stamp(ino, &node.path, &meta)?;
                     ttl = self.settings.tag_ttl;
                 }
-                of_file(meta.len(), mtime_of(&meta))
+                of_file(meta.len(), mtime_of(&meta)).with_access(LocalAccess::of(&meta))
             }
             Kind::Blob(digest) => {
                 let size = self.catalogue.blob_size(&digest).ok_or(ViewError::Stale)?;
@@ -556,9 +609,9 @@ impl View {
             Kind::Local if matches!(form(&node.path), Form::Blob(_)) => Ok(None),
             Kind::Local | Kind::LocalTag => {
                 let path = self.local_path(&node.path);
-                let file = File::open(&path).map_err(|e| Error::io(&path, "opening", e))?;
+                let opened = self.dir().dir().open_file(&path);
+                let (file, meta) = opened.map_err(|e| Error::io(&path, "opening", e))?;
                 if node.kind == Kind::LocalTag {
-                    let meta = file.metadata().map_err(|e| Error::io(&path, "opening", e))?;
                     self.check_stamp(ino, &node.path, &meta)?;
                 }
                 Ok(Some(Handle::File(file)))
@@ -582,9 +635,10 @@ impl View {
         let path = self.path_of(ino)?;
         let Form::Blob(digest) = form(&path) else { return Err(ViewError::Stale) };
         let known = self.catalogue.blob(&digest);
-        let size = match fs::metadata(self.local_path(&path)) {
-            Ok(meta) => meta.len(),
-            Err(_) if known.is_some() => return self.open_remote(digest),
+        let size = match self.dir().dir().stat(&self.local_path(&path)) {
+            Ok(meta) if meta.is_file() => meta.len(),
+            _ if known.is_some() => return self.open_remote(digest),
+            Ok(_) => return Err(ViewError::Stale),
             Err(e) => return Err(Error::io(&self.local_path(&path), "opening", e).into()),
         };
         match self.dir().verified_file(digest, size).await {
@@ -629,6 +683,12 @@ fn below(above: &str, name: &str) -> String {
     let mut path = String::with_capacity(above.len() + 1 + name.len());
     path.extend([above, "/", name]);
     path
+}
+
+/// Whether `error` says that nothing is there that is shown: links are not.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || SymlinkRefused::is_cause_of(error)
 }
 
 fn mtime_of(meta: &Metadata) -> (i64, u32) {

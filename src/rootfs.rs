@@ -134,7 +134,7 @@ impl Store {
         let memory = &sources.memory;
         let store_bytes = (sources.cache.stats().limit_bytes / 10).max(INDEX_STORE_BYTES);
         Arc::new(Self {
-            index_store: IndexStore::new(sources.dir().inside_dir(), store_bytes, memory).into(),
+            index_store: IndexStore::new(sources.dir(), store_bytes, memory).into(),
             indexes: Kept::new(memory),
             indexing: SingleFlight::default(),
             decoding: SingleFlight::default(),

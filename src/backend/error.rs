@@ -56,6 +56,9 @@ pub enum Kind {
     /// No connection could be made.
     #[error("cannot connect: {0}")]
     Connect(String),
+    /// The address is one to which imgfs connects only if the user has named the host.
+    #[error("not connecting: {0}")]
+    ForbiddenAddress(String),
     /// TLS could not be agreed on, or the certificate is not trusted.
     #[error("TLS failed: {0}")]
     Tls(String),
@@ -218,6 +221,9 @@ impl Error {
             }
             Kind::Connect(_) => {
                 "check the registry's name, the network, and HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+            }
+            Kind::ForbiddenAddress(_) => {
+                "if this host is meant, name it: in --registries of a mount, or by an entry for it in --auths"
             }
             Kind::WaitTooLong(_) => "run the same command later, or raise --max-wait",
             Kind::Stalled(_) => "run the same command again: what has been fetched is kept",

@@ -33,7 +33,7 @@ mod verify;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{File, Metadata},
     io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
@@ -43,20 +43,21 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use inventory::{ImageEntry, Inventory, Missing, Need};
-pub use layout::Layout;
+pub use layout::{Layout, holds_manifests, leads_to_manifests};
 pub use prune::{Pruned, Removed};
 pub use publish::published_time;
 pub use receive::PartialBlob;
-pub use source::{BlobFile, FileStream};
 pub use verify::{Problem, ProblemKind, Subject, Verified};
 
 use layout::{BLOBS, MANIFESTS};
-use manifests::{lock_file, read_manifest};
+use manifests::read_manifest;
 use records::Records;
 use source::ReferrersCache;
 use store::Traffic;
 
-use super::{Capabilities, Error, Kind, ManifestName, Names, Opened, Result, Sink};
+use super::{
+    Capabilities, ConfinedDir, Error, Kind, LocalFile, ManifestName, Names, Opened, Result, Sink,
+};
 use crate::image::{
     Algorithm, Descriptor, Digest, FilteredIndex, Hasher, Manifest, Reference, Repository,
 };
@@ -68,6 +69,9 @@ const HASH_BUFFER: usize = 512 << 10;
 
 /// The largest blob that is read whole, in bytes: configurations are far smaller.
 const MAX_CONTENT: u64 = 4 << 20;
+
+/// More than the name of any layout, in bytes.
+const MAX_LAYOUT_NAME: u64 = 4096;
 
 /// Entries of `blobs/.imgfs/`.
 const STATE: &str = ".imgfs";
@@ -95,7 +99,8 @@ pub struct ImagesDir {
 }
 
 struct Inner {
-    root: PathBuf,
+    /// All that is in the tree is reached through this.
+    root: ConfinedDir,
     layout: Layout,
     records: Records,
     linking: Linking,
@@ -108,11 +113,8 @@ struct Inner {
 impl ImagesDir {
     /// Opens the tree at `root` for reading. It must exist.
     pub fn open(root: &Path) -> Result<Self> {
-        let meta = fs::metadata(root).map_err(|e| Error::io(root, "opening", e))?;
-        if !meta.is_dir() {
-            return Err(Error::io(root, "opening", io::ErrorKind::NotADirectory.into()));
-        }
-        let layout = Self::find_layout(root)?.unwrap_or_default();
+        let root = ConfinedDir::open(root).map_err(|e| Error::io(root, "opening", e))?;
+        let layout = Self::find_layout(&root)?.unwrap_or_default();
         Self::with(root, layout, Linking::default(), None)
     }
 
@@ -120,17 +122,15 @@ impl ImagesDir {
     /// tree; one that exists keeps its own, and another one is refused.
     pub fn create(root: &Path, layout: Option<Layout>, linking: Linking) -> Result<Self> {
         let failed = |e| Error::io(root, "creating", e);
-        match fs::metadata(root) {
-            Ok(meta) if !meta.is_dir() => return Err(failed(io::ErrorKind::NotADirectory.into())),
-            _ => publish::create_dirs(root).map_err(failed)?,
-        }
-        let existing = Self::find_layout(root)?;
+        let dir = ConfinedDir::create(root).map_err(failed)?;
+        let existing = Self::find_layout(&dir)?;
         let state = root.join(BLOBS).join(STATE);
         let remembered = state.join("layout");
+        let is_there = |path: &Path| dir.stat(path).is_ok();
         let chosen = match (existing, layout) {
             // Without images of Docker Hub these two look the same.
             (Some(Layout::Documented), Some(Layout::Kubekey403))
-                if !root.join("docker.io").exists() && !remembered.exists() =>
+                if !is_there(&root.join("docker.io")) && !is_there(&remembered) =>
             {
                 Layout::Kubekey403
             }
@@ -148,41 +148,49 @@ impl ImagesDir {
             }
             (existing, wanted) => existing.or(wanted).unwrap_or_default(),
         };
-        for dir in [PARTIAL, SCRATCH, LOCKS] {
-            publish::create_dirs(&state.join(dir)).map_err(failed)?;
+        for name in [PARTIAL, SCRATCH, LOCKS] {
+            dir.create_dirs(&state.join(name)).map_err(failed)?;
         }
-        if !remembered.exists() {
+        if !is_there(&remembered) {
             let text = format!("{}\n", chosen.as_str());
             let time = publish::Time::Immutable;
-            publish::publish(&state.join(SCRATCH), &remembered, text.as_bytes(), time)
+            publish::publish(&dir, &state.join(SCRATCH), &remembered, text.as_bytes(), time)
                 .map_err(failed)?;
         }
-        let filling = lock_file(&state.join(LOCKS).join("tree")).map_err(failed)?;
+        let filling = dir.open_or_create(&state.join(LOCKS).join("tree")).map_err(failed)?;
         // Waits while `prune` is at work, which does not take long.
         filling.lock_shared().map_err(failed)?;
-        Self::with(root, chosen, linking, Some(filling))
+        Self::with(dir, chosen, linking, Some(filling))
     }
 
     /// A tree at `root` that does not exist: for finding out what would have to be done.
     pub fn absent(root: &Path) -> Self {
-        Self::new(root, Layout::default(), Records::absent(), Linking::default(), None)
+        let root = ConfinedDir::absent(root);
+        let records = Records::absent(root.clone());
+        Self::new(root, Layout::default(), records, Linking::default(), None)
     }
 
-    fn with(root: &Path, layout: Layout, linking: Linking, filling: Option<File>) -> Result<Self> {
-        let path = root.join(BLOBS).join(STATE).join("records");
-        let records = Records::open(path.clone()).map_err(|e| Error::io(&path, "reading", e))?;
+    fn with(
+        root: ConfinedDir,
+        layout: Layout,
+        linking: Linking,
+        filling: Option<File>,
+    ) -> Result<Self> {
+        let path = root.path().join(BLOBS).join(STATE).join("records");
+        let records = Records::open(root.clone(), path.clone());
+        let records = records.map_err(|e| Error::io(&path, "reading", e))?;
         Ok(Self::new(root, layout, records, linking, filling))
     }
 
     fn new(
-        root: &Path,
+        root: ConfinedDir,
         layout: Layout,
         records: Records,
         linking: Linking,
         filling: Option<File>,
     ) -> Self {
         let inner = Inner {
-            root: root.to_owned(),
+            root,
             layout,
             records,
             linking,
@@ -195,11 +203,11 @@ impl ImagesDir {
 
     /// The layout of the tree at `root`: the one that is remembered, or else what its files show.
     /// `None` for an empty tree.
-    fn find_layout(root: &Path) -> Result<Option<Layout>> {
-        let remembered = root.join(BLOBS).join(STATE).join("layout");
-        match fs::read_to_string(&remembered) {
+    fn find_layout(root: &ConfinedDir) -> Result<Option<Layout>> {
+        let remembered = root.path().join(BLOBS).join(STATE).join("layout");
+        match root.read(&remembered, MAX_LAYOUT_NAME) {
             Ok(text) => {
-                return text.trim().parse().map(Some).map_err(|reason| {
+                return String::from_utf8_lossy(&text).trim().parse().map(Some).map_err(|reason| {
                     Error::new(
                         SIDE,
                         format_args!("reading {}", remembered.display()),
@@ -210,9 +218,9 @@ impl ImagesDir {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io(&remembered, "reading", e)),
         }
-        let walk = layout::walk(root).map_err(|e| Error::io(root, "reading", e))?;
+        let walk = layout::walk(root).map_err(|e| Error::io(root.path(), "reading", e))?;
         let is_g2 = walk.repositories.iter().any(|r| r.map.is_some());
-        let is_kubekey = root.join("registry-1.docker.io").is_dir();
+        let is_kubekey = root.is_dir(&root.path().join("registry-1.docker.io"));
         Ok(match (walk.repositories.is_empty(), is_g2, is_kubekey) {
             (true, ..) => None,
             (_, true, _) => Some(Layout::Kubekey),
@@ -223,23 +231,33 @@ impl ImagesDir {
 
     /// Where the tree is.
     pub fn root(&self) -> &Path {
+        self.inner.root.path()
+    }
+
+    /// The directory itself: all that is in it is to be reached through this.
+    pub fn dir(&self) -> &ConfinedDir {
         &self.inner.root
+    }
+
+    /// Whether there is a directory of blobs, without which there is nothing to look after.
+    pub fn has_blobs(&self) -> bool {
+        self.inner.root.is_dir(&self.root().join(BLOBS))
     }
 
     /// Free space for blobs, in bytes, where the file system tells.
     pub fn free_bytes(&self) -> Option<u64> {
-        let stat = rustix::fs::statvfs(&self.inner.root).ok()?;
+        let stat = rustix::fs::statvfs(self.root()).ok()?;
         Some(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     /// The size of the file system that the tree is on, in bytes, where it tells.
     pub fn space(&self) -> Option<u64> {
-        let stat = rustix::fs::statvfs(&self.inner.root).ok()?;
+        let stat = rustix::fs::statvfs(self.root()).ok()?;
         Some(stat.f_blocks.saturating_mul(stat.f_frsize))
     }
 
     /// The file of `blob`, which has `size` bytes; verified, now if need be.
-    pub async fn verified_file(&self, blob: Digest, size: u64) -> Result<BlobFile> {
+    pub async fn verified_file(&self, blob: Digest, size: u64) -> Result<LocalFile> {
         self.blocking(move |inner| inner.blob_file(&Descriptor::new("", blob, size))).await
     }
 
@@ -257,9 +275,8 @@ impl ImagesDir {
     /// The file in the place of a blob, if there is one of the right size. Nobody vouches for what
     /// is in it.
     pub fn unverified_file(&self, blob: Digest, size: u64) -> Option<File> {
-        let file = File::open(self.inner.blob_path(&blob)).ok()?;
-        let meta = file.metadata().ok()?;
-        (meta.is_file() && meta.len() == size).then_some(file)
+        let (file, meta) = self.inner.root.open_file(&self.inner.blob_path(&blob)).ok()?;
+        (meta.len() == size).then_some(file)
     }
 
     /// Forgets that `blob` has been verified: its content has been found to be damaged since.
@@ -282,12 +299,13 @@ impl ImagesDir {
     /// The manifests of `repository` by the digest that each has, or had before a platform filter
     /// made it, at the registry.
     pub fn manifests_by_origin(&self, repository: &Repository) -> BTreeMap<Digest, Digest> {
-        let dir = self.inner.manifests_dir(repository);
-        let names = fs::read_dir(&dir).into_iter().flatten().flatten();
-        let digests = names.filter_map(|entry| entry.file_name().to_str()?.parse::<Digest>().ok());
+        let (root, dir) = (&self.inner.root, self.inner.manifests_dir(repository));
+        let entries = root.open_dir(&dir).and_then(|dir| dir.entries()).unwrap_or_default();
+        let digests = entries.iter().filter_map(|entry| entry.name.to_str()?.parse().ok());
         let mut found = BTreeMap::new();
         for digest in digests {
-            let manifest = read_manifest(&dir.join(digest.to_string()), digest.algorithm());
+            let digest: Digest = digest;
+            let manifest = read_manifest(root, &dir.join(digest.to_string()), digest.algorithm());
             if let Some(manifest) = manifest.ok().filter(|manifest| manifest.digest() == digest) {
                 let origin = manifest.annotations().get(FilteredIndex::ORIGINAL);
                 let origin = origin.and_then(|text| text.parse().ok()).unwrap_or(digest);
@@ -406,7 +424,7 @@ impl Sink for ImagesDir {
 
 impl Inner {
     fn state_dir(&self) -> PathBuf {
-        self.root.join(BLOBS).join(STATE)
+        self.root.path().join(BLOBS).join(STATE)
     }
 
     fn cache_dir(&self) -> PathBuf {
@@ -414,7 +432,7 @@ impl Inner {
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.root.join(BLOBS).join(digest.to_string())
+        self.root.path().join(BLOBS).join(digest.to_string())
     }
 
     fn partial_path(&self, digest: &Digest) -> PathBuf {
@@ -428,9 +446,9 @@ impl Inner {
     // --- blobs ---
 
     /// The file of a blob, if it is there with its right size.
-    fn sized_blob(&self, blob: &Descriptor) -> Result<Option<fs::Metadata>> {
+    fn sized_blob(&self, blob: &Descriptor) -> Result<Option<Metadata>> {
         let path = self.blob_path(&blob.digest);
-        match fs::metadata(&path) {
+        match self.root.stat(&path) {
             Ok(meta) => Ok((meta.is_file() && meta.len() == blob.size).then_some(meta)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io(&path, "opening", e)),
@@ -450,7 +468,7 @@ impl Inner {
             return Ok(true);
         }
         let path = self.blob_path(&blob.digest);
-        let found = hash_file(&path, blob.digest.algorithm(), &mut |_| {})
+        let found = hash_file(&self.root, &path, blob.digest.algorithm(), &mut |_| {})
             .map_err(|e| Error::io(&path, "reading", e))?;
         if found.digest == blob.digest {
             self.records.verified(blob.digest, &found.meta).map_err(|e| self.records_error(e))?;
@@ -464,14 +482,15 @@ impl Inner {
             return Ok(None);
         }
         let path = self.blob_path(&blob.digest);
-        fs::read(&path).map(|text| Some(text.into())).map_err(|e| Error::io(&path, "reading", e))
+        let text = self.root.read(&path, MAX_CONTENT);
+        text.map(|text| Some(text.into())).map_err(|e| Error::io(&path, "reading", e))
     }
 
     /// Makes sure that the blobs that a manifest is about to name survive a power cut, also those
     /// that another process has published.
     fn flush_blobs(&self) -> Result<()> {
-        let dir = self.root.join(BLOBS);
-        publish::sync_dir(&dir).map_err(|e| Error::io(&dir, "flushing", e))
+        let dir = self.root.path().join(BLOBS);
+        self.root.sync_dir(&dir).map_err(|e| Error::io(&dir, "flushing", e))
     }
 }
 
@@ -479,19 +498,29 @@ impl Inner {
 struct Hashed {
     digest: Digest,
     /// Of the file that was read, not of what has its name now.
-    meta: fs::Metadata,
+    meta: Metadata,
 }
 
-/// Hashes a file; `progress` gets the number of bytes of each step.
+/// Hashes the file `path` of `root`; `progress` gets the number of bytes of each step.
 fn hash_file(
+    root: &ConfinedDir,
     path: &Path,
     algorithm: Algorithm,
     progress: &mut dyn FnMut(usize),
 ) -> io::Result<Hashed> {
-    let mut file = File::open(path)?;
+    let (file, meta) = root.open_file(path)?;
+    hash_open(&file, meta, algorithm, progress)
+}
+
+/// The same with a file that is open and has not been read from, and looked like `meta` then.
+fn hash_open(
+    mut file: &File,
+    meta: Metadata,
+    algorithm: Algorithm,
+    progress: &mut dyn FnMut(usize),
+) -> io::Result<Hashed> {
     // A hint, and a failure to take it is none.
-    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
-    let meta = file.metadata()?;
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential);
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; HASH_BUFFER];
     loop {

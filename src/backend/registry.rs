@@ -4,44 +4,59 @@
 //! [`crate::image`], reads bodies without a bound, hides `Content-Type` and blob sizes, and
 //! neither repeats, resumes nor waits. See `ARCHITECTURE.md`.
 
+mod abilities;
+mod address;
+mod auth;
 mod auths;
 mod blob;
 mod challenge;
+mod client;
 mod config;
 mod credentials;
+mod failure;
 mod harbor;
+mod holders;
 mod limit;
+mod manifests;
+mod pattern;
+mod retry;
 mod session;
 mod sink;
+mod stall;
+mod stats;
 mod tls;
 mod upload;
+mod wire;
 
 use std::{
-    collections::HashMap,
+    collections::BTreeSet,
+    num::NonZeroUsize,
     ops::Range,
     sync::{Arc, Mutex},
 };
 
 use async_trait::async_trait;
-use reqwest::{
-    Client, Method, Response,
-    header::{CONTENT_TYPE, HeaderMap, LINK},
-};
+use lru::LruCache;
+use reqwest::{Method, header::LINK};
 
 pub use auths::{Auths, AuthsError, EntryKeys};
 pub(crate) use auths::{describe as describe_yaml_error, flag};
 pub use blob::BlobStream;
-pub use config::{Access, Credentials, Entry, RegistryConfig};
+pub use config::{Access, Credentials, Entry, Reach, RegistryConfig, Requester};
 pub use credentials::default_files as default_credential_files;
-pub use session::Stats;
+pub use pattern::{PatternError, RegistryPattern};
 pub use sink::RegistrySink;
+pub use stats::Stats;
 
-use session::{Ask, Scope, Session};
+use auth::Auth;
+use client::Clients;
+use manifests::{fetch_manifest, manifest_ask};
+use session::{Ask, Scope, Session, content_digest, header};
+use wire::Wire;
 
-use super::{Attachments, Blobs, BoxStream, Capabilities, Kind, Names, Result, Tags};
+use super::{Attachments, Blobs, BoxStream, Capabilities, Error, Kind, Names, Result, Tags};
 use crate::image::{
-    ACCEPT_MANIFESTS, Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, Reference,
-    Repository, is_tag,
+    Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, Reference, Repository, is_tag,
 };
 
 use crate::util::locked;
@@ -59,13 +74,22 @@ const MAX_TAGS_PAGES: usize = 1000;
 /// Pages of referrers that are read for one subject.
 const MAX_REFERRER_PAGES: usize = 20;
 
+/// Sessions that are kept: one for each registry and set of credentials. A program that looks up one
+/// name after another in a mount makes a new registry of each; one that was dropped costs a request
+/// to find out how to authenticate.
+const KEPT_SESSIONS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+/// Repositories whose session is remembered. Each costs a few hundred bytes, and one that was
+/// forgotten costs reading the credential files.
+const KEPT_REPOSITORIES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
 /// All registries, each reached as the configuration says.
 pub struct Registry {
     config: Arc<RegistryConfig>,
-    sessions: Mutex<HashMap<SessionKey, Arc<Session>>>,
+    sessions: Mutex<LruCache<SessionKey, Arc<Session>>>,
     /// Which session each repository has.
-    repositories: Mutex<HashMap<Repository, Arc<Session>>>,
-    clients: Mutex<HashMap<Access, Client>>,
+    repositories: Mutex<LruCache<Repository, Arc<Session>>>,
+    clients: Arc<Clients>,
     stats: Arc<Stats>,
 }
 
@@ -75,13 +99,20 @@ type SessionKey = (String, Option<usize>, Option<String>);
 impl Registry {
     /// Nothing is asked of any registry yet.
     pub fn new(config: RegistryConfig) -> Self {
+        let config = Arc::new(config);
         Self {
-            config: Arc::new(config),
-            sessions: Mutex::default(),
-            repositories: Mutex::default(),
-            clients: Mutex::default(),
+            sessions: Mutex::new(LruCache::new(KEPT_SESSIONS)),
+            repositories: Mutex::new(LruCache::new(KEPT_REPOSITORIES)),
+            clients: Arc::new(Clients::new(config.clone())),
             stats: Arc::default(),
+            config,
         }
+    }
+
+    /// Reads all certificate files that `config` names, so that a wrong one is known before anything
+    /// is done.
+    pub fn check(config: &RegistryConfig) -> Result<()> {
+        client::check(config)
     }
 
     /// Counts of what went over the wire.
@@ -92,13 +123,15 @@ impl Registry {
     /// Registries that this run has found to lack the referrers API.
     pub fn without_referrers(&self) -> Vec<String> {
         let sessions = locked(&self.sessions);
-        let lacking = sessions.iter().filter(|(_, s)| s.referrers_api.get() == Some(&false));
-        lacking.map(|((registry, ..), _)| registry.clone()).collect()
+        let lacking = sessions.iter().filter(|(_, s)| s.referrers_api.known() == Some(false));
+        let lacking: BTreeSet<&str> =
+            lacking.map(|((registry, ..), _)| registry.as_str()).collect();
+        lacking.into_iter().map(str::to_owned).collect()
     }
 
     /// All tags of `repository`, however many there are. [`Attachments::tags`] is for looking only.
     pub async fn all_tags(&self, repository: &Repository) -> Result<Vec<String>> {
-        let session = self.session(repository)?;
+        let session = self.session(repository).await?;
         let doing = format!("listing the tags of {repository}");
         let mut url = tags_url(&session, repository);
         let mut tags = Vec::new();
@@ -106,7 +139,7 @@ impl Registry {
             let (page, next) = tags_page(&session, repository, &url, &doing).await?;
             let Some(page) = page else {
                 let reason = "what it sends is no list of tags".to_owned();
-                return Err(session.error(&doing, Kind::Config(reason)));
+                return Err(session.wire.error(&doing, Kind::Config(reason)));
             };
             let got = page.len();
             tags.extend(page.into_iter().filter(|tag| is_tag(tag)));
@@ -121,54 +154,52 @@ impl Registry {
             }
         }
         let reason = format!("it has more than {MAX_TAGS_PAGES} pages of them");
-        Err(session.error(&doing, Kind::Config(reason)))
+        Err(session.wire.error(&doing, Kind::Config(reason)))
     }
 
-    fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
-        let mut repositories = locked(&self.repositories);
-        if let Some(session) = repositories.get(repository) {
+    async fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
+        if !self.config.may_ask(repository) {
+            // To whoever asks, it does not exist.
+            let reason = "it is not among the registries that may be asked (--registries)";
+            let doing = format!("looking up {repository}");
+            return Err(Error::new(side(repository), doing, Kind::NotFound(reason.into())));
+        }
+        if let Some(session) = locked(&self.repositories).get(repository) {
             return Ok(session.clone());
         }
-        let session = self.open_session(repository)?;
-        repositories.insert(repository.clone(), session.clone());
-        Ok(session)
-    }
-
-    fn open_session(&self, repository: &Repository) -> Result<Arc<Session>> {
         let entry = self.config.entry_for(repository);
         let has_own = entry
             .and_then(|index| self.config.entries.get(index))
             .is_some_and(|entry| entry.credentials.is_some());
-        let part = if has_own {
-            None
-        } else {
-            credentials::stored_part(&self.config.credential_files, repository)
+        let part = match has_own {
+            true => None,
+            false => credentials::stored_part(&self.config.credential_files, repository).await,
         };
-        let key = (repository.registry().to_owned(), entry, part);
-        let mut sessions = locked(&self.sessions);
-        if let Some(session) = sessions.get(&key) {
-            return Ok(session.clone());
-        }
-        let session = Arc::new(Session::new(
-            repository.registry(),
-            self.client(&self.config.access(entry))?,
-            self.config.clone(),
-            entry,
-            key.2.clone(),
-            self.stats.clone(),
-        )?);
-        sessions.insert(key, session.clone());
+        let session = self.open_session(repository.registry(), entry, part)?;
+        locked(&self.repositories).put(repository.clone(), session.clone());
         Ok(session)
     }
 
-    fn client(&self, access: &Access) -> Result<Client> {
-        let mut clients = locked(&self.clients);
-        if let Some(client) = clients.get(access) {
-            return Ok(client.clone());
-        }
-        let client = session::client(access, &self.config, session::Deadline::Stall)?;
-        clients.insert(access.clone(), client.clone());
-        Ok(client)
+    fn open_session(
+        &self,
+        registry: &str,
+        entry: Option<usize>,
+        part: Option<String>,
+    ) -> Result<Arc<Session>> {
+        let key = (registry.to_owned(), entry, part);
+        let mut sessions = locked(&self.sessions);
+        let session = sessions.try_get_or_insert(key.clone(), || {
+            let config = &self.config;
+            let (clients, stats) = (self.clients.clone(), self.stats.clone());
+            let access = config.access(entry);
+            let wire = Wire::new(registry, access, clients, config.clone(), stats)?;
+            let session = Session::new(wire, Auth::new(config.clone(), registry, entry, key.2));
+            if config.without_referrers.iter().any(|name| name == registry) {
+                session.referrers_api.learn(false);
+            }
+            Ok(Arc::new(session))
+        });
+        session.cloned()
     }
 }
 
@@ -186,7 +217,7 @@ impl Names for Registry {
         if let Some(digest) = reference.digest() {
             return Ok(Some(digest));
         }
-        let session = self.session(reference.repository())?;
+        let session = self.session(reference.repository()).await?;
         let doing = format!("looking up {reference}");
         let ask = manifest_ask(&session, Method::HEAD, reference, &doing);
         match session.send(&ask).await {
@@ -200,69 +231,9 @@ impl Names for Registry {
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<Manifest> {
-        let session = self.session(reference.repository())?;
+        let session = self.session(reference.repository()).await?;
         fetch_manifest(&session, reference, Scope::Pull).await
     }
-}
-
-async fn fetch_manifest(
-    session: &Session,
-    reference: &Reference,
-    scope: Scope<'_>,
-) -> Result<Manifest> {
-    let doing = format!("fetching manifest {reference}");
-    let ask = Ask { scope, ..manifest_ask(session, Method::GET, reference, &doing) };
-    let attempt = || async {
-        let answer = session.attempt(&ask).await?;
-        read_manifest(session, answer.response, reference, &doing).await
-    };
-    session.repeat(attempt).await
-}
-
-fn manifest_ask<'a>(
-    session: &Session,
-    method: Method,
-    reference: &'a Reference,
-    doing: &'a str,
-) -> Ask<'a> {
-    let name = match (reference.digest(), reference.tag()) {
-        (Some(digest), _) => digest.to_string(),
-        (None, tag) => tag.unwrap_or("latest").to_owned(),
-    };
-    let url = session.url(reference.repository(), &format!("manifests/{name}"));
-    Ask { accept: Some(ACCEPT_MANIFESTS), ..Ask::new(method, url, reference.repository(), doing) }
-}
-
-async fn read_manifest(
-    session: &Session,
-    response: Response,
-    reference: &Reference,
-    doing: &str,
-) -> Result<Manifest> {
-    let content_type = header(response.headers(), CONTENT_TYPE.as_str());
-    let stated = content_digest(response.headers());
-    let body = session::read_limited(response, MAX_MANIFEST_BYTES)
-        .await
-        .map_err(|e| session.failed(doing, e))?
-        .ok_or_else(|| session.error(doing, crate::image::ManifestError::TooLarge))?;
-    // The header only counts where the reference itself does not say what is to come.
-    let expected = reference.digest().or(stated);
-    let algorithm = expected.map_or(Algorithm::Sha256, |digest| digest.algorithm());
-    if let Some(expected) = expected {
-        let found = Digest::of(algorithm, &body);
-        if found != expected {
-            return Err(session.error(doing, Kind::Digest { expected, found }));
-        }
-    }
-    Manifest::parse_as(algorithm, body.into(), content_type.as_deref()).map_err(|error| {
-        match content_type.filter(|t| t.starts_with("text/html")) {
-            Some(_) => {
-                let reason = "it sent a page in HTML, not a manifest; is there a proxy or a login page on the way?";
-                session.error(doing, Kind::Config(reason.into()))
-            }
-            None => session.error(doing, error),
-        }
-    })
 }
 
 #[async_trait]
@@ -272,17 +243,11 @@ impl Attachments for Registry {
         repository: &Repository,
         subject: Digest,
     ) -> Result<Option<Vec<Descriptor>>> {
-        let session = self.session(repository)?;
-        let mut guard = None;
-        if session.referrers_api.get().is_none() {
-            // The first caller finds out whether there is the API; the others wait for that.
-            guard = Some(session.referrers_probe.lock().await);
-        }
-        if session.referrers_api.get() == Some(&false) {
+        let session = self.session(repository).await?;
+        // The first caller finds out whether there is the API; the others wait for that.
+        let guard = session.referrers_api.probe().await;
+        if session.referrers_api.known() == Some(false) {
             return Ok(None);
-        }
-        if session.referrers_api.get().is_some() {
-            guard = None;
         }
         let found = referrers(&session, repository, subject).await?;
         let known = match &found {
@@ -291,8 +256,7 @@ impl Attachments for Registry {
             Found::Refused => None,
         };
         if let Some(known) = known {
-            // If it was known already, it is known the same.
-            let _ = session.referrers_api.set(known);
+            session.referrers_api.learn(known);
         }
         drop(guard);
         match found {
@@ -302,7 +266,7 @@ impl Attachments for Registry {
     }
 
     async fn tags(&self, repository: &Repository) -> Result<Tags> {
-        let session = self.session(repository)?;
+        let session = self.session(repository).await?;
         let doing = format!("listing the tags of {repository}");
         let url = tags_url(&session, repository);
         let (names, next) = tags_page(&session, repository, &url, &doing).await?;
@@ -315,7 +279,7 @@ impl Attachments for Registry {
 
 /// Where a list of tags begins.
 fn tags_url(session: &Session, repository: &Repository) -> reqwest::Url {
-    let mut url = session.url(repository, "tags/list");
+    let mut url = session.wire.url(repository, "tags/list");
     url.query_pairs_mut().append_pair("n", &TAGS_PAGE.to_string());
     url
 }
@@ -335,9 +299,7 @@ async fn tags_page(
     let answer = session.send(&Ask::new(Method::GET, url.clone(), repository, doing)).await?;
     let link = header(answer.response.headers(), LINK.as_str());
     let next = link.map(|link| next_page(&link).unwrap_or_default());
-    let body = session::read_limited(answer.response, MAX_TAGS_BODY)
-        .await
-        .map_err(|e| session.failed(doing, e))?;
+    let body = session.wire.body(answer.response, MAX_TAGS_BODY, doing).await?;
     let list = body.and_then(|body| serde_json::from_slice::<List>(&body).ok());
     Ok((list.map(|list| list.tags.unwrap_or_default()), next))
 }
@@ -355,7 +317,7 @@ enum Found {
 /// Asks the referrers API.
 async fn referrers(session: &Session, repository: &Repository, subject: Digest) -> Result<Found> {
     let doing = format!("listing the referrers of {subject} in {repository}");
-    let mut url = session.url(repository, &format!("referrers/{subject}"));
+    let mut url = session.wire.url(repository, &format!("referrers/{subject}"));
     let mut found = Vec::new();
     for _ in 0..MAX_REFERRER_PAGES {
         let answer =
@@ -373,10 +335,11 @@ async fn referrers(session: &Session, repository: &Repository, subject: Digest) 
             };
         let next =
             header(answer.response.headers(), LINK.as_str()).and_then(|link| next_page(&link));
-        let body = session::read_limited(answer.response, MAX_MANIFEST_BYTES)
-            .await
-            .map_err(|e| session.failed(&doing, e))?
-            .ok_or_else(|| session.error(&doing, crate::image::ManifestError::TooLarge))?;
+        let body = session
+            .wire
+            .body(answer.response, MAX_MANIFEST_BYTES, &doing)
+            .await?
+            .ok_or_else(|| session.wire.error(&doing, crate::image::ManifestError::TooLarge))?;
         // What is not an index comes from a registry that answers everything with a page.
         let Ok(index) = Manifest::parse(body.into(), None) else { return Ok(Found::Refused) };
         found.extend_from_slice(index.children());
@@ -387,7 +350,7 @@ async fn referrers(session: &Session, repository: &Repository, subject: Digest) 
         }
     }
     let reason = format!("it has more than {MAX_REFERRER_PAGES} pages of them");
-    Err(session.error(&doing, Kind::Config(reason)))
+    Err(session.wire.error(&doing, Kind::Config(reason)))
 }
 
 /// The target of a `Link` header with `rel="next"` (RFC 8288, as far as registries use it).
@@ -406,7 +369,7 @@ impl Blobs for Registry {
         blob: &Descriptor,
         range: Range<u64>,
     ) -> Result<BoxStream> {
-        let session = self.session(repository)?;
+        let session = self.session(repository).await?;
         let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
         match stream.start().await {
             Err(error) if error.is_not_found() && !blob.urls.is_empty() => {
@@ -434,14 +397,6 @@ fn side(repository: &Repository) -> String {
     format!("registry {}", repository.registry())
 }
 
-fn header(headers: &HeaderMap, name: &str) -> Option<String> {
-    Some(headers.get(name)?.to_str().ok()?.to_owned())
-}
-
-fn content_digest(headers: &HeaderMap) -> Option<Digest> {
-    header(headers, "docker-content-digest")?.parse().ok()
-}
-
 /// Entry points of the fuzz targets to parsers that nobody else may call.
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing {
@@ -463,6 +418,24 @@ pub mod fuzzing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn registries_that_nobody_asks_any_more_are_let_go() {
+        let registry = Registry::new(RegistryConfig::default());
+        let open = async |name: String| {
+            let name: Reference = name.parse().unwrap();
+            registry.session(name.repository()).await.unwrap();
+        };
+        for number in 0..KEPT_SESSIONS.get() * 3 {
+            open(format!("host{number}.io/a")).await;
+        }
+        for number in 0..KEPT_REPOSITORIES.get() * 2 {
+            open(format!("host.io/a{number}")).await;
+        }
+        assert_eq!(locked(&registry.repositories).len(), KEPT_REPOSITORIES.get());
+        let sessions = locked(&registry.sessions).len();
+        assert_eq!(sessions, KEPT_SESSIONS.get());
+    }
 
     #[test]
     fn link_headers() {

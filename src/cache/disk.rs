@@ -5,7 +5,7 @@
 //! for those who wait for it, and for a while nothing is written.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     ops::Range,
     os::unix::fs::FileExt,
@@ -22,7 +22,7 @@ use super::{
     state::{Blob, Files, Key, Place, State, WHOLE, disk_bytes},
 };
 use crate::backend::{
-    Error,
+    ConfinedDir, Error,
     images_dir::cached::{self, BLOCK_BYTES},
 };
 
@@ -148,7 +148,7 @@ impl Core {
         }
         let mut state = self.lock();
         let created = match state.blob(key, id).map(|blob| &blob.place) {
-            Some(Place::New) => self.may_write().and_then(|()| create(&self.dir, key)),
+            Some(Place::New) => self.may_write().and_then(|()| create(&self.root, &self.dir, key)),
             // Another block was faster.
             Some(_) => {
                 state.used -= charge;
@@ -173,7 +173,7 @@ impl Core {
                 drop(state);
                 for path in paths(&self.dir, key) {
                     // Nothing of it is used, whether it is there or not.
-                    let _ = fs::remove_file(path);
+                    let _ = self.root.remove_file(&path);
                 }
                 let path = cached::part_path(&self.dir, &key.digest);
                 self.refused(&path, "creating", error);
@@ -189,14 +189,14 @@ impl Core {
         if let Some(files) = files {
             return Some(files.clone());
         }
-        let open = |path: PathBuf| File::options().read(true).write(true).open(path);
+        let open = |path: PathBuf| self.root.open_to_write(&path);
         let data = open(cached::part_path(&self.dir, &key.digest));
-        let data = data.and_then(|data| match data.metadata()?.len() == key.size {
+        let data = data.and_then(|(data, meta)| match meta.len() == key.size {
             true => Ok(data),
             false => Err(io::ErrorKind::InvalidData.into()),
         });
         let opened = data.and_then(|data| {
-            Ok(Files { data, map: open(cached::map_path(&self.dir, &key.digest))? })
+            Ok(Files { data, map: open(cached::map_path(&self.dir, &key.digest))?.0 })
         });
         match opened {
             Ok(opened) => {
@@ -218,10 +218,9 @@ impl Core {
         if let Some(file) = file {
             return Some(file.clone());
         }
-        let opened = File::open(cached::whole_path(&self.dir, &key.digest));
-        let opened = opened.ok().filter(|f| f.metadata().is_ok_and(|m| m.len() == key.size));
-        match opened {
-            Some(opened) => {
+        let opened = self.root.open_file(&cached::whole_path(&self.dir, &key.digest));
+        match opened.ok().filter(|(_, meta)| meta.len() == key.size) {
+            Some((opened, _)) => {
                 let opened = Arc::new(opened);
                 *file = Some(opened.clone());
                 Some(opened)
@@ -287,7 +286,7 @@ impl Core {
             let number = self.gone.fetch_add(1, Ordering::Relaxed);
             let to = self.dir.join(super::GONE).join(number.to_string());
             // If it has gone already, so much the better.
-            fs::rename(&from, &to).is_ok().then_some(to)
+            self.root.rename(&from, &to).is_ok().then_some(to)
         };
         Gone { paths: named.into_iter().filter_map(rename).collect(), charge: blob.charge }
     }
@@ -301,7 +300,7 @@ impl Core {
     pub(super) fn remove_gone(&self, gone: &Gone) {
         for path in &gone.paths {
             // What stays goes when the cache is opened again.
-            let _ = fs::remove_file(path);
+            let _ = self.root.remove_file(path);
         }
         let mut state = self.lock();
         state.used = state.used.saturating_sub(gone.charge);
@@ -359,9 +358,9 @@ impl Core {
         // Under the lock, so that it is that of this blob and no later one.
         let sealed = sealed.and_then(|()| {
             let [data, map] = paths(&self.dir, key);
-            fs::rename(data, &whole)?;
+            self.root.rename(&data, &whole)?;
             // It says nothing any more, and goes when the cache is opened if not now.
-            let _ = fs::remove_file(map);
+            let _ = self.root.remove_file(&map);
             Ok(())
         });
         blob.sealing = false;
@@ -375,7 +374,7 @@ impl Core {
             }
             return;
         }
-        let file = File::open(&whole).ok().map(Arc::new);
+        let file = self.root.open_file(&whole).ok().map(|(file, _)| Arc::new(file));
         blob.place = Place::Whole(file);
         let charge = disk_bytes(key.size);
         let freed = blob.charge.saturating_sub(charge);
@@ -389,7 +388,7 @@ impl Core {
         self.settle(&mut state, key);
         drop(state);
         // A power cut before it is on the disk costs the blob, and nothing else.
-        let _ = whole.parent().map(cached::sync_dir);
+        let _ = whole.parent().map(|dir| self.root.sync_dir(dir));
     }
 
     /// The disk has refused: for a while nothing is written. The first time somebody is told.
@@ -428,10 +427,10 @@ fn paths(dir: &Path, key: &Key) -> [PathBuf; 2] {
 }
 
 /// Creates the files of a blob of which nothing is here.
-fn create(dir: &Path, key: &Key) -> io::Result<Files> {
+fn create(root: &ConfinedDir, dir: &Path, key: &Key) -> io::Result<Files> {
     let [data, map] = paths(dir, key);
     let create = |path: &Path, size: u64| {
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file = root.create_file(path)?;
         file.set_len(size)?;
         io::Result::Ok(file)
     };

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File, TryLockError},
+    fs::{File, TryLockError},
     io::{self, ErrorKind, Read, Seek, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     backend::{
-        Error, Kind, Result,
+        ConfinedDir, Error, Kind, Result,
         images_dir::cached::{self, BLOCK_BYTES, BlockMap, MAP_SUFFIX, PART, WHOLE as WHOLE_DIR},
     },
     image::Digest,
@@ -27,18 +27,25 @@ use crate::{
 /// The file that says in which order blobs were used.
 const RECENT: &str = "recent";
 
-/// Creates what is missing of the cache at `dir`, and takes its lock.
-pub(super) fn lock(dir: &Path) -> Result<File> {
+/// More than a file `version` has, in bytes.
+const MAX_VERSION: u64 = 4096;
+
+/// Creates what is missing of the cache at `dir`, and takes its lock. If it is in `within`, no link in there
+/// is followed on the way to it.
+pub(super) fn lock(dir: &Path, within: Option<&ConfinedDir>) -> Result<(ConfinedDir, File)> {
     let failed = |doing: &str, path: &Path, error: io::Error| {
         Error::new(SIDE, format_args!("{doing} {}", path.display()), error)
     };
     let refuse = |reason: String| {
         Error::new(SIDE, format_args!("opening {}", dir.display()), Kind::Config(reason))
     };
-    cached::create_dirs(dir).map_err(|e| failed("creating", dir, e))?;
+    let root = match within {
+        Some(above) => above.create_dirs(dir).and_then(|()| above.subdirectory(dir)),
+        None => ConfinedDir::create(dir),
+    };
+    let root = root.map_err(|e| failed("creating", dir, e))?;
     let path = dir.join("lock");
-    let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut lock = open.map_err(|e| failed("opening", &path, e))?;
+    let mut lock = root.open_or_create(&path).map_err(|e| failed("opening", &path, e))?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -54,24 +61,24 @@ pub(super) fn lock(dir: &Path) -> Result<File> {
         Err(TryLockError::Error(e)) => return Err(failed("locking", &path, e)),
     }
     let version = dir.join("version");
-    match fs::read_to_string(&version) {
-        Ok(text) if text == cached::VERSION => {}
-        Ok(text) if text.starts_with(cached::VERSION_NAME) => {
+    match root.read(&version, MAX_VERSION) {
+        Ok(text) if text == cached::VERSION.as_bytes() => {}
+        Ok(text) if text.starts_with(cached::VERSION_NAME.as_bytes()) => {
             return Err(refuse(format!(
                 "it is in the form `{}`, of a newer imgfs; give another directory (--cache-dir)",
-                text.trim()
+                String::from_utf8_lossy(&text).trim()
             )));
         }
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("reading", &version, e)),
         // None, or what a power cut has left of it; nothing in here is trusted unseen.
         _ => {
-            let written = fs::write(&version, cached::VERSION);
+            let written = root.write(&version, cached::VERSION.as_bytes());
             written.map_err(|e| failed("writing", &version, e))?;
         }
     }
     for name in [PART, WHOLE_DIR, GONE] {
         let path = dir.join(name);
-        cached::create_dirs(&path).map_err(|e| failed("creating", &path, e))?;
+        root.create_dirs(&path).map_err(|e| failed("creating", &path, e))?;
     }
     let written = lock
         .set_len(0)
@@ -79,20 +86,21 @@ pub(super) fn lock(dir: &Path) -> Result<File> {
         .and_then(|()| writeln!(lock, "{}", std::process::id()));
     // A full disk must not keep anybody from reading what is here; it is for a message only.
     drop(written);
-    Ok(lock)
+    Ok((root, lock))
 }
 
 impl Core {
     /// Finds what is here, and removes what makes no sense.
     pub(super) fn load(&self) -> io::Result<()> {
-        for (_, path) in entries(&self.dir.join(GONE))? {
-            fs::remove_file(path)?;
+        let root = &self.root;
+        for (_, path) in entries(root, &self.dir.join(GONE))? {
+            root.remove_file(&path)?;
         }
         let mut found = Vec::new();
-        for (digest, path) in digests(&self.dir.join(WHOLE_DIR))? {
-            let meta = fs::metadata(&path)?;
+        for (digest, path) in digests(root, &self.dir.join(WHOLE_DIR))? {
+            let meta = root.stat(&path)?;
             if !meta.is_file() || !cached::is_sealed(&meta) {
-                fs::remove_file(&path)?;
+                root.remove_file(&path)?;
                 continue;
             }
             let key = Key { digest, size: meta.len() };
@@ -101,25 +109,26 @@ impl Core {
             found.push((key, blob));
         }
         let part = self.dir.join(PART);
-        for (name, path) in entries(&part)? {
+        for (name, path) in entries(root, &part)? {
             // A map without data is worth nothing.
             let of = name.strip_suffix(MAP_SUFFIX).filter(|of| of.parse::<Digest>().is_ok());
-            if of.is_some_and(|of| !part.join(of).exists()) {
-                fs::remove_file(path)?;
+            if of.is_some_and(|of| root.stat(&part.join(of)).is_err()) {
+                root.remove_file(&path)?;
             }
         }
-        for (digest, path) in digests(&part)? {
+        for (digest, path) in digests(root, &part)? {
             let is_whole = found.iter().any(|(key, _)| key.digest == digest);
             let loaded = if is_whole { None } else { self.load_parts(digest, &path)? };
             match loaded {
                 Some(loaded) => found.push(loaded),
                 None => {
-                    remove_if_there(&cached::map_path(&self.dir, &digest))?;
-                    remove_if_there(&path)?;
+                    root.remove_if_there(&cached::map_path(&self.dir, &digest))?;
+                    root.remove_if_there(&path)?;
                 }
             }
         }
-        let recent = fs::read_to_string(self.dir.join(RECENT)).unwrap_or_default();
+        let recent = root.read(&self.dir.join(RECENT), u64::MAX).unwrap_or_default();
+        let recent = String::from_utf8_lossy(&recent);
         let ranks: HashMap<&str, usize> = recent.lines().zip(1..).collect();
         found.sort_by_key(|(key, _)| ranks.get(key.digest.to_string().as_str()).copied());
         let mut state = self.lock();
@@ -141,11 +150,13 @@ impl Core {
 
     /// What is here of a blob in parts; `None` if that makes no sense.
     fn load_parts(&self, digest: Digest, path: &Path) -> io::Result<Option<(Key, Blob)>> {
-        let meta = fs::metadata(path)?;
+        let meta = self.root.stat(path)?;
         let map_path = cached::map_path(&self.dir, &digest);
-        let is_sane = fs::metadata(&map_path)
+        let is_sane = self
+            .root
+            .stat(&map_path)
             .is_ok_and(|map| map.len() == cached::map_bytes(meta.len().min(MAX_SIZE)));
-        let map = if is_sane { BlockMap::read(&map_path)? } else { None };
+        let map = if is_sane { BlockMap::read(&self.root, &map_path)? } else { None };
         let Some(map) = map.filter(|map| meta.is_file() && map.size == meta.len()) else {
             return Ok(None);
         };
@@ -162,7 +173,7 @@ impl Core {
         // A process that was killed between clearing a checksum and removing its block, or between
         // a block and its checksum, has left one that nobody knows.
         if meta.blocks() * 512 > blob.charge {
-            let file = File::options().write(true).open(path)?;
+            let (file, _) = self.root.open_to_write(path)?;
             let mut at = 0;
             let is_absent = |block: u64| map.sums.get(block as usize) == Some(&0);
             while at < cached::block_count(map.size) {
@@ -229,36 +240,26 @@ impl Core {
             text.push_str(&format!("{digest}\n"));
         }
         let temporary = self.dir.join(GONE).join(RECENT);
-        let written = fs::write(&temporary, text)
-            .and_then(|()| fs::rename(&temporary, self.dir.join(RECENT)));
+        let written = self
+            .root
+            .write(&temporary, text.as_bytes())
+            .and_then(|()| self.root.rename(&temporary, &self.dir.join(RECENT)));
         if written.is_err() {
             // Its remains are removed when the cache is opened.
-            let _ = fs::remove_file(temporary);
+            let _ = self.root.remove_file(&temporary);
         }
     }
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
-fn entries(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        // Other names are not ours.
-        if let Ok(name) = entry.file_name().into_string() {
-            found.push((name, entry.path()));
-        }
-    }
-    Ok(found)
+fn entries(root: &ConfinedDir, dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let entries = root.open_dir(dir)?.entries()?.into_iter();
+    // Other names are not ours.
+    let named = entries.filter_map(|entry| entry.name.into_string().ok());
+    Ok(named.map(|name| (name.clone(), dir.join(name))).collect())
 }
 
 /// The entries that are named by a digest.
-fn digests(dir: &Path) -> io::Result<Vec<(Digest, PathBuf)>> {
+fn digests(root: &ConfinedDir, dir: &Path) -> io::Result<Vec<(Digest, PathBuf)>> {
     let parse = |(name, path): (String, PathBuf)| Some((name.parse().ok()?, path));
-    Ok(entries(dir)?.into_iter().filter_map(parse).collect())
+    Ok(entries(root, dir)?.into_iter().filter_map(parse).collect())
 }

@@ -242,7 +242,7 @@ impl CachedBlob {
         if !matches!(blob.place, Place::Whole(_)) {
             return None;
         }
-        let file = File::open(cached::whole_path(&core.dir, &key.digest)).ok()?;
+        let (file, _) = core.root.open_file(&cached::whole_path(&core.dir, &key.digest)).ok()?;
         if !lent.swap(true, Ordering::Relaxed) {
             blob.lent += 1;
         }

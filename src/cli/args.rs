@@ -9,7 +9,10 @@ use std::{
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 
-use imgfs::template::Dialect;
+use imgfs::{
+    backend::registry::{PatternError, RegistryPattern},
+    template::Dialect,
+};
 
 use super::vars::VarsArgs;
 
@@ -416,9 +419,18 @@ pub(crate) struct MountArgs {
     /// Show all files as this group's, by number; by default yours
     #[arg(long, value_name = "GID")]
     pub(crate) gid: Option<u32>,
-    /// Let other users look at it
+    /// Let other users look at it; needs --registries (or --image, or --offline), since they can
+    /// then read whatever your credentials open there
     #[arg(long)]
     pub(crate) allow_other: bool,
+    /// Ask these registries only: quay.io, host:5000, host:*, *.example.com, docker.io/library, or *
+    /// for all; may be repeated
+    ///
+    /// What is not among them does not exist. A host without a port is meant at its usual port; a
+    /// path means the repositories below it. A host at a link-local or otherwise special address is
+    /// only connected to if it is named here; with --allow-other, so is one on this machine.
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = pattern)]
+    pub(crate) registries: Vec<RegistryPattern>,
     /// Read local files in this process, and do not let the kernel do that by itself
     #[arg(long)]
     pub(crate) no_passthrough: bool,
@@ -435,7 +447,11 @@ pub(crate) struct MountArgs {
     #[arg(long, hide = true)]
     pub(crate) detached: bool,
     #[command(flatten)]
-    pub(crate) registries: RegistryArgs,
+    pub(crate) access: RegistryArgs,
+}
+
+fn pattern(text: &str) -> Result<RegistryPattern, PatternError> {
+    text.parse()
 }
 
 /// `10G`, `500M`, `64KiB` or a plain number of bytes; K, M, G and T are powers of 1024.

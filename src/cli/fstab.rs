@@ -5,12 +5,13 @@
 //! ```
 //!
 //! The source is the directory of images. Options of `imgfs mount` stand there without their dashes,
-//! with `_` for `-`; those that are for mount(8) or systemd are passed over.
+//! with `_` for `-`, and several registries with `+` between them, as a comma ends an option:
+//! `registries=quay.io+docker.io/library`. Options that are for mount(8) or systemd are passed over.
 
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 27] = [
+const OPTIONS: [&str; 28] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -32,6 +33,7 @@ const OPTIONS: [&str; 27] = [
     "platform",
     "policy",
     "referrers",
+    "registries",
     "resolve",
     "stall-timeout",
     "tag-ttl",
@@ -76,6 +78,9 @@ fn option(option: &str) -> Option<String> {
     let name = name.replace('_', "-");
     let known = OPTIONS.contains(&name.as_str());
     match value {
+        Some(value) if name == "registries" => {
+            Some(format!("--registries={}", value.replace('+', ",")))
+        }
         Some(value) if known => Some(format!("--{name}={value}")),
         None if known => Some(format!("--{name}")),
         // What is inside an image may be obeyed then.
@@ -95,10 +100,10 @@ mod tests {
             "/mnt/images",
             "-n",
             "-o",
-            "rw,nofail,_netdev,x-systemd.automount,cache_size=20G,plain_http,image=a:1,suid",
+            "rw,nofail,_netdev,x-systemd.automount,cache_size=20G,plain_http,image=a:1,suid,registries=quay.io+*.a.io",
         ];
         let given: Vec<OsString> = given.iter().map(OsString::from).collect();
-        let expected = "mount --cache-size=20G --plain-http --image=a:1 -osuid --images-dir /var/lib/images /mnt/images";
+        let expected = "mount --cache-size=20G --plain-http --image=a:1 -osuid --registries=quay.io,*.a.io --images-dir /var/lib/images /mnt/images";
         let expected: Vec<OsString> = expected.split(' ').map(OsString::from).collect();
         assert_eq!(arguments(&given), expected);
     }

@@ -212,13 +212,13 @@ fn cache(tree: &TreeArgs) -> Result<(ImagesDir, Cache, Option<Scratch>), Failure
     let root = &tree.images_dir;
     let dir = if root.exists() { ImagesDir::open(root)? } else { ImagesDir::absent(root) };
     if root.exists()
-        && let Ok(cache) = Cache::open(CacheConfig::new(dir.cache_dir(), CACHE_BYTES))
+        && let Ok(cache) = Cache::open(CacheConfig::in_images_dir(&dir, CACHE_BYTES))
     {
         return Ok((dir, cache, None));
     }
     let scratch = Scratch::new()?;
     let cache = Cache::open(CacheConfig::new(scratch.0.clone(), SCRATCH_BYTES))?;
-    let dir = if root.exists() { dir } else { ImagesDir::absent(&scratch.0.join("images")) };
+    let dir = if root.exists() { dir } else { scratch.images_dir()? };
     Ok((dir, cache, Some(scratch)))
 }
 
@@ -238,6 +238,15 @@ impl Scratch {
             }
         }
         Err(Failure::new(format!("{}: it is full of what imgfs has left", base.display())))
+    }
+}
+
+impl Scratch {
+    /// An empty images_dir in it, where what has been found inside images can be kept.
+    fn images_dir(&self) -> Result<ImagesDir, Failure> {
+        let path = self.0.join("images");
+        fs::create_dir(&path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
+        Ok(ImagesDir::open(&path)?)
     }
 }
 

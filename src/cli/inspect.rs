@@ -269,7 +269,7 @@ fn problem_json(problem: &Problem) -> Value {
 
 pub(crate) fn prune(args: &PruneArgs, output: &Output) -> Result<Outcome, Failure> {
     let dir = ImagesDir::open(&args.tree.images_dir)?;
-    if !dir.root().join("blobs").is_dir() {
+    if !dir.has_blobs() {
         output.warning(&format!("no images in {}", dir.root().display()));
         output.event(
             &json!({"event": "report", "command": "prune", "removed": [], "removed_bytes": 0}),

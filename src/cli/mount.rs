@@ -13,11 +13,11 @@ use imgfs::{
     backend::{
         Backend,
         images_dir::{ImagesDir, Linking},
-        registry::Registry,
+        registry::{Reach, Registry, RegistryPattern, Requester},
     },
     cache::{self, Cache, CacheConfig},
     fuse::{self, MountOptions, Unmounter},
-    image::{Platform, PlatformFilter, Reference},
+    image::{Platform, PlatformFilter, Reference, Repository},
     namespace::{Settings, View},
     transfer::Options,
     util::Budget,
@@ -42,6 +42,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     if serves {
         daemon::keep_one_heap()?;
     }
+    let reach = reach(args)?;
     let mountpoint = check_mountpoint(args, output)?;
     if !serves {
         return daemon::detach();
@@ -52,9 +53,21 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         Some(text) => Some(text.parse().map_err(|e| Failure::new(format!("--image: {e}")))?),
         None => None,
     };
-    let names: Vec<String> =
-        images.iter().chain(&only).map(|image| image.repository().registry().to_owned()).collect();
-    let config = registries::config(&args.registries, &names, output)?;
+    let named: Vec<&Repository> = images.iter().chain(&only).map(Reference::repository).collect();
+    let names: Vec<String> = named.iter().map(|name| name.registry().to_owned()).collect();
+    let mut config = registries::config(&args.access, &names, output)?;
+    config.reach = reach;
+    config.reach.named = named.iter().map(|name| RegistryPattern::of(name)).collect();
+    if let Some(only) = &only
+        && args.registries.is_empty()
+    {
+        // Nothing else is shown, so nobody can ask for anything else.
+        config.reach.registries = vec![RegistryPattern::of(only.repository())];
+    }
+    if let Some(other) = named.iter().find(|name| !config.may_ask(name)) {
+        return Err(Failure::new(format!("{other} is not among --registries"))
+            .hint(format!("add it: --registries {other}")));
+    }
     let deadline = config.patience();
     let root = absolute(&args.tree.images_dir)?;
     if !root.exists() {
@@ -94,13 +107,13 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     let options = MountOptions {
         owner: owner(args),
         inside_owner: (args.uid, args.gid),
-        allow_other: args.allow_other,
+        allow_other: allow_other(args),
         deadline,
         passthrough: !args.no_passthrough,
         // As in fstab, so that mount(8) knows what is mounted already.
         source: root.display().to_string(),
         cache_dir,
-        other: args.options.clone(),
+        other: args.options.iter().filter(|option| *option != ALLOW_OTHER).cloned().collect(),
     };
     if !args.offline {
         runtime.block_on(look_up(&view, &images, deadline, &log));
@@ -119,6 +132,33 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     drop(entered);
     runtime.shutdown_timeout(GRACE);
     Ok(Outcome::Done)
+}
+
+/// The option of mount(8) that means `--allow-other`.
+const ALLOW_OTHER: &str = "allow_other";
+
+fn allow_other(args: &MountArgs) -> bool {
+    args.allow_other || args.options.iter().any(|option| option == ALLOW_OTHER)
+}
+
+/// Which registries the mount may ask. Whoever lets others look at it has to say that: they use his
+/// credentials, and can make this process connect to any registry by a lookup.
+fn reach(args: &MountArgs) -> Result<Reach, Failure> {
+    let everybody = allow_other(args);
+    let is_open = args.registries.is_empty() && args.image.is_none() && !args.offline;
+    if everybody && is_open {
+        let message = "with --allow-other, say which registries other users may have asked, with your credentials";
+        return Err(Failure::new(message)
+            .hint("--registries quay.io,docker.io/library (or '*' for all); in fstab registries=quay.io+docker.io/library"));
+    }
+    let mut reach = Reach {
+        requester: if everybody { Requester::Everybody } else { Requester::Programs },
+        ..Reach::default()
+    };
+    if !args.registries.is_empty() {
+        reach.registries.clone_from(&args.registries);
+    }
+    Ok(reach)
 }
 
 /// The platform that is shown where only one can be: the first one that was asked for, or that of
@@ -223,7 +263,11 @@ fn cache_dir(args: &MountArgs, dir: &ImagesDir) -> Result<PathBuf, Failure> {
 fn cache(args: &MountArgs, dir: &ImagesDir, log: &Arc<Log>) -> Result<Cache, Failure> {
     let place = cache_dir(args, dir)?;
     let observer: Arc<dyn cache::Observer> = log.clone();
-    Ok(Cache::open(CacheConfig { observer, ..CacheConfig::new(place, args.cache_size) })?)
+    let config = match place.starts_with(dir.root()) {
+        true => CacheConfig { dir: place, ..CacheConfig::in_images_dir(dir, args.cache_size) },
+        false => CacheConfig::new(place, args.cache_size),
+    };
+    Ok(Cache::open(CacheConfig { observer, ..config })?)
 }
 
 fn log(args: &MountArgs) -> Result<Arc<Log>, Failure> {

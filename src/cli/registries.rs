@@ -6,7 +6,7 @@ use std::{
 };
 
 use imgfs::backend::registry::{
-    Access, Auths, Credentials, Entry, RegistryConfig, default_credential_files,
+    Access, Auths, Credentials, Entry, Registry, RegistryConfig, default_credential_files,
 };
 
 use super::{Failure, args::RegistryArgs, output::Output};
@@ -50,7 +50,7 @@ pub(crate) fn config(
         config.auths_file = Some(path.clone());
         config.defaults.skip_tls_verify |= auths.skip_tls_verify.unwrap_or(false);
     }
-    config.check()?;
+    Registry::check(&config)?;
     Ok(config)
 }
 

@@ -72,7 +72,7 @@ pub(crate) fn carry_out(request: &Request, setting: &Setting<'_>) -> Result<Outc
     let mut config = registries::config(setting.registries, &names, output)?;
     config.entries.splice(0..0, request.auths.iter().cloned());
     config.defaults.skip_tls_verify |= request.skip_tls_verify.unwrap_or(false);
-    config.check()?;
+    Registry::check(&config)?;
     config.without_referrers =
         to.as_ref().map(ImagesDir::registries_without_referrers).unwrap_or_default();
     let (known_without, concurrency) = (config.without_referrers.clone(), config.concurrency);

@@ -22,7 +22,7 @@ pub(super) fn errno(error: &ViewError) -> Errno {
 fn of_tree(error: &Error) -> Errno {
     match error.kind() {
         Kind::NotFound(_) => Errno::ENOENT,
-        Kind::Unauthorized(_) | Kind::Denied(_) => Errno::EACCES,
+        Kind::Unauthorized(_) | Kind::Denied(_) | Kind::ForbiddenAddress(_) => Errno::EACCES,
         Kind::Stalled(_) | Kind::WaitTooLong(_) => Errno::ETIMEDOUT,
         Kind::Offline => Errno::EHOSTUNREACH,
         Kind::Io(error) => of_io(error),

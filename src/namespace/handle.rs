@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rustix::fs::{Advice, fadvise};
 
 use crate::{
-    backend::{Error, Result, images_dir::BlobFile},
+    backend::{Error, LocalFile, Result},
     cache::CachedBlob,
     rootfs::TreeFile,
 };
@@ -16,7 +16,7 @@ pub enum Handle {
     /// A file in the images_dir whose content nobody vouches for, such as that of a tag.
     File(File),
     /// A blob in the images_dir, verified.
-    Blob(Box<BlobFile>),
+    Blob(Box<LocalFile>),
     /// Content that is at hand.
     Content(Bytes),
     /// The same, of something that is not what it was a moment ago.

@@ -3,22 +3,25 @@
 use std::{
     collections::VecDeque,
     ffi::OsStr,
-    fs::{self, File},
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use rustix::fs::{AtFlags, FileType, Stat, statat};
+use rustix::fs::Stat;
 
 use super::{
-    Attributes, Entry, Found, ROOT, View, ViewError, below,
+    Attributes, Entry, Found, LocalAccess, ROOT, View, ViewError, below,
     inside::{EarlyNames, Place, TreeId, is_in_tree},
+    is_absent,
     names::{self, Form, form},
     table::Kind,
 };
 use crate::{
-    backend::{Error, images_dir::published_time},
+    backend::{
+        DirEntry, Error, FileType, OpenDir,
+        images_dir::{holds_manifests, published_time},
+    },
     image::Digest,
     layer::{Kind as FileKind, Node},
     rootfs::Tree,
@@ -52,7 +55,7 @@ struct Names {
     /// Its path below the root.
     path: Box<str>,
     /// The directory of the images_dir that is shown in it.
-    dir: Option<File>,
+    dir: Option<OpenDir>,
     /// Whether a name in it that is a digest stands for what has that digest.
     holds_digests: bool,
     ahead: Mutex<Ahead>,
@@ -62,7 +65,7 @@ struct Names {
 pub(super) struct NamesIn {
     /// The names, and which are directories.
     pub entries: Vec<(String, bool)>,
-    dir: Option<File>,
+    dir: Option<OpenDir>,
 }
 
 /// What a directory looks like, to tell whether that changes: when it was modified in the images_dir, in
@@ -94,7 +97,7 @@ impl Ahead {
 
 impl Names {
     fn stat(&self, name: &str) -> Option<Stat> {
-        statat(self.dir.as_ref()?, name, AtFlags::empty()).ok()
+        self.dir.as_ref()?.stat(name).ok()
     }
 
     fn look_ahead(&self) {
@@ -244,7 +247,7 @@ impl View {
     }
 
     fn stamp(&self, path: &str) -> Stamp {
-        let modified = match fs::metadata(self.local_path(path)) {
+        let modified = match self.dir().dir().stat(&self.local_path(path)) {
             Ok(meta) if meta.is_dir() => {
                 i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
             }
@@ -256,24 +259,25 @@ impl View {
     /// What is in the directory `path` of the images_dir, and what is known besides; in no order.
     pub(super) fn names_in(&self, path: &str) -> Result<NamesIn, ViewError> {
         let dir = self.local_path(path);
-        let mut entries: Vec<(String, bool)> = Vec::new();
-        let mut opened = None;
-        if dir.is_dir() {
-            let failed = |e| Error::io(&dir, "reading", e);
-            for entry in fs::read_dir(&dir).map_err(failed)? {
-                let entry = entry.map_err(failed)?;
-                let Ok(name) = entry.file_name().into_string() else { continue };
-                let kind = entry.file_type().map_err(failed)?;
-                let is_directory = match kind.is_symlink() {
-                    // Whoever puts a registry on another disk means it.
-                    true => fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir()),
-                    false => kind.is_dir(),
-                };
-                if is_directory || kind.is_file() || kind.is_symlink() {
-                    entries.push((name, is_directory));
-                }
+        let failed = |e| Error::io(&dir, "reading", e);
+        let opened = match self.dir().dir().open_dir(&dir) {
+            Ok(opened) => Some(opened),
+            Err(e) if is_absent(&e) => None,
+            Err(e) => return Err(failed(e).into()),
+        };
+        let local = opened.as_ref().map_or(Ok(Vec::new()), OpenDir::entries).map_err(failed)?;
+        let holds_manifests = holds_manifests(path);
+        let mut entries: Vec<(String, bool)> = Vec::with_capacity(local.len());
+        for DirEntry { name, kind } in local {
+            let Ok(name) = name.into_string() else { continue };
+            let is_shown = match kind {
+                FileType::RegularFile => names::is_file_of_images(path, holds_manifests, &name),
+                FileType::Directory => names::is_directory_of_images(&below(path, &name)),
+                _ => false,
+            };
+            if is_shown {
+                entries.push((name, kind == FileType::Directory));
             }
-            opened = Some(File::open(&dir).map_err(failed)?);
         }
         entries.extend(self.known_in(path));
         if path.is_empty() {
@@ -346,13 +350,14 @@ impl View {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return None;
         }
+        let access = LocalAccess::new(stat.st_mode, stat.st_gid);
         let size = u64::try_from(stat.st_size).ok()?;
         let digest = name.parse().ok().filter(|_| listing.holds_digests);
         if &*listing.path == names::BLOBS && self.has_other_size(digest.as_ref(), size) {
             return None;
         }
         let mtime = (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0));
-        Some(self.local_file(path, digest.is_some(), size, mtime))
+        Some(self.local_file(path, digest.is_some(), size, mtime, access))
     }
 
     /// The number of something that was found when its directory was listed, if the kernel is not

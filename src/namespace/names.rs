@@ -1,7 +1,10 @@
 //! What a path below the root of a mount can be, by its form alone. Nothing here asks anybody: most
 //! of what a shell or a desktop looks for (`.git`, `autorun.inf`) is known not to exist by this.
 
-use crate::image::{Digest, Reference, Repository, is_tag};
+use crate::{
+    backend::images_dir::leads_to_manifests,
+    image::{Digest, Reference, Repository, is_tag},
+};
 
 /// The directory of all blobs.
 pub(super) const BLOBS: &str = "blobs";
@@ -96,6 +99,18 @@ pub(super) fn form(path: &str) -> Form {
     if repository(parts).is_some() { Form::Way } else { Form::Other }
 }
 
+/// Whether `name` in the directory `dir` of an images_dir, which holds manifests or does not, is that of a
+/// blob, a manifest or a map of tags. Other files there may be from anybody, and are not shown.
+pub(super) fn is_file_of_images(dir: &str, holds_manifests: bool, name: &str) -> bool {
+    let is_digest = || name.parse::<Digest>().is_ok();
+    if dir == BLOBS { is_digest() } else { holds_manifests && (is_tag(name) || is_digest()) }
+}
+
+/// Whether the directory `path` of an images_dir may have such files, or directories with such files.
+pub(super) fn is_directory_of_images(path: &str) -> bool {
+    path.is_empty() || path == BLOBS || !path.starts_with("blobs/") && leads_to_manifests(path)
+}
+
 /// The path `rest` below `.imgfs`, or that itself.
 pub(super) fn inside_path(rest: &str) -> String {
     if rest.is_empty() { OWN.to_owned() } else { format!("{OWN}/{rest}") }
@@ -159,6 +174,36 @@ mod tests {
             ("/blobs", InsideForm::Nothing),
         ] {
             assert_eq!(inside(&format!("{OWN}{path}")), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_of_an_images_dir_is_shown() {
+        use crate::backend::images_dir::holds_manifests;
+        let digest = Digest::sha256(b"x").to_string();
+        let file = |dir, name| is_file_of_images(dir, holds_manifests(dir), name);
+        for (dir, name, shown) in [
+            ("blobs", &*digest, true),
+            ("blobs", "x", false),
+            ("quay.io/a/manifests", "v1", true),
+            ("quay.io/a/manifests", "layout", true),
+            ("quay.io/a/manifests", &digest, true),
+            ("calico/cni/manifests", "v1", true),
+            ("registry-1.docker.io/library/redis/manifests", "7", true),
+            ("quay.io/a/manifests", ".v1.swp", false),
+            ("quay.io/a", "v1", false),
+            ("quay.io/manifests", "v1", false),
+            ("quay.io/A/manifests", "v1", false),
+            ("", "README", false),
+            ("", &digest, false),
+        ] {
+            assert_eq!(file(dir, name), shown, "{dir} {name}");
+        }
+        for path in ["", "blobs", "quay.io", "quay.io/a/manifests", "calico", "localhost:5000/a"] {
+            assert!(is_directory_of_images(path), "{path}");
+        }
+        for path in ["blobs/x", "lost+found", ".git", "quay.io/A", "quay.io/a/manifests/-x"] {
+            assert!(!is_directory_of_images(path), "{path}");
         }
     }
 

@@ -353,3 +353,23 @@ proptest! {
         prop_assert_eq!(scene.view.known_inodes(), left);
     }
 }
+
+#[test]
+fn nobody_is_shown_more_than_he_may_do() {
+    // The mode, whether the group is the one that is shown, and what is shown of a file.
+    for (mode, same, shown) in [
+        (0o644, true, 0o644),
+        (0o644, false, 0o644),
+        (0o600, false, 0o600),
+        (0o640, true, 0o640),
+        (0o640, false, 0o600),
+        (0o604, true, 0o604),
+        (0o604, false, 0o600),
+        (0o7777, false, 0o644),
+        (0o000, true, 0o000),
+    ] {
+        let access = super::LocalAccess::new(mode, 5);
+        let of = if same { 5 } else { 6 };
+        assert_eq!(access.shown(0o644, of), shown, "{mode:o} {same}");
+    }
+}

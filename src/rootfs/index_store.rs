@@ -18,11 +18,11 @@
 //! Everything in here blocks.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read, Write},
     ops::{Deref, Range},
     os::unix::fs::{FileExt, MetadataExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -34,6 +34,7 @@ use bytes::Bytes;
 
 use super::key::LayerKey;
 use crate::{
+    backend::{ConfinedDir, images_dir::ImagesDir},
     image::Digest,
     layer::{LayerIndex, Origin, StoredHead},
     util::{Budget, Counted, Kept, OutOfMemory, Reservation, locked},
@@ -76,6 +77,8 @@ impl Deref for Indexed {
 }
 
 pub(super) struct IndexStore {
+    /// The images_dir that `dir` is in.
+    root: ConfinedDir,
     dir: PathBuf,
     limit_bytes: u64,
     /// Bytes of all files, as far as this process knows; `None` before it has looked.
@@ -88,10 +91,11 @@ pub(super) struct IndexStore {
 }
 
 impl IndexStore {
-    /// The store in `dir`, which need not exist yet, of at most `limit_bytes`.
-    pub(super) fn new(dir: PathBuf, limit_bytes: u64, budget: &Budget) -> Self {
+    /// The store in `images`, which need not exist yet, of at most `limit_bytes`.
+    pub(super) fn new(images: &ImagesDir, limit_bytes: u64, budget: &Budget) -> Self {
         Self {
-            dir,
+            root: images.dir().clone(),
+            dir: images.inside_dir(),
             limit_bytes,
             held_bytes: Mutex::default(),
             next: AtomicU64::new(0),
@@ -106,7 +110,7 @@ impl IndexStore {
 
     /// Whether there is an index of `layer`, though it may turn out to be of no use.
     pub(super) fn has_index(&self, layer: &LayerKey) -> bool {
-        self.index_path(layer).exists()
+        self.root.is_file(&self.index_path(layer))
     }
 
     /// The index of `layer` without its windows, if it is here. Fails only if there is no room for it in
@@ -133,11 +137,11 @@ impl IndexStore {
 
     /// The file of an index, with its head, and the bytes of that.
     fn open_index(&self, layer: &LayerKey) -> Option<(File, StoredHead, Vec<u8>)> {
-        let mut file = File::open(self.index_path(layer)).ok()?;
+        let (mut file, meta) = self.root.open_file(&self.index_path(layer)).ok()?;
         let mut stored = vec![0; StoredHead::BYTES];
         file.read_exact(&mut stored).ok()?;
         let head = StoredHead::parse(&stored).ok()?;
-        (file.metadata().ok()?.len() == head.total_bytes()).then_some((file, head, stored))
+        (meta.len() == head.total_bytes()).then_some((file, head, stored))
     }
 
     /// Keeps `index`, whose memory is `memory`. It has no windows in memory any more when it could be
@@ -168,16 +172,16 @@ impl IndexStore {
     /// its place, that stays.
     pub(super) fn drop_index(&self, layer: &LayerKey, index: &Indexed) {
         let path = self.index_path(layer);
-        let stored = fs::metadata(&path).ok().map(|meta| meta.ino());
+        let stored = self.root.stat(&path).ok().map(|meta| meta.ino());
         if stored.is_some() && stored == index.file {
             // If it stays, it is found to be of no use again.
-            let _ = fs::remove_file(path);
+            let _ = self.root.remove_file(&path);
         }
     }
 
     /// The part of the stored index of `layer` that is a window.
     pub(super) fn window(&self, layer: &LayerKey, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let file = File::open(self.index_path(layer))?;
+        let (file, _) = self.root.open_file(&self.index_path(layer))?;
         // A window has 32 KiB before it is compressed.
         let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
         let mut window = vec![0; length.min(1 << 20)];
@@ -191,7 +195,8 @@ impl IndexStore {
         if let Some(bytes) = self.unwritten.get(digest) {
             return Some((**bytes).clone());
         }
-        let file = File::open(self.dir.join(DOCUMENTS).join(digest.to_string())).ok()?;
+        let path = self.dir.join(DOCUMENTS).join(digest.to_string());
+        let (file, _) = self.root.open_file(&path).ok()?;
         let mut bytes = Vec::new();
         (&file).take(MAX_DOCUMENT).read_to_end(&mut bytes).ok()?;
         note_use(&file);
@@ -212,23 +217,23 @@ impl IndexStore {
     fn put(&self, kind: &str, name: &str, bytes: &[u8]) -> io::Result<u64> {
         self.make_room(bytes.len() as u64)?;
         let dir = self.dir.join(kind);
-        fs::create_dir_all(&dir)?;
+        self.root.create_dirs(&dir)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let temporary = dir.join(format!(".{}.{number}", std::process::id()));
-        let written = File::create(&temporary).and_then(|mut file| {
+        let written = self.root.create_file(&temporary).and_then(|mut file| {
             file.write_all(bytes)?;
             file.sync_data()?;
             Ok(file.metadata()?.ino())
         });
-        let done =
-            written.and_then(|number| fs::rename(&temporary, dir.join(name)).map(|()| number));
+        let done = written
+            .and_then(|number| self.root.rename(&temporary, &dir.join(name)).map(|()| number));
         match done {
             Ok(_) => {
                 if let Some(held) = &mut *locked(&self.held_bytes) {
                     *held += bytes.len() as u64;
                 }
             }
-            Err(_) => drop(fs::remove_file(&temporary)),
+            Err(_) => drop(self.root.remove_file(&temporary)),
         }
         done
     }
@@ -243,7 +248,7 @@ impl IndexStore {
             return Ok(());
         }
         // Others may have written, and removed, here as well.
-        let mut files = stored_files(&self.dir);
+        let mut files = self.files();
         let mut sum: u64 = files.iter().map(|file| file.bytes).sum();
         if sum + bytes > self.limit_bytes {
             // A tenth more, so that it is not looked through for each new file.
@@ -253,13 +258,34 @@ impl IndexStore {
                 if sum <= goal {
                     break;
                 }
-                if fs::remove_file(&file.path).is_ok() {
+                if self.root.remove_file(&file.path).is_ok() {
                     sum -= file.bytes;
                 }
             }
         }
         *held = Some(sum);
         Ok(())
+    }
+
+    /// All files of the store, but those that are being written.
+    fn files(&self) -> Vec<StoredFile> {
+        let mut files = Vec::new();
+        for kind in [LAYERS, DOCUMENTS] {
+            let dir = self.dir.join(kind);
+            let entries = self.root.open_dir(&dir).and_then(|dir| dir.entries());
+            for entry in entries.unwrap_or_default() {
+                let path = dir.join(&entry.name);
+                let Ok(meta) = self.root.stat(&path) else { continue };
+                let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                let age = SystemTime::now().duration_since(used).unwrap_or_default();
+                let name = path.file_name().unwrap_or_default();
+                let is_temporary = name.as_encoded_bytes().starts_with(b".");
+                if meta.is_file() && (!is_temporary || age > ABANDONED_AFTER) {
+                    files.push(StoredFile { path, bytes: meta.len(), used });
+                }
+            }
+        }
+        files
     }
 }
 
@@ -269,24 +295,6 @@ struct StoredFile {
     bytes: u64,
     /// When it was used last.
     used: SystemTime,
-}
-
-/// All files of the store in `dir`, but those that are being written.
-fn stored_files(dir: &Path) -> Vec<StoredFile> {
-    let mut files = Vec::new();
-    for kind in [LAYERS, DOCUMENTS] {
-        let Ok(entries) = fs::read_dir(dir.join(kind)) else { continue };
-        for entry in entries.flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            let is_temporary = entry.file_name().as_encoded_bytes().starts_with(b".");
-            let age = SystemTime::now().duration_since(used).unwrap_or_default();
-            if meta.is_file() && (!is_temporary || age > ABANDONED_AFTER) {
-                files.push(StoredFile { path: entry.path(), bytes: meta.len(), used });
-            }
-        }
-    }
-    files
 }
 
 /// Notes that a file is used, if that was not noted just now.
@@ -308,12 +316,18 @@ fn index_name(layer: &LayerKey) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::layer::{Expected, Hashing, Indexer, Options};
 
     fn document(number: u32) -> (Digest, Bytes) {
         let bytes = Bytes::from(format!("{number:0>100}"));
         (Digest::sha256(&bytes), bytes)
+    }
+
+    fn images(path: &std::path::Path) -> ImagesDir {
+        ImagesDir::open(path).unwrap()
     }
 
     fn set_age(store: &IndexStore, digest: &Digest, hours: u64) {
@@ -323,13 +337,13 @@ mod tests {
     }
 
     fn held(store: &IndexStore) -> u64 {
-        stored_files(&store.dir).iter().map(|file| file.bytes).sum()
+        store.files().iter().map(|file| file.bytes).sum()
     }
 
     #[test]
     fn what_was_used_least_recently_makes_room() {
         let dir = tempfile::tempdir().unwrap();
-        let store = IndexStore::new(dir.path().join("inside"), 1000, &Budget::unlimited());
+        let store = IndexStore::new(&images(dir.path()), 1000, &Budget::unlimited());
         let documents: Vec<_> = (0..10).map(document).collect();
         for ((digest, bytes), hours) in documents.iter().zip((10..20).rev()) {
             store.put_document(digest, bytes);
@@ -350,8 +364,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let budget = Budget::unlimited();
         let (one, other) = (
-            IndexStore::new(dir.path().into(), 1000, &budget),
-            IndexStore::new(dir.path().into(), 1000, &budget),
+            IndexStore::new(&images(dir.path()), 1000, &budget),
+            IndexStore::new(&images(dir.path()), 1000, &budget),
         );
         for number in 0..40 {
             let store = if number % 2 == 0 { &one } else { &other };
@@ -360,7 +374,7 @@ mod tests {
         }
         // Each may believe for a while that it is alone.
         assert!(held(&one) <= 2000, "{}", held(&one));
-        let third = IndexStore::new(dir.path().into(), 500, &budget);
+        let third = IndexStore::new(&images(dir.path()), 500, &budget);
         let (digest, bytes) = document(100);
         third.put_document(&digest, &bytes);
         assert!(held(&third) <= 500 && third.document(&digest).is_some());
@@ -369,10 +383,11 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_kept_in_bounded_memory() {
         let dir = tempfile::tempdir().unwrap();
-        let no_dir = dir.path().join("file");
-        fs::write(&no_dir, b"").unwrap();
+        let images = images(dir.path());
+        fs::create_dir_all(images.inside_dir().parent().unwrap()).unwrap();
+        fs::write(images.inside_dir(), b"").unwrap();
         let budget = Budget::new(1000);
-        let store = IndexStore::new(no_dir, 1 << 20, &budget);
+        let store = IndexStore::new(&images, 1 << 20, &budget);
         for number in 0..100 {
             let (digest, bytes) = document(number);
             store.put_document(&digest, &bytes);
@@ -395,7 +410,7 @@ mod tests {
     fn only_the_index_that_is_of_no_use_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let budget = Budget::unlimited();
-        let store = IndexStore::new(dir.path().into(), 1 << 20, &budget);
+        let store = IndexStore::new(&images(dir.path()), 1 << 20, &budget);
         let blob = [0; 1024];
         let key = LayerKey { digest: Digest::sha256(&blob), size: 1024, toc: None };
         let put = || store.put_index(&key, index_of(&blob), budget.reserve(0).unwrap()).unwrap();
@@ -418,9 +433,9 @@ mod tests {
         let blob = [0; 1024];
         let key = LayerKey { digest: Digest::sha256(&blob), size: 1024, toc: None };
         let budget = Budget::unlimited();
-        let store = IndexStore::new(dir.path().into(), 1 << 20, &budget);
+        let store = IndexStore::new(&images(dir.path()), 1 << 20, &budget);
         store.put_index(&key, index_of(&blob), budget.reserve(0).unwrap()).unwrap();
-        let store = IndexStore::new(dir.path().into(), 1 << 20, &Budget::new(10));
+        let store = IndexStore::new(&images(dir.path()), 1 << 20, &Budget::new(10));
         assert!(matches!(store.index(&key), Err(OutOfMemory::TooLarge { .. })));
     }
 }

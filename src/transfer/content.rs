@@ -12,9 +12,7 @@ use super::{
     plan::BlobPlan,
     report::{Event, Observer},
 };
-use crate::backend::{
-    Backend, BoxStream, ByteStream, Content, Error, Kind, Result, images_dir::BlobFile,
-};
+use crate::backend::{Backend, BoxStream, ByteStream, Content, Error, Kind, LocalFile, Result};
 use crate::util::locked;
 
 /// A blob at its source.
@@ -88,7 +86,7 @@ impl Content for SourceBlob {
         }
     }
 
-    async fn file(&self) -> Result<Option<BlobFile>> {
+    async fn file(&self) -> Result<Option<LocalFile>> {
         let Some(repository) = self.blob.sources.first() else { return Ok(None) };
         let file = self.source.file(repository, &self.blob.descriptor).await;
         file.map_err(|error| self.failed(error))

@@ -4,24 +4,21 @@ use crate::support::cli::Imgfs;
 use crate::support::disk::SmallDisk;
 use crate::support::hostile::Hostile;
 use crate::support::image::Image;
+use crate::support::need::require;
 use crate::support::tree::{self, assert_tree_sound};
 use rustix::mount::MountFlags;
 use std::path::PathBuf;
 
-fn disk(mib: u32) -> Option<(SmallDisk, PathBuf)> {
-    let Some(disk) = SmallDisk::mount(mib) else {
-        eprintln!("skipped: mounting a tmpfs needs CAP_SYS_ADMIN");
-        return None;
-    };
+fn disk(mib: u32) -> (SmallDisk, PathBuf) {
+    let disk = SmallDisk::mount(mib).expect("mounting a tmpfs, which takes root");
     let images = disk.path().join("images");
-    Some((disk, images))
+    (disk, images)
 }
 
 #[test]
 fn a_full_disk_is_a_clear_error_and_a_larger_one_a_cure() {
-    let Some((disk, images)) = disk(8) else {
-        return;
-    };
+    require!(Root);
+    let (disk, images) = disk(8);
     let hostile = Hostile::start();
     let small = Image::new().layer(1, 1_000_000).build();
     let large = Image::new().layer(2, 12_000_000).build();
@@ -48,9 +45,8 @@ fn a_full_disk_is_a_clear_error_and_a_larger_one_a_cure() {
 
 #[test]
 fn a_full_disk_ends_a_copy_between_directories() {
-    let Some((disk, images)) = disk(8) else {
-        return;
-    };
+    require!(Root);
+    let (disk, images) = disk(8);
     let source = tempfile::tempdir().expect("making a temporary directory");
     let small = Image::new().layer(1, 1_000_000).build();
     let large = Image::new().layer(2, 12_000_000).build();
@@ -73,9 +69,8 @@ fn a_full_disk_ends_a_copy_between_directories() {
 
 #[test]
 fn a_disk_that_is_full_from_the_start() {
-    let Some((disk, images)) = disk(1) else {
-        return;
-    };
+    require!(Root);
+    let (disk, images) = disk(1);
     let hostile = Hostile::start();
     Image::new().layer(1, 100_000).build().push_to(&hostile, "app", "1");
     let name = format!("{}/app:1", hostile.host());
@@ -102,9 +97,8 @@ fn a_disk_that_is_full_from_the_start() {
 #[test]
 fn a_directory_that_may_not_be_written() {
     // Root may write anywhere except on what is mounted read-only.
-    let Some((disk, images)) = disk(4) else {
-        return;
-    };
+    require!(Root);
+    let (disk, images) = disk(4);
     let hostile = Hostile::start();
     Image::new().layer(1, 1000).build().push_to(&hostile, "app", "1");
     let name = format!("{}/app:1", hostile.host());
@@ -123,9 +117,8 @@ fn a_directory_that_may_not_be_written() {
 /// Images are carried on media that nobody can write to.
 #[test]
 fn a_directory_that_may_not_be_written_is_a_source_like_any_other() {
-    let Some((disk, images)) = disk(4) else {
-        return;
-    };
+    require!(Root);
+    let (disk, images) = disk(4);
     let app = Image::new().layer(1, 500_000).build();
     tree::kubekey_g1(&images, "quay.io", "team/app", "1", &app);
     rustix::mount::mount_remount(disk.path(), MountFlags::RDONLY, c"").expect("remounting");

@@ -7,6 +7,7 @@ use crate::support::image::{
     Artifact, Built, Image, Index, cosign_signature, digest_tag, push_referrers_with_fallback_tag,
 };
 use crate::support::mount::Mounted;
+use crate::support::need::require;
 use crate::support::registry::Registry;
 use crate::support::tree::{self, assert_modes_and_times, assert_tree_sound};
 use crate::support::{content, skopeo, text, wait_for};
@@ -69,6 +70,7 @@ fn expected(seed: u64, size: u64, offset: u64, length: u64) -> Vec<u8> {
 
 #[test]
 fn what_tasks_pull_is_listed() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let host = hostile.host();
     for tag in ["1", "2", "3"] {
@@ -90,6 +92,7 @@ fn what_tasks_pull_is_listed() {
 
 #[test]
 fn a_copy_of_cold_images_is_what_a_pull_writes() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let names = zoo(&hostile);
     let pulled = Imgfs::scratch();
@@ -148,6 +151,7 @@ fn a_copy_of_cold_images_is_what_a_pull_writes() {
 
 #[test]
 fn a_platform_filter_shows_what_a_pull_with_it_writes() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let names = zoo(&hostile);
     let app = &names[..1];
@@ -165,6 +169,7 @@ fn a_platform_filter_shows_what_a_pull_with_it_writes() {
 
 #[test]
 fn what_is_listed_costs_nothing_and_what_is_named_is_looked_up() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let names = zoo(&hostile);
     let backing = Imgfs::scratch();
@@ -206,6 +211,7 @@ fn what_is_listed_costs_nothing_and_what_is_named_is_looked_up() {
 
 #[test]
 fn a_small_read_fetches_little_and_once() {
+    require!(Mounts);
     const SIZE: u64 = 64 << 20;
     const MIDDLE: u64 = (SIZE / 2) + 12_288;
     let hostile = Hostile::start();
@@ -243,6 +249,7 @@ fn a_small_read_fetches_little_and_once() {
 
 #[test]
 fn names_that_are_no_images_are_not_there() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let names = zoo(&hostile);
     let backing = Imgfs::scratch();
@@ -286,6 +293,7 @@ fn names_that_are_no_images_are_not_there() {
 
 #[test]
 fn nothing_can_be_changed() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let names = zoo(&hostile);
     let backing = Imgfs::scratch();
@@ -327,6 +335,7 @@ fn nothing_can_be_changed() {
 
 #[test]
 fn offline_there_is_what_is_local() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let names = zoo(&hostile);
     let backing = Imgfs::scratch();
@@ -356,6 +365,7 @@ fn offline_there_is_what_is_local() {
 
 #[test]
 fn local_blobs_are_read_by_many_and_mapped() {
+    require!(Mounts);
     // Reads through a mapping, while other programs have the file open, before and after.
     const MAPPED: &str = "import hashlib, mmap, sys\n\
         files = [open(sys.argv[1], 'rb') for _ in range(50)]\n\
@@ -391,6 +401,7 @@ fn local_blobs_are_read_by_many_and_mapped() {
 
 #[test]
 fn a_tag_that_moves_is_noticed() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let [old, new] = [11, 12].map(|seed| Image::new().layer(seed, 1000).build());
     assert_eq!(old.root().bytes.len(), new.root().bytes.len());
@@ -429,6 +440,7 @@ fn a_tag_that_moves_is_noticed() {
 
 #[test]
 fn a_local_tag_that_is_replaced_is_never_read_in_part() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let [short, long] = [1, 3].map(|layers| {
         let image = Image::new();
@@ -453,6 +465,7 @@ fn a_local_tag_that_is_replaced_is_never_read_in_part() {
 
 #[test]
 fn a_pull_and_a_mount_use_what_the_other_has_fetched() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (image, layer) = large(&hostile, 7, 3_000_000);
     let (other, other_layer) = large(&hostile, 8, 3_000_000);

@@ -5,6 +5,7 @@ use crate::support::content;
 use crate::support::hostile::{Access, Bearer, Hostile, PASSWORD, USER};
 use crate::support::image::{Built, Image};
 use crate::support::mount::{Looking, Mounted, require_fuse};
+use crate::support::need::require;
 use crate::support::text;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt as _;
@@ -26,9 +27,12 @@ fn layer(image: &Built) -> String {
 
 #[test]
 fn other_users_may_look_where_they_are_let() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (imgfs, images, names) = scene(&hostile);
-    for (further, allowed) in [(&[][..], false), (&["--allow-other"], true)] {
+    let host = hostile.host();
+    let others = ["--allow-other", "--registries", &host];
+    for (further, allowed) in [(&[][..], false), (&others[..], true)] {
         let args = [&["--manifests", &names[1]], further].concat();
         let mount = Mounted::start(imgfs.images_dir(), &args);
         // The mount point itself is in a directory that only root may enter.
@@ -97,6 +101,7 @@ if mount "$place/missing" 2>&1; then echo "it is there"; fi
 
 #[test]
 fn mount_8_knows_how_to_mount_it() {
+    require!(Mounts);
     require_fuse();
     let hostile = Hostile::start();
     let (imgfs, images, _) = scene(&hostile);
@@ -120,6 +125,7 @@ fn mount_8_knows_how_to_mount_it() {
 
 #[test]
 fn a_password_may_change_while_it_is_mounted() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (_, images, names) = scene(&hostile);
     let imgfs = Imgfs::scratch();
@@ -154,6 +160,7 @@ fn a_password_may_change_while_it_is_mounted() {
 
 #[test]
 fn tokens_may_be_revoked_while_it_is_mounted() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (_, images, names) = scene(&hostile);
     let imgfs = Imgfs::scratch();

@@ -5,6 +5,7 @@ use crate::support::disk::{SmallDisk, Watch, used, used_below};
 use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image};
 use crate::support::mount::Mounted;
+use crate::support::need::require;
 use crate::support::readers::{Known, Manner, Readers};
 use crate::support::tree::{self, assert_tree_sound};
 use crate::support::{content, scale, text, wait_for};
@@ -45,6 +46,7 @@ fn all_layers_are_right(mount: &Mounted, image: &Built) {
 
 #[test]
 fn its_bound_holds_while_much_more_is_read() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (limit, layers, size) = (scale(8, 64) as u64, scale(10, 16) as u64, scale(10, 64) as u64);
     let (image, name) = image(&hostile, layers, size * MIB);
@@ -83,6 +85,7 @@ fn its_bound_holds_while_much_more_is_read() {
 
 #[test]
 fn a_full_disk_is_told_once_and_hinders_nobody() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (image, name) = image(&hostile, 3, 6 * MIB);
     let known = Known::blobs_of(&[&image]);
@@ -119,6 +122,7 @@ fn a_full_disk_is_told_once_and_hinders_nobody() {
 
 #[test]
 fn how_much_is_in_it_is_told_wherever_it_is() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (image, name) = image(&hostile, 1, 3 * MIB);
     let elsewhere = tempfile::tempdir().unwrap();
@@ -144,6 +148,7 @@ const PACE: (u64, Duration) = (32 * 1024, Duration::from_millis(4));
 
 #[test]
 fn a_pull_and_a_reader_at_the_same_time_do_not_disturb_each_other() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (image, name) = image(&hostile, 1, 6 * MIB);
     let layer = image.layers()[0].clone();
@@ -193,6 +198,7 @@ fn a_pull_and_a_reader_at_the_same_time_do_not_disturb_each_other() {
 
 #[test]
 fn a_prune_beside_a_mount_disturbs_nobody() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (image, name) = image(&hostile, 4, 2 * MIB);
     let other = Image::new().layer(7, 500_000).build();

@@ -6,6 +6,7 @@ use crate::support::disk::used_below;
 use crate::support::hostile::{Fault, Hostile, Kinds, Match};
 use crate::support::image::{Built, Image};
 use crate::support::mount::Mounted;
+use crate::support::need::require;
 use crate::support::readers::{Known, Manner, Readers};
 use crate::support::{content, scale, seed, wait_for};
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,6 +59,7 @@ fn held(cache: &Path, image: &Built) -> BTreeMap<String, u64> {
 
 #[test]
 fn a_mount_that_is_killed_again_and_again_loses_next_to_nothing() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let sizes = [5 * MIB, 3 * MIB, 2_000_000, 700_000, 131_072, 1];
     let (image, name) = image(&hostile, 20, &sizes);
@@ -123,6 +125,7 @@ fn a_mount_that_is_killed_again_and_again_loses_next_to_nothing() {
 
 #[test]
 fn after_many_faults_nothing_is_left_behind() {
+    require!(Mounts);
     let hostile = Hostile::start();
     // More than the cache and the memory beside it hold.
     let sizes: Vec<u64> = (0..14).map(|n| 100_000 * (n * n + 1)).chain([131_072, 1]).collect();
@@ -174,6 +177,7 @@ fn after_many_faults_nothing_is_left_behind() {
 
 #[test]
 fn many_readers_see_nothing_wrong_while_tags_move_and_the_cache_is_too_small() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (image, name) = image(&hostile, 60, &[9 * MIB, 6 * MIB, 4 * MIB, 900_000, 131_073, 7]);
     // Of one size, and of different ones.
@@ -239,6 +243,7 @@ print(len(names))
 
 #[test]
 fn a_directory_is_read_from_anywhere() {
+    require!(Mounts);
     let imgfs = Imgfs::scratch();
     let blobs = imgfs.images_dir().join("blobs");
     std::fs::create_dir_all(&blobs).expect("making a directory");

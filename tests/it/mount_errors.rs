@@ -5,6 +5,7 @@ use crate::support::content::{Content, Random};
 use crate::support::hostile::{Fault, Hostile, Kinds, Match};
 use crate::support::image::{Built, Image};
 use crate::support::mount::Mounted;
+use crate::support::need::require;
 use crate::support::{content, scale, seed, wait_for};
 use std::time::Duration;
 
@@ -68,6 +69,7 @@ impl Pair {
 
 #[test]
 fn reads_that_fail_say_how_and_succeed_later() {
+    require!(Mounts);
     let pair = Pair::start();
     let digest = &pair.remote.layers()[0];
     for (fault, errno, cause) in [
@@ -97,6 +99,7 @@ fn reads_that_fail_say_how_and_succeed_later() {
 
 #[test]
 fn a_registry_that_is_broken_for_long_is_an_error_in_time() {
+    require!(Mounts);
     // Whoever waits long enough for all attempts to fail learns why; whoever does not, when it was.
     for (patience, limit, errno, cause) in [
         (&PATIENCE[..], 10, "Connection timed out", "no answer within 3 s"),
@@ -121,6 +124,7 @@ fn a_registry_that_is_broken_for_long_is_an_error_in_time() {
 
 #[test]
 fn whoever_has_read_a_wrong_beginning_does_not_get_to_the_end() {
+    require!(Mounts);
     // Reads a little, waits, reads the rest; in the meantime the fault is noticed, and cured.
     const SLOW: &str = "import os, sys, time\n\
         f = os.open(sys.argv[1], os.O_RDONLY)\n\
@@ -148,6 +152,7 @@ fn whoever_has_read_a_wrong_beginning_does_not_get_to_the_end() {
 
 #[test]
 fn names_that_cannot_be_looked_up_say_why() {
+    require!(Mounts);
     let pair = Pair::start();
     for (name, fault, errno) in [
         ("refused", Fault::status(401), "Permission denied"),
@@ -181,6 +186,7 @@ fn names_that_cannot_be_looked_up_say_why() {
 
 #[test]
 fn wrong_bytes_are_never_read_to_the_end() {
+    require!(Mounts);
     let pair = Pair::start();
     let digest = &pair.remote.layers()[0];
     pair.hostile.on(Match::blobs().about(digest)).fault(Fault::FlipByte(70_000));
@@ -196,6 +202,7 @@ fn wrong_bytes_are_never_read_to_the_end() {
 
 #[test]
 fn a_blob_that_breaks_off_or_ignores_ranges_is_read_all_the_same() {
+    require!(Mounts);
     for fault in [
         Fault::TruncateAt(100_000),
         Fault::ResetAfter(100_000),
@@ -238,6 +245,7 @@ const READER: &str = "import os, random, sys, time\n\
 
 #[test]
 fn many_readers_under_random_faults_get_the_right_bytes() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let backing = Imgfs::scratch();
     let sizes = [3_000_000, 700_000, 65_536, 1_048_577];

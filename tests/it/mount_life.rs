@@ -4,6 +4,7 @@ use crate::support::cli::{Imgfs, Output};
 use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image};
 use crate::support::mount::{Looking, Mounted, free, is_mounted, require_fuse};
+use crate::support::need::require;
 use crate::support::{content, text, wait_for};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -59,6 +60,7 @@ fn mount(imgfs: &Imgfs, at: &Path, further: &[&str]) -> Output {
 
 #[test]
 fn it_goes_into_the_background_when_it_is_ready() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (imgfs, layer, _) = filled(&hostile);
     let place = Place::new();
@@ -110,6 +112,7 @@ fn a_process_has(argument: &str) -> bool {
 
 #[test]
 fn what_cannot_be_mounted_is_refused_with_the_reason() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (imgfs, _, _) = filled(&hostile);
     let place = Place::new();
@@ -146,6 +149,7 @@ fn what_cannot_be_mounted_is_refused_with_the_reason() {
 
 #[test]
 fn signals_end_it_and_a_killed_one_is_cleaned_up() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (imgfs, layer, _) = filled(&hostile);
     let mut mount = Mounted::start(imgfs.images_dir(), &["--offline"]);
@@ -192,6 +196,7 @@ fn signals_end_it_and_a_killed_one_is_cleaned_up() {
 
 #[test]
 fn a_line_of_fstab_and_a_supervisor() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (imgfs, layer, _) = filled(&hostile);
     let place = Place::new();
@@ -223,6 +228,7 @@ fn a_line_of_fstab_and_a_supervisor() {
 
 #[test]
 fn it_may_be_told_to_end_as_soon_as_it_is_there() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let (imgfs, _, _) = filled(&hostile);
     let mut mount = Mounted::start(imgfs.images_dir(), &["--offline"]);
@@ -259,6 +265,7 @@ echo ended
 
 #[test]
 fn whoever_is_not_root_mounts_with_a_helper() {
+    require!(Mounts);
     use std::os::unix::fs::{PermissionsExt, chown};
     let hostile = Hostile::start();
     let (imgfs, layer, _) = filled(&hostile);

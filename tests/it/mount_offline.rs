@@ -4,6 +4,7 @@ use crate::support::cli::Imgfs;
 use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image};
 use crate::support::mount::{Looking, require_fuse};
+use crate::support::need::require;
 use crate::support::process::require_program;
 use crate::support::text;
 use crate::support::tree;
@@ -79,6 +80,7 @@ fn alone(imgfs: &Imgfs, args: &[&str], further: &[(&str, Value)]) -> Value {
 
 #[test]
 fn without_a_network_all_that_is_local_works_and_the_rest_says_why_not() {
+    require!(Mounts);
     let (imgfs, image, host) = filled();
     let absent =
         ["registry.example/team/app/manifests/1".to_owned(), format!("{host}/team/no/manifests/1")];
@@ -111,6 +113,7 @@ fn without_a_network_all_that_is_local_works_and_the_rest_says_why_not() {
 
 #[test]
 fn names_that_no_registry_can_have_ask_the_network_nothing() {
+    require!(Mounts);
     let (imgfs, _, host) = filled();
     let loud = "registry.example/team/app/manifests/1";
     let args = ["--stall-timeout", "1s", "--connect-timeout", "1s", "--log-file", "/dev/null"];

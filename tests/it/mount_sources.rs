@@ -5,6 +5,7 @@ use crate::support::content;
 use crate::support::hostile::{Hostile, PASSWORD, USER};
 use crate::support::image::{Artifact, Built, Image, Index};
 use crate::support::mount::Mounted;
+use crate::support::need::require;
 use crate::support::registry::{Registry, Tokens};
 use crate::support::skopeo;
 use crate::support::text;
@@ -21,6 +22,7 @@ fn two_platforms() -> Built {
 
 #[test]
 fn real_registries_are_copied_out_of_a_mount_as_by_a_pull() {
+    require!(Mounts);
     let helm = Artifact::with_config("application/vnd.cncf.helm.config.v1+json", b"{\"name\":1}")
         .blob("application/vnd.cncf.helm.chart.content.v1.tar+gzip", b"chart")
         .build();
@@ -93,6 +95,7 @@ fn real_registries_are_copied_out_of_a_mount_as_by_a_pull() {
 
 #[test]
 fn directories_of_every_generation_are_read_as_they_are() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let image = two_platforms();
     let other = Image::new().layer(5, 70_000).build();

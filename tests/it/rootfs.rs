@@ -6,6 +6,7 @@ use crate::support::image::{Artifact, Built, Image, Index};
 use crate::support::inside::{Inside, debians, pinned};
 use crate::support::layers::{Archive, Entry, Packing, What};
 use crate::support::mount::Mounted;
+use crate::support::need::require;
 use crate::support::snapshot::assert_same;
 use crate::support::tree::{self, assert_tree_sound};
 use crate::support::{model, text};
@@ -47,6 +48,7 @@ fn two_platforms() -> Built {
 
 #[test]
 fn an_image_is_a_directory() {
+    require!(Mounts);
     let index = two_platforms();
     let single = Image::new().step("x", &Archive::new().file("x", b"1").gzip()).build();
     let images = [("team/app", "1.0", &index), ("single", "v1", &single)];
@@ -95,6 +97,7 @@ fn an_image_is_a_directory() {
 
 #[test]
 fn the_platform_that_is_asked_for_is_shown() {
+    require!(Mounts);
     let inside = Inside::start(two_platforms(), &["--platform", "linux/arm/v7"]);
     assert_eq!(link(&inside.mount, &inside.at("rootfs")), "linux-arm-v7/rootfs");
     assert_eq!(inside.mount.cat(&inside.rootfs("app")).success().text(), "linux/arm/v7");
@@ -102,6 +105,7 @@ fn the_platform_that_is_asked_for_is_shown() {
 
 #[test]
 fn the_tree_above_stays_as_it_was() {
+    require!(Mounts);
     let inside = Inside::start(two_platforms(), &["--platform", "linux/amd64"]);
     let Inside { mount, hostile, .. } = &inside;
     mount.cat(&inside.rootfs("app")).success();
@@ -121,6 +125,7 @@ fn the_tree_above_stays_as_it_was() {
 
 #[test]
 fn names_that_are_not_there_are_not_found() {
+    require!(Mounts);
     let inside = Inside::start(two_platforms(), &["--platform", "linux/amd64"]);
     let Inside { mount, hostile, .. } = &inside;
     // So that all layers are known.
@@ -162,6 +167,7 @@ fn names_that_are_not_there_are_not_found() {
 
 #[test]
 fn a_tag_that_moves_leads_to_the_new_image() {
+    require!(Mounts);
     let of = |text: &str| {
         let archive = Archive::new().file("which", text);
         Image::new().step("x", &archive.gzip()).build()
@@ -179,6 +185,7 @@ fn a_tag_that_moves_leads_to_the_new_image() {
 
 #[test]
 fn what_is_no_image_has_no_root_file_system() {
+    require!(Mounts);
     let helm = Artifact::with_config("application/vnd.cncf.helm.config.v1+json", b"{\"name\":1}")
         .blob("application/vnd.cncf.helm.chart.content.v1.tar+gzip", b"chart")
         .build();
@@ -219,6 +226,7 @@ fn is_as_modelled(what: &str, layers: &[&Archive], packing: Packing) {
 
 #[test]
 fn all_that_archives_hold_is_shown_with_its_attributes() {
+    require!(Mounts);
     let pax = everything_of_pax(everything(Archive::new()));
     is_as_modelled("PAX", &[&pax], Packing::Gzip);
     is_as_modelled("GNU", &[&everything(Archive::gnu())], Packing::Plain);
@@ -228,6 +236,7 @@ fn all_that_archives_hold_is_shown_with_its_attributes() {
 
 #[test]
 fn layers_are_merged_as_a_container_sees_them() {
+    require!(Mounts);
     let [base, middle, top] = stack();
     is_as_modelled("three layers", &[&base, &middle, &top], Packing::Gzip);
 }
@@ -374,6 +383,7 @@ fn rules() -> Vec<(&'static str, Vec<Archive>)> {
 
 #[test]
 fn the_rules_of_merging_hold() {
+    require!(Mounts);
     let mut wrong = Vec::new();
     for (rule, layers) in rules() {
         let layers: Vec<&Archive> = layers.iter().collect();
@@ -387,6 +397,7 @@ fn the_rules_of_merging_hold() {
 
 #[test]
 fn many_entries_of_a_directory_are_listed_once_each() {
+    require!(Mounts);
     let mut archive = Archive::new().dir("many");
     for number in 0..5000 {
         archive = archive.file(format!("many/file with a rather long name {number:05}"), b"");
@@ -396,6 +407,7 @@ fn many_entries_of_a_directory_are_listed_once_each() {
 
 #[test]
 fn what_is_found_before_all_layers_are_known_stays_the_same() {
+    require!(Mounts);
     let base = Archive::new()
         .dir("d")
         .file("d/kept", b"1")
@@ -427,6 +439,7 @@ fn what_is_found_before_all_layers_are_known_stays_the_same() {
 
 #[test]
 fn who_is_in_a_directory_stays_there_while_the_tree_is_made() {
+    require!(Mounts);
     let base = Archive::new().dir("both").file("both/lower", b"lower ").file("other", b"other");
     let top = Archive::new().dir("both").file("both/upper", b"upper ").dir("both/sub");
     let image = Image::new().step("base", &base.gzip()).step("top", &top.gzip()).build();
@@ -440,6 +453,7 @@ fn who_is_in_a_directory_stays_there_while_the_tree_is_made() {
 
 #[test]
 fn modes_and_owners_of_an_image_are_obeyed() {
+    require!(Mounts);
     let archive = Archive::new()
         .entry(Entry::file("private", b"private").mode(0o600))
         .entry(Entry::file("theirs", b"theirs").mode(0o600).owner(65534, 65534))
@@ -450,7 +464,7 @@ fn modes_and_owners_of_an_image_are_obeyed() {
     let image = Image::new().step("x", &archive.gzip()).build();
     // As it is at first, and when all is known.
     for is_listed in [false, true] {
-        let args = ["--platform", "linux/amd64", "--allow-other"];
+        let args = ["--platform", "linux/amd64", "--allow-other", "--registries", "127.0.0.1:*"];
         let inside = Inside::start(image.clone(), &args);
         let mount = &inside.mount;
         let place = mount.at().parent().expect("a directory").to_owned();
@@ -473,6 +487,7 @@ fn modes_and_owners_of_an_image_are_obeyed() {
 
 #[test]
 fn the_directory_of_images_stays_in_order() {
+    require!(Mounts);
     let inside = Inside::start(two_platforms(), &["--platform", "linux/amd64"]);
     let mount = &inside.mount;
     mount.run("find", &[mount.path(&inside.rootfs(""))]).success();
@@ -489,6 +504,7 @@ fn the_directory_of_images_stays_in_order() {
 
 #[test]
 fn names_that_are_no_text_are_found_without_a_listing() {
+    require!(Mounts);
     let archive = Archive::new().dir(b"d\xff").file(b"d\xff/\xfe", b"1").file(b"\xfd", b"2");
     let image = Image::new().step("x", &archive.gzip()).build();
     for (path, right) in [(&b"\xfd"[..], "2"), (b"d\xff/\xfe", "1")] {
@@ -501,6 +517,7 @@ fn names_that_are_no_text_are_found_without_a_listing() {
 
 #[test]
 fn every_file_says_where_it_comes_from() {
+    require!(Mounts);
     let base = Archive::new()
         .dir("d")
         .file("d/kept", b"1")

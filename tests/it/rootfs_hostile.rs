@@ -5,6 +5,7 @@ use crate::support::hostile::{Fault, Match};
 use crate::support::image::{Blob, Built, Image, Receiver as _};
 use crate::support::inside::{Inside, REPOSITORY};
 use crate::support::layers::{Archive, Entry, OCI_ENCRYPTED, Packed, Packing, What, pack};
+use crate::support::need::require;
 use crate::support::snapshot::assert_same;
 use crate::support::{content, model, scale, seed, wait_for};
 use std::time::Duration;
@@ -41,6 +42,7 @@ fn is_told(inside: &Inside, texts: &[&str]) {
 
 #[test]
 fn what_comes_before_a_damage_stays_readable() {
+    require!(Mounts);
     let plain = three_files().to_bytes();
     let near = |bytes: &[u8], pattern: &dyn Fn(&[u8]) -> bool| {
         let middle = bytes.len() / 2;
@@ -78,6 +80,7 @@ fn what_comes_before_a_damage_stays_readable() {
 
 #[test]
 fn bytes_that_were_changed_are_not_shown() {
+    require!(Mounts);
     // What a flipped bit of a stored block does to the archive nobody sees but by sums and digests.
     for packing in [Packing::Gzip, Packing::GzipMembers(100_000), Packing::ZstdFrames(100_000)] {
         let mut packed = three_files().pack(packing);
@@ -93,6 +96,7 @@ fn bytes_that_were_changed_are_not_shown() {
 
 #[test]
 fn an_archive_that_breaks_off_is_damaged() {
+    require!(Mounts);
     let plain = three_files().to_bytes();
     let cut = pack(&plain[..plain.len() / 2], Packing::Gzip);
     let mut header = plain.clone();
@@ -115,6 +119,7 @@ fn an_archive_that_breaks_off_is_damaged() {
 
 #[test]
 fn a_layer_with_another_digest_is_not_trusted() {
+    require!(Mounts);
     let good = three_files().gzip();
     let image = of(&[&good]);
     let digest = image.layers()[0].clone();
@@ -148,6 +153,7 @@ fn a_layer_with_another_digest_is_not_trusted() {
 
 #[test]
 fn nothing_is_kept_of_what_was_read_before_a_layer_turned_out_to_be_wrong() {
+    require!(Mounts);
     for packing in [Packing::Plain, Packing::Gzip] {
         let archive = Archive::new().file("small", "right").noise("noise", 1, 3 << 20);
         let wrong = Archive::new()
@@ -189,6 +195,7 @@ fn nothing_is_kept_of_what_was_read_before_a_layer_turned_out_to_be_wrong() {
 
 #[test]
 fn a_layer_with_another_diff_id_is_not_shown() {
+    require!(Mounts);
     let mut packed = three_files().gzip();
     packed.diff_id = content::digest(b"something else");
     let good = Archive::new().file("good", b"good").gzip();
@@ -205,6 +212,7 @@ fn a_layer_with_another_diff_id_is_not_shown() {
 
 #[test]
 fn a_layer_that_is_encrypted_is_unreadable() {
+    require!(Mounts);
     let mut packed = three_files().gzip();
     packed.media_type = OCI_ENCRYPTED.to_owned();
     content::fill(5, 0, &mut packed.bytes);
@@ -222,6 +230,7 @@ fn a_layer_that_is_encrypted_is_unreadable() {
 
 #[test]
 fn a_media_type_that_is_wrong_about_the_compression_does_no_harm() {
+    require!(Mounts);
     for (packing, said) in [(Packing::Zstd, Packing::Gzip), (Packing::Plain, Packing::Gzip)] {
         let mut packed = three_files().pack(packing);
         packed.media_type = three_files().pack(said).media_type;
@@ -232,6 +241,7 @@ fn a_media_type_that_is_wrong_about_the_compression_does_no_harm() {
 
 #[test]
 fn names_that_lead_out_are_refused_and_the_rest_is_shown() {
+    require!(Mounts);
     let hostile = Archive::new()
         .file("good", b"1")
         .file("../out", b"x")
@@ -258,6 +268,7 @@ fn names_that_lead_out_are_refused_and_the_rest_is_shown() {
 
 #[test]
 fn links_to_nowhere_are_errors_and_loops_end() {
+    require!(Mounts);
     let archive = Archive::new()
         .file("good", b"1")
         .dir("dir")
@@ -290,6 +301,7 @@ fn links_to_nowhere_are_errors_and_loops_end() {
 
 #[test]
 fn a_bomb_is_refused_before_it_has_gone_off() {
+    require!(Mounts);
     const GIB: u64 = 1 << 30;
     // 3 GiB of zeros in a file, as 48 frames in about 100 kB: twenty thousand times.
     let mut header = tar::Header::new_ustar();
@@ -324,6 +336,7 @@ fn a_bomb_is_refused_before_it_has_gone_off() {
 
 #[test]
 fn layers_of_nonsense_are_errors() {
+    require!(Mounts);
     for (what, bytes) in [
         ("noise", content::Content::Generated { seed: 1, size: 100_000 }.to_vec()),
         ("text", b"<html>this is no layer</html>".repeat(100)),
@@ -342,6 +355,7 @@ fn layers_of_nonsense_are_errors() {
 
 #[test]
 fn reads_that_fail_say_how_and_succeed_later() {
+    require!(Mounts);
     let archive = three_files();
     let image = of(&[&archive.gzip()]);
     for has_index in [false, true] {
@@ -392,6 +406,7 @@ fn reads_that_fail_say_how_and_succeed_later() {
 
 #[test]
 fn faults_that_pass_are_not_noticed() {
+    require!(Mounts);
     let archive = three_files();
     for packing in [Packing::Gzip, Packing::Zstd, Packing::Plain] {
         let mut inside = Inside::start(of(&[&archive.pack(packing)]), &PATIENCE);
@@ -428,6 +443,7 @@ fn faults_that_pass_are_not_noticed() {
 
 #[test]
 fn a_damaged_index_is_made_again() {
+    require!(Mounts);
     let archive = three_files();
     let mut inside = Inside::start(of(&[&archive.gzip()]), &PATIENCE);
     let wanted = model::merged(&[&archive]);

@@ -8,6 +8,7 @@ use crate::support::image::{Built, Image};
 use crate::support::inside::REPOSITORY;
 use crate::support::layers::{Archive, Entry, Packing, What};
 use crate::support::mount::{Mounted, free};
+use crate::support::need::require;
 use crate::support::process::require_program;
 use crate::support::snapshot::{Kind, assert_same, snapshot};
 use crate::support::{model, text};
@@ -57,6 +58,7 @@ fn busybox() -> (Vec<Archive>, Built) {
 
 #[test]
 fn a_program_runs_in_it() {
+    require!(Mounts);
     let (layers, image) = busybox();
     let of = OfImage::start(&image, &[]);
     let root = of.mount.path("");
@@ -107,6 +109,7 @@ impl Drop for Overlay {
 
 #[test]
 fn an_overlay_on_top_takes_writes() {
+    require!(Mounts);
     let (_, image) = busybox();
     let of = OfImage::start(&image, &[]);
     let overlay = Overlay::over(&of.mount);
@@ -126,6 +129,7 @@ fn an_overlay_on_top_takes_writes() {
 
 #[test]
 fn owners_are_the_images_or_squashed() {
+    require!(Mounts);
     let archive = everything_of_pax(everything(Archive::new()));
     let image = Image::new().step("x", &archive.gzip()).build();
     let of = OfImage::start(&image, &[]);
@@ -142,6 +146,7 @@ fn owners_are_the_images_or_squashed() {
 
 #[test]
 fn the_mount_point_has_the_attributes_of_the_root() {
+    require!(Mounts);
     let root = Entry::new("./", What::Dir).mode(0o1711).owner(5, 6).mtime(77, 0);
     let image = Image::new().step("x", &Archive::new().entry(root).dir("d").gzip()).build();
     let of = OfImage::start(&image, &[]);
@@ -151,6 +156,7 @@ fn the_mount_point_has_the_attributes_of_the_root() {
 
 #[test]
 fn nothing_is_obeyed_that_an_image_says_of_devices_and_set_uid() {
+    require!(Mounts);
     let archive = everything(Archive::new());
     let image = Image::new().step("x", &archive.gzip()).build();
     let options = |mount: &Mounted| {
@@ -192,6 +198,7 @@ fn versions() -> [(Archive, Built); 2] {
 
 #[test]
 fn tools_that_read_trees_work_on_it() {
+    require!(Mounts);
     let [(archive, first), (_, second)] = versions();
     let (one, two) = (OfImage::start(&first, &[]), OfImage::start(&second, &[]));
     let (old, new) = (one.mount.path(""), two.mount.path(""));
@@ -226,6 +233,7 @@ fn tools_that_read_trees_work_on_it() {
 
 #[test]
 fn an_image_that_cannot_be_had_is_no_mount() {
+    require!(Mounts);
     let hostile = Hostile::start();
     let imgfs = Imgfs::scratch();
     let place = tempfile::tempdir().expect("making a temporary directory");
@@ -240,6 +248,7 @@ fn an_image_that_cannot_be_had_is_no_mount() {
 
 #[test]
 fn without_a_mount_an_image_is_listed_and_read() {
+    require!(Mounts);
     let archive = everything_of_pax(everything(Archive::new()));
     let top = Archive::new().file("bin/new", b"new\n").whiteout("bin/wall");
     let image = Image::new().step("x", &archive.gzip()).step("y", &top.pack(Packing::Zstd)).build();

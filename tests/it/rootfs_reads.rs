@@ -8,6 +8,7 @@ use crate::support::image::{Built, Image, Index, OCI_GZIP, OCI_ZSTD};
 use crate::support::inside::{Inside, REPOSITORY, debians, pinned};
 use crate::support::layers::{Archive, Packed, Packing};
 use crate::support::mount::Mounted;
+use crate::support::need::require;
 use crate::support::process::require_program;
 use crate::support::readers::{Known, Manner, Readers};
 use crate::support::snapshot::assert_same;
@@ -85,6 +86,7 @@ fn all_files_are_right(mount: &Mounted, rootfs: &str, files: &[(String, Vec<u8>)
 
 #[test]
 fn whatever_the_packing_all_bytes_are_right() {
+    require!(Mounts);
     let files = files();
     let archive = archive(&files);
     let images: Vec<_> = PACKINGS
@@ -138,6 +140,7 @@ const PACKERS: [&[&str]; 9] = [
 
 #[test]
 fn what_other_programs_pack_is_read() {
+    require!(Mounts);
     let files = files();
     let archive = archive(&files);
     let place = tempfile::tempdir().expect("making a temporary directory");
@@ -169,6 +172,7 @@ fn what_other_programs_pack_is_read() {
 
 #[test]
 fn the_bound_of_the_cache_holds_for_decompressed_bytes_too() {
+    require!(Mounts);
     const LIMIT: u64 = 8 * MIB;
     let files = files();
     let archive = archive(&files);
@@ -192,6 +196,7 @@ fn the_bound_of_the_cache_holds_for_decompressed_bytes_too() {
 
 #[test]
 fn on_a_full_disk_everything_is_read_all_the_same() {
+    require!(Mounts);
     let files = files();
     let archive = archive(&files);
     for packing in [Packing::Gzip, Packing::Zstd] {
@@ -249,6 +254,7 @@ fn layered() -> (Vec<Archive>, Built) {
 
 #[test]
 fn with_an_index_a_small_file_costs_little() {
+    require!(Mounts);
     let (_, image) = layered();
     let bytes = image.blob_bytes();
     assert!(bytes > 16 * MIB, "{bytes}");
@@ -284,6 +290,7 @@ fn with_an_index_a_small_file_costs_little() {
 
 #[test]
 fn large_images_take_little_memory() {
+    require!(Mounts);
     const FILES: usize = 100_000;
     let hostile = Hostile::start();
     let imgfs = Imgfs::scratch();
@@ -314,6 +321,7 @@ fn large_images_take_little_memory() {
 
 #[test]
 fn what_is_in_an_upper_layer_does_not_wait_for_the_lower_ones() {
+    require!(Mounts);
     let (_, image) = layered();
     let inside = Inside::start(image, &["--platform", "linux/amd64"]);
     assert_eq!(inside.mount.cat(&inside.rootfs("app/hello")).success().text(), "hello, world");
@@ -324,6 +332,7 @@ fn what_is_in_an_upper_layer_does_not_wait_for_the_lower_ones() {
 
 #[test]
 fn what_has_passed_is_readable_while_the_rest_passes() {
+    require!(Mounts);
     let archive = Archive::new().file("first", b"here").noise("noise", 1, 12 * MIB);
     for packing in [Packing::Gzip, Packing::Zstd, Packing::ZstdFrames(1_000_000), Packing::Plain] {
         let image = Image::new().step("x", &archive.pack(packing)).build();
@@ -344,6 +353,7 @@ fn what_has_passed_is_readable_while_the_rest_passes() {
 
 #[test]
 fn many_who_look_at_once_share_a_pass() {
+    require!(Mounts);
     let (_, image) = layered();
     let inside = Inside::start(image, &["--platform", "linux/amd64"]);
     let rootfs = inside.mount.path(&inside.rootfs(""));
@@ -361,6 +371,7 @@ fn many_who_look_at_once_share_a_pass() {
 
 #[test]
 fn an_index_is_made_once() {
+    require!(Mounts);
     let (layers, image) = layered();
     let mut inside = Inside::start(image, &["--platform", "linux/amd64"]);
     let find = |inside: &Inside| {
@@ -394,6 +405,7 @@ fn an_index_is_made_once() {
 
 #[test]
 fn a_scan_of_a_cold_image_is_one_pull() {
+    require!(Mounts);
     let (layers, image) = layered();
     let inside = Inside::start(image, &["--platform", "linux/amd64"]);
     let all = inside.image.blob_bytes();
@@ -418,6 +430,7 @@ fn a_scan_of_a_cold_image_is_one_pull() {
 
 #[test]
 fn a_mount_that_is_killed_while_a_layer_passes_begins_again() {
+    require!(Mounts);
     let files = files();
     let archive = archive(&files);
     for packing in [Packing::Gzip, Packing::Zstd] {
@@ -442,6 +455,7 @@ fn a_mount_that_is_killed_while_a_layer_passes_begins_again() {
 
 #[test]
 fn what_was_pulled_works_offline() {
+    require!(Mounts);
     let (layers, image) = layered();
     let hostile = Hostile::start();
     image.push_to(&hostile, REPOSITORY, "1");
@@ -467,6 +481,7 @@ fn what_was_pulled_works_offline() {
 
 #[test]
 fn what_was_read_before_works_while_the_registry_is_down() {
+    require!(Mounts);
     let (layers, image) = layered();
     let mut inside = Inside::start(
         image,
@@ -488,6 +503,7 @@ fn what_was_read_before_works_while_the_registry_is_down() {
 
 #[test]
 fn under_random_faults_bytes_are_right_or_not_there() {
+    require!(Mounts);
     let files = files();
     let archive = archive(&files);
     let patience = ["--stall-timeout", "1s", "--connect-timeout", "1s"];
@@ -527,6 +543,7 @@ fn under_random_faults_bytes_are_right_or_not_there() {
 
 #[test]
 fn a_platform_of_an_index_is_found_again_by_a_later_mount() {
+    require!(Mounts);
     let platform = |name: &str| {
         let archive = Archive::new().dir("etc").file("etc/name", name);
         Image::new().platform(name).step("COPY all", &archive.gzip()).build()

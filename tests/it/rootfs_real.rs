@@ -3,11 +3,12 @@
 use crate::support::cli::Imgfs;
 use crate::support::inside::{REPOSITORY, debians};
 use crate::support::mount::Mounted;
+use crate::support::need::require;
 use crate::support::process::require_program;
 use crate::support::registry::Registry;
 use crate::support::snapshot::{Difference, Kind, Snapshot, differences, shortened, snapshot};
 use crate::support::umoci::{Unpacked, umoci};
-use crate::support::{scale, skopeo, text};
+use crate::support::{skopeo, text};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -96,10 +97,8 @@ fn run(name: &str, args: &[&str]) -> String {
 /// Images made of the distribution's packages: `scripts/make-images`. Only in the long form.
 #[test]
 fn images_of_packages_are_what_umoci_unpacks() {
-    if scale(0, 1) == 0 {
-        eprintln!("not looked at: this takes IMGFS_TEST_LONG=1");
-        return;
-    }
+    require!(Long);
+    require!(Mounts);
     let layout = PathBuf::from(run("make-images", &[]));
     let registry = Registry::plain();
     run("seed-registry", &[text(&layout), &format!("http://{}", registry.host())]);
@@ -144,6 +143,7 @@ fn change(rootfs: &Path, step: &str) {
 /// The layers are made by umoci, too: another writer of archives, and of whiteouts.
 #[test]
 fn an_image_that_umoci_has_made_is_what_it_unpacks() {
+    require!(Mounts);
     let place = tempfile::tempdir().expect("making a temporary directory");
     let (layout, bundle) = (place.path().join("layout"), place.path().join("bundle"));
     let image = format!("{}:it", layout.display());

@@ -5,6 +5,7 @@ use crate::support::hostile::{Fault, Match};
 use crate::support::image::{Artifact, Blob, Built, Image, Index, Receiver};
 use crate::support::inside::{Inside, REPOSITORY, pinned};
 use crate::support::layers::{Archive, Packed, Packing, pack};
+use crate::support::need::require;
 use crate::support::process::require_program;
 use crate::support::{wait_for, ztoc};
 use serde_json::Value;
@@ -69,6 +70,7 @@ fn path(inside: &Inside, below: &str) -> String {
 
 #[test]
 fn a_table_of_contents_spares_the_pass() {
+    require!(Mounts);
     let (inside, layer, size) = chunked(&[]);
     let listed = inside.mount.run("find", &[inside.mount.path(&path(&inside, ""))]).success();
     assert_eq!(listed.text().lines().count() as u64, FILES + 3, "{}", listed.text());
@@ -94,6 +96,7 @@ fn a_table_of_contents_spares_the_pass() {
 
 #[test]
 fn what_a_table_says_is_compared_with_what_comes() {
+    require!(Mounts);
     let (inside, layer, _) = chunked(&[]);
     inside.mount.run("find", &[inside.mount.path(&path(&inside, ""))]).success();
     inside.hostile.on(Match::blobs().about(&layer)).fault(Fault::FlipByte(1000));
@@ -164,6 +167,7 @@ fn sent(inside: &Inside, blob: &str) -> u64 {
 
 #[test]
 fn what_soci_has_made_spares_the_pass() {
+    require!(Mounts);
     let soci = soci(&table());
     let mut inside = Inside::start(soci.image.clone(), &["--platform", "linux/amd64"]);
     let names = inside.mount.run("ls", &[inside.mount.path(&inside.at(""))]).success().text();
@@ -192,6 +196,7 @@ fn what_soci_has_made_spares_the_pass() {
 
 #[test]
 fn without_what_soci_has_made_there_is_the_pass() {
+    require!(Mounts);
     let soci = soci(&table());
     let faults = [
         (Match::blobs().about(&soci.ztoc), Fault::status(404)),
@@ -218,6 +223,7 @@ fn without_what_soci_has_made_there_is_the_pass() {
 /// Whoever may write to the repository can add such an index: nothing in the image speaks of it.
 #[test]
 fn what_only_refers_to_the_image_is_not_believed() {
+    require!(Mounts);
     let image = Image::new().step("COPY all", &layer()).build();
     let annotations = [(SOCI_LAYER_DIGEST, &*image.layers()[0])];
     let soci_index = Artifact::new("application/vnd.amazon.soci.index.v1+json")
@@ -233,6 +239,7 @@ fn what_only_refers_to_the_image_is_not_believed() {
 /// Nothing in a layer vouches for what an image says of it.
 #[test]
 fn what_one_image_says_of_a_layer_is_not_what_another_one_shows() {
+    require!(Mounts);
     let (planted, honest) = (soci(&planted()), soci(&table()));
     assert_eq!(planted.layer, honest.layer);
     let plain = Image::new().step("COPY all", &layer()).build();
@@ -260,6 +267,7 @@ fn what_one_image_says_of_a_layer_is_not_what_another_one_shows() {
 
 #[test]
 fn a_table_that_turns_out_to_be_wrong_is_given_up() {
+    require!(Mounts);
     // Its access points are those of another blob.
     let archive = archive().to_bytes();
     let (mut blob, points) = ztoc::gzip(&archive, SPAN);
@@ -281,6 +289,7 @@ fn a_table_that_turns_out_to_be_wrong_is_given_up() {
 
 #[test]
 fn who_wants_everything_verified_gets_no_table() {
+    require!(Mounts);
     let soci = soci(&planted());
     let args = ["--platform", "linux/amd64", "--verify-first"];
     let inside = Inside::start(soci.image, &args);

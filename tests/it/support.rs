@@ -41,6 +41,7 @@ pub(crate) mod inside;
 pub(crate) mod layers;
 pub(crate) mod model;
 pub(crate) mod mount;
+pub(crate) mod need;
 pub(crate) mod process;
 pub(crate) mod readers;
 pub(crate) mod registry;

@@ -39,7 +39,7 @@ use std::{
 };
 
 use super::publish;
-use crate::image::Digest;
+use crate::{backend::ConfinedDir, image::Digest};
 
 /// Content is kept and checked in blocks of this many bytes.
 pub const BLOCK_BYTES: u64 = 128 << 10;
@@ -142,9 +142,9 @@ impl BlockMap {
         map
     }
 
-    /// Reads a map from its file; `None` if there is none that makes sense.
-    pub fn read(path: &Path) -> io::Result<Option<Self>> {
-        match fs::read(path) {
+    /// Reads a map from its file in `root`; `None` if there is none that makes sense.
+    pub fn read(root: &ConfinedDir, path: &Path) -> io::Result<Option<Self>> {
+        match root.read(path, u64::MAX) {
             Ok(map) => Ok(Self::parse(&map)),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
@@ -168,30 +168,22 @@ pub fn is_sealed(meta: &fs::Metadata) -> bool {
     publish::is_sealed(meta)
 }
 
-/// Creates a directory and its parents as a pull does.
-pub fn create_dirs(dir: &Path) -> io::Result<()> {
-    publish::create_dirs(dir)
-}
-
-/// Flushes a directory.
-pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    publish::sync_dir(dir)
-}
-
 /// Adds to `to`, which holds the first `have` bytes of a blob, what the cache at `dir` has next.
 /// Returns how many bytes that is. They are as unverified as `to` is.
 pub(super) fn append_prefix(
+    root: &ConfinedDir,
     dir: &Path,
     digest: &Digest,
     size: u64,
     mut to: &File,
     have: u64,
 ) -> io::Result<u64> {
-    let Some(map) = BlockMap::read(&map_path(dir, digest))?.filter(|map| map.size == size) else {
+    let Some(map) = BlockMap::read(root, &map_path(dir, digest))?.filter(|map| map.size == size)
+    else {
         return Ok(0);
     };
-    let part = match File::open(part_path(dir, digest)) {
-        Ok(part) => part,
+    let part = match root.open_file(&part_path(dir, digest)) {
+        Ok((part, _)) => part,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
         Err(e) => return Err(e),
     };
@@ -215,10 +207,10 @@ pub(super) fn append_prefix(
 }
 
 /// Makes the cache at `dir` forget what it has of `digest` in parts: it is damaged.
-pub(super) fn discard_parts(dir: &Path, digest: &Digest) {
+pub(super) fn discard_parts(root: &ConfinedDir, dir: &Path, digest: &Digest) {
     for path in [map_path(dir, digest), part_path(dir, digest)] {
         // What cannot be removed is found out again.
-        let _ = fs::remove_file(path);
+        let _ = root.remove_file(&path);
     }
 }
 
@@ -269,6 +261,7 @@ mod tests {
     #[test]
     fn a_prefix_ends_where_a_block_is_absent_or_damaged() {
         let dir = tempfile::tempdir().unwrap();
+        let root = ConfinedDir::open(dir.path()).unwrap();
         let size = 3 * BLOCK_BYTES + 10;
         let content: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
         let digest = Digest::sha256(&content);
@@ -282,7 +275,7 @@ mod tests {
             let path = dir.path().join("to");
             fs::write(&path, &content[..have as usize]).unwrap();
             let to = File::options().append(true).open(&path).unwrap();
-            let added = append_prefix(dir.path(), &digest, size, &to, have).unwrap();
+            let added = append_prefix(&root, dir.path(), &digest, size, &to, have).unwrap();
             let found = fs::read(&path).unwrap();
             assert_eq!(found.len() as u64, have + added);
             assert!(content.starts_with(&found));
@@ -304,6 +297,7 @@ mod tests {
         assert_eq!(take(3), 3);
         assert_eq!(
             append_prefix(
+                &root,
                 dir.path(),
                 &digest,
                 size - 1,

@@ -3,8 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs::{self, File},
-    io::{self, Read},
+    io,
     path::PathBuf,
 };
 
@@ -14,7 +13,7 @@ use super::{
     read_manifest,
 };
 use crate::{
-    backend::{Error, Kind, Result},
+    backend::{DirEntry, Error, FileType, Kind, Result},
     image::{
         Algorithm, Descriptor, Digest, FilteredIndex, Manifest, Platform, PlatformFilter,
         Reference, Repository, View, choose, is_attachment_tag,
@@ -75,6 +74,8 @@ pub struct Inventory {
     pub problems: Vec<Problem>,
     /// Files in `blobs/` with a digest's name, with their sizes in bytes.
     pub blobs: BTreeMap<Digest, u64>,
+    /// What else in `blobs/` has a digest's name, and is no regular file.
+    pub odd_blobs: BTreeMap<Digest, FileType>,
     /// What each blob should be, and who needs it.
     pub needed: BTreeMap<Digest, Need>,
     /// Digest-named manifests that no tag, pin or referrer leads to.
@@ -109,11 +110,15 @@ impl ImagesDir {
     /// Reads all names and manifests.
     pub fn inventory(&self) -> Result<Inventory> {
         let inner = &self.inner;
-        let walk = layout::walk(&inner.root).map_err(|e| Error::io(&inner.root, "reading", e))?;
-        let (blobs, stray_blobs) = inner.list_blobs()?;
-        let mut inventory = Inventory { blobs, ..Inventory::default() };
+        let walk = layout::walk(&inner.root);
+        let walk = walk.map_err(|e| Error::io(inner.root.path(), "reading", e))?;
+        let mut inventory = Inventory::default();
+        let stray_blobs = inner.list_blobs(&mut inventory)?;
         for path in walk.stray.into_iter().chain(stray_blobs) {
             inventory.problems.push(Problem::stray(inner.relative(&path)));
+        }
+        for path in walk.links {
+            inventory.problems.push(Problem::link(inner.relative(&path)));
         }
         for dir in walk.repositories {
             Scan::new(inner, &dir, &mut inventory).run();
@@ -135,39 +140,38 @@ impl ImagesDir {
 impl Inner {
     /// A path as it is shown: below the root.
     pub(super) fn relative(&self, path: &std::path::Path) -> String {
-        path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
+        path.strip_prefix(self.root.path()).unwrap_or(path).display().to_string()
     }
 
-    /// Files in `blobs/` that are named by a digest, with their sizes; and what else is there.
-    fn list_blobs(&self) -> Result<(BTreeMap<Digest, u64>, Vec<PathBuf>)> {
-        let dir = self.root.join(BLOBS);
-        let failed = |e| Error::io(&dir, "reading", e);
-        let entries = match fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+    /// Finds what in `blobs/` is named by a digest. Returns what else is there.
+    fn list_blobs(&self, inventory: &mut Inventory) -> Result<Vec<PathBuf>> {
+        let path = self.root.path().join(BLOBS);
+        let failed = |e| Error::io(&path, "reading", e);
+        let dir = match self.root.open_dir(&path) {
+            Ok(dir) => dir,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(failed(e)),
         };
-        let (mut blobs, mut stray) = (BTreeMap::new(), Vec::new());
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
+        let mut stray = Vec::new();
+        for DirEntry { name, kind } in dir.entries().map_err(failed)? {
             let digest = name.to_str().and_then(|name| name.parse().ok());
-            match (digest, fs::metadata(entry.path())) {
-                (Some(digest), Ok(meta)) if meta.is_file() => {
-                    blobs.insert(digest, meta.len());
+            match (digest, kind) {
+                (Some(digest), FileType::RegularFile) => {
+                    // What has gone meanwhile is not there.
+                    let Ok(stat) = dir.stat(&name) else { continue };
+                    inventory.blobs.insert(digest, u64::try_from(stat.st_size).unwrap_or(0));
                 }
-                _ if name == STATE => {}
-                _ => stray.push(entry.path()),
+                (Some(digest), kind) => drop(inventory.odd_blobs.insert(digest, kind)),
+                _ if name == STATE && kind == FileType::Directory => {}
+                _ => stray.push(path.join(name)),
             }
         }
-        Ok((blobs, stray))
+        Ok(stray)
     }
 
     /// What the configuration of a single image says it runs on.
     fn platform_of(&self, config: &Descriptor) -> Option<Platform> {
-        let file = File::open(self.blob_path(&config.digest)).ok()?;
-        let mut text = Vec::new();
-        file.take(MAX_CONFIG_BYTES).read_to_end(&mut text).ok()?;
+        let text = self.root.read(&self.blob_path(&config.digest), MAX_CONFIG_BYTES).ok()?;
         Platform::of_config(&text)
     }
 }
@@ -199,7 +203,7 @@ impl<'a> Scan<'a> {
                 continue;
             }
             let reference = repository.tagged(tag);
-            match read_manifest(&dir.manifests.join(tag), Algorithm::Sha256) {
+            match read_manifest(&self.inner.root, &dir.manifests.join(tag), Algorithm::Sha256) {
                 Ok(manifest) => self.add_image(reference, &manifest),
                 Err(error) => {
                     let name = Subject::Tag(reference);
@@ -242,9 +246,31 @@ impl<'a> Scan<'a> {
             ),
             None => {}
         }
+        self.note_links();
         self.add_pins();
         self.follow_referrers();
         self.note_orphans();
+    }
+
+    /// Links in place of manifests: a repair puts the manifest itself there. Of a map it is not known what
+    /// it should hold.
+    fn note_links(&mut self) {
+        for name in &self.dir.links {
+            let repository = self.dir.repository.clone();
+            let path = self.inner.relative(&self.dir.manifests.join(name));
+            let mut problem = Problem::link(path);
+            problem.expected = "a file".to_owned();
+            problem.subject = match name.parse::<Digest>() {
+                Ok(digest) => Some(Subject::Manifest { repository, digest, tag: None }),
+                Err(_) if name == LAYOUT_MAP => None,
+                Err(_) => {
+                    let reference = repository.tagged(name);
+                    problem.images = vec![reference.to_string()];
+                    Some(Subject::Tag(reference))
+                }
+            };
+            self.inventory.problems.push(problem);
+        }
     }
 
     fn problem(
@@ -282,8 +308,8 @@ impl<'a> Scan<'a> {
             digest: *digest,
             tag: None,
         };
-        let size = fs::metadata(&path).map_or(0, |meta| meta.len());
-        match read_manifest(&path, digest.algorithm()) {
+        let size = self.inner.root.stat(&path).map_or(0, |meta| meta.len());
+        match read_manifest(&self.inner.root, &path, digest.algorithm()) {
             Ok(manifest) if manifest.digest() == *digest => {
                 self.manifests.insert(*digest, manifest);
             }

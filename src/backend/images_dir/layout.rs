@@ -13,13 +13,15 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::unix::fs::MetadataExt,
+    io,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-use crate::image::{Digest, Repository, is_tag};
+use crate::{
+    backend::{ConfinedDir, FileType},
+    image::{Digest, Repository, is_tag},
+};
 
 /// Directory of all blobs.
 pub(super) const BLOBS: &str = "blobs";
@@ -35,7 +37,7 @@ const HUB: [&str; 3] = ["docker.io", "registry-1.docker.io", "index.docker.io"];
 const MAX_DEPTH: usize = 130;
 
 /// The largest `layout` map that is read, in bytes.
-const MAX_LAYOUT_MAP: u64 = 16 << 20;
+pub(super) const MAX_LAYOUT_MAP: u64 = 16 << 20;
 
 /// How new repositories are laid out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +108,21 @@ pub(super) fn repository_at(components: &[String]) -> Option<Repository> {
     Repository::new(registry, &path).ok()
 }
 
+/// Whether the directory `path`, seen from the root, has the manifests of a repository, in any generation.
+pub fn holds_manifests(path: &str) -> bool {
+    let components: Vec<String> = path.split('/').map(str::to_owned).collect();
+    match components.split_last() {
+        Some((last, above)) => last == MANIFESTS && repository_at(above).is_some(),
+        None => false,
+    }
+}
+
+/// Whether a directory `path`, seen from the root, may be on the way to a repository.
+pub fn leads_to_manifests(path: &str) -> bool {
+    let components: Vec<String> = path.split('/').chain(["x"]).map(str::to_owned).collect();
+    repository_at(&components).is_some()
+}
+
 /// A map of tags as G2 stores it. `None` if `text` is something else, such as the manifest of a
 /// tag called `layout`.
 pub(super) fn parse_layout_map(text: &[u8]) -> Option<BTreeMap<String, Digest>> {
@@ -140,25 +157,21 @@ pub(super) fn format_layout_map(map: &BTreeMap<String, Digest>) -> Vec<u8> {
 }
 
 /// Reads the map of tags in a `manifests` directory; `None` where there is none.
-pub(super) fn read_layout_map(manifests: &Path) -> io::Result<Option<LayoutMap>> {
-    let path = manifests.join(LAYOUT_MAP);
-    match fs::metadata(&path) {
-        Ok(meta) if meta.is_file() => {
-            if meta.len() > MAX_LAYOUT_MAP {
-                return Ok(Some(LayoutMap::Broken));
-            }
-            let text = fs::read(&path)?;
-            Ok(match parse_layout_map(&text) {
-                Some(map) => Some(LayoutMap::Map(map)),
-                // A manifest, whole or not, belongs to a tag called `layout`.
-                None if looks_like_manifest(&text) => None,
-                None => Some(LayoutMap::Broken),
-            })
-        }
-        Ok(_) => Ok(None),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Ok(None)
-        }
+pub(super) fn read_layout_map(
+    root: &ConfinedDir,
+    manifests: &Path,
+) -> io::Result<Option<LayoutMap>> {
+    use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    match root.read(&manifests.join(LAYOUT_MAP), MAX_LAYOUT_MAP + 1) {
+        Ok(text) if text.len() as u64 > MAX_LAYOUT_MAP => Ok(Some(LayoutMap::Broken)),
+        Ok(text) => Ok(match parse_layout_map(&text) {
+            Some(map) => Some(LayoutMap::Map(map)),
+            // A manifest, whole or not, belongs to a tag called `layout`.
+            None if looks_like_manifest(&text) => None,
+            None => Some(LayoutMap::Broken),
+        }),
+        // A directory of this name is a component of longer names.
+        Err(e) if matches!(e.kind(), NotFound | NotADirectory | IsADirectory) => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -188,73 +201,70 @@ pub(super) struct RepositoryDir {
     pub digests: Vec<Digest>,
     /// G2's map.
     pub map: Option<LayoutMap>,
+    /// Symbolic links that are named like tags, digests or the map.
+    pub links: Vec<String>,
 }
 
-/// All that a tree names, and the files in it that nobody will ever read.
+/// All that a tree names, and what in it is never read.
 #[derive(Debug, Default)]
 pub(super) struct Walk {
     pub repositories: Vec<RepositoryDir>,
+    /// Files that are none of ours.
     pub stray: Vec<PathBuf>,
+    /// Symbolic links that may lead to anything.
+    pub links: Vec<PathBuf>,
 }
 
-/// Walks the tree at `root`, in the order of names.
-pub(super) fn walk(root: &Path) -> io::Result<Walk> {
+/// Walks the tree at `root`, in the order of names. Symbolic links are listed and not followed.
+pub(super) fn walk(root: &ConfinedDir) -> io::Result<Walk> {
     let mut found = Walk::default();
-    let meta = fs::metadata(root)?;
-    walk_into(root, &mut Vec::new(), &mut vec![(meta.dev(), meta.ino())], &mut found)?;
+    walk_into(root, root.path(), &mut Vec::new(), &mut found)?;
     found.repositories.sort_by(|a, b| a.manifests.cmp(&b.manifests));
     Ok(found)
 }
 
-/// `above` are the directories that lead here, by device and inode: a link to one of them would
-/// be walked for ever.
 fn walk_into(
+    root: &ConfinedDir,
     dir: &Path,
     components: &mut Vec<String>,
-    above: &mut Vec<(u64, u64)>,
     found: &mut Walk,
 ) -> io::Result<()> {
     let holds_manifests = components.last().is_some_and(|name| name == MANIFESTS);
     let owner =
         if holds_manifests { repository_at(&components[..components.len() - 1]) } else { None };
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let path = entry.path();
-        // Follows links: whoever puts a registry on another disk means it.
-        let Ok(meta) = fs::metadata(&path) else {
+    let (mut files, mut links) = (Vec::new(), Vec::new());
+    for entry in root.open_dir(dir)?.entries()? {
+        let path = dir.join(&entry.name);
+        let Ok(name) = entry.name.into_string() else {
             found.stray.push(path);
             continue;
         };
-        let Ok(name) = entry.file_name().into_string() else {
-            found.stray.push(path);
-            continue;
-        };
-        if meta.is_file() {
-            files.push(name);
-        } else if components.is_empty() && name == BLOBS {
+        match entry.kind {
+            FileType::RegularFile => files.push(name),
+            FileType::Symlink => links.push(name),
             // Blobs are not names.
-        } else if meta.is_dir()
-            && components.len() < MAX_DEPTH
-            && !above.contains(&(meta.dev(), meta.ino()))
-        {
-            components.push(name);
-            above.push((meta.dev(), meta.ino()));
-            walk_into(&path, components, above, found)?;
-            above.pop();
-            components.pop();
-        } else {
-            found.stray.push(path);
+            FileType::Directory if components.is_empty() && name == BLOBS => {}
+            FileType::Directory if components.len() < MAX_DEPTH => {
+                components.push(name);
+                walk_into(root, &path, components, found)?;
+                components.pop();
+            }
+            _ => found.stray.push(path),
         }
     }
     let Some(repository) = owner else {
         found.stray.extend(files.into_iter().map(|name| dir.join(name)));
+        found.links.extend(links.into_iter().map(|name| dir.join(name)));
         return Ok(());
     };
-    if files.is_empty() {
+    let is_named = |name: &String| is_tag(name) || name.parse::<Digest>().is_ok();
+    let (mut links, others) = links.into_iter().partition::<Vec<_>, _>(is_named);
+    found.links.extend(others.into_iter().map(|name| dir.join(name)));
+    if files.is_empty() && links.is_empty() {
         return Ok(());
     }
-    let map = read_layout_map(dir)?;
+    let has_map = files.iter().any(|name| name == LAYOUT_MAP);
+    let map = if has_map { read_layout_map(root, dir)? } else { None };
     let (mut tags, mut digests) = (Vec::new(), Vec::new());
     for name in files {
         if name == LAYOUT_MAP && map.is_some() {
@@ -268,18 +278,22 @@ fn walk_into(
     }
     tags.sort_unstable();
     digests.sort_unstable();
+    links.sort_unstable();
     found.repositories.push(RepositoryDir {
         repository,
         manifests: dir.to_owned(),
         tags,
         digests,
         map,
+        links,
     });
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn put(root: &Path, path: &str, text: &str) {
@@ -314,7 +328,7 @@ mod tests {
         ] {
             put(dir.path(), path, text);
         }
-        let found = walk(dir.path()).unwrap();
+        let found = walk(&ConfinedDir::open(dir.path()).unwrap()).unwrap();
         let names: Vec<String> = found
             .repositories
             .iter()

@@ -2,18 +2,18 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{self, Read},
+    fs::File,
+    io,
     path::{Path, PathBuf},
 };
 
 use super::{
     Inner, LOCKS, Layout, SCRATCH, SIDE,
-    layout::{self, LAYOUT_MAP, LayoutMap, MANIFESTS},
+    layout::{self, LAYOUT_MAP, LayoutMap, MANIFESTS, MAX_LAYOUT_MAP},
     publish,
 };
 use crate::{
-    backend::{Error, Kind, ManifestName, Result},
+    backend::{ConfinedDir, Error, FileType, Kind, ManifestName, Result},
     image::{
         Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, ManifestError, Reference, Repository,
         is_tag,
@@ -24,17 +24,20 @@ impl Inner {
     /// Looks a manifest up, in all generations.
     pub(super) fn manifest(&self, reference: &Reference) -> Result<Manifest> {
         let repository = reference.repository();
-        for dir in layout::candidates(&self.root, repository) {
+        for dir in layout::candidates(self.root.path(), repository) {
             let manifests = dir.join(MANIFESTS);
             let failed = |e| Error::io(&manifests, "reading", e);
             let path = match (reference.digest(), reference.tag()) {
                 (Some(digest), _) => Some(manifests.join(digest.to_string())),
-                (None, Some(tag)) => tag_path(&manifests, tag).map_err(failed)?,
+                (None, Some(tag)) => tag_path(&self.root, &manifests, tag).map_err(failed)?,
                 (None, None) => None,
             };
-            let Some(path) = path.filter(|path| path.is_file()) else { continue };
+            let Some(path) = path else { continue };
             let algorithm = reference.digest().map_or(Algorithm::Sha256, |d| d.algorithm());
-            let manifest = read_manifest(&path, algorithm)?;
+            let manifest = match read_manifest(&self.root, &path, algorithm) {
+                Err(error) if is_absent(&error) => continue,
+                read => read?,
+            };
             match reference.digest() {
                 Some(expected) if expected != manifest.digest() => {
                     let found = manifest.digest();
@@ -58,27 +61,28 @@ impl Inner {
     ) -> bool {
         let dir = self.manifests_dir(repository);
         let path = match name {
-            ManifestName::Tag(tag) => tag_path(&dir, tag).ok().flatten(),
+            ManifestName::Tag(tag) => tag_path(&self.root, &dir, tag).ok().flatten(),
             ManifestName::Digest => Some(dir.join(digest.to_string())),
             ManifestName::Pinned if self.records.is_pinned(&repository.pinned(digest)) => {
                 Some(dir.join(digest.to_string()))
             }
             ManifestName::Pinned => None,
         };
-        let found = path.and_then(|path| read_manifest(&path, digest.algorithm()).ok());
+        let found = path.and_then(|path| read_manifest(&self.root, &path, digest.algorithm()).ok());
         found.is_some_and(|manifest| manifest.digest() == digest)
     }
 
     /// Where new manifests of `repository` go: where it is already, or else where the tree's
     /// layout has it.
     pub(super) fn manifests_dir(&self, repository: &Repository) -> PathBuf {
-        let own = self.root.join(self.layout.registry_dir(repository.registry()));
-        layout::candidates(&self.root, repository)
+        let root = self.root.path();
+        let own = root.join(self.layout.registry_dir(repository.registry()));
+        layout::candidates(root, repository)
             .into_iter()
             // Not into a tree without registries: what is there may be from anywhere.
-            .filter(|dir| dir != &self.root.join(repository.path()))
+            .filter(|dir| dir != &root.join(repository.path()))
             .map(|dir| dir.join(MANIFESTS))
-            .find(|dir| dir.is_dir())
+            .find(|dir| self.root.is_dir(dir))
             .unwrap_or_else(|| own.join(repository.path()).join(MANIFESTS))
     }
 
@@ -91,10 +95,10 @@ impl Inner {
         self.flush_blobs()?;
         let dir = self.manifests_dir(repository);
         let failed = |e| Error::io(&dir, "writing a manifest to", e);
-        publish::create_dirs(&dir).map_err(failed)?;
+        self.root.create_dirs(&dir).map_err(failed)?;
         let _lock = self.lock_repository(repository).map_err(failed)?;
-        let map = layout::read_layout_map(&dir).map_err(failed)?;
-        let is_g2 = map.is_some() || (self.layout == Layout::Kubekey && !has_tag_files(&dir));
+        let map = layout::read_layout_map(&self.root, &dir).map_err(failed)?;
+        let is_g2 = map.is_some() || (self.layout == Layout::Kubekey && !self.has_tag_files(&dir));
         match name {
             ManifestName::Tag(tag) if is_g2 => {
                 let mut map = match map {
@@ -118,7 +122,10 @@ impl Inner {
                 }
                 // A file of the older generation would say something else from now on.
                 let older = dir.join(tag);
-                if older.is_file() { fs::remove_file(older).map_err(failed) } else { Ok(()) }
+                match self.root.is_dir(&older) {
+                    false => self.root.remove_if_there(&older).map_err(failed),
+                    true => Ok(()),
+                }
             }
             ManifestName::Tag(tag) => self.put_file(&dir, tag, manifest),
             ManifestName::Digest => self.put_file(&dir, &manifest.digest().to_string(), manifest),
@@ -139,22 +146,24 @@ impl Inner {
         let path = dir.join(LAYOUT_MAP);
         let failed = |e| Error::io(&path, "mending", e);
         let _lock = self.lock_repository(repository).map_err(failed)?;
-        let old = fs::read(&path).map_err(failed)?;
+        let old = self.root.read(&path, MAX_LAYOUT_MAP).map_err(failed)?;
         let mut map = layout::salvage_layout_map(&old);
         map.extend(tags);
-        map.retain(|_, digest| dir.join(digest.to_string()).is_file());
+        map.retain(|_, digest| self.root.is_file(&dir.join(digest.to_string())));
         if map.is_empty() {
             let reason = "no tag of the registry leads to a manifest that is here, and nothing of the map can be read";
             let doing = format!("mending {}", path.display());
             return Err(Error::new(SIDE, doing, Kind::Unfit(reason.into())));
         }
         let aside = format!("damaged-layout-{}", Digest::sha256(&old).to_hex());
-        fs::write(self.state_dir().join(SCRATCH).join(aside), &old).map_err(failed)?;
+        let aside = self.state_dir().join(SCRATCH).join(aside);
+        self.root.write(&aside, &old).map_err(failed)?;
         self.put_map(&dir, &map).map_err(failed)
     }
 
     fn lock_repository(&self, repository: &Repository) -> io::Result<File> {
-        let lock = lock_file(&self.state_dir().join(LOCKS).join(lock_name(repository)))?;
+        let path = self.state_dir().join(LOCKS).join(lock_name(repository));
+        let lock = self.root.open_or_create(&path)?;
         lock.lock()?;
         Ok(lock)
     }
@@ -162,7 +171,8 @@ impl Inner {
     fn put_map(&self, dir: &Path, map: &BTreeMap<String, Digest>) -> io::Result<()> {
         let text = layout::format_layout_map(map);
         let time = publish::Time::Of(Digest::sha256(&text));
-        publish::publish(&self.state_dir().join(SCRATCH), &dir.join(LAYOUT_MAP), &text, time)
+        let scratch = self.state_dir().join(SCRATCH);
+        publish::publish(&self.root, &scratch, &dir.join(LAYOUT_MAP), &text, time)
     }
 
     fn put_file(&self, dir: &Path, name: &str, manifest: &Manifest) -> Result<()> {
@@ -171,22 +181,40 @@ impl Inner {
             Ok(_) => publish::Time::Immutable,
             Err(_) => publish::Time::Of(manifest.digest()),
         };
-        if target.is_dir() {
+        if self.root.is_dir(&target) {
             let reason = "a repository of this name is in the way; this layout cannot hold both";
             let doing = format!("writing {}", target.display());
             return Err(Error::new(SIDE, doing, Kind::Config(reason.into())));
         }
-        if fs::read(&target).is_ok_and(|there| there == *manifest.bytes()) {
+        let there = self.root.read(&target, MAX_MANIFEST_BYTES as u64 + 1);
+        if there.is_ok_and(|there| there == *manifest.bytes()) {
             return Ok(());
         }
-        publish::publish(&self.state_dir().join(SCRATCH), &target, manifest.bytes(), time)
+        let scratch = self.state_dir().join(SCRATCH);
+        publish::publish(&self.root, &scratch, &target, manifest.bytes(), time)
             .map_err(|e| Error::io(&target, "writing", e))
+    }
+
+    /// Whether a `manifests` directory has tags in the way of the generations before G2.
+    fn has_tag_files(&self, manifests: &Path) -> bool {
+        let entries = self.root.open_dir(manifests).and_then(|dir| dir.entries());
+        entries.is_ok_and(|entries| {
+            entries.iter().any(|entry| {
+                entry.kind == FileType::RegularFile && entry.name.to_str().is_some_and(is_tag)
+            })
+        })
     }
 }
 
+/// Whether `error` says that a file is not there, or that a directory has its name.
+fn is_absent(error: &Error) -> bool {
+    use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    matches!(error.kind(), Kind::Io(e) if matches!(e.kind(), NotFound | NotADirectory | IsADirectory))
+}
+
 /// The file of the manifest that `tag` names in a `manifests` directory, if any.
-fn tag_path(manifests: &Path, tag: &str) -> io::Result<Option<PathBuf>> {
-    let map = layout::read_layout_map(manifests)?;
+fn tag_path(root: &ConfinedDir, manifests: &Path, tag: &str) -> io::Result<Option<PathBuf>> {
+    let map = layout::read_layout_map(root, manifests)?;
     if let Some(LayoutMap::Map(map)) = &map
         && let Some(digest) = map.get(tag)
     {
@@ -196,29 +224,17 @@ fn tag_path(manifests: &Path, tag: &str) -> io::Result<Option<PathBuf>> {
     Ok((!is_the_map).then(|| manifests.join(tag)))
 }
 
-/// Whether a `manifests` directory has tags in the way of the generations before G2.
-fn has_tag_files(manifests: &Path) -> bool {
-    fs::read_dir(manifests).is_ok_and(|entries| {
-        entries.flatten().any(|entry| {
-            entry.file_name().to_str().is_some_and(is_tag)
-                && entry.file_type().is_ok_and(|t| t.is_file())
-        })
-    })
-}
-
 /// Reads a manifest's file, whatever its size claims to be.
-pub(super) fn read_manifest(path: &Path, algorithm: Algorithm) -> Result<Manifest> {
-    let failed = |e| Error::io(path, "reading", e);
-    let file = File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+pub(super) fn read_manifest(
+    root: &ConfinedDir,
+    path: &Path,
+    algorithm: Algorithm,
+) -> Result<Manifest> {
+    let bytes = root.read(path, MAX_MANIFEST_BYTES as u64 + 1);
+    let bytes = bytes.map_err(|e| Error::io(path, "reading", e))?;
     let unreadable =
         |e: ManifestError| Error::new(SIDE, format_args!("reading {}", path.display()), e);
     Manifest::parse_as(algorithm, bytes.into(), None).map_err(unreadable)
-}
-
-pub(super) fn lock_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).truncate(false).write(true).open(path)
 }
 
 /// A repository's name can be longer than a file's, so its lock is named by its hash.

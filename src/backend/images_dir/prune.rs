@@ -2,15 +2,14 @@
 //! remains of interrupted downloads.
 
 use std::{
-    fs::{self, TryLockError},
-    io,
+    fs::{Metadata, TryLockError},
     path::PathBuf,
     time::{Duration, SystemTime},
 };
 
-use super::{ImagesDir, LOCKS, SCRATCH, lock_file, publish};
+use super::{ImagesDir, LOCKS, SCRATCH};
 use crate::{
-    backend::{Error, Kind, Result},
+    backend::{Error, FileType, Kind, Result},
     image::Algorithm,
 };
 
@@ -51,15 +50,15 @@ impl ImagesDir {
     /// may be the one that needs what would be removed.
     pub fn prune(&self, dry_run: bool) -> Result<Pruned> {
         let inner = &self.inner;
-        let doing = format!("pruning {}", inner.root.display());
+        let doing = format!("pruning {}", inner.root.path().display());
         let refuse = |reason: String| Error::new(super::SIDE, &doing, Kind::Config(reason));
         let locks = inner.state_dir().join(LOCKS);
         let lock = if dry_run {
             None
         } else {
-            publish::create_dirs(&locks).map_err(|e| Error::io(&locks, "creating", e))?;
-            let lock =
-                lock_file(&locks.join("tree")).map_err(|e| Error::io(&locks, "locking", e))?;
+            inner.root.create_dirs(&locks).map_err(|e| Error::io(&locks, "creating", e))?;
+            let lock = inner.root.open_or_create(&locks.join("tree"));
+            let lock = lock.map_err(|e| Error::io(&locks, "locking", e))?;
             match lock.try_lock() {
                 Ok(()) => Some(lock),
                 Err(TryLockError::WouldBlock) => {
@@ -76,13 +75,21 @@ impl ImagesDir {
         let inventory = self.inventory()?;
         let unknown =
             inventory.problems.iter().filter(|p| p.kind == super::ProblemKind::Stray).find(|p| {
-                let path = inner.root.join(&p.path);
+                let path = inner.root.path().join(&p.path);
                 path.parent().is_some_and(|dir| dir.ends_with(super::MANIFESTS))
-                    && super::read_manifest(&path, Algorithm::Sha256).is_ok()
+                    && super::read_manifest(&inner.root, &path, Algorithm::Sha256).is_ok()
             });
         if let Some(problem) = unknown {
             return Err(refuse(format!(
                 "{} is a manifest under a name that imgfs does not know, and may need what would be removed",
+                problem.path
+            )));
+        }
+        let is_link = |p: &&super::Problem| p.kind == super::ProblemKind::Symlink;
+        if let Some(problem) = inventory.problems.iter().find(is_link) {
+            return Err(refuse(format!(
+                "{} is a symbolic link, which imgfs does not follow, and what is behind it may need what would be \
+                 removed; remove the link, or mount there what it points at (`mount --bind`)",
                 problem.path
             )));
         }
@@ -105,6 +112,9 @@ impl ImagesDir {
         let unneeded =
             inventory.blobs.keys().filter(|digest| !inventory.needed.contains_key(digest));
         candidates.extend(unneeded.map(|digest| inner.blob_path(digest)));
+        let links = inventory.odd_blobs.iter().filter(|(_, kind)| **kind == FileType::Symlink);
+        let unneeded = links.filter(|(digest, _)| !inventory.needed.contains_key(digest));
+        candidates.extend(unneeded.map(|(digest, _)| inner.blob_path(digest)));
         candidates.extend(self.old_partials()?);
         candidates.extend(self.unused_inside());
         if !dry_run {
@@ -112,12 +122,13 @@ impl ImagesDir {
         }
         let mut pruned = Pruned::default();
         for path in candidates {
-            let bytes = match fs::metadata(&path) {
+            // Of a link, the link: that is what goes.
+            let bytes = match inner.root.stat(&path) {
                 Ok(meta) => meta.len(),
                 Err(_) => continue,
             };
             if !dry_run {
-                fs::remove_file(&path).map_err(|e| Error::io(&path, "removing", e))?;
+                inner.root.remove_file(&path).map_err(|e| Error::io(&path, "removing", e))?;
             }
             pruned.removed.push(Removed { path: inner.relative(&path), bytes });
         }
@@ -130,7 +141,7 @@ impl ImagesDir {
         let now = SystemTime::now();
         let mut old = Vec::new();
         for (path, _) in self.partial_downloads()? {
-            let modified = fs::metadata(&path).and_then(|meta| meta.modified());
+            let modified = self.inner.root.stat(&path).and_then(|meta| meta.modified());
             if modified
                 .is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > PARTIAL_LIFETIME))
             {
@@ -143,20 +154,24 @@ impl ImagesDir {
     /// Stored indexes and documents that nobody has used for long: their time of modification is that of
     /// their last use.
     fn unused_inside(&self) -> Vec<PathBuf> {
-        let now = SystemTime::now();
-        let kinds = fs::read_dir(self.inside_dir()).into_iter().flatten().flatten();
-        let files = kinds.flat_map(|kind| fs::read_dir(kind.path())).flatten().flatten();
-        let is_old = |entry: &fs::DirEntry| {
-            let used = entry.metadata().ok().filter(fs::Metadata::is_file)?.modified().ok()?;
+        let (now, root) = (SystemTime::now(), &self.inner.root);
+        let list = |dir: &PathBuf| {
+            let entries = root.open_dir(dir).and_then(|dir| dir.entries()).unwrap_or_default();
+            entries.into_iter().map(|entry| dir.join(entry.name)).collect::<Vec<_>>()
+        };
+        let files = list(&self.inside_dir()).iter().flat_map(list).collect::<Vec<_>>();
+        let is_old = |path: &PathBuf| {
+            let used = root.stat(path).ok().filter(Metadata::is_file)?.modified().ok()?;
             Some(now.duration_since(used).ok()? > INSIDE_LIFETIME)
         };
-        files.filter(|entry| is_old(entry) == Some(true)).map(|entry| entry.path()).collect()
+        files.into_iter().filter(|path| is_old(path) == Some(true)).collect()
     }
 
     /// What killed processes have left of manifests. Nobody else is at work here now.
     fn scratch_files(&self) -> Vec<PathBuf> {
-        let entries: io::Result<Vec<_>> =
-            fs::read_dir(self.inner.state_dir().join(SCRATCH)).and_then(Iterator::collect);
-        entries.unwrap_or_default().into_iter().map(|entry| entry.path()).collect()
+        let scratch = self.inner.state_dir().join(SCRATCH);
+        let entries = self.inner.root.open_dir(&scratch).and_then(|dir| dir.entries());
+        let entries = entries.unwrap_or_default().into_iter();
+        entries.map(|entry| scratch.join(entry.name)).collect()
     }
 }

@@ -8,7 +8,7 @@
 //! so does a power cut.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{File, Metadata, Permissions},
     io::{self, Write},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
@@ -17,7 +17,7 @@ use std::{
 
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
 
-use crate::image::Digest;
+use crate::{backend::ConfinedDir, image::Digest};
 
 /// The mtime of everything that is named by its digest, in seconds: it never changes, and 0 is
 /// taken by some tools for "unknown".
@@ -65,20 +65,26 @@ pub(super) fn seal(file: &File, time: Time) -> io::Result<()> {
 }
 
 /// Whether a file has the mode and time of a blob that has been published here.
-pub(super) fn is_sealed(meta: &fs::Metadata) -> bool {
+pub(super) fn is_sealed(meta: &Metadata) -> bool {
     meta.permissions().mode() & 0o7777 == 0o644
         && (meta.mtime(), meta.mtime_nsec()) == (IMMUTABLE, 0)
 }
 
-/// Publishes `content` as `target`, by way of the directory `scratch`.
-pub(super) fn publish(scratch: &Path, target: &Path, content: &[u8], time: Time) -> io::Result<()> {
+/// Publishes `content` as `target` in `root`, by way of the directory `scratch` there.
+pub(super) fn publish(
+    root: &ConfinedDir,
+    scratch: &Path,
+    target: &Path,
+    content: &[u8],
+    time: Time,
+) -> io::Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     // Process numbers repeat, in containers that share a volume for one: only a file that we have
     // created ourselves is ours.
     let (temporary, mut file) = loop {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = scratch.join(format!("{}-{number}", std::process::id()));
-        match File::create_new(&path) {
+        match root.create_new(&path) {
             Ok(file) => break (path, file),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
@@ -87,42 +93,20 @@ pub(super) fn publish(scratch: &Path, target: &Path, content: &[u8], time: Time)
     let written = (|| {
         file.write_all(content)?;
         seal(&file, time)?;
-        fs::rename(&temporary, target)
+        root.rename(&temporary, target)
     })();
     if written.is_err() {
         // What cannot be removed either is removed by `prune`.
-        let _ = fs::remove_file(&temporary);
+        let _ = root.remove_file(&temporary);
     }
     written?;
-    sync_dir(target.parent().unwrap_or(Path::new(".")))
-}
-
-/// Flushes a directory, so that the names in it survive a power cut.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-/// Creates `dir` and its parents with mode 0755, whatever the process's mask takes away.
-pub(super) fn create_dirs(dir: &Path) -> io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-        create_dirs(parent)?;
-    }
-    match fs::create_dir(dir) {
-        Ok(()) => {
-            fs::set_permissions(dir, Permissions::from_mode(0o755))?;
-            sync_dir(dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
-        }
-        // Another process was faster.
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
-        Err(e) => Err(e),
-    }
+    root.sync_dir(target.parent().unwrap_or(root.path()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -136,15 +120,16 @@ mod tests {
     #[test]
     fn publishing_replaces_whole_files() {
         let dir = tempfile::tempdir().unwrap();
+        let root = ConfinedDir::open(dir.path()).unwrap();
         let (scratch, target) = (dir.path().join("s"), dir.path().join("a/b/t"));
-        create_dirs(&scratch).unwrap();
-        create_dirs(target.parent().unwrap()).unwrap();
+        root.create_dirs(&scratch).unwrap();
+        root.create_dirs(target.parent().unwrap()).unwrap();
         for text in ["one", "two"] {
-            publish(&scratch, &target, text.as_bytes(), Time::Immutable).unwrap();
+            publish(&root, &scratch, &target, text.as_bytes(), Time::Immutable).unwrap();
             assert_eq!(fs::read_to_string(&target).unwrap(), text);
         }
         assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
-        assert!(publish(&scratch, &dir.path().join("no/t"), b"x", Time::Immutable).is_err());
+        assert!(publish(&root, &scratch, &dir.path().join("no/t"), b"x", Time::Immutable).is_err());
         assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0, "nothing is left behind");
     }
 }

@@ -6,21 +6,21 @@
 //! is only known in the end, when all of it has been hashed.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{File, Metadata, TryLockError},
     io::{self, Read, Seek, Write},
     os::unix::fs::MetadataExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use async_trait::async_trait;
 
 use super::{
-    BlobFile, Inner, Linking, cached, hash_file, publish,
-    store::{self, Target},
+    Inner, Linking, cached, hash_file, publish,
+    store::{self, Target, Writer},
 };
 use crate::{
-    backend::{Content, Error, Kind, Opened, Received, Receiver, Result},
+    backend::{ConfinedDir, Content, Error, Kind, LocalFile, Opened, Received, Receiver, Result},
     image::{Descriptor, Digest, Hasher},
 };
 
@@ -48,10 +48,10 @@ pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened> {
     }
     let path = inner.partial_path(&blob.digest);
     let failed = |e| Error::io(&path, "opening", e);
-    let Some(file) = lock(&path).map_err(failed)? else { return Ok(Opened::Busy) };
+    let Some(file) = lock(&inner.root, &path).map_err(failed)? else { return Ok(Opened::Busy) };
     // Now nobody else works on this blob; another process may just have published it.
     if inner.check_blob(blob)? {
-        fs::remove_file(&path).map_err(failed)?;
+        inner.root.remove_file(&path).map_err(failed)?;
         return Ok(Opened::Present);
     }
     let mut partial = PartialBlob {
@@ -72,17 +72,16 @@ pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened> {
 }
 
 /// Opens and locks a partial file; `None` if another process has it.
-fn lock(path: &PathBuf) -> io::Result<Option<File>> {
+fn lock(root: &ConfinedDir, path: &Path) -> io::Result<Option<File>> {
     loop {
-        let file =
-            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+        let file = root.open_or_create(path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(e)) => return Err(e),
         }
         // Between opening and locking, its owner may have published or dropped it.
-        match fs::metadata(path) {
+        match root.stat(path) {
             Ok(named) if named.ino() == file.metadata()?.ino() => return Ok(Some(file)),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -95,29 +94,31 @@ impl PartialBlob {
     /// Takes the blob from the cache of a mount, if that has all of it: its file becomes ours, once
     /// it has been hashed. Whether it is there now.
     fn take_whole(&self) -> Result<bool> {
+        let root = &self.inner.root;
         let path = cached::whole_path(&self.inner.cache_dir(), &self.blob.digest);
-        if !fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() == self.blob.size) {
+        let is_it = |meta: Metadata| meta.is_file() && meta.len() == self.blob.size;
+        if !root.stat(&path).is_ok_and(is_it) {
             return Ok(false);
         }
         // What cannot be had from there is fetched, and what is wrong there is the mount's affair.
-        let Ok(found) = hash_file(&path, self.blob.digest.algorithm(), &mut |_| {}) else {
+        let Ok(found) = hash_file(root, &path, self.blob.digest.algorithm(), &mut |_| {}) else {
             return Ok(false);
         };
         let target = self.inner.blob_path(&self.blob.digest);
         if found.digest != self.blob.digest
             || !publish::is_sealed(&found.meta)
-            || fs::rename(&path, &target).is_err()
+            || root.rename(&path, &target).is_err()
         {
             return Ok(false);
         }
-        let meta = fs::metadata(&target).map_err(|e| Error::io(&target, "opening", e))?;
-        let content = |m: &fs::Metadata| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec());
+        let meta = root.stat(&target).map_err(|e| Error::io(&target, "opening", e))?;
+        let content = |m: &Metadata| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec());
         if content(&meta) != content(&found.meta) {
             // Somebody has put another file in its place since it was hashed.
-            fs::remove_file(&target).map_err(|e| Error::io(&target, "removing", e))?;
+            root.remove_file(&target).map_err(|e| Error::io(&target, "removing", e))?;
             return Ok(false);
         }
-        fs::remove_file(&self.path).map_err(|e| self.error(e))?;
+        root.remove_file(&self.path).map_err(|e| self.error(e))?;
         self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))?;
         Ok(true)
     }
@@ -128,7 +129,7 @@ impl PartialBlob {
         let dir = self.inner.cache_dir();
         let (digest, size) = (&self.blob.digest, self.blob.size);
         let Ok(have) = self.file.seek(io::SeekFrom::End(0)) else { return };
-        let taken = cached::append_prefix(&dir, digest, size, &self.file, have);
+        let taken = cached::append_prefix(&self.inner.root, &dir, digest, size, &self.file, have);
         self.from_cache = taken.is_ok_and(|taken| taken > 0);
         // Read on from the start whatever has come of it.
         let _ = self.file.rewind();
@@ -158,17 +159,6 @@ impl PartialBlob {
         Error::new("images_dir", format_args!("storing blob {}", self.blob.digest), kind)
     }
 
-    /// Takes the next bytes.
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let found = self.received + bytes.len() as u64;
-        if found > self.blob.size {
-            return Err(self.error(Kind::Size { expected: self.blob.size, found }));
-        }
-        self.file.write_all(bytes).map_err(|e| self.error(e))?;
-        self.received = found;
-        Ok(())
-    }
-
     /// Publishes the blob, if `found` is its digest and its size is right.
     fn commit(self, found: Digest) -> Result<()> {
         if self.received != self.blob.size {
@@ -177,10 +167,10 @@ impl PartialBlob {
         }
         let expected = self.blob.digest;
         if found != expected {
-            fs::remove_file(&self.path).map_err(|e| self.error(e))?;
+            self.inner.root.remove_file(&self.path).map_err(|e| self.error(e))?;
             if self.from_cache {
                 // Or else the next attempt would take the same.
-                cached::discard_parts(&self.inner.cache_dir(), &expected);
+                cached::discard_parts(&self.inner.root, &self.inner.cache_dir(), &expected);
             }
             return Err(self.error(Kind::Digest { expected, found }));
         }
@@ -191,14 +181,14 @@ impl PartialBlob {
     fn publish(self) -> Result<()> {
         publish::seal(&self.file, publish::Time::Immutable).map_err(|e| self.error(e))?;
         let target = self.inner.blob_path(&self.blob.digest);
-        fs::rename(&self.path, &target).map_err(|e| self.error(e))?;
+        self.inner.root.rename(&self.path, &target).map_err(|e| self.error(e))?;
         let meta = self.file.metadata().map_err(|e| self.error(e))?;
         self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))
     }
 
     /// Shares the blocks of `source`, or the whole file, instead of copying it. Gives the blob
     /// back where the file system can do neither.
-    fn link(mut self, source: &BlobFile) -> Result<Option<Self>> {
+    fn link(mut self, source: &LocalFile) -> Result<Option<Self>> {
         // What was received before is worth nothing compared to that.
         if rustix::fs::ioctl_ficlone(&self.file, source.file()).is_ok() {
             if self.file.metadata().map_err(|e| self.error(e))?.len() == self.blob.size {
@@ -210,13 +200,29 @@ impl PartialBlob {
             (self.received, self.hasher) = (0, Hasher::new(self.blob.digest.algorithm()));
             return Ok(Some(self));
         }
+        // With a time or mode that is not ours, it would be another file than a copy.
+        if !publish::is_sealed(source.meta()) {
+            return Ok(Some(self));
+        }
         let temporary = self.path.with_extension("link");
-        let target = self.inner.blob_path(&self.blob.digest);
-        let linked = source.hard_link(&temporary, &target).map_err(|e| self.error(e))?;
+        let (root, target) = (&self.inner.root, self.inner.blob_path(&self.blob.digest));
+        let linked = source.hard_link(root, &temporary, &target).map_err(|e| self.error(e))?;
         let Some(meta) = linked else { return Ok(Some(self)) };
-        fs::remove_file(&self.path).map_err(|e| self.error(e))?;
+        root.remove_file(&self.path).map_err(|e| self.error(e))?;
         self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))?;
         Ok(None)
+    }
+}
+
+impl Writer for PartialBlob {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let found = self.received + bytes.len() as u64;
+        if found > self.blob.size {
+            return Err(self.error(Kind::Size { expected: self.blob.size, found }));
+        }
+        self.file.write_all(bytes).map_err(|e| self.error(e))?;
+        self.received = found;
+        Ok(())
     }
 }
 
@@ -238,10 +244,10 @@ impl Receiver for PartialBlob {
         }
         let (offset, size) = (partial.received, partial.blob.size);
         let inner = partial.inner.clone();
-        let target = Target { hasher: partial.hasher.clone(), partial };
+        let target = Target { hasher: partial.hasher.clone(), writer: partial };
         let stream = content.read(offset).await?;
         let target = store::store(target, &inner.traffic, &content, stream).await?;
-        store::blocking(move || target.partial.commit(target.hasher.finish())).await?;
+        store::blocking(move || target.writer.commit(target.hasher.finish())).await?;
         Ok(Received { bytes: size.saturating_sub(offset), linked: false })
     }
 }

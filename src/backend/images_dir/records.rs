@@ -19,7 +19,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::{self, File, Metadata, OpenOptions},
+    fs::{File, Metadata},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
@@ -27,8 +27,11 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::image::{Digest, Reference};
-use crate::util::locked;
+use crate::{
+    backend::ConfinedDir,
+    image::{Digest, Reference},
+    util::locked,
+};
 
 const HEADER: &str = "imgfs records 1\n";
 
@@ -64,8 +67,22 @@ impl Stamp {
 
 /// The records of a tree. Other processes add to them at the same time.
 pub(super) struct Records {
+    root: ConfinedDir,
     path: PathBuf,
+    /// How far the file has been read. Held while reading it.
+    reading: Mutex<Reading>,
+    /// Never held while reading or writing, so that asking for what is known waits for no disk.
     state: Mutex<State>,
+}
+
+/// What has been read of the file.
+#[derive(Default)]
+struct Reading {
+    read_to: u64,
+    inode: u64,
+    lines: usize,
+    /// The file is none of records, and is to be written anew.
+    damaged: bool,
 }
 
 #[derive(Default)]
@@ -74,24 +91,20 @@ struct State {
     pins: HashSet<Reference>,
     sparse: HashMap<Digest, String>,
     no_referrers: HashMap<String, u64>,
-    lines: usize,
-    /// The file is none of records, and is to be written anew.
-    damaged: bool,
-    /// How far, and of which file, the records have been read.
-    read_to: u64,
-    inode: u64,
 }
 
 impl Records {
-    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
-        let records = Self { path, state: Mutex::default() };
-        records.refresh(&mut records.state())?;
+    /// Those in the file `path` of `root`, which need not be there.
+    pub(super) fn open(root: ConfinedDir, path: PathBuf) -> io::Result<Self> {
+        let (reading, state) = (Mutex::default(), Mutex::default());
+        let records = Self { root, path, reading, state };
+        records.reload()?;
         Ok(records)
     }
 
     /// The records of a tree that does not exist.
-    pub(super) fn absent() -> Self {
-        Self { path: PathBuf::new(), state: Mutex::default() }
+    pub(super) fn absent(root: ConfinedDir) -> Self {
+        Self { root, path: PathBuf::new(), reading: Mutex::default(), state: Mutex::default() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -101,15 +114,14 @@ impl Records {
 
     /// Reads what other processes have added.
     pub(super) fn reload(&self) -> io::Result<()> {
-        self.refresh(&mut self.state())
+        self.refresh(&mut locked(&self.reading))
     }
 
     /// Whether the file with `meta` is the one that has been found to be `blob`.
     pub(super) fn is_verified(&self, blob: &Digest, meta: &Metadata) -> bool {
-        let known = |state: &State| state.blobs.get(blob) == Some(&Stamp::of(meta));
-        let mut state = self.state();
+        let known = || self.state().blobs.get(blob) == Some(&Stamp::of(meta));
         // Another process may have verified it since.
-        known(&state) || (self.refresh(&mut state).is_ok() && known(&state))
+        known() || (self.reload().is_ok() && known())
     }
 
     /// Notes that the file with `meta` has been found to be `blob`.
@@ -126,7 +138,7 @@ impl Records {
     pub(super) fn remember(&self, blob: Digest, meta: &Metadata) {
         if let Some(state) = self.path.parent() {
             // A tree that imgfs has not written has no place for it yet.
-            let _ = super::publish::create_dirs(state);
+            let _ = self.root.create_dirs(state);
         }
         if self.verified(blob, meta).is_err() {
             self.state().blobs.insert(blob, Stamp::of(meta));
@@ -182,29 +194,31 @@ impl Records {
 
     /// Adds a line; `durable` ones must not be lost, since they cannot be found out again.
     fn append(&self, line: &str, durable: bool) -> io::Result<()> {
-        let mut state = self.state();
         let mut file = self.lock()?;
-        if state.damaged {
+        let mut reading = locked(&self.reading);
+        if reading.damaged {
             file.set_len(0)?;
-            *state = State::default();
+            *reading = Reading::default();
+            *self.state() = State::default();
         }
-        if file.metadata()?.len() == 0 {
+        let length = file.metadata()?.len();
+        if length == 0 {
             file.write_all(HEADER.as_bytes())?;
         }
         // A line that a power cut or a full disk has cut short must not swallow this one.
         let mut last = [b'\n'];
-        let length = file.metadata()?.len();
-        file.read_exact_at(&mut last, length.saturating_sub(1))?;
+        if length > 0 {
+            file.read_exact_at(&mut last, length - 1)?;
+        }
         let line = if last == *b"\n" { line.to_owned() } else { format!("\n{line}") };
         file.write_all(line.as_bytes())?;
         if durable {
             file.sync_data()?;
         }
-        self.refresh(&mut state)?;
-        let live =
-            state.blobs.len() + state.pins.len() + state.sparse.len() + state.no_referrers.len();
-        if state.lines > COMPACT_LINES && state.lines > 2 * live {
-            self.compact(&mut state)?;
+        self.refresh(&mut reading)?;
+        let live = self.state().len();
+        if reading.lines > COMPACT_LINES && reading.lines > 2 * live {
+            self.compact()?;
         }
         Ok(())
     }
@@ -212,9 +226,9 @@ impl Records {
     /// Opens the file for appending and locks it; it is the one under its name, then.
     fn lock(&self) -> io::Result<File> {
         loop {
-            let file = OpenOptions::new().create(true).read(true).append(true).open(&self.path)?;
+            let file = self.root.append_or_create(&self.path)?;
             file.lock()?;
-            let current = fs::metadata(&self.path);
+            let current = self.root.stat(&self.path);
             if current.is_ok_and(|m| file.metadata().is_ok_and(|own| own.ino() == m.ino())) {
                 return Ok(file);
             }
@@ -222,26 +236,25 @@ impl Records {
     }
 
     /// Reads what has been added since the last time.
-    fn refresh(&self, state: &mut State) -> io::Result<()> {
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
+    fn refresh(&self, reading: &mut Reading) -> io::Result<()> {
+        let (mut file, meta) = match self.root.open_file(&self.path) {
+            Ok(opened) => opened,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(e),
         };
-        let meta = file.metadata()?;
-        if meta.ino() != state.inode || meta.len() < state.read_to {
-            *state = State { inode: meta.ino(), ..State::default() };
-        }
-        if meta.len() == state.read_to {
+        let is_another = meta.ino() != reading.inode || meta.len() < reading.read_to;
+        if is_another {
+            *reading = Reading { inode: meta.ino(), ..Reading::default() };
+        } else if meta.len() == reading.read_to {
             return Ok(());
         }
-        file.seek(SeekFrom::Start(state.read_to))?;
+        file.seek(SeekFrom::Start(reading.read_to))?;
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
         // The last line may still be on its way.
         let complete = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
         let mut lines = &text[..complete];
-        if state.read_to == 0 && complete > 0 {
+        if reading.read_to == 0 && complete > 0 {
             lines = match lines.strip_prefix(HEADER.as_bytes()) {
                 Some(lines) => lines,
                 None if lines.starts_with(NAME.as_bytes()) => {
@@ -251,14 +264,19 @@ impl Records {
                 }
                 // Damaged. What they said is found out again.
                 None => {
-                    state.damaged = true;
+                    reading.damaged = true;
+                    *self.state() = State::default();
                     return Ok(());
                 }
             };
         }
-        state.read_to += complete as u64;
+        reading.read_to += complete as u64;
+        let mut state = self.state();
+        if is_another {
+            *state = State::default();
+        }
         for line in lines.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
-            state.lines += 1;
+            reading.lines += 1;
             if let Ok(line) = std::str::from_utf8(line) {
                 state.take(line);
             }
@@ -267,26 +285,13 @@ impl Records {
     }
 
     /// Rewrites the file with what still counts. The caller holds its lock.
-    fn compact(&self, state: &mut State) -> io::Result<()> {
-        let mut text = HEADER.to_owned();
-        for (digest, s) in &state.blobs {
-            text +=
-                &format!("blob {digest} {} {} {} {}\n", s.size, s.inode, s.mtime_ns, s.ctime_ns);
-        }
-        for pin in &state.pins {
-            text += &format!("pin {pin}\n");
-        }
-        for (digest, platforms) in &state.sparse {
-            text += &format!("sparse {digest} {platforms}\n");
-        }
-        for (registry, at) in &state.no_referrers {
-            text += &format!("no-referrers {registry} {at}\n");
-        }
+    fn compact(&self) -> io::Result<()> {
+        let text = self.state().to_text();
         let fresh = temporary(&self.path);
-        let mut file = File::create(&fresh)?;
+        let mut file = self.root.create_file(&fresh)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&fresh, &self.path)
+        self.root.rename(&fresh, &self.path)
     }
 }
 
@@ -299,6 +304,30 @@ fn temporary(path: &Path) -> PathBuf {
 }
 
 impl State {
+    /// How many lines say all of it.
+    fn len(&self) -> usize {
+        self.blobs.len() + self.pins.len() + self.sparse.len() + self.no_referrers.len()
+    }
+
+    /// All of it, as it stands in the file.
+    fn to_text(&self) -> String {
+        let mut text = HEADER.to_owned();
+        for (digest, s) in &self.blobs {
+            text +=
+                &format!("blob {digest} {} {} {} {}\n", s.size, s.inode, s.mtime_ns, s.ctime_ns);
+        }
+        for pin in &self.pins {
+            text += &format!("pin {pin}\n");
+        }
+        for (digest, platforms) in &self.sparse {
+            text += &format!("sparse {digest} {platforms}\n");
+        }
+        for (registry, at) in &self.no_referrers {
+            text += &format!("no-referrers {registry} {at}\n");
+        }
+        text
+    }
+
     /// Takes one line; what makes no sense is skipped.
     fn take(&mut self, line: &str) -> Option<()> {
         let (kind, rest) = line.split_once(' ')?;
@@ -333,7 +362,14 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn open(path: PathBuf) -> io::Result<Records> {
+        let root = ConfinedDir::open(path.parent().unwrap()).unwrap();
+        Records::open(root, path)
+    }
 
     fn file(dir: &Path, name: &str, text: &str) -> (PathBuf, Metadata) {
         let path = dir.join(name);
@@ -345,7 +381,7 @@ mod tests {
     #[test]
     fn a_changed_file_is_not_verified() {
         let dir = tempfile::tempdir().unwrap();
-        let records = Records::open(dir.path().join("records")).unwrap();
+        let records = open(dir.path().join("records")).unwrap();
         let digest = Digest::sha256(b"x");
         let (path, meta) = file(dir.path(), "x", "hello");
         assert!(!records.is_verified(&digest, &meta));
@@ -353,7 +389,7 @@ mod tests {
         assert!(records.is_verified(&digest, &meta));
 
         // Another process sees it, and what it adds is seen here.
-        let other = Records::open(dir.path().join("records")).unwrap();
+        let other = open(dir.path().join("records")).unwrap();
         assert!(other.is_verified(&digest, &meta));
         let (_, second) = file(dir.path(), "y", "y");
         other.verified(Digest::sha256(b"y"), &second).unwrap();
@@ -375,12 +411,12 @@ mod tests {
     fn pins_and_sparse_indexes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("records");
-        let records = Records::open(path.clone()).unwrap();
+        let records = open(path.clone()).unwrap();
         let reference: Reference = format!("quay.io/a/b@{}", Digest::sha256(b"m")).parse().unwrap();
         records.pin(&reference).unwrap();
         records.pin(&reference).unwrap();
         records.set_sparse(Digest::sha256(b"i"), "linux/amd64").unwrap();
-        let again = Records::open(path.clone()).unwrap();
+        let again = open(path.clone()).unwrap();
         assert!(again.is_pinned(&reference));
         assert_eq!(again.sparse(&Digest::sha256(b"i")).as_deref(), Some("linux/amd64"));
         again.set_sparse(Digest::sha256(b"i"), "all").unwrap();
@@ -394,14 +430,14 @@ mod tests {
         let path = dir.path().join("records");
         let (_, meta) = file(dir.path(), "x", "x");
         let digest = Digest::sha256(b"x");
-        Records::open(path.clone()).unwrap().verified(digest, &meta).unwrap();
+        open(path.clone()).unwrap().verified(digest, &meta).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         fs::write(
             &path,
             format!("{}\nblob sha256:zz 1\n\nnew thing\n{}", text.trim_end(), "blob sha"),
         )
         .unwrap();
-        let records = Records::open(path.clone()).unwrap();
+        let records = open(path.clone()).unwrap();
         assert!(records.is_verified(&digest, &meta));
         records.verified(Digest::sha256(b"y"), &meta).unwrap();
         assert!(
@@ -409,23 +445,23 @@ mod tests {
             "not swallowed by the torn line"
         );
         fs::write(&path, "imgfs records 2\nblob x\n").unwrap();
-        assert!(Records::open(path.clone()).is_err());
+        assert!(open(path.clone()).is_err());
         fs::write(&path, "\0\x01garbage\nblob x\n").unwrap();
-        let afresh = Records::open(path.clone()).unwrap();
+        let afresh = open(path.clone()).unwrap();
         afresh.verified(digest, &meta).unwrap();
-        assert!(Records::open(path).unwrap().is_verified(&digest, &meta));
+        assert!(open(path).unwrap().is_verified(&digest, &meta));
     }
 
     #[test]
     fn the_file_does_not_grow_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("records");
-        let records = Records::open(path.clone()).unwrap();
+        let records = open(path.clone()).unwrap();
         let (_, meta) = file(dir.path(), "x", "x");
         for _ in 0..COMPACT_LINES + 10 {
             records.verified(Digest::sha256(b"x"), &meta).unwrap();
         }
         assert!(fs::read_to_string(&path).unwrap().lines().count() < 20);
-        assert!(Records::open(path).unwrap().is_verified(&Digest::sha256(b"x"), &meta));
+        assert!(open(path).unwrap().is_verified(&Digest::sha256(b"x"), &meta));
     }
 }

@@ -3,148 +3,29 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File, Metadata},
+    fs::Metadata,
     io,
     ops::Range,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex},
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use rustix::{buffer::spare_capacity, io::Errno};
-use tokio::task::JoinHandle;
 
 use super::{
     ImagesDir, Inner, SIDE,
     layout::{self, LayoutMap, MANIFESTS},
     manifests::read_manifest,
-    publish,
 };
 use crate::{
-    backend::{Attachments, Blobs, BoxStream, ByteStream, Error, Kind, Result, Tags},
+    backend::{
+        Attachments, Blobs, BoxStream, Error, FileType, Kind, LocalFile, Result, SymlinkRefused,
+        Tags,
+    },
     image::{Descriptor, Digest, Repository, is_tag, referrers_tag},
     util::locked,
 };
-
-/// Files are read in pieces of this many bytes. Of each blob under way two or three are held.
-const PIECE: usize = 128 << 10;
-
-/// A file that has been found to hold a blob.
-pub struct BlobFile {
-    inner: Arc<Inner>,
-    digest: Digest,
-    path: PathBuf,
-    file: Arc<File>,
-    meta: Metadata,
-}
-
-impl BlobFile {
-    /// The file, open for reading.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Reads the bytes `range` of it.
-    pub fn read(&self, range: Range<u64>) -> FileStream {
-        FileStream::start(self.file.clone(), self.path.clone(), range)
-    }
-
-    /// Makes `to` another name of the file, by way of `temporary`, and returns what the file looks
-    /// like since. `None` where that cannot be, or where it would be another file than a copy:
-    /// with a time or mode that is not ours.
-    pub(super) fn hard_link(&self, temporary: &Path, to: &Path) -> io::Result<Option<Metadata>> {
-        if !publish::is_sealed(&self.meta) {
-            return Ok(None);
-        }
-        remove_if_there(temporary)?;
-        // Another file system, too many links, or not ours to link: copying serves as well.
-        if fs::hard_link(&self.path, temporary).is_err() {
-            return Ok(None);
-        }
-        let content = |meta: &Metadata| {
-            (meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec())
-        };
-        // Somebody may have put another file in its place since it was verified.
-        if content(&fs::metadata(temporary)?) != content(&self.meta) {
-            fs::remove_file(temporary)?;
-            return Ok(None);
-        }
-        fs::rename(temporary, to)?;
-        // Where both were the same file already, renaming does nothing.
-        remove_if_there(temporary)?;
-        // All this has changed the time of the last change, by which the record knows the file.
-        let linked = fs::metadata(to)?;
-        if content(&linked) == content(&self.meta) {
-            self.inner.records.remember(self.digest, &linked);
-        }
-        Ok(Some(linked))
-    }
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
-/// A part of a file that is read piece by piece, one piece ahead.
-pub struct FileStream {
-    path: PathBuf,
-    file: Arc<File>,
-    /// What has not been asked for.
-    left: Range<u64>,
-    next: Option<JoinHandle<io::Result<Vec<u8>>>>,
-}
-
-impl FileStream {
-    fn start(file: Arc<File>, path: PathBuf, range: Range<u64>) -> Self {
-        let mut stream = Self { path, file, left: range, next: None };
-        stream.read_ahead();
-        stream
-    }
-
-    /// Every stream knows by itself where it is. Those of one blob share what the system knows of
-    /// that, and one that has been given up may still be reading its last piece.
-    fn read_ahead(&mut self) {
-        let from = self.left.start;
-        let to = self.left.end.min(from.saturating_add(PIECE as u64));
-        if from >= to {
-            return;
-        }
-        self.left.start = to;
-        let file = self.file.clone();
-        self.next = Some(tokio::task::spawn_blocking(move || {
-            // At most a piece.
-            let mut piece = Vec::with_capacity((to - from) as usize);
-            while piece.len() < piece.capacity() {
-                let at = from + piece.len() as u64;
-                match rustix::io::pread(&file, spare_capacity(&mut piece), at) {
-                    Ok(0) => break,
-                    Ok(_) | Err(Errno::INTR) => {}
-                    Err(e) => return Err(e.into()),
-                }
-            }
-            Ok(piece)
-        }));
-    }
-}
-
-#[async_trait]
-impl ByteStream for FileStream {
-    async fn next(&mut self) -> Result<Option<Bytes>> {
-        let failed = |e| Error::io(&self.path, "reading", e);
-        let Some(ahead) = self.next.take() else { return Ok(None) };
-        let piece = ahead.await.map_err(io::Error::other).and_then(|r| r).map_err(failed)?;
-        if piece.is_empty() {
-            return Ok(None);
-        }
-        self.read_ahead();
-        Ok(Some(piece.into()))
-    }
-}
 
 #[async_trait]
 impl Blobs for ImagesDir {
@@ -163,36 +44,35 @@ impl Blobs for ImagesDir {
         Ok(Box::new(self.blocking(move |_| inner.blob_file(&blob)).await?.read(range)))
     }
 
-    async fn file(&self, _: &Repository, blob: &Descriptor) -> Result<Option<BlobFile>> {
+    async fn file(&self, _: &Repository, blob: &Descriptor) -> Result<Option<LocalFile>> {
         let blob = blob.clone();
         self.blocking(move |inner| inner.blob_file(&blob)).await.map(Some)
     }
 }
 
 impl Inner {
-    /// The file of a blob that must be there.
-    fn there(&self, blob: &Descriptor) -> Result<Metadata> {
-        if let Some(meta) = self.sized_blob(blob)? {
-            return Ok(meta);
-        }
+    /// Fails unless a blob is there in its size.
+    fn there(&self, blob: &Descriptor) -> Result<()> {
         let path = self.blob_path(&blob.digest);
-        let kind = match fs::metadata(&path) {
+        let kind = match self.root.stat(&path) {
+            Ok(meta) if meta.is_symlink() => Kind::Io(io::Error::other(SymlinkRefused::at(&path))),
+            Ok(meta) if meta.is_file() && meta.len() == blob.size => return Ok(()),
             Ok(meta) => Kind::Size { expected: blob.size, found: meta.len() },
+            Err(e) if SymlinkRefused::is_cause_of(&e) => Kind::Io(e),
             Err(_) => Kind::NotFound(String::new()),
         };
         Err(damaged(&path, kind))
     }
 
     /// Opens a blob that has been verified, or verifies it now.
-    pub(super) fn blob_file(self: &Arc<Self>, blob: &Descriptor) -> Result<BlobFile> {
+    pub(super) fn blob_file(self: &Arc<Self>, blob: &Descriptor) -> Result<LocalFile> {
         self.there(blob)?;
         let path = self.blob_path(&blob.digest);
         let failed = |e| Error::io(&path, "reading", e);
-        let file = File::open(&path).map_err(failed)?;
-        let mut meta = file.metadata().map_err(failed)?;
+        let (file, mut meta) = self.root.open_file(&path).map_err(failed)?;
         if meta.len() != blob.size || !self.records.is_verified(&blob.digest, &meta) {
-            let hashed =
-                super::hash_file(&path, blob.digest.algorithm(), &mut |_| {}).map_err(failed)?;
+            let hashed = super::hash_open(&file, meta, blob.digest.algorithm(), &mut |_| {});
+            let hashed = hashed.map_err(failed)?;
             if hashed.digest != blob.digest {
                 let (expected, found) = (blob.digest, hashed.digest);
                 return Err(damaged(&path, Kind::Digest { expected, found }));
@@ -200,16 +80,20 @@ impl Inner {
             meta = hashed.meta;
             self.records.remember(blob.digest, &meta);
         }
-        Ok(BlobFile { inner: self.clone(), digest: blob.digest, path, file: Arc::new(file), meta })
+        let (inner, digest) = (self.clone(), blob.digest);
+        // By its ctime, which another name changes, the record knows the file.
+        let relinked = Box::new(move |linked: &Metadata| inner.records.remember(digest, linked));
+        Ok(LocalFile::new(self.root.clone(), path, file, meta, relinked))
     }
 
     /// What names which subject among the manifests of `repository`.
     fn referrers(&self, repository: &Repository) -> Result<Arc<Referrers>> {
         let mut found = Vec::new();
         let mut stamps = Vec::new();
-        for dir in layout::candidates(&self.root, repository) {
+        for dir in layout::candidates(self.root.path(), repository) {
             let dir = dir.join(MANIFESTS);
-            match fs::metadata(&dir) {
+            match self.root.stat(&dir) {
+                Ok(meta) if !meta.is_dir() => continue,
                 Ok(meta) => stamps.push((meta.ino(), meta.mtime(), meta.mtime_nsec())),
                 Err(_) => continue,
             }
@@ -222,13 +106,15 @@ impl Inner {
         }
         let mut referrers = Referrers::new();
         for dir in found {
-            for entry in fs::read_dir(&dir).map_err(|e| Error::io(&dir, "reading", e))?.flatten() {
-                let name = entry.file_name();
-                let Some(digest) = name.to_str().and_then(|n| n.parse::<Digest>().ok()) else {
+            let entries = self.root.open_dir(&dir).and_then(|dir| dir.entries());
+            for entry in entries.map_err(|e| Error::io(&dir, "reading", e))? {
+                let Some(digest) = entry.name.to_str().and_then(|n| n.parse::<Digest>().ok())
+                else {
                     continue;
                 };
-                // What is broken is `verify`'s affair.
-                let Ok(manifest) = read_manifest(&entry.path(), digest.algorithm()) else {
+                let path = dir.join(&entry.name);
+                // What is broken is reported by `verify`.
+                let Ok(manifest) = read_manifest(&self.root, &path, digest.algorithm()) else {
                     continue;
                 };
                 if let Some(subject) = manifest.subject().filter(|_| manifest.digest() == digest) {
@@ -247,22 +133,22 @@ impl Inner {
 
     fn tags(&self, repository: &Repository) -> Result<Vec<String>> {
         let mut tags = Vec::new();
-        for dir in layout::candidates(&self.root, repository) {
+        for dir in layout::candidates(self.root.path(), repository) {
             let dir = dir.join(MANIFESTS);
             let failed = |e| Error::io(&dir, "reading", e);
-            let map = layout::read_layout_map(&dir).map_err(failed)?;
+            let map = layout::read_layout_map(&self.root, &dir).map_err(failed)?;
             let is_map = map.is_some();
             if let Some(LayoutMap::Map(map)) = map {
                 tags.extend(map.into_keys());
             }
-            let entries = match fs::read_dir(&dir) {
+            let entries = match self.root.open_dir(&dir).and_then(|dir| dir.entries()) {
                 Ok(entries) => entries,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(failed(e)),
             };
-            for entry in entries.flatten() {
-                let is_file = entry.file_type().is_ok_and(|t| !t.is_dir());
-                let name = entry.file_name().into_string().unwrap_or_default();
+            for entry in entries {
+                let is_file = entry.kind == FileType::RegularFile;
+                let name = entry.name.into_string().unwrap_or_default();
                 if is_file && is_tag(&name) && !(is_map && name == layout::LAYOUT_MAP) {
                     tags.push(name);
                 }
@@ -323,30 +209,5 @@ impl ReferrersCache {
     fn put(&self, repository: &Repository, stamps: Stamps, referrers: Arc<Referrers>) {
         let mut known = locked(&self.0);
         known.insert(repository.clone(), (stamps, referrers));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn streams_of_one_file_do_not_disturb_each_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("file");
-        let content: Vec<u8> = (0..3 * PIECE + 7).map(|at| (at / 1000) as u8).collect();
-        fs::write(&path, &content).unwrap();
-        let file = File::open(&path).unwrap();
-        let (file, end) = (Arc::new(file), content.len() as u64);
-        let start = |from| FileStream::start(file.clone(), path.clone(), from..end);
-        let (mut first, mut second, mut third) = (start(0), start(5), start(3 * PIECE as u64));
-        let (mut from_first, mut from_second) = (Vec::new(), Vec::new());
-        for _ in 0..5 {
-            from_first.extend(first.next().await.unwrap().unwrap_or_default());
-            from_second.extend(second.next().await.unwrap().unwrap_or_default());
-        }
-        assert!(from_first == content && from_second == content[5..]);
-        assert_eq!(third.next().await.unwrap().unwrap(), content[3 * PIECE..]);
-        assert!(third.next().await.unwrap().is_none());
     }
 }

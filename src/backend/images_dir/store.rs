@@ -2,9 +2,11 @@
 //!
 //! While there are fewer blobs under way than processors, receiving, hashing and writing are done
 //! by three threads, so that a single large blob moves as fast as the slowest of the three, which
-//! is the hash. With more blobs than processors there is nothing to be won by that: then each piece
-//! is hashed and written where it arrived, while it is in that processor's cache, and the switches
-//! between threads (a tenth of all the work, measured on two processors) are saved.
+//! is the hash. With more blobs than processors there is nothing to be won by that: then what has been
+//! received is hashed and written by one thread, while the other blobs keep the processors busy, and most
+//! of the switches between threads (a tenth of all the work, measured on two processors) are saved.
+//!
+//! Nothing is hashed or written on a thread of the runtime, where a slow disk would hold up everybody.
 
 use std::{
     sync::{
@@ -17,18 +19,21 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::receive::PartialBlob;
 use crate::{
     backend::{BoxStream, Content, Error, Result},
     image::Hasher,
 };
 
-/// Pieces go from thread to thread in parcels of about this many bytes.
-const PARCEL_BYTES: usize = 192 << 10;
+/// Pieces go from thread to thread in batches of about this many bytes.
+const BATCH_BYTES: usize = 192 << 10;
 
-/// Parcels that may wait for a thread. With the ones in work they are what a blob holds in memory,
+/// Batches that may wait for a thread. With the ones in work they are what a blob holds in memory,
 /// and what a killed process has received in vain: about 1 MiB.
-const QUEUED_PARCELS: usize = 2;
+const QUEUED_BATCHES: usize = 2;
+
+/// The size of a batch where one thread hashes and writes it: enough that starting that takes no time that
+/// matters, and no more memory than the queues take.
+const DENSE_BATCH_BYTES: usize = 512 << 10;
 
 /// Counts the blobs that are under way.
 pub(super) struct Traffic {
@@ -65,93 +70,115 @@ impl Drop for Underway<'_> {
     }
 }
 
+/// Takes the bytes of a blob one after another.
+pub(super) trait Writer: Send + 'static {
+    /// Takes the next bytes. It may block.
+    fn write(&mut self, bytes: &[u8]) -> Result<()>;
+}
+
 /// Where the bytes of a blob go.
-pub(super) struct Target {
+pub(super) struct Target<W> {
     pub hasher: Hasher,
-    pub partial: PartialBlob,
+    pub writer: W,
+}
+
+impl<W: Writer> Target<W> {
+    fn take(&mut self, batch: &[Bytes], content: &dyn Content) -> Result<()> {
+        for piece in batch {
+            self.hasher.update(piece);
+            self.writer.write(piece)?;
+            content.moved(piece.len() as u64);
+        }
+        Ok(())
+    }
 }
 
 /// Passes all of `stream` to `target`. What came before an error is kept.
-pub(super) async fn store(
-    mut target: Target,
+pub(super) async fn store<W: Writer>(
+    mut target: Target<W>,
     traffic: &Traffic,
     content: &Arc<dyn Content>,
     mut stream: BoxStream,
-) -> Result<Target> {
+) -> Result<Target<W>> {
     let _underway = traffic.enter();
     loop {
-        while traffic.is_dense() {
-            let Some(piece) = stream.next().await? else { return Ok(target) };
-            target.hasher.update(&piece);
-            target.partial.write(&piece)?;
-            content.moved(piece.len() as u64);
-        }
         let end;
-        (target, end) = store_in_parallel(target, traffic, content, &mut stream).await?;
+        (target, end) = match traffic.is_dense() {
+            true => {
+                let (batch, end) = collect(&mut stream, DENSE_BATCH_BYTES).await;
+                let content = content.clone();
+                let taken = blocking(move || {
+                    target.take(&batch, &*content)?;
+                    Ok(target)
+                });
+                (taken.await?, end)
+            }
+            false => store_in_parallel(target, traffic, content, &mut stream).await?,
+        };
         match end {
             Some(Ok(())) => return Ok(target),
             Some(Err(error)) => return Err(error),
-            None => {} // It has become dense.
+            None => {} // There is more, or it has become dense.
         }
     }
 }
 
 /// The same with a thread for the hash and one for the file, as long as processors are free for
 /// them. Second, how the stream has ended, if it has.
-async fn store_in_parallel(
-    target: Target,
+async fn store_in_parallel<W: Writer>(
+    target: Target<W>,
     traffic: &Traffic,
     content: &Arc<dyn Content>,
     stream: &mut BoxStream,
-) -> Result<(Target, Option<Result<()>>)> {
-    let Target { mut hasher, mut partial } = target;
-    let (to_hash, mut hashing) = mpsc::channel::<Vec<Bytes>>(QUEUED_PARCELS);
-    let (to_file, mut writing) = mpsc::channel::<Vec<Bytes>>(QUEUED_PARCELS);
+) -> Result<(Target<W>, Option<Result<()>>)> {
+    let Target { mut hasher, mut writer } = target;
+    let (to_hash, mut hashing) = mpsc::channel::<Vec<Bytes>>(QUEUED_BATCHES);
+    let (to_file, mut writing) = mpsc::channel::<Vec<Bytes>>(QUEUED_BATCHES);
     let hashed = blocking(move || {
-        while let Some(parcel) = hashing.blocking_recv() {
-            parcel.iter().for_each(|piece| hasher.update(piece));
+        while let Some(batch) = hashing.blocking_recv() {
+            batch.iter().for_each(|piece| hasher.update(piece));
         }
         Ok(hasher)
     });
     let content = content.clone();
     let written = blocking(move || {
-        while let Some(parcel) = writing.blocking_recv() {
-            for piece in &parcel {
-                partial.write(piece)?;
+        while let Some(batch) = writing.blocking_recv() {
+            for piece in &batch {
+                writer.write(piece)?;
                 content.moved(piece.len() as u64);
             }
         }
-        Ok(partial)
+        Ok(writer)
     });
     let fed = async move {
         loop {
-            let (parcel, end) = collect(stream).await;
+            let (batch, end) = collect(stream, BATCH_BYTES).await;
             // A thread that has gone away says itself why.
             let gone =
-                to_hash.send(parcel.clone()).await.is_err() || to_file.send(parcel).await.is_err();
+                to_hash.send(batch.clone()).await.is_err() || to_file.send(batch).await.is_err();
             if end.is_some() || gone || traffic.is_dense() {
                 return end;
             }
         }
     };
-    let (end, hasher, partial) = futures_util::future::join3(fed, hashed, written).await;
-    Ok((Target { hasher: hasher?, partial: partial? }, end))
+    let (end, hasher, writer) = futures_util::future::join3(fed, hashed, written).await;
+    Ok((Target { hasher: hasher?, writer: writer? }, end))
 }
 
-/// Collects a parcel; second, how the stream has ended, if it has.
-async fn collect(stream: &mut BoxStream) -> (Vec<Bytes>, Option<Result<()>>) {
-    let (mut parcel, mut bytes) = (Vec::new(), 0);
-    while bytes < PARCEL_BYTES {
+/// Collects a batch of about `bytes`; second, how the stream has ended, if it has.
+async fn collect(stream: &mut BoxStream, bytes: usize) -> (Vec<Bytes>, Option<Result<()>>) {
+    let (mut batch, mut collected) = (Vec::new(), 0);
+    while collected < bytes {
         match stream.next().await {
             Ok(Some(piece)) => {
-                bytes += piece.len();
-                parcel.push(piece);
+                collected += piece.len();
+                batch.push(piece);
             }
-            Ok(None) => return (parcel, Some(Ok(()))),
-            Err(error) => return (parcel, Some(Err(error))),
+            Ok(None) => return (batch, Some(Ok(()))),
+            Err(error) => return (batch, Some(Err(error))),
         }
     }
-    (parcel, None)
+    (batch, None)
 }
 
 /// Runs blocking work on a thread of its own.

@@ -13,10 +13,13 @@ use std::{
 
 use super::{ImagesDir, Inventory, PARTIAL, hash_file};
 use crate::{
-    backend::{Error, Result},
+    backend::{Error, FileType, Result},
     image::{Descriptor, Digest, Reference, Repository},
     util::locked,
 };
+
+/// What a symbolic link is found to be.
+const LINK: &str = "a symbolic link, which is not followed";
 
 /// Something that is not as it should be.
 #[derive(Clone, Debug)]
@@ -50,6 +53,8 @@ pub enum ProblemKind {
     Unreadable,
     /// A tag that points at a manifest that is not there.
     DanglingTag,
+    /// A symbolic link. None is followed, so whatever it points at is not part of the tree.
+    Symlink,
     /// A file that nothing reads. Harmless.
     Stray,
 }
@@ -63,6 +68,7 @@ impl ProblemKind {
             Self::Missing => "missing",
             Self::Unreadable => "unreadable",
             Self::DanglingTag => "dangling-tag",
+            Self::Symlink => "symlink",
             Self::Stray => "stray",
         }
     }
@@ -94,6 +100,19 @@ pub enum Subject {
 }
 
 impl Problem {
+    /// A link, of which nobody knows what was meant to be there.
+    pub(super) fn link(path: String) -> Self {
+        Self {
+            path,
+            kind: ProblemKind::Symlink,
+            expected: "a file or a directory".into(),
+            found: LINK.into(),
+            images: Vec::new(),
+            subject: None,
+            repaired: false,
+        }
+    }
+
     pub(super) fn stray(path: String) -> Self {
         Self {
             path,
@@ -136,7 +155,7 @@ impl ImagesDir {
             if inventory.needed.get(digest).is_some_and(|need| need.descriptor.size != size) {
                 continue; // Reported below; its hash cannot be right.
             }
-            let meta = std::fs::metadata(inner.blob_path(digest));
+            let meta = inner.root.stat(&inner.blob_path(digest));
             let known = meta.is_ok_and(|meta| inner.records.is_verified(digest, &meta));
             if full || !known {
                 to_hash.push((*digest, size));
@@ -171,14 +190,16 @@ impl ImagesDir {
     ) -> Result<Vec<(Digest, ProblemKind, String)>> {
         let inner = &self.inner;
         // Without a place for records (a tree that imgfs never wrote to) there are none.
-        let recording = inner.state_dir().is_dir();
+        let recording = inner.root.is_dir(&inner.state_dir());
         let next = AtomicUsize::new(0);
         let failures = Mutex::new(Vec::new());
         let trouble: Mutex<Option<io::Error>> = Mutex::new(None);
         let work = || {
             while let Some(&(digest, _)) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let path = inner.blob_path(&digest);
-                let hashed = hash_file(&path, digest.algorithm(), &mut |n| progress(n as u64));
+                let hashed = hash_file(&inner.root, &path, digest.algorithm(), &mut |n| {
+                    progress(n as u64);
+                });
                 let failure = match hashed {
                     Ok(hashed) if hashed.digest == digest => {
                         if recording && let Err(e) = inner.records.verified(digest, &hashed.meta) {
@@ -223,16 +244,15 @@ impl ImagesDir {
     pub fn partial_downloads(&self) -> Result<Vec<(PathBuf, u64)>> {
         let dir = self.inner.state_dir().join(PARTIAL);
         let failed = |e| Error::io(&dir, "reading", e);
-        let entries = match std::fs::read_dir(&dir) {
-            Ok(entries) => entries,
+        let opened = match self.inner.root.open_dir(&dir) {
+            Ok(opened) => opened,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(failed(e)),
         };
         let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            if let Ok(meta) = entry.metadata() {
-                found.push((entry.path(), meta.len()));
+        for entry in opened.entries().map_err(failed)? {
+            if let Ok(stat) = opened.stat(&entry.name) {
+                found.push((dir.join(&entry.name), u64::try_from(stat.st_size).unwrap_or(0)));
             }
         }
         Ok(found)
@@ -262,11 +282,28 @@ fn missing(inventory: &Inventory, inner: &super::Inner) -> Vec<Problem> {
         }
         let path = inner.relative(&inner.blob_path(digest));
         let expected = format!("{} bytes", need.descriptor.size);
-        let (kind, found) = match found {
-            Some(size) => (ProblemKind::Truncated, format!("{size} bytes")),
-            None => (ProblemKind::Missing, "no such file".to_owned()),
+        let (kind, found) = match (found, inventory.odd_blobs.get(digest)) {
+            (Some(size), _) => (ProblemKind::Truncated, format!("{size} bytes")),
+            (None, Some(FileType::Symlink)) => (ProblemKind::Symlink, LINK.to_owned()),
+            (None, Some(_)) => {
+                (ProblemKind::Missing, "something that is no regular file".to_owned())
+            }
+            (None, None) => (ProblemKind::Missing, "no such file".to_owned()),
         };
         problems.push(blob_problem(inventory, *digest, path, kind, expected, found));
+    }
+    for (digest, kind) in &inventory.odd_blobs {
+        if inventory.needed.contains_key(digest) {
+            continue;
+        }
+        let path = inner.relative(&inner.blob_path(digest));
+        problems.push(match kind {
+            FileType::Symlink => {
+                let (expected, found) = (digest.to_string(), LINK.to_owned());
+                blob_problem(inventory, *digest, path, ProblemKind::Symlink, expected, found)
+            }
+            _ => Problem::stray(path),
+        });
     }
     for image in &inventory.images {
         for lack in image.missing.iter().filter(|lack| lack.is_manifest) {

@@ -10,7 +10,10 @@ use reqwest::{
 
 use async_trait::async_trait;
 
-use super::session::{Answer, Ask, Lane, Retry, Session};
+use super::{
+    retry::Retry,
+    session::{Answer, Ask, Lane, Session},
+};
 use crate::{
     backend::{ByteStream, Error, Kind, Result},
     image::{Descriptor, Digest, Repository},
@@ -56,10 +59,10 @@ impl BlobStream {
         let end = range.end.min(blob.size);
         let offset = range.start.min(end);
         Self {
-            url: session.url(repository, &format!("blobs/{}", blob.digest)),
+            url: session.wire.url(repository, &format!("blobs/{}", blob.digest)),
             redirected: None,
             doing: format!("fetching blob {} of {repository}", blob.digest),
-            retry: session.retry(),
+            retry: session.wire.retry(),
             session,
             repository: repository.clone(),
             offset,
@@ -91,7 +94,7 @@ impl BlobStream {
     }
 
     fn error(&self, kind: Kind) -> Error {
-        self.session.error(&self.doing, kind)
+        self.session.wire.error(&self.doing, kind)
     }
 
     /// The range that is to be asked for; `None` asks for everything.
@@ -174,22 +177,19 @@ impl BlobStream {
         }
         self.trouble_at = self.offset;
         let delay: Duration = self.retry.after(error)?;
-        self.session.pause(delay).await;
+        self.session.wire.pause(delay).await;
         Ok(())
     }
 
     /// The next piece of the answer at hand, with what was asked for only.
     async fn piece(&mut self) -> Result<Bytes> {
         let Some(answer) = &mut self.answer else { return Ok(Bytes::new()) };
-        let chunk = match answer.response.chunk().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => {
-                let reason = format!("it ended after {} of {} bytes", self.offset, self.size);
-                return Err(self.error(Kind::Interrupted(reason)));
-            }
-            Err(error) => return Err(self.session.failed(&self.doing, error)),
+        let chunk = self.session.wire.chunk(&mut answer.response, &self.doing).await?;
+        let Some(chunk) = chunk else {
+            let reason = format!("it ended after {} of {} bytes", self.offset, self.size);
+            return Err(self.error(Kind::Interrupted(reason)));
         };
-        self.session.stats.add_received(chunk.len());
+        self.session.wire.stats.add_received(chunk.len());
         let skipped = self.skip.min(chunk.len() as u64);
         self.skip -= skipped;
         // `skipped` is at most the chunk's length.

@@ -1,19 +1,13 @@
 //! Authentication: what a registry asks for in `WWW-Authenticate`, and the tokens that answer it
 //! (distribution specification, "Token Authentication"; OAuth2 for identity tokens).
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{Url, header::HeaderValue};
 use serde::Deserialize;
 
 use super::config::Credentials;
-
-use crate::util::locked;
 
 /// What a registry wants to see in `Authorization`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,18 +110,6 @@ fn secret(text: &str) -> Result<HeaderValue, String> {
         .map_err(|_| "the token has characters that cannot stand in a header".to_owned())?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// The tokens of a session, one for each scope. Each slot is locked while its token is fetched,
-/// so that many requests with the same need make one request to the token server.
-#[derive(Default)]
-pub(crate) struct Tokens(Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Token>>>>>);
-
-impl Tokens {
-    pub(crate) fn slot(&self, scope: &str) -> Arc<tokio::sync::Mutex<Option<Token>>> {
-        let mut slots = locked(&self.0);
-        slots.entry(scope.to_owned()).or_default().clone()
-    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,11 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::session;
-use crate::{backend::Result, image::Repository};
+use super::{
+    address::Zone,
+    pattern::{RegistryPattern, split_port, without_port},
+};
+use crate::image::Repository;
 
 /// Settings for all registries of a run.
 #[derive(Clone, Debug)]
@@ -33,6 +36,41 @@ pub struct RegistryConfig {
     /// Hosts with the addresses at which they are to be reached, whatever their names resolve to.
     /// Port 0 is the usual one.
     pub resolve: Vec<(String, SocketAddr)>,
+    /// Which registries may be asked, and at which addresses they may be.
+    pub reach: Reach,
+}
+
+/// Which registries may be asked, on whose behalf. See `docs/security.md`.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    /// What may be asked for at all: the rest does not exist.
+    pub registries: Vec<RegistryPattern>,
+    /// What the user has named in other words than by `registries`, such as an image. Like what
+    /// `registries` names, this may be at any address.
+    pub named: Vec<RegistryPattern>,
+    /// On whose behalf registries are asked.
+    pub requester: Requester,
+}
+
+/// Who says which registries are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requester {
+    /// The user, who has named each of them.
+    User,
+    /// The user's programs, by the paths that they look up in a mount.
+    Programs,
+    /// Everybody on this machine, by such paths.
+    Everybody,
+}
+
+impl Default for Reach {
+    fn default() -> Self {
+        Self {
+            registries: vec![RegistryPattern::every()],
+            named: Vec::new(),
+            requester: Requester::User,
+        }
+    }
 }
 
 impl Default for RegistryConfig {
@@ -49,6 +87,7 @@ impl Default for RegistryConfig {
             retries: 5,
             without_referrers: Vec::new(),
             resolve: Vec::new(),
+            reach: Reach::default(),
         }
     }
 }
@@ -123,15 +162,46 @@ impl RegistryConfig {
         self.stall_timeout * 2 + self.connect_timeout
     }
 
-    /// Reads all certificate files, so that a wrong one is known before anything is done.
-    pub fn check(&self) -> Result<()> {
-        let entries = (0..self.entries.len()).map(Some);
-        for access in entries.chain([None]).map(|entry| self.access(entry)) {
-            if access.ca_file.is_some() || access.cert_file.is_some() {
-                session::client(&access, self, session::Deadline::Stall)?;
-            }
+    /// Whether `repository` may be asked for.
+    pub fn may_ask(&self, repository: &Repository) -> bool {
+        self.reach.registries.iter().any(|pattern| pattern.matches(repository))
+    }
+
+    /// Whether the user has named this host, and not just every one: such a host may be at any
+    /// address.
+    fn is_named(&self, host: &str, port: Option<u16>) -> bool {
+        let patterns = self.reach.registries.iter().chain(&self.reach.named);
+        let in_entry = |entry: &Entry| {
+            let (own, own_port) = split_port(entry.prefix.split('/').next().unwrap_or_default());
+            own == host && own_port.is_none_or(|own| own == port.unwrap_or(443))
+        };
+        patterns.into_iter().any(|pattern| pattern.names_host(host, port))
+            || self.entries.iter().any(in_entry)
+            || self.resolve.iter().any(|(own, _)| own == host)
+    }
+
+    /// Where a registry may be that is called `registry`.
+    pub(crate) fn limit_of_registry(&self, registry: &str) -> Zone {
+        let (host, port) = split_port(registry);
+        match self.reach.requester {
+            _ if self.is_named(host, port) => Zone::Special,
+            Requester::User => Zone::Special,
+            Requester::Programs => Zone::Loopback,
+            // Services on this machine often trust whoever can connect to them.
+            Requester::Everybody => Zone::Private,
         }
-        Ok(())
+    }
+
+    /// Where another host may be to which a registry in the zone `from` leads: a token server or
+    /// the target of a redirect.
+    pub(crate) fn limit_of_other(&self, host: &str, port: Option<u16>, from: Zone) -> Zone {
+        match (self.reach.requester, from) {
+            _ if self.is_named(host, port) => Zone::Special,
+            (_, Zone::Public) => Zone::Private,
+            (Requester::Everybody, from) => from.clamp(Zone::Private, Zone::Loopback),
+            // Whoever runs a registry of his own has its other parts next to it.
+            _ => Zone::Loopback,
+        }
     }
 
     /// The entry that governs `repository`: the longest prefix of `host[:port][/path]`. An entry
@@ -172,14 +242,6 @@ fn match_length(prefix: &str, repository: &Repository) -> Option<usize> {
     let rest = repository.path().strip_prefix(path)?;
     let whole_components = path.is_empty() || rest.is_empty() || rest.starts_with('/');
     (same_host && whole_components).then_some(prefix.len())
-}
-
-/// `host:5000` -> `host`, also for an IPv6 address in brackets.
-pub(crate) fn without_port(registry: &str) -> &str {
-    match registry.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-        _ => registry,
-    }
 }
 
 /// Brings what people write for a registry (`https://index.docker.io/v1/`, `Quay.io/`) into the
@@ -240,6 +302,49 @@ mod tests {
             let found = config.entry_for(reference.repository());
             assert_eq!(found.map(|i| prefixes[i]), expected, "{image}");
             assert_ne!(found, Some(7), "of equals the first counts");
+        }
+    }
+
+    #[test]
+    fn where_connections_may_lead() {
+        use Requester::{Everybody, Programs, User};
+        use Zone::{Loopback, Private, Public, Special};
+        let config = |requester, registries: &[&str]| RegistryConfig {
+            reach: Reach {
+                registries: registries.iter().map(|text| text.parse().unwrap()).collect(),
+                named: vec!["named.io".parse().unwrap()],
+                requester,
+            },
+            entries: vec![Entry { prefix: "entry.io:5000/team".into(), ..Entry::default() }],
+            resolve: vec![("resolved.io".into(), "127.0.0.1:5000".parse().unwrap())],
+            ..RegistryConfig::default()
+        };
+        for (requester, of_registry, of_other) in [
+            (User, Special, [Private, Loopback, Loopback, Loopback]),
+            (Programs, Loopback, [Private, Loopback, Loopback, Loopback]),
+            (Everybody, Private, [Private, Private, Loopback, Loopback]),
+        ] {
+            let config = config(requester, &["*", "listed.io/team"]);
+            assert_eq!(config.limit_of_registry("a.io"), of_registry, "{requester:?}");
+            for (from, limit) in [Public, Private, Loopback, Special].into_iter().zip(of_other) {
+                assert_eq!(
+                    config.limit_of_other("a.io", None, from),
+                    limit,
+                    "{requester:?} {from}"
+                );
+            }
+            for (host, port) in [
+                ("listed.io", None),
+                ("named.io", Some(443)),
+                ("entry.io", Some(5000)),
+                ("resolved.io", Some(80)),
+            ] {
+                assert_eq!(config.limit_of_other(host, port, Public), Special, "{host}");
+                let registry = port.map_or(host.to_owned(), |port| format!("{host}:{port}"));
+                assert_eq!(config.limit_of_registry(&registry), Special, "{registry}");
+            }
+            assert_eq!(config.limit_of_other("entry.io", None, Public), Private);
+            assert_eq!(config.limit_of_other("listed.io", Some(81), Public), Private);
         }
     }
 

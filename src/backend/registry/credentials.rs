@@ -1,10 +1,20 @@
 //! Credentials that other tools have stored: Docker's `config.json`, podman's `auth.json`, and the
 //! credential helpers that they name.
+//!
+//! Files are read on threads that may block, and a helper that does not answer is killed.
 
-use std::{collections::BTreeMap, env, fs, io::ErrorKind, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
-use serde::de::IgnoredAny;
+use serde::{Deserialize, de::IgnoredAny};
+use tokio::{io::AsyncWriteExt, process::Command, task, time::timeout};
 
 use super::config::Credentials;
 use crate::image::Repository;
@@ -24,8 +34,8 @@ pub fn default_files() -> Vec<PathBuf> {
     .collect()
 }
 
-/// What `docker_credential` does not tell of a file.
-#[derive(Default, serde::Deserialize)]
+/// What a file says beside the credentials that are in it.
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Config {
     auths: BTreeMap<String, IgnoredAny>,
@@ -33,22 +43,34 @@ struct Config {
     creds_store: Option<String>,
 }
 
-impl Config {
-    /// The program that is asked for `key`.
-    fn helper(&self, key: &str) -> Option<String> {
-        let name = self.cred_helpers.get(key).or(self.creds_store.as_ref())?;
-        Some(format!("docker-credential-{name}"))
-    }
+/// Reads the files that exist. Second, the first that cannot be read, with the reason.
+async fn read(files: &[PathBuf]) -> (Vec<(PathBuf, Vec<u8>)>, Option<String>) {
+    let files = files.to_vec();
+    let read = task::spawn_blocking(move || {
+        let (mut found, mut failed) = (Vec::new(), None);
+        for path in files {
+            match fs::read(&path) {
+                Ok(text) => found.push((path, text)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    failed = Some(format!("{}: {error}", path.display()));
+                    break;
+                }
+            }
+        }
+        (found, failed)
+    });
+    read.await.unwrap_or_else(|panic| (Vec::new(), Some(panic.to_string())))
 }
 
 /// The longest `registry/path` for which one of `files` has an entry of its own and which
 /// `repository` is part of, as podman stores them; most often there is none.
-pub(crate) fn stored_part(files: &[PathBuf], repository: &Repository) -> Option<String> {
+pub(super) async fn stored_part(files: &[PathBuf], repository: &Repository) -> Option<String> {
     let whole = repository.to_string();
-    files
-        .iter()
-        .filter_map(|path| fs::read(path).ok())
-        .filter_map(|text| serde_json::from_slice::<Config>(&text).ok())
+    let (found, _) = read(files).await;
+    found
+        .into_iter()
+        .filter_map(|(_, text)| serde_json::from_slice::<Config>(&text).ok())
         .flat_map(|config| config.auths.into_keys())
         .filter(|key| {
             let rest = whole.strip_prefix(key.as_str());
@@ -58,58 +80,123 @@ pub(crate) fn stored_part(files: &[PathBuf], repository: &Repository) -> Option<
         .max_by_key(String::len)
 }
 
-/// Looks up `registry`, or `part` of it, in `files`. An error tells which file or helper failed,
-/// without anything that it printed on its standard output, which may be a secret.
-pub(crate) fn lookup(
+/// Looks up `registry`, or `part` of it, in `files`. A helper has `patience` to answer. An error
+/// says which file or helper failed, without anything that it printed on its standard output, which
+/// may be a secret.
+pub(super) async fn lookup(
     files: &[PathBuf],
     registry: &str,
     part: Option<&str>,
+    patience: Duration,
 ) -> Result<Option<Credentials>, String> {
     let server = match registry {
         "docker.io" => "https://index.docker.io/v1/".to_owned(),
         _ => format!("https://{registry}"),
     };
     let keys: Vec<&str> = part.into_iter().chain([registry, &server]).collect();
-    for path in files {
-        let text = match fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(format!("{}: {error}", path.display())),
-        };
+    let (found, failed) = read(files).await;
+    for (path, text) in found {
+        let of_file = |reason: String| format!("{}: {reason}", path.display());
+        let config: Config = serde_json::from_slice(&text).unwrap_or_default();
         for key in &keys {
-            match docker_credential::get_credential_from_reader(text.as_slice(), key) {
-                Ok(DockerCredential::IdentityToken(token)) => {
-                    return Ok(Some(Credentials::IdentityToken(token)));
-                }
-                Ok(DockerCredential::UsernamePassword(username, password)) => {
-                    return Ok(Some(Credentials::Basic { username, password }));
-                }
-                Err(CredentialRetrievalError::NoCredentialConfigured) => {}
-                // Helpers say on standard output that they have nothing, and exit with 1.
-                Err(CredentialRetrievalError::HelperFailure { stdout, .. })
-                    if stdout.contains("not found") => {}
-                Err(CredentialRetrievalError::HelperFailure { helper, stderr, .. }) => {
-                    let said = stderr.trim().lines().next_back().unwrap_or_default();
-                    return Err(format!("{}: {helper} failed: {said}", path.display()));
-                }
-                Err(error) => {
-                    let config: Config = serde_json::from_slice(&text).unwrap_or_default();
-                    let helper =
-                        config.helper(key).map(|name| format!("{name}: ")).unwrap_or_default();
-                    return Err(format!("{}: {helper}{error}", path.display()));
-                }
+            // Docker's order: a helper for this registry, what is in the file, a helper for all.
+            let found = match config.cred_helpers.get(*key).filter(|name| !name.is_empty()) {
+                Some(helper) => ask_helper(helper, key, patience).await,
+                None => match (in_file(&text, key), &config.creds_store) {
+                    (Ok(None), Some(helper)) => ask_helper(helper, key, patience).await,
+                    (found, _) => found,
+                },
+            };
+            if let Some(found) = found.map_err(of_file)? {
+                return Ok(Some(found));
             }
         }
     }
-    Ok(None)
+    failed.map_or(Ok(None), Err)
+}
+
+/// What stands in the file itself for `key`.
+fn in_file(text: &[u8], key: &str) -> Result<Option<Credentials>, String> {
+    // Without the helpers, which the library would run, and wait for without end.
+    let mut config: serde_json::Value = serde_json::from_slice(text).unwrap_or_default();
+    if let Some(config) = config.as_object_mut() {
+        config.remove("credHelpers");
+        config.remove("credsStore");
+    }
+    let config = if config.is_null() { text.to_vec() } else { config.to_string().into_bytes() };
+    match docker_credential::get_credential_from_reader(config.as_slice(), key) {
+        Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Credentials::IdentityToken(token))),
+        Ok(DockerCredential::UsernamePassword(username, password)) => {
+            Ok(Some(Credentials::Basic { username, password }))
+        }
+        Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What a credential helper answers.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HelperAnswer {
+    username: String,
+    secret: String,
+}
+
+/// Runs a credential helper, which may ask the user for something.
+async fn ask_helper(
+    name: &str,
+    key: &str,
+    patience: Duration,
+) -> Result<Option<Credentials>, String> {
+    let program = format!("docker-credential-{name}");
+    let answered = match timeout(patience, run(&program, key)).await {
+        Ok(answered) => answered.map_err(|error| format!("{program}: {error}"))?,
+        Err(_) => return Err(format!("{program} has not answered within {patience:?}")),
+    };
+    if !answered.status.success() {
+        // Helpers say on standard output that they have nothing, and exit with 1.
+        if String::from_utf8_lossy(&answered.stdout).contains("not found") {
+            return Ok(None);
+        }
+        let said = String::from_utf8_lossy(&answered.stderr);
+        let said = said.trim().lines().next_back().unwrap_or_default();
+        return Err(format!("{program} failed: {said}"));
+    }
+    let answer: HelperAnswer = serde_json::from_slice(&answered.stdout)
+        .map_err(|_| format!("{program}: its answer is not what Docker specifies"))?;
+    Ok(Some(match answer.username.as_str() {
+        "<token>" => Credentials::IdentityToken(answer.secret),
+        _ => Credentials::Basic { username: answer.username, password: answer.secret },
+    }))
+}
+
+/// Runs a helper. It is killed if nobody waits any more.
+async fn run(program: &str, key: &str) -> io::Result<std::process::Output> {
+    let mut child = Command::new(Path::new(program))
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        match stdin.write_all(key.as_bytes()).await {
+            // It has read nothing, and may answer all the same.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            written => written?,
+        }
+    }
+    child.wait_with_output().await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_most_specific_entry_counts() {
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn the_most_specific_entry_counts() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("auth.json");
         // u:p, v:q and w:r
@@ -127,14 +214,16 @@ mod tests {
         ] {
             let reference: crate::image::Reference = image.parse().unwrap();
             let repository = reference.repository();
-            let part = stored_part(&files, repository);
-            let found = lookup(&files, repository.registry(), part.as_deref()).unwrap();
+            let part = stored_part(&files, repository).await;
+            let found = lookup(&files, repository.registry(), part.as_deref(), PATIENCE).await;
+            let found = found.unwrap();
             let user = found.map(|c| match c {
                 Credentials::Basic { username, .. } => username,
                 Credentials::IdentityToken(_) => "token".into(),
             });
             assert_eq!(user.as_deref(), expected, "{image}");
         }
-        assert!(lookup(&files, "bad.io", None).unwrap_err().contains("auth.json"));
+        let failed = lookup(&files, "bad.io", None, PATIENCE).await.unwrap_err();
+        assert!(failed.contains("auth.json"), "{failed}");
     }
 }

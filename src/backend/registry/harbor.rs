@@ -7,7 +7,7 @@ use reqwest::{
 };
 use serde_json::json;
 
-use super::{Registry, challenge, session::Session};
+use super::{Registry, failure, session::Session};
 use crate::{
     backend::{Kind, Result},
     image::Repository,
@@ -20,14 +20,14 @@ impl Registry {
     /// Makes sure that the project in which `repository` is exists: the first component of its
     /// path. Tells whether it had to be made, which it is as a private one.
     pub async fn ensure_project(&self, repository: &Repository) -> Result<bool> {
-        let session = self.session(repository)?;
+        let session = self.session(repository).await?;
         let project = repository.path().split('/').next().unwrap_or_default();
         let doing = format!("creating the project {project}");
         if !repository.path().contains('/') {
             let reason = "a repository of Harbor is in a project: its name needs another component";
-            return Err(session.error(&doing, Kind::Config(reason.into())));
+            return Err(session.wire.error(&doing, Kind::Config(reason.into())));
         }
-        let mut url = session.url(repository, "");
+        let mut url = session.wire.url(repository, "");
         url.set_path("/api/v2.0/projects");
         let mut named = url.clone();
         named.query_pairs_mut().append_pair("project_name", project);
@@ -47,12 +47,12 @@ impl Registry {
                 StatusCode::CONFLICT => Ok(false),
                 StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
                     let reason = "it has no API of Harbor; leave out --create-projects";
-                    Err(session.error(&doing, Kind::Config(reason.into())))
+                    Err(session.wire.error(&doing, Kind::Config(reason.into())))
                 }
                 _ => Err(refused(&session, answer, &doing).await),
             }
         };
-        session.repeat(make).await
+        session.wire.repeat(make).await
     }
 }
 
@@ -63,24 +63,24 @@ async fn ask(
     body: Option<String>,
     doing: &str,
 ) -> Result<Response> {
-    let mut request = session.plain_request(method, url);
-    if let Some(authorization) = session.credentials().await.0.as_ref().and_then(challenge::basic) {
+    let mut request = session.wire.request(method, &url, doing).await?;
+    if let Some(authorization) = session.auth.basic().await {
         request = request.header(AUTHORIZATION, authorization);
     }
     if let Some(body) = body {
         request = request.header(CONTENT_TYPE, "application/json").body(body);
     }
-    request.send().await.map_err(|e| session.failed(doing, e))
+    session.wire.send(request, doing).await
 }
 
 async fn refused(session: &Session, answer: Response, doing: &str) -> crate::backend::Error {
     let status = answer.status().as_u16();
-    let body = super::session::read_limited(answer, MAX_ANSWER).await.ok().flatten();
-    let message = body.map(|body| super::session::error_message(&body)).unwrap_or_default();
+    let body = session.wire.body(answer, MAX_ANSWER, doing).await.ok().flatten();
+    let message = body.map(|body| failure::error_message(&body)).unwrap_or_default();
     let kind = match status {
         401 => Kind::Unauthorized(message),
         403 => Kind::Denied(message),
         _ => Kind::Status { status, message, retry_after: None },
     };
-    session.error(doing, kind)
+    session.wire.error(doing, kind)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
 };
 
 use async_trait::async_trait;
@@ -12,9 +12,12 @@ use reqwest::{Method, StatusCode, Url, header::HeaderValue};
 use serde_json::{Value, json};
 
 use super::{
-    Registry, content_digest, fetch_manifest, header, manifest_ask,
-    session::{Ask, Payload, Scope, Session},
-    upload::{self, Mounted, Mounting, Upload},
+    Registry,
+    abilities::Mounting,
+    holders::Holders,
+    manifests::{fetch_manifest, manifest_ask},
+    session::{Ask, Payload, Scope, Session, content_digest, header},
+    upload::{self, Mounted, Upload},
 };
 use crate::{
     backend::{Capabilities, Kind, ManifestName, Names, Opened, Result, Sink},
@@ -40,38 +43,6 @@ pub struct RegistrySink {
     listing: tokio::sync::Mutex<()>,
 }
 
-/// Which repositories are known to have which blobs.
-#[derive(Default)]
-pub(super) struct Holders(Mutex<HashMap<(String, Digest), Vec<Repository>>>);
-
-impl Holders {
-    fn state(&self) -> MutexGuard<'_, HashMap<(String, Digest), Vec<Repository>>> {
-        locked(&self.0)
-    }
-
-    pub(super) fn note(&self, repository: &Repository, blob: Digest) {
-        let mut state = self.state();
-        let holders = state.entry((repository.registry().to_owned(), blob)).or_default();
-        if !holders.contains(repository) {
-            holders.push(repository.clone());
-        }
-    }
-
-    /// Whether `repository` has `blob`, or else another repository of the registry that has.
-    fn find(&self, repository: &Repository, blob: Digest) -> (bool, Option<Repository>) {
-        let state = self.state();
-        let holders = state.get(&(repository.registry().to_owned(), blob));
-        let holders = holders.map(Vec::as_slice).unwrap_or_default();
-        (holders.contains(repository), holders.first().cloned())
-    }
-
-    fn forget(&self, repository: &Repository) {
-        for holders in self.state().values_mut() {
-            holders.retain(|holder| holder != repository);
-        }
-    }
-}
-
 impl RegistrySink {
     /// All registries that `registry` reaches.
     pub fn new(registry: Arc<Registry>) -> Self {
@@ -85,8 +56,8 @@ impl RegistrySink {
         }
     }
 
-    fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
-        self.registry.session(repository)
+    async fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
+        self.registry.session(repository).await
     }
 
     /// An upload to `location`.
@@ -109,11 +80,12 @@ impl RegistrySink {
         media_type: &str,
         name: &str,
     ) -> Result<reqwest::Response> {
-        let session = self.session(repository)?;
+        let session = self.session(repository).await?;
         let doing = format!("writing manifest {name} to {repository}");
-        let url = session.url(repository, &format!("manifests/{name}"));
-        let media_type = HeaderValue::from_str(media_type)
-            .map_err(|_| session.error(&doing, Kind::Unfit("its media type is no text".into())))?;
+        let url = session.wire.url(repository, &format!("manifests/{name}"));
+        let media_type = HeaderValue::from_str(media_type).map_err(|_| {
+            session.wire.error(&doing, Kind::Unfit("its media type is no text".into()))
+        })?;
         let ask = Ask {
             payload: Payload::Whole(content.clone(), media_type),
             ..Ask::push(Method::PUT, url, repository, &doing)
@@ -124,12 +96,12 @@ impl RegistrySink {
         if status != StatusCode::CREATED && found.is_none() {
             // The login page of a network also answers everything with success.
             let reason = format!("it answers {status}, which does not say that it has stored it");
-            return Err(session.error(&doing, Kind::Protocol(reason)));
+            return Err(session.wire.error(&doing, Kind::Protocol(reason)));
         }
         let expected = found.map(|found| Digest::of(found.algorithm(), content));
         match (expected, found) {
             (Some(expected), Some(found)) if expected != found => {
-                Err(session.error(&doing, Kind::Digest { expected, found }).after(1))
+                Err(session.wire.error(&doing, Kind::Digest { expected, found }).after(1))
             }
             _ => Ok(answer.response),
         }
@@ -210,7 +182,7 @@ impl Names for RegistrySink {
     }
 
     async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
-        let session = self.session(reference.repository())?;
+        let session = self.session(reference.repository()).await?;
         let doing = format!("looking up {reference}");
         let ask = Ask {
             scope: Scope::Push(None),
@@ -235,7 +207,7 @@ impl Names for RegistrySink {
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<Manifest> {
-        let session = self.session(reference.repository())?;
+        let session = self.session(reference.repository()).await?;
         let manifest = fetch_manifest(&session, reference, Scope::Push(None)).await?;
         locked(&self.names).insert(reference.clone(), manifest.digest());
         Ok(manifest)
@@ -248,7 +220,7 @@ impl Sink for RegistrySink {
         if self.holders.find(repository, blob.digest).0 {
             return Ok(true);
         }
-        let there = upload::has(&*self.session(repository)?, repository, blob).await?;
+        let there = upload::has(&*self.session(repository).await?, repository, blob).await?;
         if there {
             self.holders.note(repository, blob.digest);
         }
@@ -260,7 +232,7 @@ impl Sink for RegistrySink {
     }
 
     async fn prepare(&self, repository: &Repository) -> Result<()> {
-        let session = self.session(repository)?;
+        let session = self.session(repository).await?;
         let location = upload::start(&session, repository).await?;
         locked(&self.begun).insert(repository.clone(), location);
         Ok(())
@@ -272,7 +244,7 @@ impl Sink for RegistrySink {
         blob: &Descriptor,
         origins: &[Repository],
     ) -> Result<Opened> {
-        let session = self.session(repository)?;
+        let session = self.session(repository).await?;
         let (here, elsewhere) = self.holders.find(repository, blob.digest);
         if here {
             return Ok(Opened::Present);
@@ -294,7 +266,7 @@ impl Sink for RegistrySink {
                 }
                 Mounted::Yes => {
                     session.receiving.learn_mounting(Mounting::Works);
-                    session.stats.count_mount();
+                    session.wire.stats.count_mount();
                     self.holders.note(repository, blob.digest);
                     return Ok(Opened::Mounted);
                 }
@@ -389,7 +361,7 @@ impl Sink for RegistrySink {
 
     async fn forget_known(&self, repository: &Repository) {
         self.holders.forget(repository);
-        if let Ok(session) = self.session(repository) {
+        if let Ok(session) = self.session(repository).await {
             session.receiving.set_mounting(Mounting::Refused);
         }
     }
@@ -397,7 +369,7 @@ impl Sink for RegistrySink {
     async fn close(&self) {
         let begun = std::mem::take(&mut *locked(&self.begun));
         join_all(begun.into_iter().map(|(repository, location)| async move {
-            if let Ok(session) = self.session(&repository) {
+            if let Ok(session) = self.session(&repository).await {
                 upload::cancel(&session, &repository, location).await;
             }
         }))

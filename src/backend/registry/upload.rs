@@ -2,10 +2,7 @@
 //! from where it stopped after an interruption (distribution specification, "Pushing blobs").
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU8, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -19,112 +16,21 @@ use reqwest::{
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    content_digest, header,
-    session::{Answer, Ask, Lane, Payload, Scope, Session},
-    sink::Holders,
+    abilities::Mounting,
+    holders::Holders,
+    session::{Answer, Ask, Lane, Payload, Scope, Session, content_digest, header},
 };
 use crate::{
-    backend::{BoxStream, Content, Error, Kind, Received, Receiver, Result, images_dir::BlobFile},
+    backend::{BoxStream, Content, Error, Kind, LocalFile, Received, Receiver, Result},
     image::{Descriptor, Hasher, Repository},
 };
-
-/// The first size of a chunk, in bytes, where a blob cannot be sent whole.
-const FIRST_CHUNK: u64 = 32 << 20;
-
-/// Chunks are halved as long as the registry says that they are too large, down to this.
-const LEAST_CHUNK: u64 = 256 << 10;
 
 /// Pieces that wait to be sent.
 const QUEUED_PIECES: usize = 1;
 
 /// A registry that has all bytes may take this long for each of so many to hash and store them,
-/// in addition to [`RegistryConfig::stall_timeout`](super::RegistryConfig::stall_timeout).
+/// in addition to [`RegistryConfig::stall_timeout`](super::config::RegistryConfig::stall_timeout).
 const STORING: (u64, Duration) = (16 << 20, Duration::from_secs(1));
-
-/// Uploads after which it is worth a request to find out whether the registry mounts.
-const UPLOADS_BEFORE_PROBE: u64 = 3;
-
-/// What is known of how a registry takes content.
-#[derive(Default)]
-pub(in crate::backend) struct Receiving {
-    mounting: AtomicU8,
-    /// Bytes of a chunk; 0 where blobs are sent whole.
-    chunk: AtomicU64,
-    /// The registry wants no shorter chunks, but for the last of a blob.
-    least_chunk: AtomicU64,
-    uploads: AtomicU64,
-}
-
-/// Whether a registry mounts blobs from one of its repositories into another.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mounting {
-    Unknown = 0,
-    /// It does, and a blob can also be mounted from the repository itself: then asking for a mount
-    /// finds out whether the blob is there, and begins its upload if it is not.
-    Works = 1,
-    /// It does not, or not so that one could rely on it.
-    Refused = 2,
-}
-
-impl Receiving {
-    pub(super) fn mounting(&self) -> Mounting {
-        match self.mounting.load(Ordering::Relaxed) {
-            0 => Mounting::Unknown,
-            1 => Mounting::Works,
-            _ => Mounting::Refused,
-        }
-    }
-
-    pub(super) fn set_mounting(&self, known: Mounting) {
-        self.mounting.store(known as u8, Ordering::Relaxed);
-    }
-
-    /// What a mount has shown; it takes nothing back.
-    pub(super) fn learn_mounting(&self, known: Mounting) {
-        let (unknown, known) = (Mounting::Unknown as u8, known as u8);
-        let _ =
-            self.mounting.compare_exchange(unknown, known, Ordering::Relaxed, Ordering::Relaxed);
-    }
-
-    /// Counts an upload; whether now is the time to find out about mounting.
-    fn is_time_to_probe(&self) -> bool {
-        self.mounting() == Mounting::Unknown
-            && self.uploads.fetch_add(1, Ordering::Relaxed) + 1 == UPLOADS_BEFORE_PROBE
-    }
-
-    /// A whole blob of `size` bytes, or chunks of it, are too large. False if smaller ones make no
-    /// sense.
-    fn shrink(&self, refused: Option<u64>, size: u64) -> bool {
-        let mut smaller = match refused {
-            None => self.first_chunk(),
-            Some(chunk) if chunk / 2 >= self.least_chunk() => chunk / 2,
-            Some(_) => return false,
-        };
-        // What is no smaller than all of it has just been refused.
-        while smaller >= size && smaller / 2 >= self.least_chunk() {
-            smaller /= 2;
-        }
-        let now = self.chunk.load(Ordering::Relaxed);
-        // Another upload may have learned more.
-        if now == 0 || now > smaller {
-            self.chunk.store(smaller, Ordering::Relaxed);
-        }
-        true
-    }
-
-    fn chunk(&self) -> Option<u64> {
-        let chunk = Some(self.chunk.load(Ordering::Relaxed)).filter(|chunk| *chunk > 0);
-        chunk.map(|chunk| chunk.max(self.least_chunk()))
-    }
-
-    fn first_chunk(&self) -> u64 {
-        FIRST_CHUNK.max(self.least_chunk())
-    }
-
-    fn least_chunk(&self) -> u64 {
-        LEAST_CHUNK.max(self.least_chunk.load(Ordering::Relaxed))
-    }
-}
 
 /// An upload that has begun.
 pub(super) struct Upload {
@@ -165,7 +71,7 @@ impl Upload {
     }
 
     fn error(&self, kind: impl Into<Kind>) -> Error {
-        self.session.error(&self.doing, kind)
+        self.session.wire.error(&self.doing, kind)
     }
 
     fn ask(&self, method: Method, url: Url) -> Ask<'_> {
@@ -183,7 +89,7 @@ impl Upload {
     async fn send(
         &mut self,
         content: &dyn Content,
-        file: Option<&BlobFile>,
+        file: Option<&LocalFile>,
     ) -> std::result::Result<(), Failed> {
         match file {
             Some(file) => {
@@ -217,7 +123,7 @@ impl Upload {
             ask.headers = content_headers(length, Some(&range));
             let answer = self.pass(ask, &mut pieces, length, content).await?;
             self.location =
-                self.session.location(&answer.url, answer.response.headers(), &self.doing)?;
+                self.session.wire.location(&answer.url, answer.response.headers(), &self.doing)?;
             self.offset += length;
             self.hasher.clone_from(&pieces.hasher);
         }
@@ -264,14 +170,14 @@ impl Upload {
                     Ok(Pumped::All) => {
                         let (bytes, each) = STORING;
                         let patience = each * u32::try_from(length / bytes).unwrap_or(u32::MAX);
-                        let patience = self.session.config.stall_timeout.saturating_add(patience);
+                        let patience = self.session.wire.config.stall_timeout.saturating_add(patience);
                         match timeout(patience, request).await {
                             Ok(answer) => answer.map_err(Failed::at_end),
                             Err(_) => Err(Failed::at_end(self.error(Kind::Stalled(patience)))),
                         }
                     }
                     Ok(Pumped::Stalled) => {
-                        Err(self.error(Kind::Stalled(self.session.config.stall_timeout)).into())
+                        Err(self.error(Kind::Stalled(self.session.wire.config.stall_timeout)).into())
                     }
                     // The request has come to its end before the content, and says why.
                     Ok(Pumped::Refused) => match request.await {
@@ -311,7 +217,7 @@ impl Upload {
         content: &dyn Content,
         moved: &mut u64,
     ) -> Result<Pumped> {
-        let stall = self.session.config.stall_timeout;
+        let stall = self.session.wire.config.stall_timeout;
         let mut left = length;
         while left > 0 {
             let Some(piece) = pieces.next(left).await? else {
@@ -335,7 +241,7 @@ impl Upload {
                 Ok(Err(_)) => return Ok(Pumped::Refused),
                 Err(_) => return Ok(Pumped::Stalled),
             }
-            self.session.stats.add_sent(bytes);
+            self.session.wire.stats.add_sent(bytes);
             *moved += bytes as u64;
             content.moved(bytes as u64);
         }
@@ -352,7 +258,7 @@ impl Upload {
             let there = header(headers, RANGE.as_str()).and_then(|range| received(&range));
             let there = there.filter(|there| *there < self.blob.size);
             let there = there.filter(|there| !out_of_order || *there != had);
-            let same = self.session.location(&answer.url, headers, &self.doing);
+            let same = self.session.wire.location(&answer.url, headers, &self.doing);
             // What has to be hashed can only go on where its hash is known.
             if let Some(there) = there.filter(|there| verified || *there == had) {
                 self.location = same.unwrap_or_else(|_| self.location.clone());
@@ -396,7 +302,7 @@ impl Receiver for Upload {
         let file = content.file().await?;
         let verified = file.is_some();
         self.hasher = (!verified).then(|| Hasher::new(self.blob.digest.algorithm()));
-        let mut retry = self.session.retry();
+        let mut retry = self.session.wire.retry();
         let mut reached = 0;
         while let Err(failed) = self.send(content.as_ref(), file.as_ref()).await {
             let Failed { error, at } = failed;
@@ -422,7 +328,7 @@ impl Receiver for Upload {
             // Smaller chunks are no repetition, and end by themselves.
             if !is_too_large {
                 let delay = retry.again(error)?;
-                self.session.pause(delay).await;
+                self.session.wire.pause(delay).await;
             }
             let before = self.offset;
             self.resume(verified, out_of_order).await?;
@@ -526,7 +432,7 @@ fn received(range: &str) -> Option<u64> {
 /// Begins an upload.
 pub(super) async fn start(session: &Session, repository: &Repository) -> Result<Url> {
     let doing = format!("beginning an upload to {repository}");
-    let url = session.url(repository, "blobs/uploads/");
+    let url = session.wire.url(repository, "blobs/uploads/");
     let ask = Ask::push(Method::POST, url, repository, &doing);
     let answer = session.send(&ask).await?;
     begun(session, &answer, &doing)
@@ -536,9 +442,9 @@ pub(super) async fn start(session: &Session, repository: &Repository) -> Result<
 fn begun(session: &Session, answer: &Answer, doing: &str) -> Result<Url> {
     let headers = answer.response.headers();
     if let Some(bytes) = header(headers, "oci-chunk-min-length").and_then(|n| n.parse().ok()) {
-        session.receiving.least_chunk.fetch_max(bytes, Ordering::Relaxed);
+        session.receiving.require_chunk(bytes);
     }
-    session.location(&answer.url, headers, doing)
+    session.wire.location(&answer.url, headers, doing)
 }
 
 /// Ends an upload that is not needed. Registries also do that by themselves after a while.
@@ -555,7 +461,7 @@ pub(super) async fn has(
     blob: &Descriptor,
 ) -> Result<bool> {
     let doing = format!("looking for blob {} in {repository}", blob.digest);
-    let url = session.url(repository, &format!("blobs/{}", blob.digest));
+    let url = session.wire.url(repository, &format!("blobs/{}", blob.digest));
     let ask = Ask::push(Method::HEAD, url, repository, &doing);
     match session.send(&ask).await {
         Ok(answer) => {
@@ -587,7 +493,7 @@ pub(super) async fn mount(
     from: &Repository,
 ) -> Result<Mounted> {
     let doing = format!("mounting blob {} from {from} into {repository}", blob.digest);
-    let mut url = session.url(repository, "blobs/uploads/");
+    let mut url = session.wire.url(repository, "blobs/uploads/");
     url.query_pairs_mut()
         .append_pair("mount", &blob.digest.to_string())
         .append_pair("from", from.path());
@@ -636,28 +542,5 @@ mod tests {
         ] {
             assert_eq!(received(range), bytes, "{range}");
         }
-    }
-
-    #[test]
-    fn chunks_shrink_until_it_makes_no_sense() {
-        let receiving = Receiving::default();
-        assert_eq!(receiving.chunk(), None);
-        let mut steps = 0;
-        while receiving.shrink(receiving.chunk(), u64::MAX) {
-            steps += 1;
-        }
-        assert_eq!((steps, receiving.chunk()), (8, Some(LEAST_CHUNK)));
-        assert!(
-            receiving.shrink(None, u64::MAX),
-            "a blob that was begun whole learns what others have"
-        );
-        assert_eq!(receiving.chunk(), Some(LEAST_CHUNK));
-
-        let receiving = Receiving::default();
-        assert!(receiving.shrink(None, 3 << 20));
-        assert_eq!(receiving.chunk(), Some(2 << 20), "less than what was refused");
-        receiving.least_chunk.store(4 << 20, Ordering::Relaxed);
-        assert_eq!(receiving.chunk(), Some(4 << 20));
-        assert!(!receiving.shrink(receiving.chunk(), u64::MAX));
     }
 }

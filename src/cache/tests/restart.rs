@@ -9,8 +9,8 @@ use super::{
     fake::*,
 };
 use crate::backend::{
-    Blobs, BoxStream, Content, Kind, Opened, Result, Sink,
-    images_dir::{BlobFile, ImagesDir, Linking, cached},
+    Blobs, BoxStream, Content, Kind, LocalFile, Opened, Result, Sink,
+    images_dir::{ImagesDir, Linking, cached},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -198,7 +198,7 @@ impl Content for Pulled {
         self.0.read(&repository("a"), self.0.blob(), offset..self.0.size()).await
     }
 
-    async fn file(&self) -> Result<Option<BlobFile>> {
+    async fn file(&self) -> Result<Option<LocalFile>> {
         Ok(None)
     }
 

@@ -107,6 +107,7 @@ fn attributes_of(ino: u64, tree: &Tree, node: Node) -> Attributes {
             links: found.links,
             device: found.device,
         }),
+        local: None,
     }
 }
 

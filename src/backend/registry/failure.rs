@@ -40,7 +40,7 @@ pub(super) fn says_incomplete(body: &[u8]) -> bool {
 }
 
 /// What an error body says, in one printable line.
-pub(in crate::backend::registry) fn error_message(body: &[u8]) -> String {
+pub(super) fn error_message(body: &[u8]) -> String {
     let text = match serde_json::from_slice::<Envelope>(body) {
         Ok(envelope) => {
             let items = envelope.errors.iter().take(3).map(|item| match item.message.as_str() {
@@ -61,6 +61,16 @@ pub(super) fn root_cause(error: &dyn StdError) -> String {
         cause = deeper;
     }
     cause.to_string()
+}
+
+/// The first cause of the type `T`.
+pub(super) fn find<'a, T: StdError + 'static>(
+    error: &'a (dyn StdError + 'static),
+) -> Option<&'a T> {
+    match error.downcast_ref() {
+        Some(found) => Some(found),
+        None => find(error.source()?),
+    }
 }
 
 /// Whether a connection was made and then closed before a request could be sent on it. With TLS 1.3

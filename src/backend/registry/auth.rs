@@ -1,0 +1,394 @@
+//! How imgfs proves to a registry who it is: basic authentication, and tokens from token servers.
+
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use lru::LruCache;
+use reqwest::{
+    Method, Response, Url,
+    header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE},
+};
+use tokio::{sync::MutexGuard, task};
+
+use super::{
+    auths::Auths,
+    challenge::{self, Scheme, Token},
+    config::{Credentials, RegistryConfig},
+    credentials, failure,
+    wire::Wire,
+};
+use crate::{
+    backend::{Kind, Result},
+    util::{SingleFlight, locked},
+};
+
+/// How much of a token server's answer is read. Tokens with many scopes reach tens of kilobytes.
+const MAX_TOKEN_BODY: usize = 1 << 20;
+
+/// Tokens that are kept. There is one for each repository, and one that was dropped costs a request
+/// to the token server: a mount that reads from more repositories at a time is not usual.
+const KEPT_TOKENS: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+
+/// Credentials that could not be looked up (a credential helper failed) are looked up again when
+/// somebody needs them, but not more often than this.
+const FAILED_LOOKUP_HOLDS: Duration = Duration::from_secs(10);
+
+/// The credentials of one registry, and the tokens that they have brought.
+pub(super) struct Auth {
+    lookup: Arc<Lookup>,
+    /// The credentials, as far as they have been looked up.
+    known: Mutex<Option<(Arc<Found>, Instant)>>,
+    lookups: SingleFlight<Occasion, Arc<Found>>,
+    scheme: Mutex<Option<Scheme>>,
+    /// Held by the request that finds out the scheme, so that the others need not fail first.
+    probe: tokio::sync::Mutex<()>,
+    probe_failed: AtomicBool,
+    tokens: Mutex<LruCache<String, Slot>>,
+}
+
+/// A token, locked while it is fetched, so that many requests with the same need make one request to
+/// the token server.
+type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
+
+/// What a lookup of credentials has brought: there may be none. An error says why they could not be
+/// looked up.
+pub(super) type Found = std::result::Result<Option<Credentials>, String>;
+
+/// Whether credentials are looked up for the first time, or because they have been refused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Occasion {
+    First,
+    Refused,
+}
+
+/// Where the credentials of a registry come from.
+struct Lookup {
+    config: Arc<RegistryConfig>,
+    registry: String,
+    /// The entry of the configuration for it.
+    entry: Option<usize>,
+    /// The part of the registry for which a credential file has an entry of its own.
+    stored_under: Option<String>,
+}
+
+/// What a request has to be allowed to do.
+pub(super) struct Need<'a> {
+    /// The scopes that a token is asked for.
+    pub(super) scopes: &'a [String],
+    /// For error messages.
+    pub(super) doing: &'a str,
+}
+
+impl Lookup {
+    async fn first(&self) -> Found {
+        if let Some(entry) = self.entry.and_then(|index| self.config.entries.get(index))
+            && let Some(given) = &entry.credentials
+        {
+            return Ok(Some(given.clone()));
+        }
+        let (files, part) = (&self.config.credential_files, self.stored_under.as_deref());
+        credentials::lookup(files, &self.registry, part, self.config.patience()).await
+    }
+
+    /// Looks up what has been refused: whoever has changed a password has written it down, too.
+    async fn again(&self) -> Found {
+        let entry = self.entry.and_then(|index| self.config.entries.get(index));
+        let Some(entry) = entry.filter(|entry| entry.credentials.is_some()) else {
+            return self.first().await;
+        };
+        let Some(file) = self.config.auths_file.clone() else { return self.first().await };
+        let prefix = entry.prefix.clone();
+        let read = task::spawn_blocking(move || {
+            let auths = Auths::load(&file).ok()?;
+            auths.entries.into_iter().find(|entry| entry.prefix == prefix)?.credentials
+        });
+        match read.await {
+            Ok(Some(again)) => Ok(Some(again)),
+            _ => self.first().await,
+        }
+    }
+}
+
+impl Auth {
+    /// For `registry`, with the credentials of the configuration's `entry`, or those that other
+    /// tools have stored, maybe for a part of the registry only.
+    pub(super) fn new(
+        config: Arc<RegistryConfig>,
+        registry: &str,
+        entry: Option<usize>,
+        stored_under: Option<String>,
+    ) -> Self {
+        let registry = registry.to_owned();
+        Self {
+            lookup: Arc::new(Lookup { config, registry, entry, stored_under }),
+            known: Mutex::default(),
+            lookups: SingleFlight::default(),
+            scheme: Mutex::default(),
+            probe: tokio::sync::Mutex::default(),
+            probe_failed: AtomicBool::new(false),
+            tokens: Mutex::new(LruCache::new(KEPT_TOKENS)),
+        }
+    }
+
+    fn scheme(&self) -> Option<Scheme> {
+        locked(&self.scheme).clone()
+    }
+
+    /// Notes what the registry asks for; `Scheme::None` is only noted where nothing is known, as
+    /// some registries let some requests pass without credentials.
+    pub(super) fn learn(&self, scheme: Scheme) {
+        let mut known = locked(&self.scheme);
+        if known.is_none() || scheme != Scheme::None {
+            *known = Some(scheme);
+        }
+    }
+
+    /// Lets one request go ahead while nothing is known of the registry, and the others wait for
+    /// what it learns. Without credentials and over plain HTTP there most likely is nothing to
+    /// learn, and nobody waits.
+    pub(super) async fn probe_if_unknown(&self, wire: &Wire) -> Option<MutexGuard<'_, ()>> {
+        if self.scheme().is_some()
+            || self.probe_failed.load(Ordering::Relaxed)
+            || (!wire.is_https() && !matches!(*self.credentials().await, Ok(Some(_))))
+        {
+            return None;
+        }
+        let guard = self.probe.lock().await;
+        self.scheme().is_none().then_some(guard)
+    }
+
+    /// The request that went ahead has failed: those that waited need not fail one after another.
+    pub(super) fn probe_has_failed(&self) {
+        self.probe_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// The credentials. They are looked up once for all who need them.
+    pub(super) async fn credentials(&self) -> Arc<Found> {
+        if let Some((found, at)) = locked(&self.known).as_ref()
+            && (found.is_ok() || at.elapsed() < FAILED_LOOKUP_HOLDS)
+        {
+            return found.clone();
+        }
+        let found = self.look_up(Occasion::First).await;
+        let mut known = locked(&self.known);
+        match &*known {
+            // Others have been there before, and know more by now.
+            Some((newer, _)) if newer.is_ok() => newer.clone(),
+            _ => {
+                *known = Some((found.clone(), Instant::now()));
+                found
+            }
+        }
+    }
+
+    /// Looks the credentials up again, since `refused` have been. Tells whether there are others
+    /// now, as there are after a password has been changed.
+    async fn refresh_credentials(&self, refused: &Found) -> bool {
+        let is_other = |found: &Found| matches!(found, Ok(Some(_))) && found != refused;
+        if locked(&self.known).as_ref().is_some_and(|(found, _)| is_other(found)) {
+            return true;
+        }
+        let fresh = self.look_up(Occasion::Refused).await;
+        let has_others = is_other(&fresh);
+        if has_others {
+            *locked(&self.known) = Some((fresh, Instant::now()));
+        }
+        has_others
+    }
+
+    async fn look_up(&self, occasion: Occasion) -> Arc<Found> {
+        let lookup = self.lookup.clone();
+        let flight = self.lookups.run(occasion, || async move {
+            Arc::new(match occasion {
+                Occasion::First => lookup.first().await,
+                Occasion::Refused => lookup.again().await,
+            })
+        });
+        flight.await.unwrap_or_else(|died| Arc::new(Err(died.to_string())))
+    }
+
+    fn slot(&self, scopes: &[String]) -> Slot {
+        let mut tokens = locked(&self.tokens);
+        tokens.get_or_insert_mut(scopes.join(" "), Slot::default).clone()
+    }
+
+    /// What to send in `Authorization`, fetching a token first if one is needed.
+    pub(super) async fn authorization(
+        &self,
+        wire: &Wire,
+        need: &Need<'_>,
+    ) -> Result<Option<HeaderValue>> {
+        match self.scheme() {
+            None | Some(Scheme::None) => Ok(None),
+            Some(Scheme::Basic) => Ok(self.basic().await),
+            Some(Scheme::Bearer { realm, service }) => {
+                let slot = self.slot(need.scopes);
+                let mut slot = slot.lock().await;
+                if let Some(token) = slot.as_ref().filter(|token| token.is_fresh()) {
+                    return Ok(Some(token.header.clone()));
+                }
+                let server = TokenServer { wire, realm: &realm, service: service.as_deref() };
+                let token = wire.repeat(|| async {
+                    let used = self.credentials().await;
+                    match server.fetch(&used, need).await {
+                        Err(error)
+                            if matches!(error.kind(), Kind::Unauthorized(_))
+                                && self.refresh_credentials(&used).await =>
+                        {
+                            server.fetch(&*self.credentials().await, need).await
+                        }
+                        fetched => fetched,
+                    }
+                });
+                let token = token.await?;
+                let header = token.header.clone();
+                *slot = Some(token);
+                Ok(Some(header))
+            }
+        }
+    }
+
+    /// The header of basic authentication, if there are credentials for it.
+    pub(super) async fn basic(&self) -> Option<HeaderValue> {
+        let found = self.credentials().await;
+        found.as_ref().as_ref().ok()?.as_ref().and_then(challenge::basic)
+    }
+
+    /// A 401: learns what is asked for, and drops the token that was refused. Gives the response
+    /// back if it asks for nothing, which makes it a refusal like any other. An error if there is
+    /// nothing else to try.
+    pub(super) async fn challenged(
+        &self,
+        wire: &Wire,
+        response: Response,
+        need: &Need<'_>,
+        sent: Option<HeaderValue>,
+    ) -> Result<Option<Response>> {
+        let offered = response.headers().get_all(WWW_AUTHENTICATE);
+        let scheme = Scheme::parse(offered.iter().filter_map(|value| value.to_str().ok()));
+        let refused = |reason: String| wire.error(need.doing, Kind::Unauthorized(reason));
+        let Some(scheme) = scheme else {
+            // Harbor asks for nothing where a project does not exist, and says so in the body.
+            if offered.iter().all(HeaderValue::is_empty) {
+                return Ok(Some(response));
+            }
+            return Err(refused("it asks for an authentication that imgfs does not know".into()));
+        };
+        let used = self.credentials().await;
+        if scheme == Scheme::Basic {
+            match (&*used, sent) {
+                (used, Some(sent)) if self.has_others(used, &sent).await => {}
+                (_, Some(_)) => return Err(refused("the user name or password is wrong".into())),
+                (Ok(Some(Credentials::Basic { .. })), None) => {}
+                (Ok(Some(Credentials::IdentityToken(_))), None) => {
+                    return Err(refused(
+                        "it wants a user name and password, and there is only an identity token"
+                            .into(),
+                    ));
+                }
+                (Ok(None), None) => {
+                    return Err(refused("it wants a user name and password".into()));
+                }
+                (Err(reason), None) => return Err(refused(reason.clone())),
+            }
+        } else if let Some(sent) = sent {
+            let slot = self.slot(need.scopes);
+            let mut slot = slot.lock().await;
+            // Unless somebody has fetched a new one in the meantime.
+            if slot.as_ref().is_some_and(|token| token.header == sent) {
+                *slot = None;
+            }
+        }
+        self.learn(scheme);
+        Ok(None)
+    }
+
+    /// Whether there are other credentials than those in the header `sent`, which has been refused.
+    async fn has_others(&self, known: &Found, sent: &HeaderValue) -> bool {
+        let header = |found: &Found| found.as_ref().ok()?.as_ref().and_then(challenge::basic);
+        header(known).is_some_and(|header| header != *sent) || self.refresh_credentials(known).await
+    }
+}
+
+/// Who gives tokens for a registry.
+struct TokenServer<'a> {
+    wire: &'a Wire,
+    realm: &'a Url,
+    service: Option<&'a str>,
+}
+
+impl TokenServer<'_> {
+    async fn fetch(&self, found: &Found, need: &Need<'_>) -> Result<Token> {
+        let Self { wire, realm, service } = self;
+        let (scopes, doing) = (need.scopes, need.doing);
+        let credentials = found.as_ref().ok().and_then(Option::as_ref);
+        if credentials.is_some() && wire.is_https() && realm.scheme() != "https" {
+            return Err(wire.error(
+                doing,
+                Kind::Config(
+                    "its token server is reached by plain HTTP; credentials are not sent there"
+                        .into(),
+                ),
+            ));
+        }
+        let in_one = scopes.join(" ");
+        // A query repeats the parameter, a form has them in one (OAuth2).
+        let mut form: Vec<(&str, &str)> = match credentials {
+            Some(Credentials::IdentityToken(_)) => vec![("scope", &in_one)],
+            _ => scopes.iter().map(|scope| ("scope", scope.as_str())).collect(),
+        };
+        form.extend(service.map(|service| ("service", service)));
+        let request = match credentials {
+            Some(Credentials::IdentityToken(token)) => {
+                form.extend([
+                    ("grant_type", "refresh_token"),
+                    ("refresh_token", token.as_str()),
+                    ("client_id", "imgfs"),
+                ]);
+                wire.request(Method::POST, realm, doing).await?.form(&form)
+            }
+            Some(basic @ Credentials::Basic { username, .. }) => {
+                form.push(("account", username));
+                let request = wire.request(Method::GET, realm, doing).await?.query(&form);
+                match challenge::basic(basic) {
+                    Some(header) => request.header(AUTHORIZATION, header),
+                    None => request,
+                }
+            }
+            None => wire.request(Method::GET, realm, doing).await?.query(&form),
+        };
+        let response = wire.send(request, doing).await?;
+        let status = response.status();
+        let retry_after = failure::retry_after(response.headers());
+        let body = wire.body(response, MAX_TOKEN_BODY, doing).await?.unwrap_or_default();
+        let server = realm.host_str().unwrap_or_default();
+        match status.as_u16() {
+            200 => {
+                challenge::parse_token(&body).map_err(|e| wire.error(doing, Kind::Unauthorized(e)))
+            }
+            400 | 401 | 403 => Err(wire.error(
+                doing,
+                Kind::Unauthorized({
+                    let said = failure::error_message(&body);
+                    let trouble = found.as_ref().err().map(String::as_str).unwrap_or_default();
+                    let all = [said.as_str(), trouble];
+                    let all: Vec<&str> = all.into_iter().filter(|t| !t.is_empty()).collect();
+                    match all.is_empty() {
+                        true => format!("the token server {server} refuses"),
+                        false => format!("the token server {server} refuses: {}", all.join("; ")),
+                    }
+                }),
+            )),
+            status => {
+                let message = format!("from the token server {server}");
+                Err(wire.error(doing, Kind::Status { status, message, retry_after }))
+            }
+        }
+    }
+}
