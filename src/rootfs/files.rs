@@ -127,7 +127,7 @@ impl Files {
                             return;
                         }
                         // When the scan ends, that is told by the index.
-                        std::future::pending().await
+                        std::future::pending::<()>().await;
                     };
                     let tree = async {
                         let _index = match index {
