@@ -268,7 +268,7 @@ impl Catalogue {
             if name.digest().is_none() {
                 known.set_tag(name, digest, self.inner.settings.tag_ttl);
             }
-            known.add_manifest(name, manifest, Arc::downgrade(&self.inner), memory)
+            known.add_manifest(name, &manifest, Arc::downgrade(&self.inner), memory)
         };
         self.inner.listed.insert((name.clone(), digest), &Arc::new(listed));
         Ok(true)

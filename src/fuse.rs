@@ -386,8 +386,17 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.shared.view.attributes(ino.0) {
-            Ok(entry) => reply.attr(&entry.ttl, &self.shared.attr(&entry.attributes)),
+        match self.shared.view.attributes_now(ino.0) {
+            Ok(Some(entry)) => reply.attr(&entry.ttl, &self.shared.attr(&entry.attributes)),
+            Ok(None) => {
+                let shared = self.shared.clone();
+                self.runtime.spawn(async move {
+                    match shared.view.attributes(ino.0).await {
+                        Ok(entry) => reply.attr(&entry.ttl, &shared.attr(&entry.attributes)),
+                        Err(error) => reply.error(shared.failed(ino, &error)),
+                    }
+                });
+            }
             Err(error) => reply.error(self.shared.failed(ino, &error)),
         }
     }
@@ -479,8 +488,17 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.shared.view.link_target(ino.0) {
-            Ok(target) => reply.data(&target),
+        match self.shared.view.link_target_now(ino.0) {
+            Ok(Some(target)) => reply.data(&target),
+            Ok(None) => {
+                let shared = self.shared.clone();
+                self.runtime.spawn(async move {
+                    match shared.view.link_target(ino.0).await {
+                        Ok(target) => reply.data(&target),
+                        Err(error) => reply.error(shared.failed(ino, &error)),
+                    }
+                });
+            }
             Err(error) => reply.error(self.shared.failed(ino, &error)),
         }
     }
@@ -597,21 +615,42 @@ impl Filesystem for Adapter {
         if ino == INodeNo::ROOT && name == CACHE_DIR_XATTR {
             return xattr(self.shared.options.cache_dir.as_os_str().as_bytes(), size, reply);
         }
-        match self.shared.view.xattrs(ino.0) {
-            Ok(all) => match all.iter().find(|(known, _)| known == name.as_bytes()) {
+        let name = name.as_bytes().to_owned();
+        self.xattrs(ino, reply, move |all, reply| {
+            match all.iter().find(|(known, _)| *known == name) {
                 Some((_, value)) => xattr(value, size, reply),
                 None => reply.error(Errno::NO_XATTR),
-            },
-            Err(error) => reply.error(self.shared.failed(ino, &error)),
-        }
+            }
+        });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.shared.view.xattrs(ino.0) {
-            Ok(all) => {
-                let names: Vec<u8> =
-                    all.into_iter().flat_map(|(name, _)| name.into_iter().chain([0])).collect();
-                xattr(&names, size, reply);
+        self.xattrs(ino, reply, move |all, reply| {
+            let names: Vec<u8> =
+                all.into_iter().flat_map(|(name, _)| name.into_iter().chain([0])).collect();
+            xattr(&names, size, reply);
+        });
+    }
+}
+
+impl Adapter {
+    /// Answers by the extended attributes of `ino`.
+    fn xattrs(
+        &self,
+        ino: INodeNo,
+        reply: ReplyXattr,
+        answer: impl FnOnce(Vec<(Vec<u8>, Vec<u8>)>, ReplyXattr) + Send + 'static,
+    ) {
+        match self.shared.view.xattrs_now(ino.0) {
+            Ok(Some(all)) => answer(all, reply),
+            Ok(None) => {
+                let shared = self.shared.clone();
+                self.runtime.spawn(async move {
+                    match shared.view.xattrs(ino.0).await {
+                        Ok(all) => answer(all, reply),
+                        Err(error) => reply.error(shared.failed(ino, &error)),
+                    }
+                });
             }
             Err(error) => reply.error(self.shared.failed(ino, &error)),
         }

@@ -20,15 +20,17 @@ mod table;
 mod tests;
 
 use std::{
-    collections::HashMap,
     ffi::OsStr,
     fs::Metadata,
     io,
+    num::NonZeroUsize,
     os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
+
+use lru::LruCache;
 
 pub use handle::{Handle, RemoteBlob};
 pub use listing::Listing;
@@ -58,6 +60,9 @@ const FOR_GOOD: Duration = Duration::from_secs(24 * 3600);
 
 /// How long it may keep that something is not there.
 const ABSENT: Duration = Duration::from_secs(2);
+
+/// Directories of which is remembered what they looked like.
+const MAX_LISTED: NonZeroUsize = NonZeroUsize::MIN.saturating_add((1 << 16) - 1);
 
 /// How a view behaves.
 #[derive(Clone, Debug)]
@@ -241,7 +246,7 @@ pub struct View {
     settings: Settings,
     table: Mutex<Table>,
     /// What each directory looked like when it was last listed.
-    listed: Mutex<HashMap<u64, Option<listing::Stamp>>>,
+    listed: Mutex<LruCache<u64, Option<listing::Stamp>>>,
     /// `None` if there is no cache to read with.
     inside: Option<Inside>,
 }
@@ -268,6 +273,7 @@ impl View {
                 cache,
                 patience: settings.patience,
                 verify_first: settings.verify_first,
+                memory: settings.budget.clone(),
             });
             Inside::new(images, catalogue.clone(), &settings)
         });
@@ -277,7 +283,7 @@ impl View {
             cache,
             settings,
             table: Mutex::new(Table::new()),
-            listed: Mutex::default(),
+            listed: Mutex::new(LruCache::new(MAX_LISTED)),
         })
     }
 
@@ -316,9 +322,9 @@ impl View {
         let above = self.path_of(parent)?;
         // What is not UTF-8 is nothing that a registry has; in the images_dir it is nobody's.
         let Some(name) = name.to_str() else {
-            return Ok(match self.tree_path(&above) {
-                Some((id, rest)) => self.ask_for_bytes(id, &above, &rest, name),
-                None => Found::Absent(ABSENT),
+            return Ok(match form(&above) {
+                Form::Inside => self.ask_for_bytes(&above, name),
+                _ => Found::Absent(ABSENT),
             });
         };
         self.look(&below(&above, name))
@@ -487,17 +493,44 @@ impl View {
 
     /// The kernel forgets so many times that it was told of `ino`.
     pub fn forget(&self, ino: u64, times: u64) {
-        // Those in trees are not counted: they can be found again at any time.
-        if !inside::is_in_tree(ino) {
-            locked(&self.table).forgotten(ino, times);
-        }
+        let Some(tree) = inside::tree_of(ino) else {
+            let known = locked(&self.table).forgotten(ino, times);
+            if let Some((Kind::Early(tree), times)) = known {
+                self.forgotten_in_tree(tree, times);
+            }
+            return;
+        };
+        // Nodes of trees are not counted, only the trees: what has a node can be made again at any time.
+        self.forgotten_in_tree(tree, times);
     }
 
-    /// What an inode looks like that the kernel knows.
-    pub fn attributes(&self, ino: u64) -> Result<Entry, ViewError> {
+    /// What an inode looks like that the kernel knows, if that takes no time. `None` if
+    /// [`View::attributes`] has to find it out.
+    pub fn attributes_now(&self, ino: u64) -> Result<Option<Entry>, ViewError> {
         if let Some((tree, node)) = self.in_tree(ino) {
             return Ok(self.attributes_in_tree(tree, node));
         }
+        let kind = locked(&self.table).get(ino).map(|node| node.kind.clone());
+        if matches!(kind, Some(Kind::Inside | Kind::Early(_))) {
+            let path = self.path_of(ino)?;
+            return match self.place_now(&path) {
+                Some(place) => self.attributes_of_place(ino, &place),
+                None => Ok(None),
+            };
+        }
+        self.attributes_outside(ino).map(Some)
+    }
+
+    /// What an inode looks like that the kernel knows, however long that takes.
+    pub async fn attributes(&self, ino: u64) -> Result<Entry, ViewError> {
+        match self.attributes_now(ino)? {
+            Some(entry) => Ok(entry),
+            None => self.attributes_later(ino).await,
+        }
+    }
+
+    /// What an inode looks like that is not inside an image.
+    fn attributes_outside(&self, ino: u64) -> Result<Entry, ViewError> {
         let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
         let of_file = |size, mtime| Attributes::file(ino, size, mtime);
         let mut ttl = FOR_GOOD;
@@ -511,7 +544,7 @@ impl View {
                     None => Attributes::directory(ino, published_time(None)),
                 }
             }
-            Kind::Inside => return self.attributes_inside(ino, &node.path),
+            Kind::Inside | Kind::Early(_) => return Err(ViewError::Stale),
             Kind::Unknown => {
                 ttl = Duration::ZERO;
                 of_file(0, published_time(None))
@@ -560,17 +593,21 @@ impl View {
 
     // --- files ---
 
-    /// Opens the file `ino`, if that takes no time. `None` if a blob has to be hashed first.
+    /// Opens the file `ino`, if that takes no time. `None` if a blob has to be hashed first, or a tree
+    /// to be made again.
     pub fn open_now(&self, ino: u64) -> Result<Option<Handle>, ViewError> {
         if let Some((tree, node)) = self.in_tree(ino) {
-            return self.open_in_tree(tree, node).map(Some);
+            return self.open_in_tree(tree, node);
         }
         let node = locked(&self.table).get(ino).cloned().ok_or(ViewError::Stale)?;
         match node.kind {
             Kind::Directory => Err(ViewError::Wrong(io::ErrorKind::IsADirectory)),
             // Looking it up, which comes before opening, makes something else of it.
             Kind::Unknown => Err(ViewError::Stale),
-            Kind::Inside => self.open_inside(&node.path).map(Some),
+            Kind::Inside | Kind::Early(_) => match self.place_now(&node.path) {
+                Some(place) => self.open_place(&place),
+                None => Ok(None),
+            },
             Kind::Local if matches!(form(&node.path), Form::Blob(_)) => Ok(None),
             Kind::Local | Kind::LocalTag => {
                 let path = self.local_path(&node.path);
@@ -592,6 +629,9 @@ impl View {
     /// Opens the file `ino`, however long that takes.
     pub async fn open(&self, ino: u64) -> Result<Handle, ViewError> {
         if let Some(handle) = self.open_now(ino)? {
+            return Ok(handle);
+        }
+        if let Some(handle) = self.open_later(ino).await? {
             return Ok(handle);
         }
         let path = self.path_of(ino)?;

@@ -1,31 +1,45 @@
 //! Images from the inside: their root file systems and single layers, as trees of files that are
 //! read where they are, without unpacking anything.
 //!
-//! [`Images`] opens them. A layer is passed once from its beginning to its end; the index that this
-//! makes ([`crate::layer`]) is kept in the images_dir for good, for all images that share the layer.
+//! [`Images`] opens them. A layer is scanned once from its beginning to its end; the index that this
+//! makes ([`crate::layer`]) is stored in the images_dir, for all images that share the layer.
 //! From then on only those spans of a layer are fetched and decompressed that somebody reads. An image
-//! may bring a table of contents of a layer, which saves the pass; nothing in the layer vouches for that,
+//! may bring a table of contents of a layer, which saves the scan; nothing in the layer vouches for that,
 //! so it counts for this image alone.
 //!
 //! ```text
 //! Images    what an image is: its manifests, configurations, platforms
 //!   Files     those of a platform, or of one layer, from before anything of them is known
 //!   Tree      the same when all is known: names, attributes, content
-//!     Layer     the index of a layer, and its stream: decompressed spans, each checked
-//!       Shelf     what is kept on the disk: indexes, manifests
+//!     Stream      the decompressed stream of a layer, by way of the cache
+//!       Layer       its index, and its spans, decompressed and checked
+//!         Scan        what makes the index
+//!         Location    where its bytes are
+//!       IndexStore  what is kept on the disk: indexes, manifests, configurations
 //! ```
 //!
 //! The decompressed stream of a layer is content that the [`crate::cache`] keeps like any other: it
 //! is derived from the layer by `stream.rs`, whose spans have been compared with the digests in the
 //! index. So both forms share one bound, and what is read twice is decompressed once.
 //!
+//! # Memory
+//!
+//! Everything large is counted by the [`Budget`] in [`Sources::memory`] before it is made: manifests,
+//! indexes, trees, spans, and what making them takes. It stays in memory while there is room, and is read
+//! or made again when it is needed after it was let go. What is open keeps what it needs, and that stays
+//! counted. Who finds no room waits a while for others to give some back, holding none itself; only one
+//! scan at a time waits while it holds some. What needs more than there is at all is an error that says so.
+//!
+//! Processors are shared by all layers, and nobody who waits for bytes of a layer holds one.
 
 mod documents;
 mod files;
 mod image;
+mod index_store;
+mod key;
 mod layer;
-mod pass;
-mod shelf;
+mod location;
+mod scan;
 mod spans;
 mod status;
 mod stream;
@@ -33,6 +47,7 @@ mod tree;
 
 use std::{
     collections::VecDeque,
+    io,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -43,14 +58,15 @@ pub use files::{FileFound, Files, PathError};
 pub use image::{Image, Images, Variant};
 pub use tree::{Tree, TreeFile};
 
-use shelf::Shelf;
-use spans::RecentSpans;
+use index_store::{IndexStore, Indexed};
+use key::LayerKey;
+use spans::{Group, RecentSpans};
 
 use crate::{
-    backend::{Backend, Error, images_dir::ImagesDir},
+    backend::{Backend, Error, Result, images_dir::ImagesDir},
     cache::Cache,
     catalogue::Catalogue,
-    util::locked,
+    util::{Budget, Kept, SingleFlight, locked},
 };
 
 const SIDE: &str = "image";
@@ -58,8 +74,12 @@ const SIDE: &str = "image";
 /// Failures that are remembered, for those who ask later what went wrong.
 const REMEMBERED: usize = 32;
 
-/// Tables of contents that are read at a time.
-const TABLES: usize = 4;
+/// The least that stored indexes and documents may take of the disk, in bytes: what several thousand
+/// layers of usual size have. Where the cache is large, they may take a tenth of its size.
+const INDEX_STORE_BYTES: u64 = 2 << 30;
+
+/// How long something waits at most for memory that others use.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where images are, and how long to wait for them.
 pub struct Sources {
@@ -71,6 +91,8 @@ pub struct Sources {
     pub patience: Duration,
     /// Whether nothing of a layer is shown before all of it has been verified.
     pub verify_first: bool,
+    /// The memory for all that is known of images.
+    pub memory: Budget,
 }
 
 impl Sources {
@@ -88,34 +110,69 @@ impl Sources {
 /// What all images of a process share.
 struct Store {
     sources: Sources,
-    shelf: Shelf,
+    index_store: Arc<IndexStore>,
+    /// Indexes by what they are of.
+    indexes: Kept<LayerKey, Indexed>,
+    /// Indexes that are being read or made.
+    indexing: SingleFlight<LayerKey, Result<Arc<Indexed>>>,
+    /// Groups of spans that are being decompressed, by their first.
+    decoding: SingleFlight<(LayerKey, u32), Result<Arc<Group>>>,
     recent: Arc<RecentSpans>,
-    /// Passes that run at a time: each takes a processor or two.
-    passes: Semaphore,
-    /// Tables of contents that are read at a time: each may take 64 MiB of memory.
-    tables: Semaphore,
-    troubles: Mutex<VecDeque<(SystemTime, String)>>,
+    /// Layers that are parsed, and trees that are made, at a time: each takes a processor or two. Nobody
+    /// holds one while waiting for anything else.
+    processors: Semaphore,
+    /// Held by the one scan that waits for memory while it holds some.
+    memory_turn: tokio::sync::Mutex<()>,
+    /// Held while an index takes the place of another, or is dropped.
+    replacing: Mutex<()>,
+    errors: Mutex<VecDeque<(SystemTime, String)>>,
 }
 
 impl Store {
     fn new(sources: Sources) -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let memory = &sources.memory;
+        let store_bytes = (sources.cache.stats().limit_bytes / 10).max(INDEX_STORE_BYTES);
         Arc::new(Self {
-            shelf: Shelf::new(sources.dir()),
+            index_store: IndexStore::new(sources.dir(), store_bytes, memory).into(),
+            indexes: Kept::new(memory),
+            indexing: SingleFlight::default(),
+            decoding: SingleFlight::default(),
+            recent: RecentSpans::new(memory),
+            processors: Semaphore::new(processors.clamp(1, 4)),
+            memory_turn: tokio::sync::Mutex::default(),
+            replacing: Mutex::default(),
+            errors: Mutex::default(),
             sources,
-            recent: RecentSpans::new(),
-            passes: Semaphore::new(processors.clamp(1, 4)),
-            tables: Semaphore::new(TABLES),
-            troubles: Mutex::default(),
         })
     }
 
     /// Remembers a failure.
     fn note(&self, error: &Error) {
-        let mut troubles = locked(&self.troubles);
-        if troubles.len() >= REMEMBERED {
-            troubles.pop_front();
+        let mut errors = locked(&self.errors);
+        if errors.len() >= REMEMBERED {
+            errors.pop_front();
         }
-        troubles.push_back((SystemTime::now(), error.to_string()));
+        errors.push_back((SystemTime::now(), error.to_string()));
+    }
+
+    /// Does what takes a processor, on a thread that may block, when one is free.
+    async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let permit = self.processors.acquire().await;
+        let done = tokio::task::spawn_blocking(work).await;
+        drop(permit);
+        done.map_err(io::Error::other)
+    }
+
+    /// Does `work`, again if it fails for want of memory that others use. It must hold none then.
+    async fn with_memory<T, F: Future<Output = Result<T>>>(
+        &self,
+        work: impl FnMut() -> F,
+    ) -> Result<T> {
+        let patience = self.sources.patience.min(MEMORY_PATIENCE);
+        self.sources.memory.retry(patience, Error::is_short_of_memory, work).await
     }
 }

@@ -8,4 +8,4 @@ mod single_flight;
 pub use budget::{Budget, BudgetStats, OutOfMemory};
 pub(crate) use budget::{Counted, Kept, Reservation};
 pub(crate) use lock::locked;
-pub(crate) use single_flight::{Died, Flight, SingleFlight};
+pub(crate) use single_flight::{Died, SingleFlight};

@@ -314,13 +314,13 @@ impl Known {
     pub(super) fn add_manifest(
         &mut self,
         name: &Reference,
-        manifest: Manifest,
+        manifest: &Manifest,
         catalogue: Weak<Inner>,
         memory: Reservation,
     ) -> Listed {
         let mut listed = Listed::new(catalogue, memory);
         let (repository, digest) = (name.repository().to_string(), manifest.digest());
-        self.add_manifest_to(&mut listed, &repository, &manifest);
+        self.add_manifest_to(&mut listed, &repository, manifest);
         match name.tag().filter(|_| name.digest().is_none()) {
             Some(tag) => {
                 let written = Written { made_of: digest, digest };

@@ -418,6 +418,9 @@ pub(crate) struct MountArgs {
     /// Bytes that the cache may take, as in 10G or 500M
     #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size)]
     pub(crate) cache_size: u64,
+    /// Memory that the mount may take, as in 512M; what is known of images is let go and read again
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
+    pub(crate) memory: u64,
     /// After this time a tag is looked up again
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration)]
     pub(crate) tag_ttl: Duration,

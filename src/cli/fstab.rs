@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 29] = [
+const OPTIONS: [&str; 30] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -28,6 +28,7 @@ const OPTIONS: [&str; 29] = [
     "log-level",
     "manifests",
     "max-wait",
+    "memory",
     "no-passthrough",
     "offline",
     "plain-http",

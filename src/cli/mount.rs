@@ -28,9 +28,6 @@ use super::{
     registries, runtime,
 };
 
-/// The memory that a mount takes at most, in bytes, as far as it is counted.
-const MEMORY: u64 = 256 << 20;
-
 /// How long a mount that is in use may take to end before it is taken away from its users.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -82,7 +79,7 @@ pub(crate) fn run(
             tag_ttl: args.tag_ttl,
             patience: deadline,
             verify_first: args.verify_first,
-            budget: Budget::of_process(MEMORY),
+            budget: Budget::of_process(args.memory),
         },
         offline: args.offline,
         cache_dir: args.cache_dir.as_deref().map(absolute).transpose()?,

@@ -25,7 +25,7 @@ use super::{
     tar::{Extent, Kind, Time},
 };
 
-use build::{Markers, build};
+use build::{Whiteouts, build};
 pub use from_top::{Found, find_from_top};
 
 /// Why a tree cannot be made.
@@ -153,13 +153,13 @@ struct Inode {
 impl Rootfs {
     /// Merges layers, which come from the lowest to the highest.
     pub fn new(layers: Vec<Arc<LayerIndex>>) -> Result<Self, MergeError> {
-        build(layers, Markers::Obeyed)
+        build(layers, Whiteouts::Obeyed)
     }
 
     /// The entries of one layer alone. Whiteouts are shown as the files that they are; hard links
     /// into lower layers are broken.
     pub fn raw(layer: Arc<LayerIndex>) -> Result<Self, MergeError> {
-        build(vec![layer], Markers::Shown)
+        build(vec![layer], Whiteouts::Shown)
     }
 
     /// Memory that it takes to merge `layers`, in bytes; the tree takes less when it has been made.

@@ -15,18 +15,24 @@
 //! All of that is made of digests, so it is the same after a remount, and nothing has to be
 //! remembered of a file for the kernel's sake.
 //!
-//! A tree is made when somebody looks into it, which takes a pass over each layer that nobody has
-//! looked into before.
+//! A tree is made when somebody looks into it, which takes a scan of each layer that nobody has
+//! looked into before. It may be let go when memory is short. Of a tree of which the kernel knows anything
+//! a short record stays that says what it is of, so that it is made again when the kernel speaks of it;
+//! of what is above the trees, the path says that. What cannot be answered without that is answered by
+//! `..._later`, which may take its time, in place of `..._now`.
 
 mod trees;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    any::Any,
+    collections::HashMap,
+    num::NonZeroUsize,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use bytes::Bytes;
+use lru::LruCache;
 
 use super::{
     ABSENT, About, Attributes, Entry, FOR_GOOD, Found, Handle, Question, Settings, View, ViewError,
@@ -40,11 +46,11 @@ use crate::{
     image::{Digest, Platform, Reference, is_referrers_tag},
     layer::{Kind as FileKind, Node},
     rootfs::{Files, Image, Images, Tree, Variant},
-    util::locked,
+    util::{Kept, locked},
 };
 
 pub(super) use trees::EarlyNames;
-use trees::{inside_tree, open_node};
+use trees::open_node;
 
 /// Says of a number that it is one of a node in a tree.
 const TREE: u64 = 1 << 62;
@@ -58,6 +64,15 @@ const STATUS: &str = "status.json";
 const ROOTFS: &str = "rootfs";
 const LAYERS: &str = "layers";
 
+/// Tags of which is remembered where they lead, and images that are listed for having been looked into.
+const MAX_NAMES: NonZeroUsize = NonZeroUsize::MIN.saturating_add((1 << 14) - 1);
+
+/// With so many trees, what the kernel was told by its path is not remembered any longer than the kernel does.
+const MAX_EARLY_TREES: usize = 1024;
+
+/// Trees of which is remembered what they are, below which nobody looks for those that are not needed.
+const SWEEP_FROM: usize = 64;
+
 /// The number of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TreeId(u32);
@@ -67,6 +82,13 @@ pub(super) fn is_in_tree(ino: u64) -> bool {
     ino & TREE != 0
 }
 
+/// The tree that an inode is in by its number.
+pub(super) fn tree_of(ino: u64) -> Option<TreeId> {
+    // Of the upper half what is the tree's.
+    let id = (ino >> 32) as u32 & ((1 << ID_BITS) - 1);
+    is_in_tree(ino).then_some(TreeId(id))
+}
+
 /// What the inside of images is, as far as anybody has looked.
 pub(super) struct Inside {
     images: Images,
@@ -74,18 +96,39 @@ pub(super) struct Inside {
     /// Where tags lead.
     catalogue: Catalogue,
     /// Images that somebody has looked into, as paths below `.imgfs`; whether they are links.
-    seen: Mutex<BTreeMap<String, FileKind>>,
-    trees: Mutex<HashMap<TreeId, Arc<Slot>>>,
+    seen: Mutex<LruCache<String, FileKind>>,
+    /// Trees that the kernel may know something of.
+    records: Mutex<Records>,
+    slots: Kept<TreeId, Slot>,
     /// The tree that is shown in place of everything else.
-    root: OnceLock<TreeId>,
+    root: OnceLock<(TreeId, Arc<Tree>)>,
 }
 
-/// A tree that may not have been made yet.
+/// Something that is in use, whatever it is, as long as this exists.
+pub(super) type InUse = Arc<dyn Any + Send + Sync>;
+
+#[derive(Default)]
+struct Records {
+    by_id: HashMap<TreeId, Record>,
+    /// With so many, those are removed that are not needed.
+    sweep_at: usize,
+}
+
+/// What is remembered of a tree as long as the kernel knows anything in it.
+struct Record {
+    /// Where it is in the mount.
+    path: Box<str>,
+    of: TreeOf,
+    early: Arc<EarlyNames>,
+    /// How often the kernel has been told of something in it, and has not forgotten it.
+    told: u64,
+}
+
+/// What a tree is of: the manifest of a platform, and the layer if it is not all of them.
+type TreeOf = (Digest, Option<usize>);
+
+/// A tree that may not have been made.
 struct Slot {
-    path: String,
-    variant: Arc<Variant>,
-    /// The layer that it is, if it is not all of them.
-    layer: Option<usize>,
     files: Files,
     early: Arc<EarlyNames>,
 }
@@ -93,7 +136,7 @@ struct Slot {
 impl Slot {
     /// Whether `tree` is all of it, and not one of its layers.
     fn is_made_of(&self, tree: &Arc<Tree>) -> bool {
-        self.files.made().is_some_and(|made| Arc::ptr_eq(made, tree))
+        self.files.made().is_some_and(|made| Arc::ptr_eq(&made, tree))
     }
 }
 
@@ -108,20 +151,22 @@ pub(super) enum Wanted {
     Platform(Arc<Image>, String),
     /// What has this path in a tree.
     Below(TreeId, String),
-    /// The same of a path that is no text.
-    Bytes(TreeId, Vec<u8>),
+    /// What has this name in a node of a tree.
+    Named(TreeId, u32, Vec<u8>),
+    /// What has this name, which is no text, in the directory with this path.
+    NamedBelow(String, Vec<u8>),
 }
 
 impl Wanted {
     /// Whether finding it out ends by itself when nothing comes: layers are looked into as long as
     /// something of them does.
     pub(super) fn ends_by_itself(&self) -> bool {
-        matches!(self, Self::Below(..) | Self::Bytes(..))
+        matches!(self, Self::Below(..) | Self::Named(..) | Self::NamedBelow(..))
     }
 }
 
 /// What a path inside an image leads to, without the trees.
-enum Place {
+pub(super) enum Place {
     Directory(Vec<(String, FileKind)>),
     Link(String),
     File(Bytes),
@@ -140,19 +185,62 @@ impl Inside {
             images,
             platform: settings.platform.clone(),
             catalogue,
-            seen: Mutex::default(),
-            trees: Mutex::default(),
+            seen: Mutex::new(LruCache::new(MAX_NAMES)),
+            records: Mutex::default(),
+            slots: Kept::new(&settings.budget),
             root: OnceLock::new(),
         }
     }
 
-    fn slot(&self, id: TreeId) -> Option<Arc<Slot>> {
-        locked(&self.trees).get(&id).cloned()
+    /// The tree, if it has been made and not been let go.
+    fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
+        self.slots.get(&id)?.files.made()
     }
 
-    /// The tree, if it has been made.
-    fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
-        self.slot(id)?.files.made().cloned()
+    /// A tree that may not have been made, opened now if it has been let go.
+    async fn slot(&self, id: TreeId) -> Result<Arc<Slot>, ViewError> {
+        if let Some(slot) = self.slots.get(&id) {
+            return Ok(slot);
+        }
+        let known = locked(&self.records).by_id.get(&id).map(|r| (r.path.clone(), r.of.1));
+        let (path, layer) = known.ok_or(ViewError::Stale)?;
+        let InsideForm::Image(name, digest, rest) = names::inside(&path) else {
+            return Err(ViewError::Stale);
+        };
+        let platform = rest.split('/').next().unwrap_or_default();
+        let image = self.images.image(name.repository(), digest).await?;
+        let variant = self.images.variant(&image, platform).await?.ok_or(ViewError::Stale)?;
+        let id = self.tree_id(&name, platform, &variant, layer);
+        self.slots.get(&id).ok_or(ViewError::Stale)
+    }
+
+    /// Where a tree is in the mount.
+    fn path(&self, id: TreeId) -> Option<Box<str>> {
+        locked(&self.records).by_id.get(&id).map(|record| record.path.clone())
+    }
+
+    /// What of a tree the kernel knows by its path.
+    fn early(&self, id: TreeId) -> Option<Arc<EarlyNames>> {
+        locked(&self.records).by_id.get(&id).map(|record| record.early.clone())
+    }
+
+    /// Notes that the kernel is told of something in a tree once more.
+    fn told(&self, id: TreeId) {
+        if let Some(record) = locked(&self.records).by_id.get_mut(&id) {
+            record.told += 1;
+        }
+    }
+
+    /// Notes that the kernel forgets so many times that it was told of something in a tree.
+    fn forgotten(&self, id: TreeId, times: u64) {
+        let Records { by_id, .. } = &mut *locked(&self.records);
+        if let Some(record) = by_id.get_mut(&id) {
+            record.told = record.told.saturating_sub(times);
+            // What was told by its path keeps its number, for file systems that lie on top.
+            if record.told == 0 && record.early.is_empty() {
+                by_id.remove(&id);
+            }
+        }
     }
 
     /// The number of a tree, which is told by what is in it.
@@ -168,31 +256,32 @@ impl Inside {
         let mut head = [0; 4];
         head.copy_from_slice(&digest.as_bytes()[..4]);
         let mut id = TreeId(u32::from_be_bytes(head) >> (32 - ID_BITS));
-        let mut trees = locked(&self.trees);
-        loop {
-            let same = |slot: &Arc<Slot>| {
-                slot.layer == layer
-                    && slot.variant.manifest().digest() == variant.manifest().digest()
-            };
-            match trees.get(&id) {
-                Some(slot) if same(slot) => return id,
-                Some(_) => id = TreeId((id.0 + 1) & ((1 << ID_BITS) - 1)),
-                None => break,
-            }
+        let of = (variant.manifest().digest(), layer);
+        let records = &mut *locked(&self.records);
+        while records.by_id.get(&id).is_some_and(|record| record.of != of) {
+            id = TreeId((id.0 + 1) & ((1 << ID_BITS) - 1));
         }
-        let path = match layer {
-            None => format!("{image}/{platform}/{ROOTFS}"),
-            Some(number) => format!("{image}/{platform}/{LAYERS}/{number}"),
-        };
-        let files = self.images.files(variant, layer);
-        let slot = Slot {
-            path: inside_path(&path),
-            variant: variant.clone(),
-            layer,
-            files,
-            early: Arc::default(),
-        };
-        trees.insert(id, Arc::new(slot));
+        if records.by_id.len() >= records.sweep_at {
+            let keeps_early = records.by_id.len() < MAX_EARLY_TREES;
+            records.by_id.retain(|id, record| {
+                record.told > 0
+                    || self.slots.contains(id)
+                    || (keeps_early && !record.early.is_empty())
+            });
+            records.sweep_at = (records.by_id.len() * 2).max(SWEEP_FROM);
+        }
+        let record = records.by_id.entry(id).or_insert_with(|| {
+            let path = match layer {
+                None => format!("{image}/{platform}/{ROOTFS}"),
+                Some(number) => format!("{image}/{platform}/{LAYERS}/{number}"),
+            };
+            Record { path: inside_path(&path).into(), of, early: Arc::default(), told: 0 }
+        });
+        if self.slots.get(&id).is_none() {
+            let files = self.images.files(variant, layer);
+            let slot = Arc::new(Slot { files, early: record.early.clone() });
+            self.slots.insert(id, &slot);
+        }
         id
     }
 
@@ -289,22 +378,24 @@ impl Inside {
         below.collect()
     }
 
-    async fn find_out(&self, wanted: &Wanted) -> backend::Result<()> {
-        match wanted {
+    /// Finds out what it takes, which is known as long as the result is in use.
+    async fn find_out(&self, wanted: &Wanted) -> backend::Result<InUse> {
+        Ok(match wanted {
             Wanted::Tag(name) => {
                 self.images.resolve(name).await?;
-                locked(&self.seen).insert(name.to_string(), FileKind::Symlink);
+                locked(&self.seen).put(name.to_string(), FileKind::Symlink);
+                Arc::new(())
             }
             Wanted::Image(name, digest) => {
-                self.images.image(name.repository(), *digest).await?;
-                locked(&self.seen).insert(name.to_string(), FileKind::Dir);
+                let image = self.images.image(name.repository(), *digest).await?;
+                locked(&self.seen).put(name.to_string(), FileKind::Dir);
+                image
             }
             Wanted::Platform(image, platform) => {
-                self.images.variant(image, platform).await?;
+                Arc::new((image.clone(), self.images.variant(image, platform).await?))
             }
-            Wanted::Below(..) | Wanted::Bytes(..) => {}
-        }
-        Ok(())
+            Wanted::Below(..) | Wanted::Named(..) | Wanted::NamedBelow(..) => Arc::new(()),
+        })
     }
 }
 
@@ -342,18 +433,40 @@ impl View {
         let name = image.repository().pinned(digest);
         let id = inside.tree_id(&name, platform, &variant, None);
         // What is wrong with it is told now, and what is mounted never changes.
-        self.made_tree(id).await?;
-        let _ = inside.root.set(id);
+        let tree = self.made_tree(id).await?;
+        inside.told(id);
+        let _ = inside.root.set((id, tree));
         Ok(())
     }
 
     /// Whether nothing that is shown can change any more: it is one tree, which has been made.
     pub fn is_fixed(&self) -> bool {
-        let root = self.inside.as_ref().and_then(|inside| inside.tree(*inside.root.get()?));
-        root.is_some()
+        self.inside.as_ref().is_some_and(|inside| inside.root.get().is_some())
     }
 
     // --- names above the trees ---
+
+    /// What `path`, which is below `.imgfs`, is, if that can be told now.
+    pub(super) fn place_now(&self, path: &str) -> Option<Place> {
+        match self.place(path) {
+            Place::Ask(Wanted::Image(..) | Wanted::Platform(..)) => None,
+            place => Some(place),
+        }
+    }
+
+    /// The same, however long that takes; and what has to be in use so that it stays known.
+    pub(super) async fn place_later(&self, path: &str) -> Result<(Place, Vec<InUse>), ViewError> {
+        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
+        let mut in_use = Vec::new();
+        loop {
+            match self.place(path) {
+                Place::Ask(wanted @ (Wanted::Image(..) | Wanted::Platform(..))) => {
+                    in_use.push(inside.find_out(&wanted).await?);
+                }
+                place => return Ok((place, in_use)),
+            }
+        }
+    }
 
     fn place(&self, path: &str) -> Place {
         let Some(inside) = &self.inside else { return Place::Nothing };
@@ -376,13 +489,15 @@ impl View {
             Place::Ask(wanted) => {
                 Found::Ask(Question { path: path.to_owned(), about: About::Inside(wanted) })
             }
-            // What its root looks like can be told soon.
-            Place::Tree(id) if self.can_be_made(id) => {
-                let about = About::Inside(Wanted::Below(id, String::new()));
-                Found::Ask(Question { path: path.to_owned(), about })
-            }
-            Place::Tree(id) => Found::Entry(self.entry_of_root(id)),
-            Place::Below(id, rest) => match inside_tree(&self.inside, id) {
+            Place::Tree(id) => match self.tree(id) {
+                Some(tree) => self.found_in_tree(id, &tree, Some(tree.rootfs().root()))?,
+                // What its root looks like can be told soon.
+                None => {
+                    let about = About::Inside(Wanted::Below(id, String::new()));
+                    Found::Ask(Question { path: path.to_owned(), about })
+                }
+            },
+            Place::Below(id, rest) => match self.tree(id) {
                 Some(tree) => self.found_in_tree(id, &tree, tree.rootfs().find(rest.as_bytes()))?,
                 None => {
                     let about = About::Inside(Wanted::Below(id, rest));
@@ -416,8 +531,7 @@ impl View {
                 let attributes = Attributes::file(ino, content.len() as u64, time);
                 Entry { attributes, ttl: Duration::ZERO }
             }
-            Place::Tree(id) => self.entry_of_root(*id),
-            Place::Below(..) | Place::Nothing | Place::Ask(_) => {
+            Place::Tree(_) | Place::Below(..) | Place::Nothing | Place::Ask(_) => {
                 Entry { attributes: Attributes::file(ino, 0, time), ttl: Duration::ZERO }
             }
         }
@@ -431,18 +545,32 @@ impl View {
     ) -> Result<Found, ViewError> {
         let Some(inside) = &self.inside else { return Ok(Found::Absent(ABSENT)) };
         let mut wanted = wanted.clone();
+        let mut in_use = Vec::new();
         loop {
             match &wanted {
                 Wanted::Below(id, rest) => return self.find_out_below(path, *id, rest).await,
-                Wanted::Bytes(id, rest) => {
+                Wanted::Named(id, node, name) => {
                     let tree = self.made_tree(*id).await?;
-                    return self.found_in_tree(*id, &tree, tree.rootfs().find(rest));
+                    let rootfs = tree.rootfs();
+                    let found = rootfs.node(*node).and_then(|node| rootfs.lookup(node, name));
+                    return self.found_in_tree(*id, &tree, found);
+                }
+                Wanted::NamedBelow(above, name) => {
+                    let (place, _in_use) = self.place_later(above).await?;
+                    let (id, rest) = match place {
+                        Place::Below(id, rest) => (id, rest),
+                        Place::Tree(id) => (id, String::new()),
+                        _ => return Ok(Found::Absent(ABSENT)),
+                    };
+                    let tree = self.made_tree(id).await?;
+                    let path = [rest.as_bytes(), b"/", name].concat();
+                    return self.found_in_tree(id, &tree, tree.rootfs().find(&path));
                 }
                 Wanted::Tag(_) | Wanted::Image(..) | Wanted::Platform(..) => {}
             }
             match inside.find_out(&wanted).await {
                 Err(error) if error.is_not_found() => return Ok(Found::Absent(ABSENT)),
-                done => done?,
+                done => in_use.push(done?),
             }
             match self.look_inside(path)? {
                 Found::Ask(Question { about: About::Inside(next), .. }) => {
@@ -461,60 +589,117 @@ impl View {
         }
     }
 
-    pub(super) fn attributes_inside(&self, ino: u64, path: &str) -> Result<Entry, ViewError> {
-        match self.place(path) {
+    /// The attributes of `ino`, which is `place`, if they can be told now.
+    pub(super) fn attributes_of_place(
+        &self,
+        ino: u64,
+        place: &Place,
+    ) -> Result<Option<Entry>, ViewError> {
+        match place {
             Place::Nothing => Err(ViewError::Stale),
-            Place::Below(id, rest) => self.attributes_below(ino, id, &rest),
+            Place::Below(id, rest) => Ok(self.attributes_below(ino, *id, rest)),
             // It is a tag, which may lead elsewhere by now.
             Place::Ask(_) => {
                 let attributes = Attributes::symlink(ino, 0);
-                Ok(Entry { attributes, ttl: Duration::ZERO })
+                Ok(Some(Entry { attributes, ttl: Duration::ZERO }))
             }
-            place => Ok(self.entry_of_place(ino, &place)),
+            place => Ok(Some(self.entry_of_place(ino, place))),
         }
     }
 
-    pub(super) fn open_inside(&self, path: &str) -> Result<Handle, ViewError> {
-        match self.place(path) {
-            Place::File(content) => Ok(Handle::Content(content)),
-            Place::Fresh(content) => Ok(Handle::Fresh(content)),
-            Place::Below(id, rest) => {
-                let (tree, node) = self.node_below(id, &rest)?;
-                open_node(&tree, node)
-            }
-            Place::Directory(_) | Place::Tree(_) => {
-                Err(ViewError::Wrong(std::io::ErrorKind::IsADirectory))
-            }
-            Place::Link(_) | Place::Nothing | Place::Ask(_) => Err(ViewError::Stale),
-        }
-    }
-
-    /// Where the symbolic link `ino` leads.
-    pub fn link_target(&self, ino: u64) -> Result<Bytes, ViewError> {
-        let wrong = || ViewError::Wrong(std::io::ErrorKind::InvalidInput);
-        let of_node = |tree: &Tree, node: Node| {
-            let target = tree.rootfs().symlink_target(node);
-            target.map(Bytes::copy_from_slice).ok_or_else(wrong)
-        };
+    pub(super) async fn attributes_later(&self, ino: u64) -> Result<Entry, ViewError> {
         if let Some((id, node)) = self.in_tree(ino) {
-            let tree = self.tree(id)?;
-            return of_node(&tree, tree.rootfs().node(node).ok_or(ViewError::Stale)?);
+            return self.attributes_in_tree_later(id, node).await;
+        }
+        let (place, _in_use) = self.place_later(&self.path_of(ino)?).await?;
+        if let Place::Below(id, rest) = &place {
+            let _in_use = self.node_below_later(*id, rest).await?;
+            return self.attributes_below(ino, *id, rest).ok_or(ViewError::Stale);
+        }
+        self.attributes_of_place(ino, &place)?.ok_or(ViewError::Stale)
+    }
+
+    /// Opens the file that is `place`, if that takes no time.
+    pub(super) fn open_place(&self, place: &Place) -> Result<Option<Handle>, ViewError> {
+        Ok(Some(match place {
+            Place::File(content) => Handle::Content(content.clone()),
+            Place::Fresh(content) => Handle::Fresh(content.clone()),
+            Place::Below(id, rest) => match self.node_below(*id, rest) {
+                Some((tree, node)) => open_node(&tree, node)?,
+                None => return Ok(None),
+            },
+            Place::Directory(_) | Place::Tree(_) => {
+                return Err(ViewError::Wrong(std::io::ErrorKind::IsADirectory));
+            }
+            Place::Link(_) | Place::Nothing | Place::Ask(_) => return Err(ViewError::Stale),
+        }))
+    }
+
+    /// Opens the file `ino`, if it is inside an image, however long that takes.
+    pub(super) async fn open_later(&self, ino: u64) -> Result<Option<Handle>, ViewError> {
+        if let Some((id, node)) = self.in_tree(ino) {
+            let tree = self.made_tree(id).await?;
+            return open_node(&tree, tree.rootfs().node(node).ok_or(ViewError::Stale)?).map(Some);
         }
         let path = self.path_of(ino)?;
-        match self.place(&path) {
-            Place::Link(target) => Ok(target.into()),
-            Place::Below(id, rest) => {
-                let (tree, node) = self.node_below(id, &rest)?;
-                of_node(&tree, node)
-            }
-            // The time for which it holds is over: what it was is better than nothing.
-            Place::Ask(Wanted::Tag(name)) => {
-                let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
-                let digest = inside.catalogue.last_resolved(&name).ok_or(ViewError::Stale)?;
-                Ok(link_to(&name, digest).into())
-            }
-            _ => Err(wrong()),
+        if names::form(&path) != names::Form::Inside {
+            return Ok(None);
         }
+        match self.place_later(&path).await? {
+            (Place::Below(id, rest), _in_use) => {
+                let (tree, node) = self.node_below_later(id, &rest).await?;
+                open_node(&tree, node).map(Some)
+            }
+            (place, _in_use) => self.open_place(&place),
+        }
+    }
+
+    /// Where the symbolic link `ino` leads, if that can be told now. `None` if [`View::link_target`] has
+    /// to find it out.
+    pub fn link_target_now(&self, ino: u64) -> Result<Option<Bytes>, ViewError> {
+        if let Some((id, node)) = self.in_tree(ino) {
+            let Some(tree) = self.tree(id) else { return Ok(None) };
+            let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
+            return target_of(&tree, node).map(Some);
+        }
+        match self.place_now(&self.path_of(ino)?) {
+            Some(Place::Link(target)) => Ok(Some(target.into())),
+            Some(Place::Below(id, rest)) => match self.node_below(id, &rest) {
+                Some((tree, node)) => target_of(&tree, node).map(Some),
+                None => Ok(None),
+            },
+            // The time for which it holds is over: what it was is better than nothing.
+            Some(Place::Ask(Wanted::Tag(name))) => {
+                let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
+                let digest = inside.catalogue.last_resolved(&name);
+                Ok(digest.map(|digest| link_to(&name, digest).into()))
+            }
+            None => Ok(None),
+            Some(_) => Err(ViewError::Wrong(std::io::ErrorKind::InvalidInput)),
+        }
+    }
+
+    /// Where the symbolic link `ino` leads, however long it takes to know.
+    pub async fn link_target(&self, ino: u64) -> Result<Bytes, ViewError> {
+        let mut _in_use: Vec<InUse> = Vec::new();
+        if let Some((id, _)) = self.in_tree(ino) {
+            _in_use.push(self.made_tree(id).await?);
+        } else {
+            let (place, held) = self.place_later(&self.path_of(ino)?).await?;
+            _in_use.extend(held);
+            match place {
+                Place::Below(id, rest) => {
+                    let (tree, _) = self.node_below_later(id, &rest).await?;
+                    _in_use.push(tree);
+                }
+                Place::Ask(wanted) => {
+                    let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
+                    inside.find_out(&wanted).await?;
+                }
+                _ => {}
+            }
+        }
+        self.link_target_now(ino)?.ok_or(ViewError::Stale)
     }
 
     /// What is in a directory below `.imgfs` that is no tree: names and kinds.
@@ -559,6 +744,11 @@ impl View {
         }
         Ok(entries)
     }
+}
+
+fn target_of(tree: &Tree, node: Node) -> Result<Bytes, ViewError> {
+    let target = tree.rootfs().symlink_target(node).map(Bytes::copy_from_slice);
+    target.ok_or(ViewError::Wrong(std::io::ErrorKind::InvalidInput))
 }
 
 /// Where a tag that leads to `digest` points, in its own directory.

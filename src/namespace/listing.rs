@@ -12,7 +12,7 @@ use rustix::fs::Stat;
 
 use super::{
     Attributes, Entry, Found, LocalAccess, ROOT, View, ViewError, below,
-    inside::{EarlyNames, TreeId, is_in_tree},
+    inside::{EarlyNames, Place, TreeId, is_in_tree},
     is_absent,
     names::{self, Form, form},
     table::Kind,
@@ -162,11 +162,15 @@ impl View {
     pub fn list_now(&self, ino: u64) -> Result<Option<Listing>, ViewError> {
         match self.in_tree(ino) {
             Some((id, node)) => {
-                Ok(self.tree(id).ok().and_then(|tree| self.list_tree(ino, id, tree, node)))
+                Ok(self.tree(id).and_then(|tree| self.list_tree(ino, id, tree, node)))
             }
-            None => match self.early_directory(ino)? {
-                Some(_) => Ok(None),
-                None => self.list_names(ino).map(Some),
+            None => match self.is_inside(ino)? {
+                // What has been known may have been let go.
+                true => match self.place_now(&self.path_of(ino)?) {
+                    None | Some(Place::Below(..)) => Ok(None),
+                    Some(_) => self.list_names(ino).map(Some),
+                },
+                false => self.list_names(ino).map(Some),
             },
         }
     }
@@ -174,26 +178,24 @@ impl View {
     /// What is in the directory `ino`, however long that takes. It ends by itself when nothing
     /// comes.
     pub async fn list(&self, ino: u64) -> Result<Listing, ViewError> {
-        let (tree, id, node) = match (self.in_tree(ino), self.early_directory(ino)?) {
-            (Some((id, node)), _) => (self.made_tree(id).await?, id, Some(node)),
-            (None, Some((id, path))) => {
+        let (tree, id, node) = match self.in_tree(ino) {
+            Some((id, node)) => (self.made_tree(id).await?, id, Some(node)),
+            None if self.is_inside(ino)? => {
+                let (place, _in_use) = self.place_later(&self.path_of(ino)?).await?;
+                let Place::Below(id, path) = place else { return self.list_names(ino) };
                 let tree = self.made_tree(id).await?;
                 let node = tree.rootfs().find(path.as_bytes()).map(Node::number);
                 (tree, id, node)
             }
-            (None, None) => return self.list_names(ino),
+            None => return self.list_names(ino),
         };
         let listing = node.and_then(|node| self.list_tree(ino, id, tree, node));
         listing.ok_or(ViewError::Stale)
     }
 
-    /// A directory of a tree that the kernel was told of before the tree had been made.
-    fn early_directory(&self, ino: u64) -> Result<Option<(TreeId, String)>, ViewError> {
-        if ino == ROOT || is_in_tree(ino) {
-            return Ok(None);
-        }
-        let path = self.path_of(ino)?;
-        Ok(if form(&path) == Form::Inside { self.tree_path(&path) } else { None })
+    /// Whether `ino`, which is in no tree by its number, is below `.imgfs`.
+    fn is_inside(&self, ino: u64) -> Result<bool, ViewError> {
+        Ok(ino != ROOT && form(&self.path_of(ino)?) == Form::Inside)
     }
 
     fn list_tree(&self, ino: u64, id: TreeId, tree: Arc<Tree>, node: u32) -> Option<Listing> {
@@ -226,7 +228,7 @@ impl View {
         // What is in the images_dir stands before what is known besides.
         entries.sort_by(|(a, _), (b, _)| a.cmp(b));
         entries.dedup_by(|(later, _), (first, _)| later == first);
-        let unchanged = stamp.is_some() && locked(&self.listed).insert(ino, stamp) == Some(stamp);
+        let unchanged = stamp.is_some() && locked(&self.listed).put(ino, stamp) == Some(stamp);
         let above = path.rsplit_once('/').map_or("", |(above, _)| above);
         let parent = locked(&self.table).number(above, &[]);
         let anything = Digest::sha256(b"").to_string();

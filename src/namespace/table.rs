@@ -7,6 +7,8 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
+use super::inside::TreeId;
+
 /// The number of the root.
 pub const ROOT: u64 = 1;
 
@@ -24,6 +26,8 @@ pub(super) enum Kind {
     Blob(crate::image::Digest),
     /// Something on the way to the inside of images, as its path says.
     Inside,
+    /// Something in a tree of which the kernel was told before that had been made, as its path says.
+    Early(TreeId),
     /// A name of which nothing is known yet.
     Unknown,
 }
@@ -104,17 +108,20 @@ impl Table {
         node.lookups += 1;
     }
 
-    /// Notes that the kernel forgets so many times that it was told of an inode.
-    pub(super) fn forgotten(&mut self, ino: u64, times: u64) {
+    /// Notes that the kernel forgets so many times that it was told of an inode. What that was, and how
+    /// many of the times it had been told.
+    pub(super) fn forgotten(&mut self, ino: u64, times: u64) -> Option<(Kind, u64)> {
         if ino == ROOT {
-            return;
+            return None;
         }
-        if let Some(node) = self.0.get_mut(&ino) {
-            node.lookups = node.lookups.saturating_sub(times);
-            if node.lookups == 0 {
-                self.0.remove(&ino);
-            }
+        let node = self.0.get_mut(&ino)?;
+        let times = times.min(node.lookups);
+        node.lookups -= times;
+        let kind = node.kind.clone();
+        if node.lookups == 0 {
+            self.0.remove(&ino);
         }
+        Some((kind, times))
     }
 
     /// How many inodes the kernel knows, the root not counted.

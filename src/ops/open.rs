@@ -112,8 +112,11 @@ impl OpenImage {
             tag_ttl: patience,
             absent_ttl: patience,
         };
-        let catalogue = Catalogue::new(dir, remote, names, &Budget::unlimited());
-        let images = Images::new(Sources { catalogue, cache, patience, verify_first: false });
+        // An image that is open for a command is let go with it, and gives all memory back.
+        let memory = Budget::unlimited();
+        let catalogue = Catalogue::new(dir, remote, names, &memory);
+        let verify_first = false;
+        let images = Images::new(Sources { catalogue, cache, patience, verify_first, memory });
         let name = &request.image;
         let digest = images.manifest(name).await.map_err(Error::Image)?.digest();
         let opened = images.image(name.repository(), digest).await.map_err(Error::Image)?;

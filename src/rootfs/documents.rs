@@ -1,8 +1,13 @@
 //! Manifests, configurations and other small things that are named by digests.
 
+use std::{io, sync::Arc};
+
 use bytes::{Bytes, BytesMut};
 
-use super::{SIDE, Store, shelf::MAX_DOCUMENT};
+use super::{
+    SIDE, Store,
+    index_store::{IndexStore, MAX_DOCUMENT},
+};
 use crate::{
     backend::{Blobs, BoxStream, Error, Kind, Result},
     catalogue::Resolved,
@@ -13,7 +18,7 @@ impl Store {
     /// The manifest that `name` leads to: what is local goes before what a registry says.
     pub(super) async fn manifest(&self, name: &Reference) -> Result<Manifest> {
         if let Some(digest) = name.digest()
-            && let Some(bytes) = self.shelf.document(&digest)
+            && let Some(bytes) = self.stored(digest).await?
             && let Ok(manifest) = Manifest::parse_as(digest.algorithm(), bytes, None)
         {
             return Ok(manifest);
@@ -30,7 +35,7 @@ impl Store {
     pub(super) async fn resolve(&self, name: &Reference) -> Result<Resolved> {
         let resolved = self.sources.catalogue.resolve(name).await?;
         if let Some(manifest) = &resolved.manifest {
-            self.shelf.put_document(&resolved.digest, manifest.bytes());
+            self.keep_document(resolved.digest, manifest.bytes().clone()).await?;
         }
         Ok(resolved)
     }
@@ -42,7 +47,7 @@ impl Store {
         blob: &Descriptor,
     ) -> Result<Bytes> {
         let failed = |kind: Kind| Error::new(SIDE, format_args!("reading {}", blob.digest), kind);
-        if let Some(bytes) = self.shelf.document(&blob.digest) {
+        if let Some(bytes) = self.stored(blob.digest).await? {
             return Ok(bytes);
         }
         if blob.size > MAX_DOCUMENT {
@@ -62,8 +67,28 @@ impl Store {
             (Err(error), None) if error.is_not_found() => return Err(failed(Kind::Offline)),
             (Err(error), _) => return Err(error),
         };
-        self.shelf.put_document(&blob.digest, &bytes);
+        self.keep_document(blob.digest, bytes.clone()).await?;
         Ok(bytes)
+    }
+
+    /// What the index store has of this digest.
+    async fn stored(&self, digest: Digest) -> Result<Option<Bytes>> {
+        self.with_store(digest, move |store| store.document(&digest)).await
+    }
+
+    async fn keep_document(&self, digest: Digest, bytes: Bytes) -> Result<()> {
+        self.with_store(digest, move |store| store.put_document(&digest, &bytes)).await
+    }
+
+    async fn with_store<T: Send + 'static>(
+        &self,
+        digest: Digest,
+        work: impl FnOnce(&IndexStore) -> T + Send + 'static,
+    ) -> Result<T> {
+        let store: Arc<IndexStore> = self.index_store.clone();
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        let failed = |e| Error::new(SIDE, format_args!("reading {digest}"), io::Error::other(e));
+        done.map_err(failed)
     }
 }
 

@@ -1,33 +1,25 @@
 //! The files of a platform or of a layer, from before anything of them is known.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use tokio::sync::OnceCell;
-
-use super::{Images, Tree, Variant, layer::Layer};
+use super::{Images, Tree, Variant, layer::Layer, scan::Scan};
 use crate::{
     backend::{Error, Result},
     layer::{Found, Kind, Node, Rootfs, find_from_top},
-    util::locked,
 };
 
 /// Symbolic links that a path may lead through.
 const MAX_LINKS: u32 = 40;
 
-/// The files of a platform or of a layer. Their tree is made when it is needed, once. Until then
+/// The files of a platform or of a layer. Their tree is made when it is needed. Until then
 /// what a container sees of one path can often be told from the upper layers, so the first file does
-/// not wait for the lowest layer.
+/// not wait for the lowest layer. A tree that has been let go is made again when it is needed.
 pub struct Files {
     images: Images,
     variant: Arc<Variant>,
     /// The layer, if it is not all of them.
     layer: Option<usize>,
     layers: Vec<Arc<Layer>>,
-    tree: OnceCell<Arc<Tree>>,
-    /// Each layer by itself, once it is known and as long as the tree has not been made.
-    upper: Mutex<Vec<Option<Arc<Tree>>>>,
-    /// What had passed of the next one when somebody asked last.
-    passing: Mutex<Option<(usize, Arc<Tree>)>>,
 }
 
 /// What is known of a path.
@@ -43,7 +35,8 @@ pub enum FileFound {
 
 /// What has to be known first.
 enum Waits {
-    Layer(Arc<Layer>),
+    /// The layer with this number.
+    Layer(usize),
     All,
 }
 
@@ -68,101 +61,115 @@ impl Files {
         layer: Option<usize>,
         layers: Vec<Arc<Layer>>,
     ) -> Self {
-        let upper = Mutex::new(vec![None; layers.len()]);
-        Self {
-            images,
-            variant,
-            layer,
-            layers,
-            tree: OnceCell::new(),
-            upper,
-            passing: Mutex::default(),
-        }
+        Self { images, variant, layer, layers }
     }
 
-    /// The tree, if it has been made.
-    pub fn made(&self) -> Option<&Arc<Tree>> {
-        self.tree.get()
+    /// The tree, if it has been made and not been let go.
+    pub fn made(&self) -> Option<Arc<Tree>> {
+        self.images.known_tree(&self.variant, self.layer)
     }
 
-    /// Whether the tree can be made without passing a layer.
-    pub fn is_indexed(&self) -> bool {
-        match self.layer {
-            None => self.layers.iter().all(|layer| layer.is_indexed()),
-            Some(number) => self.layers.get(number).is_some_and(|layer| layer.is_indexed()),
-        }
+    /// Whether the tree can be made without scanning a layer.
+    pub async fn is_indexed(&self) -> bool {
+        let layers: Vec<_> = match self.layer {
+            None => self.layers.clone(),
+            Some(number) => self.layers.get(number).cloned().into_iter().collect(),
+        };
+        let is_indexed = move || layers.iter().all(|layer| layer.is_indexed());
+        tokio::task::spawn_blocking(is_indexed).await.unwrap_or(false)
     }
 
-    /// The tree, made now if need be. That takes a pass over each layer that nobody has looked into
+    /// The tree, made now if need be. That takes a scan of each layer that nobody has looked into
     /// before; it ends by itself when nothing comes.
     pub async fn tree(&self) -> Result<Arc<Tree>> {
-        let made = self.tree.get_or_try_init(|| self.images.merge(&self.variant, self.layer));
-        let tree = made.await?.clone();
-        locked(&self.upper).fill(None);
-        *locked(&self.passing) = None;
-        Ok(tree)
+        self.images.tree(&self.variant, self.layer).await
     }
 
-    /// What is at `path`, as far as it is known now. Symbolic links are not followed.
+    /// What is at `path`, as far as it is known now: nothing is read or made. Symbolic links are not
+    /// followed.
     pub fn find_now(&self, path: &[u8]) -> FileFound {
-        let found = self.look(path).ok().or_else(|| self.look_while_it_passes(path));
+        let found = self.look(path).ok().or_else(|| {
+            let number = self.first_unknown()?;
+            let scan = self.layers.get(number)?.scan()?;
+            let tree = self.images.known_scanned(&self.variant, number, &scan)?;
+            self.look_into_scanned(path, number, &tree)
+        });
         found.unwrap_or(FileFound::Unknown)
     }
 
     /// What is at `path`; never [`FileFound::Unknown`]. Layers are looked into from the top down, as
     /// far as it takes.
     pub async fn find(&self, path: &[u8]) -> Result<FileFound> {
+        // What has been made on the way is not let go before it has been looked into.
+        let mut trees = Vec::new();
         loop {
             match self.look(path) {
-                Ok(FileFound::Missing) if self.damage().is_some() => {
+                Ok(FileFound::Missing) => {
                     // It may be in what cannot be read.
                     return self.damage().map_or(Ok(FileFound::Missing), Err);
                 }
                 Ok(found) => return Ok(found),
-                Err(Waits::Layer(layer)) => {
-                    let index = layer.index();
-                    let passed = layer.pass().map(|pass| pass.passed());
-                    if let Some(found) = self.look_while_it_passes(path) {
+                Err(Waits::All) => trees.push(self.tree().await?),
+                Err(Waits::Layer(number)) => {
+                    // Begins a scan, if there has to be one.
+                    let index = self.layers.get(number).map(Layer::index);
+                    let scan = self.layers.get(number).and_then(|layer| layer.scan());
+                    let scanned = scan.as_ref().map(|scan| scan.scanned());
+                    if let Some(scan) = scan
+                        && let Some(found) = self.find_scanned(path, number, scan).await
+                    {
                         return Ok(found);
                     }
                     let more = async {
-                        match passed {
-                            Some(mut passed) => drop(passed.changed().await),
-                            None => std::future::pending().await,
+                        if let Some(mut scanned) = scanned
+                            && scanned.changed().await.is_ok()
+                        {
+                            return;
                         }
+                        // When the scan ends, that is told by the index.
+                        std::future::pending::<()>().await;
+                    };
+                    let tree = async {
+                        let _index = match index {
+                            Some(index) => match index.await {
+                                // For memory, the tree waits.
+                                Err(error) if !error.is_short_of_memory() => return Err(error),
+                                done => done.ok(),
+                            },
+                            None => None,
+                        };
+                        self.images.tree(&self.variant, Some(number)).await
                     };
                     tokio::select! {
-                        index = index => drop(index?),
+                        tree = tree => trees.push(tree?),
                         () = more => {}
                     }
                 }
-                Err(Waits::All) => drop(self.tree().await?),
             }
         }
     }
 
-    /// What is at `path`, if it is in a layer that is passing, and has passed.
-    fn look_while_it_passes(&self, path: &[u8]) -> Option<FileFound> {
+    /// What is at `path`, if that has been seen in the scan of the layer `number`.
+    async fn find_scanned(&self, path: &[u8], number: usize, scan: Arc<Scan>) -> Option<FileFound> {
+        let known = self.images.known_scanned(&self.variant, number, &scan);
+        if let Some(found) = known.and_then(|tree| self.look_into_scanned(path, number, &tree)) {
+            return Some(found);
+        }
+        let (images, variant) = (self.images.clone(), self.variant.clone());
+        let (layer, wanted) = (self.layers.get(number)?.clone(), path.to_vec());
+        let make = move || images.scanned_tree(&variant, number, &layer, &scan, &wanted);
+        let tree = self.images.store().compute(make).await.ok()??;
+        self.look_into_scanned(path, number, &tree)
+    }
+
+    /// What is at `path`, if it is in the layer `number`, of which `tree` is what has been scanned.
+    fn look_into_scanned(&self, path: &[u8], number: usize, tree: &Arc<Tree>) -> Option<FileFound> {
         let mut trees = self.upper_layers();
-        let number = trees.iter().rposition(Option::is_none)?;
-        let mut passing = locked(&self.passing);
-        let known = passing.as_ref().filter(|(of, tree)| {
-            *of == number && tree.rootfs().find(path).is_some_and(|node| tree.has_all_of(node))
-        });
-        let tree = match known {
-            Some((_, tree)) => tree.clone(),
-            None => {
-                let layer = self.layers.get(number)?;
-                let tree = self.images.passing_tree(&self.variant, number, layer, path)?;
-                *passing = Some((number, tree.clone()));
-                tree
-            }
-        };
-        trees[number] = Some(tree.clone());
+        *trees.get_mut(number)? = Some(tree.clone());
         match find_from_top(&known_of(&trees), path) {
             // What it does not have yet it may still bring.
             Found::Node { layer, node } if layer == number && tree.has_all_of(node) => {
-                Some(FileFound::At(tree, node))
+                Some(FileFound::At(tree.clone(), node))
             }
             _ => None,
         }
@@ -175,7 +182,7 @@ impl Files {
     fn look(&self, path: &[u8]) -> std::result::Result<FileFound, Waits> {
         if let Some(tree) = self.made() {
             return Ok(match tree.rootfs().find(path) {
-                Some(node) => FileFound::At(tree.clone(), node),
+                Some(node) => FileFound::At(tree, node),
                 None => FileFound::Missing,
             });
         }
@@ -193,11 +200,7 @@ impl Files {
                 Err(Waits::All)
             }
             Found::Missing => Ok(FileFound::Missing),
-            Found::Waits(number) => match self.layers.get(number) {
-                // It cannot be told of a layer that is not what the configuration says.
-                Some(layer) if layer.known_index().is_none() => Err(Waits::Layer(layer.clone())),
-                _ => Err(Waits::All),
-            },
+            Found::Waits(number) => Err(Waits::Layer(number)),
             Found::NeedsMerge => Err(Waits::All),
         }
     }
@@ -248,17 +251,17 @@ impl Files {
 
     /// The layers that are known, from the top down to the first that is not.
     fn upper_layers(&self) -> Vec<Option<Arc<Tree>>> {
-        let mut trees = locked(&self.upper);
-        for (number, layer) in self.layers.iter().enumerate().rev() {
-            if trees[number].is_some() {
-                continue;
-            }
-            let Some(index) = layer.known_index() else { break };
-            let tree = self.images.raw_tree(&self.variant, number, layer, &index);
-            let Ok(tree) = tree else { break };
+        let mut trees = vec![None; self.layers.len()];
+        for number in (0..self.layers.len()).rev() {
+            let Some(tree) = self.images.known_tree(&self.variant, Some(number)) else { break };
             trees[number] = Some(tree);
         }
-        trees.clone()
+        trees
+    }
+
+    /// The uppermost layer that is not known.
+    fn first_unknown(&self) -> Option<usize> {
+        self.upper_layers().iter().rposition(Option::is_none)
     }
 }
 

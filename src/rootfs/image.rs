@@ -1,32 +1,43 @@
 //! Images: their manifests and configurations, and the trees that their layers make.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-};
+use std::{future::ready, io, sync::Arc};
 
 use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::{
+    FutureExt,
+    future::{self, BoxFuture, try_join_all},
+};
 use serde::Deserialize;
 
 use super::{
     Files, SIDE, Sources, Store,
-    layer::{Layer, LayerKey},
+    index_store::Indexed,
+    key::LayerKey,
+    layer::Layer,
+    scan::Scan,
+    stream::{scanned_stream, stream},
     tree::{Origin, Tree},
 };
 use crate::{
     backend::{Error, Kind, Result},
     image::{Descriptor, Digest, Manifest, Platform, PlatformFilter, Reference, Repository, View},
-    layer::{LayerIndex, Rootfs, soci_index},
-    util::locked,
+    layer::{Rootfs, soci_index},
+    util::{Kept, Reservation, SingleFlight},
 };
 
+/// What a document takes in memory for each of its bytes, with what is parsed of it.
+const BYTES_EACH: u64 = 4;
+
+/// What a document takes besides, in bytes.
+const BYTES_MORE: u64 = 2048;
+
 /// An image, from the outside: which platforms it has.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Image {
     repository: Repository,
     manifest: Manifest,
     platforms: Vec<(String, Choice)>,
+    _memory: Reservation,
 }
 
 /// What a platform of an image is.
@@ -50,6 +61,7 @@ pub struct Variant {
     created_by: Vec<Option<String>>,
     /// Where tables of contents of its layers are, if SOCI has made some.
     soci_index: Option<Reference>,
+    _memory: Reservation,
 }
 
 /// What is read of a configuration.
@@ -140,7 +152,12 @@ impl Variant {
         }
     }
 
-    fn new(repository: Repository, manifest: Manifest, config: Bytes) -> Result<Self> {
+    fn new(
+        repository: Repository,
+        manifest: Manifest,
+        config: Bytes,
+        memory: Reservation,
+    ) -> Result<Self> {
         let failed = |reason: String| {
             let doing = format!("reading the configuration of {repository}@{}", manifest.digest());
             Error::new(SIDE, doing, Kind::Layer(reason))
@@ -162,7 +179,16 @@ impl Variant {
         }
         let platform = Platform::of_config(&config);
         let soci_index = soci_index(&manifest).map(|digest| repository.pinned(digest));
-        Ok(Self { repository, manifest, config, platform, diff_ids, created_by, soci_index })
+        Ok(Self {
+            repository,
+            manifest,
+            config,
+            platform,
+            diff_ids,
+            created_by,
+            soci_index,
+            _memory: memory,
+        })
     }
 }
 
@@ -173,10 +199,18 @@ pub struct Images {
 
 struct Inner {
     store: Arc<Store>,
-    images: Mutex<HashMap<Digest, Arc<Image>>>,
-    variants: Mutex<HashMap<Digest, Arc<Variant>>>,
-    layers: Mutex<HashMap<LayerKey, Arc<Layer>>>,
+    images: Kept<Digest, Image>,
+    variants: Kept<Digest, Variant>,
+    layers: Kept<LayerKey, Layer>,
+    trees: Kept<TreeKey, Tree>,
+    /// Trees that are being made.
+    merging: SingleFlight<TreeKey, Result<Arc<Tree>>>,
+    /// What has been seen of layers in scans, by the number of the scan.
+    scanned: Kept<(TreeKey, u64), Tree>,
 }
+
+/// The manifest of a platform, and the number of the layer if it is not all of them.
+type TreeKey = (Digest, Option<usize>);
 
 impl Clone for Images {
     fn clone(&self) -> Self {
@@ -187,11 +221,15 @@ impl Clone for Images {
 impl Images {
     /// Opens images that are in `sources`.
     pub fn new(sources: Sources) -> Self {
+        let memory = sources.memory.clone();
         let inner = Inner {
             store: Store::new(sources),
-            images: Mutex::default(),
-            variants: Mutex::default(),
-            layers: Mutex::default(),
+            images: Kept::new(&memory),
+            variants: Kept::new(&memory),
+            layers: Kept::new(&memory),
+            trees: Kept::new(&memory),
+            merging: SingleFlight::default(),
+            scanned: Kept::new(&memory),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -220,21 +258,34 @@ impl Images {
                 vec![(name, Choice::Itself(variant))]
             }
         };
-        let image = Arc::new(Image { repository: repository.clone(), manifest, platforms });
-        locked(&self.inner.images).insert(digest, image.clone());
+        let memory = self.memory_for(manifest.bytes().len(), &manifest).await?;
+        let repository = repository.clone();
+        let image = Arc::new(Image { repository, manifest, platforms, _memory: memory });
+        self.inner.images.insert(digest, &image);
         Ok(image)
     }
 
-    /// The image with this digest, if it has been opened.
-    pub fn known_image(&self, digest: &Digest) -> Option<Arc<Image>> {
-        locked(&self.inner.images).get(digest).cloned()
+    /// Memory for a document of a manifest, with so many bytes.
+    async fn memory_for(&self, bytes: usize, manifest: &Manifest) -> Result<Reservation> {
+        let store = &self.inner.store;
+        let bytes = bytes as u64 * BYTES_EACH + BYTES_MORE;
+        let reserve = || {
+            let doing = format_args!("opening {}", manifest.digest());
+            ready(store.sources.memory.reserve(bytes).map_err(|e| Error::new(SIDE, doing, e)))
+        };
+        store.with_memory(reserve).await
     }
 
-    /// A platform of an image, if it has been opened.
+    /// The image with this digest, if it has been opened and not been let go.
+    pub fn known_image(&self, digest: &Digest) -> Option<Arc<Image>> {
+        self.inner.images.get(digest)
+    }
+
+    /// A platform of an image, if it has been opened and not been let go.
     pub fn known_variant(&self, image: &Image, platform: &str) -> Option<Arc<Variant>> {
         match &image.platforms.iter().find(|(name, _)| name == platform)?.1 {
             Choice::Itself(variant) => Some(variant.clone()),
-            Choice::Child(child) => locked(&self.inner.variants).get(&child.digest).cloned(),
+            Choice::Child(child) => self.inner.variants.get(&child.digest),
         }
     }
 
@@ -265,8 +316,9 @@ impl Images {
             return Err(Error::new(SIDE, doing, Kind::Unfit(reason)));
         };
         let config = self.inner.store.document(repository, config).await?;
-        let variant = Arc::new(Variant::new(repository.clone(), manifest, config)?);
-        locked(&self.inner.variants).insert(digest, variant.clone());
+        let memory = self.memory_for(manifest.bytes().len() + config.len(), &manifest).await?;
+        let variant = Arc::new(Variant::new(repository.clone(), manifest, config, memory)?);
+        self.inner.variants.insert(digest, &variant);
         Ok(variant)
     }
 
@@ -285,11 +337,10 @@ impl Images {
         let diff_id = variant.diff_ids.get(number).copied();
         let soci_index = variant.soci_index.clone();
         let key = LayerKey::new(blob, soci_index.as_ref());
-        let mut layers = locked(&self.inner.layers);
         let new = || Layer::new(self.inner.store.clone(), key, blob.clone(), diff_id, soci_index);
-        let layer = layers.entry(key).or_insert_with(new);
-        layer.is_in(&variant.repository);
-        Some(layer.clone())
+        let layer = self.inner.layers.share(key, new);
+        layer.at.is_in(&variant.repository);
+        Some(layer)
     }
 
     /// The files of a platform, or of its layer with this number, from 0 for the lowest. Nothing is
@@ -298,12 +349,40 @@ impl Images {
         Files::new(self.clone(), variant.clone(), layer, self.layers(variant))
     }
 
-    /// The tree of a platform or of one of its layers.
-    pub(super) async fn merge(
+    /// The tree of a platform or of one of its layers, if it has been made and not been let go.
+    pub(super) fn known_tree(&self, variant: &Variant, layer: Option<usize>) -> Option<Arc<Tree>> {
+        self.inner.trees.get(&(variant.manifest.digest(), layer))
+    }
+
+    /// The tree of a platform or of one of its layers, which is made once for all who want it.
+    pub(super) fn tree(
         &self,
         variant: &Arc<Variant>,
         layer: Option<usize>,
-    ) -> Result<Arc<Tree>> {
+    ) -> BoxFuture<'static, Result<Arc<Tree>>> {
+        if let Some(tree) = self.known_tree(variant, layer) {
+            return future::ready(Ok(tree)).boxed();
+        }
+        let key = (variant.manifest.digest(), layer);
+        let (images, of) = (self.clone(), variant.clone());
+        let make = || async move {
+            if let Some(tree) = images.known_tree(&of, layer) {
+                return Ok(tree);
+            }
+            let tree = images.inner.store.with_memory(|| images.merge(&of, layer)).await?;
+            images.inner.trees.insert(key, &tree);
+            Ok(tree)
+        };
+        let flight = self.inner.merging.run(key, make);
+        let doing = merging(variant);
+        async move {
+            let died = |died| Err(Error::new(SIDE, doing, io::Error::other(died)));
+            flight.await.unwrap_or_else(died)
+        }
+        .boxed()
+    }
+
+    async fn merge(&self, variant: &Arc<Variant>, layer: Option<usize>) -> Result<Arc<Tree>> {
         let numbers = match layer {
             None => 0..variant.layer_count(),
             Some(number) => number..number + 1,
@@ -313,21 +392,28 @@ impl Images {
         // From the top down: what is asked for first is most often there.
         let mut indexes: Vec<_> = layers.iter().rev().map(Layer::index).collect();
         indexes.reverse();
-        let mut indexes = try_join_all(indexes).await?;
+        let indexes = try_join_all(indexes).await?;
         let mut origins = Vec::new();
         for ((number, of), index) in numbers.zip(&layers).zip(&indexes) {
             origins.push(self.origin(variant, number, of, index)?);
         }
-        let made = tokio::task::spawn_blocking(move || match (layer, indexes.pop()) {
-            (Some(_), Some(index)) => Rootfs::raw(index),
-            (_, last) => Rootfs::new(indexes.into_iter().chain(last).collect()),
-        });
-        let doing = || format!("merging the layers of {}", variant.manifest.digest());
-        let rootfs = made
-            .await
-            .map_err(|e| Error::new(SIDE, doing(), std::io::Error::other(e)))?
-            .map_err(|e| Error::new(SIDE, doing(), Kind::Unfit(e.to_string())))?;
-        Ok(Tree::new(rootfs, origins))
+        let failed = |kind: Kind| Error::new(SIDE, merging(variant), kind);
+        let bytes = Rootfs::merging_bytes(indexes.iter().map(|index| &****index));
+        let memory = &self.inner.store.sources.memory;
+        let memory = memory.reserve(bytes).map_err(|e| failed(e.into()))?;
+        let mut indexes: Vec<_> = indexes.iter().map(|index| (**index).clone()).collect();
+        let make = move || {
+            let rootfs = match (layer, indexes.pop()) {
+                (Some(_), Some(index)) => Rootfs::raw(index),
+                (_, last) => Rootfs::new(indexes.into_iter().chain(last).collect()),
+            };
+            (rootfs, memory)
+        };
+        let (rootfs, mut memory) =
+            self.inner.store.compute(make).await.map_err(|e| failed(e.into()))?;
+        let rootfs = rootfs.map_err(|e| failed(Kind::Unfit(e.to_string())))?;
+        memory.resize(rootfs.memory_bytes()).map_err(|e| failed(e.into()))?;
+        Ok(Tree::new(rootfs, origins, memory))
     }
 
     /// What a tree has to know of a layer, which has to be the one that the configuration means.
@@ -336,7 +422,7 @@ impl Images {
         variant: &Variant,
         number: usize,
         layer: &Arc<Layer>,
-        index: &Arc<LayerIndex>,
+        index: &Arc<Indexed>,
     ) -> Result<Origin> {
         if let Some(note) = index.wrong() {
             return Err(layer.error(Kind::Layer(note.kind.to_string())));
@@ -356,49 +442,55 @@ impl Images {
             number,
             digest: index.blob(),
             created_by: variant.created_by.get(number).cloned().flatten(),
-            open: Box::new(move || of.stream(&index)),
+            open: Box::new(move || stream(&of, &index)),
         })
     }
 
-    /// A layer by itself, whose index is known.
-    pub(super) fn raw_tree(
+    /// What has been seen of a layer in a scan, if somebody has looked before.
+    pub(super) fn known_scanned(
         &self,
         variant: &Variant,
         number: usize,
-        layer: &Arc<Layer>,
-        index: &Arc<LayerIndex>,
-    ) -> Result<Arc<Tree>> {
-        raw(layer, index, self.origin(variant, number, layer, index)?)
+        scan: &Scan,
+    ) -> Option<Arc<Tree>> {
+        self.inner.scanned.get(&((variant.manifest.digest(), Some(number)), scan.number))
     }
 
-    /// What has passed of a layer, with the file `path`, if that has.
-    pub(super) fn passing_tree(
+    /// What has been scanned of a layer, with the file `path`, if that has been. Copies the table.
+    pub(super) fn scanned_tree(
         &self,
         variant: &Variant,
         number: usize,
         layer: &Arc<Layer>,
+        scan: &Arc<Scan>,
         path: &[u8],
     ) -> Option<Arc<Tree>> {
         if self.inner.store.sources.verify_first {
             return None;
         }
-        let pass = layer.pass()?;
-        let index = Arc::new(pass.index_with(path)?);
-        let (of, passed) = (layer.clone(), index.clone());
+        let (index, memory) = scan.index_with(path)?;
+        let index = Indexed::unstored(index, memory);
+        let budget = &self.inner.store.sources.memory;
+        // Where there is no room for it, the end of the scan has to be waited for.
+        let mut memory = budget.reserve(Rootfs::merging_bytes([&***index])).ok()?;
+        let rootfs = Rootfs::raw((**index).clone()).ok()?;
+        memory.resize(rootfs.memory_bytes()).ok()?;
+        let (of, scan_of, scanned) = (layer.clone(), scan.clone(), index.clone());
         let origin = Origin {
             number,
             digest: index.blob(),
             created_by: variant.created_by.get(number).cloned().flatten(),
-            open: Box::new(move || Ok(of.passing_stream(&passed, &pass))),
+            open: Box::new(move || Ok(scanned_stream(&of, &scanned, &scan_of))),
         };
-        raw(layer, &index, origin).ok()
+        let tree = Tree::new(rootfs, vec![origin], memory);
+        let key = ((variant.manifest.digest(), Some(number)), scan.number);
+        self.inner.scanned.insert(key, &tree);
+        Some(tree)
     }
 }
 
-fn raw(layer: &Layer, index: &Arc<LayerIndex>, origin: Origin) -> Result<Arc<Tree>> {
-    let rootfs = Rootfs::raw(index.clone());
-    let rootfs = rootfs.map_err(|e| layer.error(Kind::Unfit(e.to_string())))?;
-    Ok(Tree::new(rootfs, vec![origin]))
+fn merging(variant: &Variant) -> String {
+    format!("merging the layers of {}", variant.manifest.digest())
 }
 
 /// The platforms of an index by name. What is for none, such as an attestation, is left out, and so

@@ -19,8 +19,9 @@ impl Images {
             json!({ "platform": name, "layers": layers })
         });
         let stats = self.store().sources.cache.stats();
-        let troubles = locked(&self.store().troubles);
-        let errors = troubles.iter().map(|(time, text)| {
+        let memory = self.store().sources.memory.stats();
+        let errors = locked(&self.store().errors);
+        let errors = errors.iter().map(|(time, text)| {
             let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             json!({ "time": seconds, "error": text })
         });
@@ -30,17 +31,23 @@ impl Images {
             "fetched_bytes": stats.fetched_bytes,
             "requests": stats.requests,
             "cache": { "held_bytes": stats.held_bytes, "limit_bytes": stats.limit_bytes },
+            "memory": {
+                "used_bytes": memory.used_bytes,
+                "peak_bytes": memory.peak_bytes,
+                "limit_bytes": memory.limit_bytes,
+            },
             "errors": errors.collect::<Vec<_>>(),
         })
     }
 }
 
 fn layer_status(layer: &Layer) -> Value {
-    let mut status = json!({ "digest": layer.blob.digest.to_string(), "size": layer.blob.size });
+    let mut status =
+        json!({ "digest": layer.at.blob.digest.to_string(), "size": layer.at.blob.size });
     let Some(index) = layer.known_index() else {
         status["indexed"] = json!(false);
-        if let Some(pass) = layer.pass() {
-            status["passed_bytes"] = json!(*pass.passed().borrow());
+        if let Some(scan) = layer.scan() {
+            status["passed_bytes"] = json!(*scan.scanned().borrow());
         }
         return status;
     };

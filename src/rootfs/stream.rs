@@ -1,6 +1,7 @@
 //! The decompressed stream of a layer, and how it becomes content for the cache.
 
 use std::{
+    future::ready,
     ops::Range,
     sync::{Arc, Mutex},
 };
@@ -11,8 +12,10 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::mpsc;
 
 use super::{
-    layer::{Compressed, Layer, STEP},
-    pass::Pass,
+    index_store::Indexed,
+    layer::{Layer, stream_bytes},
+    location::{Compressed, STEP},
+    scan::Scan,
     spans::{Group, Reader},
 };
 use crate::{
@@ -27,12 +30,12 @@ use crate::{
 pub(super) enum Stream {
     /// By way of the cache.
     Cached { stream: CachedBlob, _reader: Reader },
-    /// What has passed, while nobody knows yet whether it is the right layer.
-    Passing(Arc<dyn ReadPassing>),
+    /// What has been scanned, while nobody knows yet whether it is the right layer.
+    Scanning(Arc<dyn ReadScanned>),
 }
 
-/// Reads what has passed of a layer.
-pub(super) trait ReadPassing: Send + Sync {
+/// Reads what has been scanned of a layer.
+pub(super) trait ReadScanned: Send + Sync {
     /// The bytes `range`, all of them.
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>>;
 
@@ -50,7 +53,7 @@ impl Stream {
     pub(super) async fn verified(&self) -> Result<()> {
         match self {
             Self::Cached { .. } => Ok(()),
-            Self::Passing(stream) => stream.verified().await,
+            Self::Scanning(stream) => stream.verified().await,
         }
     }
 
@@ -58,7 +61,7 @@ impl Stream {
     pub(super) fn try_read(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
         match self {
             Self::Cached { stream, .. } => stream.try_read(offset, length),
-            Self::Passing(_) => None,
+            Self::Scanning(_) => None,
         }
     }
 
@@ -66,23 +69,23 @@ impl Stream {
     pub(super) async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
         match self {
             Self::Cached { stream, .. } => stream.read(offset, length).await,
-            Self::Passing(stream) => stream.read(offset..offset + length as u64).await,
+            Self::Scanning(stream) => stream.read(offset..offset + length as u64).await,
         }
     }
 }
 
-/// A layer that is passing.
-pub(super) struct Passing {
+/// A layer that is being scanned.
+pub(super) struct Scanned {
     pub layer: Arc<Layer>,
-    pub index: Arc<LayerIndex>,
-    pub pass: Arc<Pass>,
+    pub index: Arc<Indexed>,
+    pub scan: Arc<Scan>,
     /// What was read last.
-    pub last: Mutex<Option<Group>>,
+    pub last: Mutex<Option<Arc<Group>>>,
 }
 
-impl Passing {
+impl Scanned {
     /// The group of a span up to that. It may become longer yet, so it is kept here only.
-    async fn group(&self, span: u32) -> Result<Group> {
+    async fn group(&self, span: u32) -> Result<Arc<Group>> {
         let last = locked(&self.last).clone();
         if let Some(group) = last.filter(|group| group.get(span).is_some()) {
             return Ok(group);
@@ -94,13 +97,13 @@ impl Passing {
     }
 }
 
-impl ReadPassing for Passing {
+impl ReadScanned for Scanned {
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
         let read = async move {
             let mut bytes = BytesMut::new();
             let mut at = range.start;
             while at < range.end {
-                if self.pass.has_failed() {
+                if self.scan.has_failed() {
                     // Whoever has begun to read what was wrong does not get the end of it.
                     let reason = "it has turned out not to be the layer that it should be";
                     return Err(self.layer.error(Kind::Layer(reason.into())));
@@ -136,7 +139,7 @@ impl ReadPassing for Passing {
 /// A layer as the source of its stream.
 pub(super) struct Decompressed {
     pub layer: Arc<Layer>,
-    pub index: Arc<LayerIndex>,
+    pub index: Arc<Indexed>,
 }
 
 #[async_trait]
@@ -149,7 +152,7 @@ impl Blobs for Decompressed {
         let is_sequential = spans.clone().any(|span| self.index.needs_sequential(span));
         // What can only be decompressed from its beginning is decompressed once, and all kept.
         let way = match is_sequential && range == all {
-            true => Way::InOrder(self.in_order()?),
+            true => Way::InOrder(self.in_order().await?),
             false => Way::Each(None),
         };
         let (layer, index) = (self.layer.clone(), self.index.clone());
@@ -160,7 +163,7 @@ impl Blobs for Decompressed {
 /// How spans come.
 enum Way {
     /// Group by group, wherever they are; the one that came last.
-    Each(Option<Group>),
+    Each(Option<Arc<Group>>),
     /// All of the layer, decompressed in order.
     InOrder(mpsc::Receiver<Result<Bytes>>),
 }
@@ -168,7 +171,7 @@ enum Way {
 /// A part of a stream.
 pub(super) struct Spans {
     layer: Arc<Layer>,
-    index: Arc<LayerIndex>,
+    index: Arc<Indexed>,
     /// What is still to come of the range that was asked for, and of its spans.
     left: Range<u64>,
     spans: Range<u32>,
@@ -236,11 +239,17 @@ impl ByteStream for Spans {
 
 impl Decompressed {
     /// Decompresses all of the layer from its beginning.
-    fn in_order(&self) -> Result<mpsc::Receiver<Result<Bytes>>> {
+    async fn in_order(&self) -> Result<mpsc::Receiver<Result<Bytes>>> {
         let (layer, index) = (self.layer.clone(), self.index.clone());
-        let compressed = layer.compressed()?.for_all();
+        let compressed = layer.at.compressed().await?.for_all();
         let (gives, comes) = mpsc::channel(1);
         let (sender, mut receiver) = mpsc::channel::<Bytes>(2);
+        // The span that is decompressed, the one that waits, and the window.
+        let largest = (0..index.span_count()).map(|span| stream_bytes(&index, &(span..span + 1)));
+        let bytes = 3 * largest.max().unwrap_or(0) + 4 * STEP as u64;
+        let budget = &layer.at.store.sources.memory;
+        let reserve = || ready(budget.reserve(bytes).map_err(|error| layer.error(error)));
+        let memory = layer.at.store.with_memory(reserve).await?;
         let (reader, failed) = (layer.clone(), gives.clone());
         let fetch = index.fetch_range(0..index.span_count());
         let compressed = Arc::new(compressed);
@@ -249,7 +258,7 @@ impl Decompressed {
             let mut at = fetch.start;
             while at < fetch.end {
                 let end = fetch.end.min(at + STEP as u64);
-                match reader.fetch(&source, at..end).await {
+                match reader.at.fetch(&source, at..end).await {
                     Ok(bytes) if bytes.is_empty() => break,
                     Ok(bytes) => {
                         at += bytes.len() as u64;
@@ -269,6 +278,7 @@ impl Decompressed {
             if let Err(error) = decompress(&layer, &index, &compressed, &mut receiver, &gives) {
                 let _ = gives.blocking_send(Err(error));
             }
+            drop(memory);
         });
         Ok(comes)
     }
@@ -282,7 +292,7 @@ fn decompress(
     gives: &mpsc::Sender<Result<Bytes>>,
 ) -> Result<()> {
     let failed = |error| {
-        layer.distrust(compressed, &error);
+        layer.at.distrust(compressed, &error);
         layer.error(Kind::Layer(error.to_string()))
     };
     let window = layer.window(index, 0);
@@ -297,4 +307,22 @@ fn decompress(
         is_wanted &= !is_done.map_err(failed)?;
     }
     Ok(())
+}
+
+/// A reader of the decompressed stream of `layer`.
+pub(super) fn stream(layer: &Arc<Layer>, index: &Arc<Indexed>) -> Result<Stream> {
+    let repository = layer.at.repository();
+    let repository =
+        repository.ok_or_else(|| layer.error(Kind::NotFound("nobody has it".into())))?;
+    let source = Arc::new(Decompressed { layer: layer.clone(), index: index.clone() });
+    let store = &layer.at.store;
+    let (id, size) = (layer.key.of(index).stream_id(index), index.stream_bytes());
+    let stream = store.sources.cache.stream(source, repository, &layer.at.blob, id, size);
+    Ok(Stream::Cached { stream, _reader: store.recent.reader() })
+}
+
+/// The same of what has been scanned while the scan goes on.
+pub(super) fn scanned_stream(layer: &Arc<Layer>, index: &Arc<Indexed>, scan: &Arc<Scan>) -> Stream {
+    let (layer, index, scan) = (layer.clone(), index.clone(), scan.clone());
+    Stream::Scanning(Arc::new(Scanned { layer, index, scan, last: Mutex::default() }))
 }

@@ -9,6 +9,7 @@ use crate::{
     backend::{Error, Kind, Result},
     image::Digest,
     layer::{Extent, Kind as FileKind, Node, Rootfs},
+    util::Reservation,
 };
 
 /// The name of the attribute that says which layer a file comes from: number and digest.
@@ -30,22 +31,25 @@ pub(super) struct Origin {
 }
 
 /// Files that can be looked at and read. What it shows has been checked against the manifest, but for
-/// those that [`super::Files::find`] gives while a layer passes.
+/// those that [`super::Files::find`] gives while a layer is scanned.
 pub struct Tree {
     rootfs: Rootfs,
     origins: Vec<Origin>,
     /// Why names may be missing.
     damage: Option<Error>,
+    /// For the nodes; each index has its own.
+    _memory: Reservation,
 }
 
 impl Tree {
-    pub(super) fn new(rootfs: Rootfs, origins: Vec<Origin>) -> Arc<Self> {
+    /// `memory` is what the nodes take; who opens a layer holds what its index takes.
+    pub(super) fn new(rootfs: Rootfs, origins: Vec<Origin>, memory: Reservation) -> Arc<Self> {
         let damaged = rootfs.layers().iter().find_map(|layer| Some((layer, layer.damage()?)));
         let damage = damaged.map(|(layer, note)| {
             let doing = format!("reading layer {}", layer.blob());
             Error::new(SIDE, doing, Kind::Layer(note.kind.to_string()))
         });
-        Arc::new(Self { rootfs, origins, damage })
+        Arc::new(Self { rootfs, origins, damage, _memory: memory })
     }
 
     /// Why there may be more files than can be seen: a layer is damaged, though it is the one that
@@ -139,7 +143,7 @@ impl TreeFile {
         self.size
     }
 
-    /// Whether what is read is known to be right: not as long as its layer is still passing.
+    /// Whether what is read is known to be right: not as long as its layer is still being scanned.
     pub fn is_certain(&self) -> bool {
         self.stream.as_ref().is_none_or(Stream::is_certain)
     }

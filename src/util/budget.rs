@@ -28,6 +28,10 @@ use super::locked;
 /// the allocator has been given back and has not given back itself.
 const UNCOUNTED: u64 = 32 << 20;
 
+/// How long is waited for memory before it is tried again, at first and after many attempts.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
 /// Entries of a [`Kept`] below which nobody looks for those that have been let go.
 const SWEEP_FROM: usize = 64;
 
@@ -143,26 +147,26 @@ impl Budget {
 
     /// Does `work`, and does it again when it fails for want of memory that others use and give back. It
     /// must hold no reservation when it has failed. Given up after `patience`.
-    pub(crate) async fn retry<T, E>(
+    pub(crate) async fn retry<T, E, F>(
         &self,
         patience: Duration,
         is_short: impl Fn(&E) -> bool,
-        mut work: impl AsyncFnMut() -> Result<T, E>,
-    ) -> Result<T, E> {
+        mut work: impl FnMut() -> F,
+    ) -> Result<T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
         let deadline = Instant::now() + patience;
+        let mut pause = SHORTEST_PAUSE;
         loop {
-            let freed = self.inner.freed.notified();
-            let mut freed = std::pin::pin!(freed);
-            // What is given back from now on counts.
-            freed.as_mut().enable();
             match work().await {
-                Err(error) if is_short(&error) => {
-                    if timeout_at(deadline.into(), freed).await.is_err() {
-                        return Err(error);
-                    }
-                }
+                Err(error) if is_short(&error) && Instant::now() < deadline => {}
                 done => return done,
             }
+            // It may have been given back before this waits, so it does not wait for that alone.
+            let freed = self.inner.freed.notified();
+            let _ = timeout_at(deadline.min(Instant::now() + pause).into(), freed).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -210,11 +214,6 @@ impl std::fmt::Debug for Reservation {
 }
 
 impl Reservation {
-    /// Bytes that it is of.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// Makes it one of `bytes`; if there is no room, it stays what it is.
     pub(crate) fn resize(&mut self, bytes: u64) -> Result<(), OutOfMemory> {
         let Some(more) = bytes.checked_sub(self.bytes) else {
@@ -284,6 +283,16 @@ struct Known<K, T> {
     sweep_at: usize,
 }
 
+impl<K: Eq + Hash, T> Known<K, T> {
+    /// Forgets the keys of what does not exist any more, when there may be many.
+    fn sweep(&mut self) {
+        if self.values.len() >= self.sweep_at {
+            self.values.retain(|_, place| place.value.strong_count() > 0);
+            self.sweep_at = (self.values.len() * 2).max(SWEEP_FROM);
+        }
+    }
+}
+
 struct Place<T> {
     number: u64,
     value: Weak<T>,
@@ -320,10 +329,7 @@ impl<K: Eq + Hash, T: Send + Sync + 'static> Kept<K, T> {
         let place = Place { number, value: Arc::downgrade(value) };
         let before = {
             let mut known = locked(&self.known);
-            if known.values.len() >= known.sweep_at {
-                known.values.retain(|_, place| place.value.strong_count() > 0);
-                known.sweep_at = (known.values.len() * 2).max(SWEEP_FROM);
-            }
+            known.sweep();
             known.values.insert(key, place)
         };
         if let Some(before) = before {
@@ -332,25 +338,27 @@ impl<K: Eq + Hash, T: Send + Sync + 'static> Kept<K, T> {
         self.budget.keep(number, value.clone());
     }
 
-    /// The value of `key`, or `make`s one.
-    pub(crate) fn get_or_insert(&self, key: K, make: impl FnOnce() -> Arc<T>) -> Arc<T>
+    /// Whether the value of `key` still exists. That is no use of it.
+    pub(crate) fn contains<Q>(&self, key: &Q) -> bool
     where
-        K: Clone,
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
     {
-        if let Some(value) = self.get(&key) {
-            return value;
-        }
+        let known = locked(&self.known);
+        known.values.get(key).is_some_and(|place| place.value.strong_count() > 0)
+    }
+
+    /// The value of `key`, or one that is made now and found as long as somebody uses it. It is not kept
+    /// for its own sake.
+    pub(crate) fn share(&self, key: K, make: impl FnOnce() -> Arc<T>) -> Arc<T> {
         let mut known = locked(&self.known);
         if let Some(value) = known.values.get(&key).and_then(|place| place.value.upgrade()) {
-            // Somebody else has just made it.
             return value;
         }
+        known.sweep();
         let value = make();
-        drop(known.values.remove(&key));
-        let number = self.budget.next_place();
-        known.values.insert(key, Place { number, value: Arc::downgrade(&value) });
-        drop(known);
-        self.budget.keep(number, value.clone());
+        let place = Place { number: self.budget.next_place(), value: Arc::downgrade(&value) };
+        known.values.insert(key, place);
         value
     }
 
@@ -396,6 +404,8 @@ impl<K, T> Drop for Kept<K, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use super::*;
 
     fn value(budget: &Budget, bytes: u64) -> Arc<Counted<u64>> {
@@ -415,7 +425,7 @@ mod tests {
         assert!(full.is_transient());
         first.resize(10).unwrap();
         let second = budget.reserve(90).unwrap();
-        assert_eq!((used(&budget), second.bytes()), (100, 90));
+        assert_eq!((used(&budget), second.bytes), (100, 90));
         first.resize(11).unwrap_err();
         drop(second);
         first.resize(100).unwrap();
@@ -483,7 +493,7 @@ mod tests {
         let budget = Budget::new(10);
         let kept = Kept::new(&budget);
         for key in 0..10_000 {
-            kept.get_or_insert(key, || value(&budget, 1));
+            drop(kept.share(key, || value(&budget, 1)));
             kept.insert(key, &value(&budget, 1));
         }
         assert!(locked(&kept.known).values.len() <= 2 * SWEEP_FROM);
@@ -515,16 +525,16 @@ mod tests {
         let patience = Duration::from_secs(3600);
         let mut attempts = 0;
         let mut first = Some(first);
-        let second = budget.retry(patience, OutOfMemory::is_transient, async || {
+        let second = budget.retry(patience, OutOfMemory::is_transient, || {
             attempts += 1;
             let reserved = budget.reserve(30);
             first = None;
-            reserved
+            ready(reserved)
         });
-        assert_eq!(second.await.unwrap().bytes(), 30);
+        assert_eq!(second.await.unwrap().bytes, 30);
         assert_eq!(attempts, 2);
         let too_large =
-            budget.retry(patience, OutOfMemory::is_transient, async || budget.reserve(101));
+            budget.retry(patience, OutOfMemory::is_transient, || ready(budget.reserve(101)));
         assert!(!too_large.await.unwrap_err().is_transient());
     }
 
@@ -533,7 +543,7 @@ mod tests {
         let budget = Budget::new(100);
         let _first = budget.reserve(80).unwrap();
         let second =
-            budget.retry(Duration::ZERO, OutOfMemory::is_transient, async || budget.reserve(30));
+            budget.retry(Duration::ZERO, OutOfMemory::is_transient, || ready(budget.reserve(30)));
         assert!(second.await.unwrap_err().is_transient());
     }
 }

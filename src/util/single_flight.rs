@@ -73,6 +73,7 @@ where
     }
 
     /// How much work is under way.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         locked(&self.flights).len()
     }

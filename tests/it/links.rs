@@ -83,7 +83,7 @@ fn as_nobody(mount: &Mounted, program: &str, path: &str) -> crate::support::moun
 fn a_mount_shows_nothing_that_a_link_points_at() {
     require!(Mounts);
     let scene = Scene::new();
-    let host = scene.hostile.host().to_string();
+    let host = scene.hostile.host().clone();
     let blob = format!("blobs/{}", content::digest(b"a link"));
     let links = [
         ("x".to_owned(), scene.secret()),
@@ -260,7 +260,7 @@ fn a_pull_writes_through_no_link() {
         "blobs/.imgfs/partial",
         "blobs/.imgfs/scratch",
         "blobs/.imgfs/locks",
-        &scene.hostile.host().to_string(),
+        &scene.hostile.host().clone(),
         &format!("{}/app", scene.hostile.host()),
         &scene.manifests(),
     ];

@@ -33,6 +33,7 @@ mod render;
 mod rootfs;
 mod rootfs_hostile;
 mod rootfs_image;
+mod rootfs_memory;
 mod rootfs_reads;
 mod rootfs_real;
 mod rootfs_toc;

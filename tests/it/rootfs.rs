@@ -256,13 +256,13 @@ fn rules() -> Vec<(&'static str, Vec<Archive>)> {
             vec![base(), new().dir("d").file("d/new", b"1").whiteout("d")],
         ),
         (
-            "an opaque marker after the new children",
+            "an opaque whiteout after the new children",
             vec![base(), new().dir("d").file("d/new", b"1").opaque("d")],
         ),
         ("and before them", vec![base(), new().opaque("d").dir("d").file("d/new", b"1")]),
         ("opaque without the directory itself", vec![base(), new().opaque("d")]),
         (
-            "a marker under a symbolic link does not escape",
+            "a whiteout under a symbolic link does not escape",
             vec![
                 new().dir("real").file("real/a", b"a").symlink("link", "real"),
                 new().whiteout("link/a"),
@@ -276,11 +276,11 @@ fn rules() -> Vec<(&'static str, Vec<Archive>)> {
             ],
         ),
         (
-            "markers in the lowest layer do nothing",
+            "whiteouts in the lowest layer do nothing",
             vec![base().whiteout("d/a").opaque("e").whiteout("never/was")],
         ),
         (
-            "names that only look like markers",
+            "names that only look like whiteouts",
             vec![
                 base(),
                 new()
@@ -290,9 +290,9 @@ fn rules() -> Vec<(&'static str, Vec<Archive>)> {
                     .dir("d"),
             ],
         ),
-        ("a marker with a body", vec![base(), new().file("d/.wh.a", b"body")]),
+        ("a whiteout with a body", vec![base(), new().file("d/.wh.a", b"body")]),
         (
-            "a marker that is a hard link",
+            "a whiteout that is a hard link",
             vec![base(), new().file("d/.wh.a", b"").link("d/.wh.b", "d/.wh.a")],
         ),
         (

@@ -2,7 +2,7 @@
 //! remains of interrupted downloads.
 
 use std::{
-    fs::TryLockError,
+    fs::{Metadata, TryLockError},
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -15,6 +15,10 @@ use crate::{
 
 /// Interrupted downloads are kept this long, for a later run to go on from.
 const PARTIAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// What has been found out of the inside of images is kept so long after it was used last; it can be found out
+/// again, which for a layer takes reading all of it.
+const INSIDE_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A file that was removed, or would be.
 #[derive(Clone, Debug)]
@@ -112,6 +116,7 @@ impl ImagesDir {
         let unneeded = links.filter(|(digest, _)| !inventory.needed.contains_key(digest));
         candidates.extend(unneeded.map(|(digest, _)| inner.blob_path(digest)));
         candidates.extend(self.old_partials()?);
+        candidates.extend(self.unused_inside());
         if !dry_run {
             candidates.extend(self.scratch_files());
         }
@@ -144,6 +149,22 @@ impl ImagesDir {
             }
         }
         Ok(old)
+    }
+
+    /// Stored indexes and documents that nobody has used for long: their time of modification is that of
+    /// their last use.
+    fn unused_inside(&self) -> Vec<PathBuf> {
+        let (now, root) = (SystemTime::now(), &self.inner.root);
+        let list = |dir: &PathBuf| {
+            let entries = root.open_dir(dir).and_then(|dir| dir.entries()).unwrap_or_default();
+            entries.into_iter().map(|entry| dir.join(entry.name)).collect::<Vec<_>>()
+        };
+        let files = list(&self.inside_dir()).iter().flat_map(list).collect::<Vec<_>>();
+        let is_old = |path: &PathBuf| {
+            let used = root.stat(path).ok().filter(Metadata::is_file)?.modified().ok()?;
+            Some(now.duration_since(used).ok()? > INSIDE_LIFETIME)
+        };
+        files.into_iter().filter(|path| is_old(path) == Some(true)).collect()
     }
 
     /// What killed processes have left of manifests. Nobody else is at work here now.

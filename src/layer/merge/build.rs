@@ -10,7 +10,7 @@ use crate::layer::{
 
 /// What is done with names that begin with `.wh.`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Markers {
+pub(super) enum Whiteouts {
     /// What they say; they are not shown.
     Obeyed,
     /// Nothing; they are shown.
@@ -49,7 +49,7 @@ pub(super) fn meaning(name: &[u8]) -> Meaning<'_> {
     match name.strip_prefix(PREFIX) {
         None => Meaning::Name,
         Some(_) if name == OPAQUE => Meaning::Opaque,
-        // The names of markers would be `.wh..` and `.wh...`: nothing that could be hidden.
+        // The names of whiteouts would be `.wh..` and `.wh...`: nothing that could be hidden.
         Some(b"" | b"." | b"..") => Meaning::Hidden,
         Some(_) if name.starts_with(META_PREFIX) => Meaning::Hidden,
         Some(hidden) => Meaning::Whiteout(hidden),
@@ -87,7 +87,7 @@ enum InodeKind {
 
 /// The tree so far.
 struct Builder<'a> {
-    markers: Markers,
+    whiteouts: Whiteouts,
     /// Names of all layers, with one number each.
     names: HashMap<&'a [u8], u32>,
     nodes: Vec<BuildNode>,
@@ -109,12 +109,15 @@ struct Layer<'a> {
     hidden: HashMap<u32, u32>,
 }
 
-pub(super) fn build(layers: Vec<Arc<LayerIndex>>, markers: Markers) -> Result<Rootfs, MergeError> {
+pub(super) fn build(
+    layers: Vec<Arc<LayerIndex>>,
+    whiteouts: Whiteouts,
+) -> Result<Rootfs, MergeError> {
     if layers.len() > usize::from(u16::MAX) {
         return Err(MergeError::TooManyLayers(layers.len()));
     }
     let mut builder = Builder {
-        markers,
+        whiteouts,
         names: HashMap::new(),
         nodes: Vec::new(),
         children: HashMap::new(),
@@ -158,7 +161,7 @@ impl<'a> Builder<'a> {
         let names = paths.clone().map(|path| self.name(table.name(path))).collect();
         let nodes = vec![NONE; paths.len()];
         let mut is_hidden = vec![false; paths.len()];
-        if self.markers == Markers::Obeyed {
+        if self.whiteouts == Whiteouts::Obeyed {
             for path in 1..table.path_count() {
                 // What a path is in comes before it.
                 is_hidden[path as usize] =
@@ -167,7 +170,7 @@ impl<'a> Builder<'a> {
         }
         let hidden = HashMap::new();
         let mut layer = Layer { number, table, names, nodes, is_hidden, hidden };
-        if self.markers == Markers::Obeyed && number > 0 {
+        if self.whiteouts == Whiteouts::Obeyed && number > 0 {
             self.obey(&layer);
         }
         for (number, entry) in (0..).zip(table.entries()) {
@@ -202,10 +205,10 @@ impl<'a> Builder<'a> {
         *self.names.entry(name).or_insert(next)
     }
 
-    /// Hides what the markers of a layer say, before anything of the layer is there.
+    /// Hides what the whiteouts of a layer say, before anything of the layer is there.
     fn obey(&mut self, layer: &Layer<'a>) {
         for path in 1..layer.table.path_count() {
-            // What only hard links name is no marker.
+            // What only hard links name is no whiteout.
             if layer.table.last_entry(path).is_none() {
                 continue;
             }

@@ -87,15 +87,15 @@ fn ask(layer: &Rootfs, names: &[&[u8]]) -> Said {
     }
     match layer.is_implied(dir) {
         false => Said::Found(dir),
-        // Markers alone make no directory.
-        true if !has_more_than_markers(layer, dir) && is_hidden => Said::Hidden,
-        true if !has_more_than_markers(layer, dir) => Said::Nothing,
+        // Whiteouts alone make no directory.
+        true if !has_more_than_whiteouts(layer, dir) && is_hidden => Said::Hidden,
+        true if !has_more_than_whiteouts(layer, dir) => Said::Nothing,
         true if is_hidden => Said::Found(dir),
         true => Said::Implied(dir),
     }
 }
 
-fn has_more_than_markers(layer: &Rootfs, dir: Node) -> bool {
+fn has_more_than_whiteouts(layer: &Rootfs, dir: Node) -> bool {
     let mut dirs = vec![dir];
     while let Some(dir) = dirs.pop() {
         for (name, node) in layer.entries(dir) {

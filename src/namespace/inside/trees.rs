@@ -14,7 +14,7 @@ use super::{
         ABSENT, About, Attributes, Entry, FOR_GOOD, Found, Handle, InsideAttributes, Question,
         ROOT, View, ViewError, below, table::Kind,
     },
-    ID_BITS, Inside, Place, Slot, TREE, TreeId, Wanted, is_in_tree,
+    Place, Slot, TREE, TreeId, Wanted, tree_of,
 };
 use crate::{
     backend::images_dir::published_time,
@@ -26,14 +26,15 @@ use crate::{
 /// Extended attributes: names and values.
 type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// What tells what was found before its tree had been made from what has the same path otherwise.
+pub(super) const EARLY: &[u8] = b"early";
+
+/// Files of a tree of which the kernel is told by their path. Programs look for few before they list a directory.
+const MAX_EARLY: usize = 4096;
+
 /// The number of an inode in a tree.
 fn number(id: TreeId, node: u32) -> u64 {
     TREE | u64::from(id.0) << 32 | u64::from(node)
-}
-
-/// The tree with a number, if it has been made.
-pub(super) fn inside_tree(inside: &Option<Inside>, id: TreeId) -> Option<Arc<Tree>> {
-    inside.as_ref()?.tree(id)
 }
 
 pub(super) fn open_node(tree: &Tree, node: Node) -> Result<Handle, ViewError> {
@@ -54,10 +55,16 @@ pub(in crate::namespace) struct EarlyNames {
 }
 
 impl EarlyNames {
-    /// Notes that the kernel is told of a path. It is too late if the tree has been made.
+    /// Whether the kernel has been told of nothing by its path.
+    pub(super) fn is_empty(&self) -> bool {
+        locked(&self.told).is_empty()
+    }
+
+    /// Notes that the kernel is told of a path. Not if the tree has been made, or has been told of by too many
+    /// paths: then it has to be made first.
     fn add(&self, rest: &str, path: &str) -> bool {
         let mut told = locked(&self.told);
-        let is_early = self.nodes.get().is_none();
+        let is_early = self.nodes.get().is_none() && told.len() < MAX_EARLY;
         if is_early {
             told.insert(rest.to_owned(), path.to_owned());
         }
@@ -108,51 +115,66 @@ impl View {
     /// The tree and the node that `ino` is, if it is in a tree.
     pub(in crate::namespace) fn in_tree(&self, ino: u64) -> Option<(TreeId, u32)> {
         if ino == ROOT {
-            return Some((*self.inside.as_ref()?.root.get()?, 0));
+            return Some((self.inside.as_ref()?.root.get()?.0, 0));
         }
-        // The lower half, and of the upper one what is the tree's.
-        let id = (ino >> 32) as u32 & ((1 << ID_BITS) - 1);
-        is_in_tree(ino).then_some((TreeId(id), ino as u32))
+        // The lower half.
+        tree_of(ino).map(|id| (id, ino as u32))
     }
 
     fn number_in_tree(&self, id: TreeId, node: u32) -> u64 {
         let root = self.inside.as_ref().and_then(|inside| inside.root.get());
-        if root == Some(&id) && node == 0 { ROOT } else { number(id, node) }
+        let is_root = node == 0 && root.is_some_and(|(root, _)| *root == id);
+        if is_root { ROOT } else { number(id, node) }
     }
 
-    /// A tree that has been made. The kernel has no number of anything in another one, but for its
-    /// root.
-    pub(in crate::namespace) fn tree(&self, id: TreeId) -> Result<Arc<Tree>, ViewError> {
-        inside_tree(&self.inside, id).ok_or(ViewError::Stale)
+    /// A tree, if it has been made and not been let go.
+    pub(in crate::namespace) fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
+        self.inside.as_ref()?.tree(id)
+    }
+
+    async fn slot(&self, id: TreeId) -> Result<Arc<Slot>, ViewError> {
+        self.inside.as_ref().ok_or(ViewError::Stale)?.slot(id).await
     }
 
     /// A tree, made now if need be.
     pub(in crate::namespace) async fn made_tree(&self, id: TreeId) -> Result<Arc<Tree>, ViewError> {
-        Ok(self.slot(id)?.files.tree().await?)
+        Ok(self.slot(id).await?.files.tree().await?)
     }
 
-    /// Whether a tree has not been made, but can be without passing a layer.
-    pub(super) fn can_be_made(&self, id: TreeId) -> bool {
-        self.slot(id).is_ok_and(|slot| slot.files.made().is_none() && slot.files.is_indexed())
+    /// The kernel forgets so many times that it was told of something in a tree.
+    pub(in crate::namespace) fn forgotten_in_tree(&self, id: TreeId, times: u64) {
+        if let Some(inside) = &self.inside {
+            inside.forgotten(id, times);
+        }
     }
 
     // --- by number ---
 
-    /// The directory that a tree is, also if it has not been made.
-    pub(super) fn entry_of_root(&self, id: TreeId) -> Entry {
-        self.attributes_in_tree(id, 0)
+    /// The directory that a tree is, of which nothing else is known.
+    fn unknown_root(&self, id: TreeId) -> Entry {
+        let ino = self.number_in_tree(id, 0);
+        Entry { attributes: Attributes::directory(ino, published_time(None)), ttl: Duration::ZERO }
     }
 
-    pub(in crate::namespace) fn attributes_in_tree(&self, id: TreeId, node: u32) -> Entry {
-        let tree = self.tree(id).ok();
-        match tree.as_ref().and_then(|tree| Some((tree, tree.rootfs().node(node)?))) {
-            Some((tree, node)) => self.entry_in_tree(id, tree, node),
-            None => {
-                let ino = self.number_in_tree(id, node);
-                let attributes = Attributes::directory(ino, published_time(None));
-                Entry { attributes, ttl: Duration::ZERO }
-            }
+    /// The attributes of a node, if the tree is at hand.
+    pub(in crate::namespace) fn attributes_in_tree(&self, id: TreeId, node: u32) -> Option<Entry> {
+        let tree = self.tree(id)?;
+        Some(self.entry_in_tree(id, &tree, tree.rootfs().node(node)?))
+    }
+
+    pub(super) async fn attributes_in_tree_later(
+        &self,
+        id: TreeId,
+        node: u32,
+    ) -> Result<Entry, ViewError> {
+        let slot = self.slot(id).await?;
+        // What its root looks like is not worth a scan.
+        if node == 0 && slot.files.made().is_none() && !slot.files.is_indexed().await {
+            return Ok(self.unknown_root(id));
         }
+        let tree = slot.files.tree().await?;
+        let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
+        Ok(self.entry_in_tree(id, &tree, node))
     }
 
     /// What the kernel is told of a node, once more.
@@ -165,11 +187,26 @@ impl View {
     ) -> Entry {
         match early.path(tree, node) {
             Some(path) => {
-                let ino = self.tell(path, b"early", Kind::Inside);
+                let ino = self.tell_early(id, path);
                 Entry { attributes: attributes_of(ino, tree, node), ttl: FOR_GOOD }
             }
-            None => self.entry_in_tree(id, tree, node),
+            None => {
+                self.told_in_tree(id);
+                self.entry_in_tree(id, tree, node)
+            }
         }
+    }
+
+    fn told_in_tree(&self, id: TreeId) {
+        if let Some(inside) = &self.inside {
+            inside.told(id);
+        }
+    }
+
+    /// Tells the kernel of something in a tree by its path.
+    fn tell_early(&self, id: TreeId, path: &str) -> u64 {
+        self.told_in_tree(id);
+        self.tell(path, EARLY, Kind::Early(id))
     }
 
     pub(in crate::namespace) fn entry_in_tree(&self, id: TreeId, tree: &Tree, node: Node) -> Entry {
@@ -183,29 +220,28 @@ impl View {
         node: u32,
         name: &OsStr,
     ) -> Result<Found, ViewError> {
-        if let Ok(tree) = self.tree(id) {
+        if let Some(tree) = self.tree(id) {
             let rootfs = tree.rootfs();
             let found = rootfs.node(node).and_then(|node| rootfs.lookup(node, name.as_bytes()));
             return self.found_in_tree(id, &tree, found);
         }
-        // It is the root.
-        let slot = self.slot(id)?;
+        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
+        let path = inside.path(id).ok_or(ViewError::Stale)?;
         match name.to_str() {
-            Some(name) => self.look_inside(&below(&slot.path, name)),
-            None => Ok(self.ask_for_bytes(id, &slot.path, "", name)),
+            // In the root of a tree that has not been made, some names are known before it is.
+            Some(name) if node == 0 => self.look_inside(&below(&path, name)),
+            _ => {
+                let wanted = Wanted::Named(id, node, name.as_bytes().to_vec());
+                let path = below(&path, &name.to_string_lossy());
+                Ok(Found::Ask(Question { path, about: About::Inside(wanted) }))
+            }
         }
     }
 
-    /// What has a name that is no text is told when the tree has been made.
-    pub(in crate::namespace) fn ask_for_bytes(
-        &self,
-        id: TreeId,
-        path: &str,
-        rest: &str,
-        name: &OsStr,
-    ) -> Found {
-        let path = below(path, &name.to_string_lossy());
-        let wanted = Wanted::Bytes(id, [rest.as_bytes(), b"/", name.as_bytes()].concat());
+    /// What has a name that is no text in the directory `above` is told when its tree has been made.
+    pub(in crate::namespace) fn ask_for_bytes(&self, above: &str, name: &OsStr) -> Found {
+        let path = below(above, &name.to_string_lossy());
+        let wanted = Wanted::NamedBelow(above.to_owned(), name.as_bytes().to_vec());
         Found::Ask(Question { path, about: About::Inside(wanted) })
     }
 
@@ -217,8 +253,8 @@ impl View {
     ) -> Result<Found, ViewError> {
         match (node, tree.damage()) {
             (Some(node), _) => {
-                let slot = self.slot(id)?;
-                Ok(Found::Entry(self.tell_of_node(id, &slot.early, tree, node)))
+                let early = self.early_names(id).ok_or(ViewError::Stale)?;
+                Ok(Found::Entry(self.tell_of_node(id, &early, tree, node)))
             }
             // It may be in what cannot be read.
             (None, Some(damage)) => Err(damage.clone().into()),
@@ -230,10 +266,10 @@ impl View {
         &self,
         id: TreeId,
         node: u32,
-    ) -> Result<Handle, ViewError> {
-        let tree = self.tree(id)?;
+    ) -> Result<Option<Handle>, ViewError> {
+        let Some(tree) = self.tree(id) else { return Ok(None) };
         let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
-        open_node(&tree, node)
+        open_node(&tree, node).map(Some)
     }
 
     // --- by path ---
@@ -245,9 +281,15 @@ impl View {
         id: TreeId,
         rest: &str,
     ) -> Result<Found, ViewError> {
-        let slot = self.slot(id)?;
-        if self.can_be_made(id) {
-            slot.files.tree().await?;
+        let slot = self.slot(id).await?;
+        // As long as it is in use it is not let go.
+        let mut _tree = None;
+        if slot.files.made().is_some() || slot.files.is_indexed().await {
+            _tree = Some(slot.files.tree().await?);
+        } else if rest.is_empty() {
+            // What its root looks like is not worth a scan.
+            self.told_in_tree(id);
+            return Ok(Found::Entry(self.unknown_root(id)));
         }
         Ok(match slot.files.find(rest.as_bytes()).await? {
             FileFound::At(tree, node) if slot.is_made_of(&tree) => {
@@ -259,7 +301,7 @@ impl View {
                 return self.found_in_tree(id, &tree, tree.rootfs().find(rest.as_bytes()));
             }
             FileFound::At(tree, node) => {
-                let ino = self.tell(path, b"early", Kind::Inside);
+                let ino = self.tell_early(id, path);
                 let attributes = attributes_of(ino, &tree, node);
                 Found::Entry(Entry { attributes, ttl: Duration::ZERO })
             }
@@ -267,13 +309,22 @@ impl View {
         })
     }
 
-    /// What has the path `rest` in a tree, as far as that is known.
-    pub(super) fn node_below(
+    /// What has the path `rest` in a tree, if that is known now.
+    pub(super) fn node_below(&self, id: TreeId, rest: &str) -> Option<(Arc<Tree>, Node)> {
+        let slot = self.inside.as_ref()?.slots.get(&id)?;
+        match slot.files.find_now(rest.as_bytes()) {
+            FileFound::At(tree, node) => Some((tree, node)),
+            FileFound::Missing | FileFound::Unknown => None,
+        }
+    }
+
+    /// What has the path `rest` in a tree.
+    pub(super) async fn node_below_later(
         &self,
         id: TreeId,
         rest: &str,
     ) -> Result<(Arc<Tree>, Node), ViewError> {
-        match self.slot(id)?.files.find_now(rest.as_bytes()) {
+        match self.slot(id).await?.files.find(rest.as_bytes()).await? {
             FileFound::At(tree, node) => Ok((tree, node)),
             FileFound::Missing | FileFound::Unknown => Err(ViewError::Stale),
         }
@@ -281,51 +332,55 @@ impl View {
 
     /// What of a tree the kernel knows by its path.
     pub(in crate::namespace) fn early_names(&self, id: TreeId) -> Option<Arc<EarlyNames>> {
-        self.slot(id).ok().map(|slot| slot.early.clone())
+        self.inside.as_ref()?.early(id)
     }
 
     /// The path of the image or layer below the root of the mount, if `ino` is in its tree.
     pub(in crate::namespace) fn image_path(&self, ino: u64) -> Option<String> {
         let (id, _) = self.in_tree(ino)?;
-        Some(self.slot(id).ok()?.path.clone())
+        self.inside.as_ref()?.path(id).map(String::from)
     }
 
-    fn slot(&self, id: TreeId) -> Result<Arc<Slot>, ViewError> {
-        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
-        inside.slot(id).ok_or(ViewError::Stale)
-    }
-
-    pub(super) fn attributes_below(
-        &self,
-        ino: u64,
-        id: TreeId,
-        rest: &str,
-    ) -> Result<Entry, ViewError> {
+    /// The attributes of `ino`, which has the path `rest` in a tree, if they are known now.
+    pub(super) fn attributes_below(&self, ino: u64, id: TreeId, rest: &str) -> Option<Entry> {
         let (tree, node) = self.node_below(id, rest)?;
-        let ttl = if self.slot(id)?.is_made_of(&tree) { FOR_GOOD } else { Duration::ZERO };
-        Ok(Entry { attributes: attributes_of(ino, &tree, node), ttl })
+        let slot = self.inside.as_ref()?.slots.get(&id)?;
+        let ttl = if slot.is_made_of(&tree) { FOR_GOOD } else { Duration::ZERO };
+        Some(Entry { attributes: attributes_of(ino, &tree, node), ttl })
     }
 
-    /// The tree and the path in it that the directory `path` is, if it was told of before the tree
-    /// was made.
-    pub(in crate::namespace) fn tree_path(&self, path: &str) -> Option<(TreeId, String)> {
-        match self.place(path) {
-            Place::Below(id, rest) => Some((id, rest)),
-            _ => None,
-        }
-    }
-
-    /// The extended attributes of `ino`: names and values.
-    pub fn xattrs(&self, ino: u64) -> Result<Xattrs, ViewError> {
+    /// The extended attributes of `ino`, names and values, if they are known now. `None` if
+    /// [`View::xattrs`] has to find them out.
+    pub fn xattrs_now(&self, ino: u64) -> Result<Option<Xattrs>, ViewError> {
         if let Some((id, node)) = self.in_tree(ino) {
-            // Nobody has looked into it: then it is its root, which has none worth waiting for.
-            let Ok(tree) = self.tree(id) else { return Ok(Vec::new()) };
+            let Some(tree) = self.tree(id) else { return Ok(None) };
+            let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
+            return Ok(Some(xattrs_of(&tree, node)));
+        }
+        Ok(match self.place_now(&self.path_of(ino)?) {
+            Some(Place::Below(id, rest)) => {
+                self.node_below(id, &rest).map(|(tree, node)| xattrs_of(&tree, node))
+            }
+            Some(_) => Some(Vec::new()),
+            None => None,
+        })
+    }
+
+    /// The extended attributes of `ino`, names and values, however long it takes to know them.
+    pub async fn xattrs(&self, ino: u64) -> Result<Xattrs, ViewError> {
+        if let Some((id, node)) = self.in_tree(ino) {
+            let slot = self.slot(id).await?;
+            // Nobody has looked into it: then it is its root, which has none worth a scan.
+            if node == 0 && slot.files.made().is_none() && !slot.files.is_indexed().await {
+                return Ok(Vec::new());
+            }
+            let tree = slot.files.tree().await?;
             let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
             return Ok(xattrs_of(&tree, node));
         }
-        match self.place(&self.path_of(ino)?) {
-            Place::Below(id, rest) => {
-                let (tree, node) = self.node_below(id, &rest)?;
+        match self.place_later(&self.path_of(ino)?).await? {
+            (Place::Below(id, rest), _in_use) => {
+                let (tree, node) = self.node_below_later(id, &rest).await?;
                 Ok(xattrs_of(&tree, node))
             }
             _ => Ok(Vec::new()),

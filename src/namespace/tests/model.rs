@@ -332,13 +332,13 @@ impl Model {
         told.count -= times;
         self.scene.view.forget(ino, times);
         if told.count == 0 {
-            assert!(matches!(self.scene.view.attributes(ino), Err(ViewError::Stale)));
+            assert!(matches!(self.scene.view.attributes_now(ino), Err(ViewError::Stale)));
         }
     }
 
     fn look(&self, ino: u64) {
         let told = &self.told[&ino];
-        let now = self.scene.view.attributes(ino).unwrap().attributes;
+        let now = self.scene.view.attributes_now(ino).unwrap().unwrap().attributes;
         assert_eq!((now.ino, is_directory(&now)), (ino, told.content.is_none()), "{}", told.path);
         if told.content.is_some() {
             assert_eq!(now, told.attributes, "{}", told.path);

@@ -1,5 +1,5 @@
-//! What a container sees of a list of layers, worked out as plainly as can be: layer by layer, marker by
-//! marker, entry by entry, into one map of paths.
+//! What a container sees of a list of layers, worked out as plainly as can be: layer by layer, whiteout by
+//! whiteout, entry by entry, into one map of paths.
 
 use super::layers::{Archive, Entry, What};
 use super::snapshot::{Item, Kind, Snapshot};
@@ -15,14 +15,14 @@ pub(crate) fn merged(layers: &[&Archive]) -> Snapshot {
                 tree.hide(&path);
             }
         }
-        for entry in layer.entries().filter(|entry| !is_marker(entry)) {
+        for entry in layer.entries().filter(|entry| !is_whiteout(entry)) {
             tree.put(entry);
         }
     }
     tree.snapshot()
 }
 
-/// The tree of one layer by itself, with its markers as the files that they are.
+/// The tree of one layer by itself, with its whiteouts as the files that they are.
 pub(crate) fn raw(layer: &Archive) -> Snapshot {
     let mut tree = Tree::new();
     tree.begin_layer(layer);
@@ -44,7 +44,7 @@ fn clean(path: &[u8]) -> Vec<u8> {
     parts(path).join(&b'/')
 }
 
-fn is_marker(entry: &Entry) -> bool {
+fn is_whiteout(entry: &Entry) -> bool {
     parts(&entry.name).last().is_some_and(|name| name.starts_with(WHITEOUT))
 }
 
