@@ -59,7 +59,7 @@ impl SymlinkRefused {
 
     /// Whether this is why `error` has happened.
     pub fn is_cause_of(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(<(dyn std::error::Error + Send + Sync)>::is::<Self>)
+        error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Self>)
     }
 }
 
