@@ -1,4 +1,4 @@
-//! The adapter between the kernel and a [`View`]: requests in, replies out, and nothing else. All
+//! The adapter between the kernel and a [`Namespace`]: requests in, replies out, and nothing else. All
 //! of `fuser` stays in here.
 //!
 //! What can be answered without waiting is answered on the thread that got the request, since
@@ -33,7 +33,9 @@ use files::Files;
 
 use crate::{
     layer::Kind,
-    namespace::{Attributes, Entry, Found, Handle, Listing, Question, Subject, View, ViewError},
+    namespace::{
+        Attributes, Entry, Found, Handle, Listing, Namespace, Question, Subject, ViewError,
+    },
 };
 
 /// Requests of the kernel that may be under way in the background: reading ahead, mostly.
@@ -62,6 +64,9 @@ pub struct MountOptions {
     pub source: String,
     /// Where its cache is, for whoever asks for [`CACHE_DIR_XATTR`].
     pub cache_dir: PathBuf,
+    /// Threads that take requests from the kernel, 1 at least. Whatever waits is done elsewhere, so on few
+    /// processors one is the fastest.
+    pub threads: usize,
     /// Further options, as in `mount -o`.
     pub other: Vec<String>,
 }
@@ -91,7 +96,7 @@ impl Unmounter {
 /// Each failure that a program is told of is an event of `tracing` at the level `WARN`, within a span
 /// that names the mount point, with the image and the digest that it is about.
 pub fn mount(
-    view: Arc<View>,
+    view: Arc<dyn Namespace>,
     mountpoint: &Path,
     options: MountOptions,
     runtime: runtime::Handle,
@@ -118,6 +123,10 @@ pub fn mount(
     config.mount_options.extend(other.map(MountOption::CUSTOM));
     if options.allow_other {
         config.acl = SessionACL::All;
+    }
+    if options.threads > 1 {
+        config.n_threads = Some(options.threads);
+        config.clone_fd = true;
     }
     let span = tracing::error_span!("mount", mountpoint = %mountpoint.display());
     let shared = Arc::new(Shared { view, files: Files::default(), options, span: span.clone() });
@@ -147,7 +156,7 @@ impl Mount {
 
 /// What replies need, also those that come from tasks.
 struct Shared {
-    view: Arc<View>,
+    view: Arc<dyn Namespace>,
     files: Files,
     options: MountOptions,
     /// What failures are logged in.
@@ -508,22 +517,25 @@ impl Filesystem for Adapter {
             // And lists directories without asking first.
             return reply.error(Errno::ENOSYS);
         }
-        if self.shared.view.is_as_listed(ino.0) {
-            return self.shared.listing(None, reply);
-        }
-        match self.shared.view.list_now(ino.0) {
-            Ok(Some(listing)) => self.shared.listing(Some(listing), reply),
-            Ok(None) => {
-                let shared = self.shared.clone();
-                self.runtime.spawn(async move {
-                    match shared.view.list(ino.0).await {
-                        Ok(listing) => shared.listing(Some(listing), reply),
-                        Err(error) => reply.error(shared.failed(ino, &error)),
-                    }
-                });
+        let runtime = self.runtime.clone();
+        self.where_it_may_wait(ino, move |shared| {
+            if shared.view.is_as_listed(ino.0) {
+                return shared.listing(None, reply);
             }
-            Err(error) => reply.error(self.shared.failed(ino, &error)),
-        }
+            match shared.view.list_now(ino.0) {
+                Ok(Some(listing)) => shared.listing(Some(listing), reply),
+                Ok(None) => {
+                    let shared = shared.clone();
+                    runtime.spawn(async move {
+                        match shared.view.list(ino.0).await {
+                            Ok(listing) => shared.listing(Some(listing), reply),
+                            Err(error) => reply.error(shared.failed(ino, &error)),
+                        }
+                    });
+                }
+                Err(error) => reply.error(shared.failed(ino, &error)),
+            }
+        });
     }
 
     fn readdir(
@@ -534,22 +546,23 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let shared = &self.shared;
-        let listing = match shared.directory(ino.0, fh.0) {
-            Ok(listing) => listing,
-            Err(errno) => return reply.error(errno),
-        };
-        let listed = shared.listed(&listing, offset, |next, name, line| {
-            let (ino, kind) = match line {
-                Line::Dot(ino) => (ino, Kind::Dir),
-                Line::Entry { at, kind } => (shared.view.number_of(&listing, at), kind),
+        self.where_it_may_wait(ino, move |shared| {
+            let listing = match shared.directory(ino.0, fh.0) {
+                Ok(listing) => listing,
+                Err(errno) => return reply.error(errno),
             };
-            Ok(reply.add(INodeNo(ino), next, file_type(kind), name))
+            let listed = shared.listed(&listing, offset, |next, name, line| {
+                let (ino, kind) = match line {
+                    Line::Dot(ino) => (ino, Kind::Dir),
+                    Line::Entry { at, kind } => (shared.view.number_of(&listing, at), kind),
+                };
+                Ok(reply.add(INodeNo(ino), next, file_type(kind), name))
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(shared.failed(ino, &error)),
+            }
         });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(shared.failed(ino, &error)),
-        }
     }
 
     fn readdirplus(
@@ -560,34 +573,37 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let shared = &self.shared;
-        let listing = match shared.directory(ino.0, fh.0) {
-            Ok(listing) => listing,
-            Err(errno) => return reply.error(errno),
-        };
-        let listed = shared.listed(&listing, offset, |next, name, line| {
-            let entry = match line {
-                Line::Dot(ino) => Entry { attributes: Attributes::dot(ino), ttl: Duration::ZERO },
-                Line::Entry { at, .. } => match shared.view.listed(&listing, at)? {
-                    Some(entry) => entry,
-                    // It has gone since the directory was opened.
-                    None => return Ok(false),
-                },
+        self.where_it_may_wait(ino, move |shared| {
+            let listing = match shared.directory(ino.0, fh.0) {
+                Ok(listing) => listing,
+                Err(errno) => return reply.error(errno),
             };
-            let (ino, attr) = (entry.attributes.ino, shared.attr(&entry.attributes));
-            let full = reply.add(INodeNo(ino), next, name, &entry.ttl, &attr, Generation(0));
-            if full && matches!(line, Line::Entry { .. }) {
-                shared.view.forget(ino, 1);
+            let listed = shared.listed(&listing, offset, |next, name, line| {
+                let entry = match line {
+                    Line::Dot(ino) => {
+                        Entry { attributes: Attributes::dot(ino), ttl: Duration::ZERO }
+                    }
+                    Line::Entry { at, .. } => match shared.view.listed(&listing, at)? {
+                        Some(entry) => entry,
+                        // It has gone since the directory was opened.
+                        None => return Ok(false),
+                    },
+                };
+                let (ino, attr) = (entry.attributes.ino, shared.attr(&entry.attributes));
+                let full = reply.add(INodeNo(ino), next, name, &entry.ttl, &attr, Generation(0));
+                if full && matches!(line, Line::Entry { .. }) {
+                    shared.view.forget(ino, 1);
+                }
+                Ok(full)
+            });
+            match listed {
+                Ok(()) => {
+                    reply.ok();
+                    listing.look_ahead();
+                }
+                Err(error) => reply.error(shared.failed(ino, &error)),
             }
-            Ok(full)
         });
-        match listed {
-            Ok(()) => {
-                reply.ok();
-                listing.look_ahead();
-            }
-            Err(error) => reply.error(shared.failed(ino, &error)),
-        }
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -634,6 +650,16 @@ impl Filesystem for Adapter {
 }
 
 impl Adapter {
+    /// Does what lists the directory `ino`. That of a tree is in memory, so it is done at once; any other may
+    /// wait for the disk, on a thread on which nobody else waits.
+    fn where_it_may_wait(&self, ino: INodeNo, work: impl FnOnce(&Arc<Shared>) + Send + 'static) {
+        if self.shared.view.is_in_memory(ino.0) {
+            return work(&self.shared);
+        }
+        let shared = self.shared.clone();
+        drop(self.runtime.spawn_blocking(move || work(&shared)));
+    }
+
     /// Answers by the extended attributes of `ino`.
     fn xattrs(
         &self,

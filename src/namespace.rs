@@ -14,6 +14,7 @@ mod handle;
 mod inside;
 mod listing;
 mod names;
+mod served;
 mod subject;
 mod table;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use lru::LruCache;
 
 pub use handle::{Handle, RemoteBlob};
 pub use listing::Listing;
+pub use served::Namespace;
 pub use subject::Subject;
 pub use table::ROOT;
 
@@ -170,6 +172,9 @@ impl Attributes {
         Self::directory(ino, (0, 0))
     }
 }
+
+/// Extended attributes: names and values.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What a name leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -370,7 +375,7 @@ impl View {
     }
 
     /// Finds out what it takes, and answers the lookup again.
-    pub async fn find_out(self: &Arc<Self>, question: &Question) -> Result<Found, ViewError> {
+    pub async fn find_out(&self, question: &Question) -> Result<Found, ViewError> {
         let name = match &question.about {
             About::Name(name) => name,
             About::Inside(wanted) => return self.find_out_inside(&question.path, wanted).await,

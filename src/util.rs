@@ -1,11 +1,13 @@
-//! What every floor may use and none is about: locks that outlive a panic, work that is done once for all who
+//! What every floor may use and none is about: reading without waiting for the disk, locks that outlive a panic, work that is done once for all who
 //! need it, and the memory that a process may take.
 
 mod budget;
+mod file;
 mod lock;
 mod single_flight;
 
 pub use budget::{Budget, BudgetStats, OutOfMemory};
 pub(crate) use budget::{Counted, Kept, Reservation};
+pub(crate) use file::read_cached;
 pub(crate) use lock::locked;
 pub(crate) use single_flight::{Died, SingleFlight};

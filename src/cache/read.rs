@@ -24,6 +24,7 @@ use crate::{
         images_dir::cached::{self, BLOCK_BYTES, ContentId},
     },
     image::Digest,
+    util::read_cached,
 };
 
 /// The largest blob that is read, in bytes: far above what any registry takes.
@@ -229,8 +230,8 @@ impl CachedBlob {
         }
     }
 
-    /// The same without waiting for anything but the disk: `None` if not all of the bytes are
-    /// here, or not all may be given out.
+    /// The same without waiting, not even for the disk: `None` if not all of the bytes are in
+    /// memory, or not all may be given out.
     pub fn try_read(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
         let range = match self.range(offset, length) {
             Ok(Some(range)) => range,
@@ -239,10 +240,10 @@ impl CachedBlob {
         };
         let found = self.handle.look(&range, false)?;
         let bytes = match found {
-            Ok(Found::Whole(file)) => read_file(&file, &range).ok()?,
+            Ok(Found::Whole(file)) => read_file_now(&file, &range)?,
             Ok(Found::Blocks(pieces, pins)) => {
                 let disk = match &pins {
-                    Some(pins) => pins.read(&range, &pieces)?,
+                    Some(pins) => pins.read_now(&range, &pieces)?,
                     None => Vec::new(),
                 };
                 let memory = pieces.into_iter().map(|piece| match piece {
@@ -421,6 +422,14 @@ fn read_file(file: &File, range: &Range<u64>) -> std::io::Result<Bytes> {
     Ok(bytes.into())
 }
 
+/// The same if it is in memory.
+fn read_file_now(file: &File, range: &Range<u64>) -> Option<Bytes> {
+    point();
+    let length = (range.end - range.start) as usize;
+    let bytes = read_cached(file, range.start, length)?.ok()?;
+    (bytes.len() == length).then(|| bytes.into())
+}
+
 /// Puts a read together: blocks that are whole, and for those that are not there the next of what
 /// was read from the disk.
 fn join(range: &Range<u64>, blocks: Vec<Option<Bytes>>, disk: Vec<Bytes>) -> Option<Bytes> {
@@ -519,6 +528,25 @@ impl Pins {
             self.checked(block, bytes.is_some());
         }
         bytes
+    }
+
+    /// The same as [`Pins::read`] if all of it is in memory and has been checked. What has not been
+    /// checked is read whole, which takes its time.
+    fn read_now(&self, range: &Range<u64>, pieces: &[Piece]) -> Option<Vec<Bytes>> {
+        let is_disk = |piece: &Piece| matches!(piece, Piece::Disk);
+        if !self.unchecked.is_empty() {
+            return None;
+        }
+        if pieces.iter().all(is_disk) {
+            return read_file_now(&self.files.data, range).map(|bytes| vec![bytes]);
+        }
+        let first = Blob::blocks_of(range).start;
+        let on_disk = (first..).zip(pieces).filter(|(_, piece)| is_disk(piece));
+        let wanted = on_disk.map(|(block, _)| {
+            let start = u64::from(block) * BLOCK_BYTES;
+            start.max(range.start)..(start + BLOCK_BYTES).min(range.end)
+        });
+        wanted.map(|part| read_file_now(&self.files.data, &part)).collect()
     }
 
     /// What a read wants of the blocks that are on the disk, in order: neighbours in one piece.

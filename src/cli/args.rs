@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
     path::PathBuf,
     sync::OnceLock,
     time::Duration,
@@ -421,6 +422,9 @@ pub(crate) struct MountArgs {
     /// Memory that the mount may take, as in 512M; what is known of images is let go and read again
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
     pub(crate) memory: u64,
+    /// Threads that take requests from the kernel; more than one pays only on machines with many processors
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) threads: NonZeroUsize,
     /// After this time a tag is looked up again
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration)]
     pub(crate) tag_ttl: Duration,

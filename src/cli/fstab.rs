@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 30] = [
+const OPTIONS: [&str; 31] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -39,6 +39,7 @@ const OPTIONS: [&str; 30] = [
     "resolve",
     "stall-timeout",
     "tag-ttl",
+    "threads",
     "uid",
     "username",
     "verify-first",

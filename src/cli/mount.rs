@@ -102,6 +102,7 @@ pub(crate) fn run(
         // As in fstab, so that mount(8) knows what is mounted already.
         source: root.display().to_string(),
         cache_dir: shown.cache_dir,
+        threads: args.threads.get(),
         other: args.options.iter().filter(|option| *option != ALLOW_OTHER).cloned().collect(),
     };
     // From here on a signal must not end the process while it leaves the mount.

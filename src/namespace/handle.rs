@@ -9,6 +9,7 @@ use crate::{
     backend::{Error, LocalFile, Result},
     cache::CachedBlob,
     rootfs::TreeFile,
+    util::read_cached,
 };
 
 /// An open file. It stays what it was when it was opened.
@@ -83,12 +84,12 @@ impl Handle {
         }
     }
 
-    /// Reads without waiting for a registry, if that can be. At most `length` bytes; fewer only at
-    /// the end.
+    /// Reads without waiting, neither for a registry nor for the disk, if that can be. At most `length`
+    /// bytes; fewer only at the end.
     pub fn read_now(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
         match self {
-            Self::File(file) => Some(read_file(file, offset, length)),
-            Self::Blob(blob) => Some(read_file(blob.file(), offset, length)),
+            Self::File(file) => read_file_now(file, offset, length),
+            Self::Blob(blob) => read_file_now(blob.file(), offset, length),
             Self::Content(content) | Self::Fresh(content) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
                 let to = from.saturating_add(length).min(content.len());
@@ -113,7 +114,11 @@ impl Handle {
                 remote.check().and(read)
             }
             Self::Inside(file) => file.read(offset, length).await,
-            _ => self.read_now(offset, length).unwrap_or_else(|| Ok(Bytes::new())),
+            Self::File(file) => read_file(file, offset, length).await,
+            Self::Blob(blob) => read_file(blob.file(), offset, length).await,
+            Self::Content(_) | Self::Fresh(_) => {
+                self.read_now(offset, length).unwrap_or_else(|| Ok(Bytes::new()))
+            }
         }
     }
 }
@@ -121,14 +126,35 @@ impl Handle {
 /// After so many bytes the disk is told what comes next.
 const STEP: u64 = 1 << 20;
 
-fn read_file(file: &File, offset: u64, length: usize) -> Result<Bytes> {
-    let content = pread(file, offset, length);
+/// Reads what is in memory; `None` if the disk would have to be waited for.
+fn read_file_now(file: &File, offset: u64, length: usize) -> Option<Result<Bytes>> {
+    let content = read_cached(file, offset, length)?;
+    read_ahead(file, offset, length);
+    Some(content.map(Bytes::from).map_err(failed))
+}
+
+/// Reads on a thread that may wait for the disk.
+async fn read_file(file: &File, offset: u64, length: usize) -> Result<Bytes> {
+    let file = file.try_clone().map_err(failed)?;
+    let read = move || {
+        let content = pread(&file, offset, length);
+        read_ahead(&file, offset, length);
+        content
+    };
+    tokio::task::spawn_blocking(read).await.map_err(|e| failed(io::Error::other(e)))?
+}
+
+/// Tells the disk what comes next.
+fn read_ahead(file: &File, offset: u64, length: usize) {
     let end = offset.saturating_add(length as u64);
     if offset / STEP != end / STEP {
         // The next requests come when this one has been answered. Until then the disk would rest.
         let _ = fadvise(file, end, NonZeroU64::new(2 * STEP), Advice::WillNeed);
     }
-    content
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::new("images_dir", "reading", error)
 }
 
 fn pread(file: &File, offset: u64, length: usize) -> Result<Bytes> {
@@ -139,7 +165,7 @@ fn pread(file: &File, offset: u64, length: usize) -> Result<Bytes> {
             Ok(0) => break,
             Ok(n) => read += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(Error::new("images_dir", "reading", e)),
+            Err(e) => return Err(failed(e)),
         }
     }
     content.truncate(read);

@@ -157,7 +157,12 @@ impl Listing {
 }
 
 impl View {
-    /// What is in the directory `ino`, if that takes no time. `None` if layers have to be looked
+    /// Whether the directory `ino` is of a tree that has been made, so that listing it needs no disk.
+    pub fn is_in_memory(&self, ino: u64) -> bool {
+        self.in_tree(ino).is_some_and(|(id, _)| self.tree(id).is_some())
+    }
+
+    /// What is in the directory `ino`, if that takes no time but the disk's. `None` if layers have to be looked
     /// into first.
     pub fn list_now(&self, ino: u64) -> Result<Option<Listing>, ViewError> {
         match self.in_tree(ino) {

@@ -36,7 +36,7 @@ pub struct NamespaceRequest {
 }
 
 /// What a mount shows.
-pub struct Namespace {
+pub struct Shown {
     /// The files and directories, to be given to `fuse::mount`.
     pub view: Arc<View>,
     /// Where its cache is.
@@ -81,7 +81,7 @@ pub struct Namespace {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// # }).unwrap();
 /// ```
-pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Result<Namespace> {
+pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Result<Shown> {
     let root = &request.images_dir;
     if !root.exists() {
         ImagesDir::create(root, None, Linking::Auto)?;
@@ -113,7 +113,7 @@ pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Re
     if !request.offline {
         look_up(&view, &request.images, patience).await;
     }
-    Ok(Namespace { view, cache_dir })
+    Ok(Shown { view, cache_dir })
 }
 
 /// Looks up images, so that what belongs to them is listed from the start.

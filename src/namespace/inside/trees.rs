@@ -12,7 +12,7 @@ use std::{
 use super::{
     super::{
         ABSENT, About, Attributes, Entry, FOR_GOOD, Found, Handle, InsideAttributes, Question,
-        ROOT, View, ViewError, below, table::Kind,
+        ROOT, View, ViewError, Xattrs, below, table::Kind,
     },
     Place, Slot, TREE, TreeId, Wanted, tree_of,
 };
@@ -22,9 +22,6 @@ use crate::{
     rootfs::{FileFound, Tree},
     util::locked,
 };
-
-/// Extended attributes: names and values.
-type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What tells what was found before its tree had been made from what has the same path otherwise.
 pub(super) const EARLY: &[u8] = b"early";

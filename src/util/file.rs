@@ -1,0 +1,64 @@
+//! Reading files without waiting for the disk.
+
+use std::{
+    fs::File,
+    io::{self, IoSliceMut},
+    os::unix::fs::FileExt,
+};
+
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+/// Reads the `length` bytes at `offset`, or as many as there are before the end, if they are in memory.
+/// `None` if that would have to wait for the disk.
+///
+/// Where the file system cannot say whether it would (`RWF_NOWAIT` is not known to all), it is read in any case.
+pub(crate) fn read_cached(file: &File, offset: u64, length: usize) -> Option<io::Result<Vec<u8>>> {
+    let mut bytes = vec![0; length];
+    let mut have = 0;
+    while have < length {
+        let (at, rest) = (offset.saturating_add(have as u64), &mut bytes[have..]);
+        let read = match preadv2(file, &mut [IoSliceMut::new(rest)], at, ReadWriteFlags::NOWAIT) {
+            Err(Errno::AGAIN) => return None,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                file.read_at(&mut bytes[have..], at)
+            }
+            read => read.map_err(io::Error::from),
+        };
+        match read {
+            Ok(0) => break,
+            Ok(read) => have += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Some(Err(e)),
+        }
+    }
+    bytes.truncate(have);
+    Some(Ok(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::fd::AsFd};
+
+    use rustix::fs::{Advice, fadvise};
+
+    use super::*;
+
+    #[test]
+    fn what_is_in_memory_is_read_and_what_is_not_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let content: Vec<u8> = (0..1 << 20).map(|at: u32| (at / 7) as u8).collect();
+        fs::write(&path, &content).unwrap();
+        let file = File::open(&path).unwrap();
+        let read = |offset, length| read_cached(&file, offset, length);
+        assert_eq!(read(0, 1 << 20).unwrap().unwrap(), content);
+        assert_eq!(read((1 << 20) - 5, 100).unwrap().unwrap(), content[(1 << 20) - 5..]);
+        assert_eq!(read(2 << 20, 100).unwrap().unwrap(), b"");
+        file.sync_all().unwrap();
+        fadvise(file.as_fd(), 0, None, Advice::DontNeed).unwrap();
+        // Whether it has left memory is up to the system; what is told is never wrong.
+        if let Some(bytes) = read(0, 1 << 20) {
+            assert_eq!(bytes.unwrap(), content);
+        }
+    }
+}
