@@ -517,24 +517,22 @@ impl Filesystem for Adapter {
             // And lists directories without asking first.
             return reply.error(Errno::ENOSYS);
         }
+        if self.shared.view.is_as_listed(ino.0) {
+            return self.shared.listing(None, reply);
+        }
         let runtime = self.runtime.clone();
-        self.where_it_may_wait(ino, move |shared| {
-            if shared.view.is_as_listed(ino.0) {
-                return shared.listing(None, reply);
+        self.where_it_may_wait(ino, move |shared| match shared.view.list_now(ino.0) {
+            Ok(Some(listing)) => shared.listing(Some(listing), reply),
+            Ok(None) => {
+                let shared = shared.clone();
+                runtime.spawn(async move {
+                    match shared.view.list(ino.0).await {
+                        Ok(listing) => shared.listing(Some(listing), reply),
+                        Err(error) => reply.error(shared.failed(ino, &error)),
+                    }
+                });
             }
-            match shared.view.list_now(ino.0) {
-                Ok(Some(listing)) => shared.listing(Some(listing), reply),
-                Ok(None) => {
-                    let shared = shared.clone();
-                    runtime.spawn(async move {
-                        match shared.view.list(ino.0).await {
-                            Ok(listing) => shared.listing(Some(listing), reply),
-                            Err(error) => reply.error(shared.failed(ino, &error)),
-                        }
-                    });
-                }
-                Err(error) => reply.error(shared.failed(ino, &error)),
-            }
+            Err(error) => reply.error(shared.failed(ino, &error)),
         });
     }
 
