@@ -296,7 +296,11 @@ impl Catalogue {
     async fn resolve_now(&self, name: &Reference) -> Result<Resolved> {
         let resolved = match (self.inner.dir.manifest(name).await, &self.inner.source) {
             (Ok(manifest), _) => Resolved::from(manifest),
-            (Err(_), Some(source)) => self.resolve_at(source, name).await?,
+            (Err(_), Some(source)) => match self.resolved(name) {
+                // It holds for as long as it was said to, and no longer for having been asked for.
+                Some(digest) => return Ok(Resolved { digest, manifest: None }),
+                None => self.resolve_at(source, name).await?,
+            },
             (Err(error), None) if error.is_not_found() => {
                 return Err(error.with_kind(Kind::Offline));
             }
@@ -313,7 +317,7 @@ impl Catalogue {
         self.check_absence(name)?;
         if name.digest().is_none()
             && let Some(last) = self.last_resolved(name)
-            && (self.resolved(name).is_some() || source.head(name).await? == Some(last))
+            && source.head(name).await? == Some(last)
         {
             return Ok(Resolved { digest: last, manifest: None });
         }
