@@ -305,6 +305,14 @@ pub(super) async fn until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
+/// A read of what the cache has, from memory or from the disk: nothing is fetched for it.
+pub(super) async fn read_held(fake: &Fake, blob: &CachedBlob, offset: u64, length: usize) -> Bytes {
+    let sent = fake.sent();
+    let bytes = blob.read(offset, length).await.unwrap();
+    assert_eq!(fake.sent(), sent, "{length} bytes at {offset} were not there");
+    bytes
+}
+
 /// Waits until nothing is fetched or written.
 pub(super) async fn rest(cache: &Cache) {
     let writes = || cache.core.lock().blobs.values().any(|blob| !blob.writing.is_empty());

@@ -57,7 +57,7 @@ async fn a_blob_cannot_take_the_place_of_a_stream() {
         cache = super::fake::cache(dir.path(), 64 * MIB);
     }
     let opened = open_stream(&cache, &stream, id);
-    assert_eq!(opened.try_read(0, 100_000).unwrap().unwrap(), stream.part(0, 100_000));
+    assert_eq!(read_held(&stream, &opened, 0, 100_000).await, stream.part(0, 100_000));
     assert_eq!(files(dir.path(), "part").len(), 6, "three attackers, each with a map");
     assert_eq!(files(dir.path(), "streams/part").len(), 2);
 }
@@ -81,8 +81,8 @@ async fn a_stream_cannot_take_the_place_of_a_blob() {
     let second = cache(dir.path(), 64 * MIB);
     assert_eq!(second.stats().complete, 2);
     let (opened, blob) = (open_stream(&second, &stream, id), layer.open_in(&second));
-    assert_eq!(opened.try_read(5, 10).unwrap().unwrap(), stream.part(5, 10));
-    assert_eq!(blob.try_read(5, 10).unwrap().unwrap(), layer.part(5, 10));
+    assert_eq!(read_held(&stream, &opened, 5, 10).await, stream.part(5, 10));
+    assert_eq!(read_held(&layer, &blob, 5, 10).await, layer.part(5, 10));
 }
 
 /// Version 1 kept streams among the blobs, also in `whole/`.
@@ -106,8 +106,8 @@ async fn of_an_older_version_only_what_is_right_is_believed() {
     let second = cache(dir.path(), 64 * MIB);
     assert_eq!(fs::read(dir.path().join("cache/version")).unwrap(), cached::VERSION.as_bytes());
     assert_eq!((second.stats().complete, second.stats().blobs), (1, 2));
-    assert!(whole.open_in(&second).try_read(MIB - 5, 5).is_some());
-    assert!(parts.open_in(&second).try_read(0, 100).is_some());
+    read_held(&whole, &whole.open_in(&second), MIB - 5, 5).await;
+    read_held(&parts, &parts.open_in(&second), 0, 100).await;
     let error = attacked.open_in(&second).read(MIB - 5, 5).await.unwrap_err();
     assert!(matches!(error.kind(), Kind::Digest { .. }), "{error}");
     assert!(path(whole.blob().digest).exists() && !path(named).exists());
