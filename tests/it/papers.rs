@@ -124,7 +124,7 @@ fn an_example_that_is_not_true_is_found() {
     assert!(said.contains("wrong.md:4: $ echo three"), "{said}");
     assert!(said.contains("-four\n+three"), "{said}");
     assert!(said.contains("fails.md:3: $ false\n  ended with status 1"), "{said}");
-    assert!(said.contains("right.md: 5 commands in 1 blocks"), "{said}");
+    assert!(said.contains("right.md: 5 commands in 1 block"), "{said}");
 }
 
 #[test]
