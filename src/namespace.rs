@@ -279,6 +279,7 @@ impl View {
                 patience: settings.patience,
                 verify_first: settings.verify_first,
                 memory: settings.budget.clone(),
+                index_cache: None,
             });
             Inside::new(images, catalogue.clone(), &settings)
         });

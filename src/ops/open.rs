@@ -116,7 +116,9 @@ impl OpenImage {
         let memory = Budget::unlimited();
         let catalogue = Catalogue::new(dir, remote, names, &memory);
         let verify_first = false;
-        let images = Images::new(Sources { catalogue, cache, patience, verify_first, memory });
+        let index_cache = None;
+        let images =
+            Images::new(Sources { catalogue, cache, patience, verify_first, memory, index_cache });
         let name = &request.image;
         let digest = images.manifest(name).await.map_err(Error::Image)?.digest();
         let opened = images.image(name.repository(), digest).await.map_err(Error::Image)?;
