@@ -182,6 +182,9 @@ pub(crate) struct RegistryArgs {
     /// Blobs to move from one registry at the same time; halved while it says that this is too much
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) concurrency: u16,
+    /// Connections over which one large blob may come; more than one are used where their sum is faster
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) connections_per_blob: u16,
     /// Longest wait that a registry may ask for before the image fails
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub(crate) max_wait: Duration,

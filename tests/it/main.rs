@@ -7,6 +7,7 @@ mod support;
 mod auth;
 mod bad_input;
 mod concurrent;
+mod connections;
 mod copy;
 mod diff;
 mod disk_full;
