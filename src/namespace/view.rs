@@ -87,6 +87,7 @@ impl View {
                 patience: settings.patience,
                 verify_first: settings.verify_first,
                 memory: settings.budget.clone(),
+                index_cache: None,
             });
             Inside::new(inodes.clone(), repositories.clone(), images, catalogue, settings)
         });
