@@ -411,7 +411,7 @@ impl View {
     }
 
     fn local_path(&self, path: &str) -> PathBuf {
-        self.dir().root().join(path)
+        self.dir().root().join(&*self.dir().layout().stored_path(path))
     }
 
     /// What is in the images_dir under `path`.

@@ -1,6 +1,7 @@
 //! Directories: what is in one, and what walking through it tells.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     ffi::OsStr,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     backend::{
         DirEntry, Error, FileType, OpenDir,
-        images_dir::{holds_manifests, published_time},
+        images_dir::{Layout, holds_manifests, published_time},
     },
     image::Digest,
     layer::{Kind as FileKind, Node},
@@ -56,6 +57,8 @@ struct Names {
     path: Box<str>,
     /// The directory of the images_dir that is shown in it.
     dir: Option<OpenDir>,
+    /// What names are called there.
+    layout: Layout,
     /// Whether a name in it that is a digest stands for what has that digest.
     holds_digests: bool,
     ahead: Mutex<Ahead>,
@@ -97,7 +100,8 @@ impl Ahead {
 
 impl Names {
     fn stat(&self, name: &str) -> Option<Stat> {
-        self.dir.as_ref()?.stat(name).ok()
+        let stored = self.layout.stored_name(&self.path, name);
+        self.dir.as_ref()?.stat(&*stored).ok()
     }
 
     fn look_ahead(&self) {
@@ -239,7 +243,8 @@ impl View {
         let anything = Digest::sha256(b"").to_string();
         let holds_digests =
             matches!(names::form(&below(&path, &anything)), Form::Blob(_) | Form::Manifest(_));
-        let content = Names { entries, path, dir, holds_digests, ahead: Mutex::default() };
+        let (layout, ahead) = (self.dir().layout(), Mutex::default());
+        let content = Names { entries, path, dir, layout, holds_digests, ahead };
         Ok(Listing { ino, parent, unchanged, content: Content::Names(content) })
     }
 
@@ -274,7 +279,9 @@ impl View {
         let holds_manifests = holds_manifests(path);
         let mut entries: Vec<(String, bool)> = Vec::with_capacity(local.len());
         for DirEntry { name, kind } in local {
-            let Ok(name) = name.into_string() else { continue };
+            let Ok(stored) = name.into_string() else { continue };
+            let shown = self.dir().layout().shown_name(path, &stored);
+            let Some(name) = shown.map(Cow::into_owned) else { continue };
             let is_shown = match kind {
                 FileType::RegularFile => names::is_file_of_images(path, holds_manifests, &name),
                 FileType::Directory => names::is_directory_of_images(&below(path, &name)),

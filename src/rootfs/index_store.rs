@@ -34,7 +34,10 @@ use bytes::Bytes;
 
 use super::key::LayerKey;
 use crate::{
-    backend::{ConfinedDir, images_dir::ImagesDir},
+    backend::{
+        ConfinedDir,
+        images_dir::{ImagesDir, Layout},
+    },
     image::Digest,
     layer::{LayerIndex, Origin, StoredHead},
     util::{Budget, Counted, Kept, OutOfMemory, Reservation, locked},
@@ -79,6 +82,7 @@ impl Deref for Indexed {
 pub(super) struct IndexStore {
     /// The images_dir that `dir` is in.
     root: ConfinedDir,
+    layout: Layout,
     dir: PathBuf,
     limit_bytes: u64,
     /// Bytes of all files, as far as this process knows; `None` before it has looked.
@@ -95,6 +99,7 @@ impl IndexStore {
     pub(super) fn new(images: &ImagesDir, limit_bytes: u64, budget: &Budget) -> Self {
         Self {
             root: images.dir().clone(),
+            layout: images.layout(),
             dir: images.inside_dir(),
             limit_bytes,
             held_bytes: Mutex::default(),
@@ -104,8 +109,16 @@ impl IndexStore {
         }
     }
 
+    fn index_name(&self, layer: &LayerKey) -> String {
+        let name = self.layout.digest_name(&layer.digest);
+        match layer.toc {
+            Some(toc) => format!("{name}.{}", hex::encode(toc.as_bytes())),
+            None => name,
+        }
+    }
+
     fn index_path(&self, layer: &LayerKey) -> PathBuf {
-        self.dir.join(LAYERS).join(index_name(layer))
+        self.dir.join(LAYERS).join(self.index_name(layer))
     }
 
     /// Whether there is an index of `layer`, though it may turn out to be of no use.
@@ -155,7 +168,7 @@ impl IndexStore {
         memory.resize(index.memory_bytes())?;
         let writing = self.budget.reserve(index.memory_bytes())?;
         let stored = index.to_bytes().ok().and_then(|stored| {
-            let file = self.put(LAYERS, &index_name(layer), &stored).ok()?;
+            let file = self.put(LAYERS, &self.index_name(layer), &stored).ok()?;
             Some((StoredHead::parse(&stored).ok()?, file))
         });
         drop(writing);
@@ -195,7 +208,7 @@ impl IndexStore {
         if let Some(bytes) = self.unwritten.get(digest) {
             return Some((**bytes).clone());
         }
-        let path = self.dir.join(DOCUMENTS).join(digest.to_string());
+        let path = self.dir.join(DOCUMENTS).join(self.layout.digest_name(digest));
         let (file, _) = self.root.open_file(&path).ok()?;
         let mut bytes = Vec::new();
         (&file).take(MAX_DOCUMENT).read_to_end(&mut bytes).ok()?;
@@ -206,7 +219,7 @@ impl IndexStore {
     /// Keeps a document; one that cannot be written as long as there is room for it in memory.
     pub(super) fn put_document(&self, digest: &Digest, bytes: &Bytes) {
         if self.document(digest).is_none()
-            && self.put(DOCUMENTS, &digest.to_string(), bytes).is_err()
+            && self.put(DOCUMENTS, &self.layout.digest_name(digest), bytes).is_err()
             && let Ok(memory) = self.budget.reserve(bytes.len() as u64)
         {
             self.unwritten.insert(*digest, &Counted::new(bytes.clone(), memory).into());
@@ -304,13 +317,6 @@ fn note_use(file: &File) {
     if noted.is_ok_and(|noted| now.duration_since(noted).is_ok_and(|age| age > NOTE_USE_AFTER)) {
         // Where that cannot be written, nothing is removed either.
         let _ = file.set_modified(now);
-    }
-}
-
-fn index_name(layer: &LayerKey) -> String {
-    match layer.toc {
-        Some(toc) => format!("{}.{}", layer.digest, hex::encode(toc.as_bytes())),
-        None => layer.digest.to_string(),
     }
 }
 
