@@ -236,7 +236,7 @@ impl Cache {
 
     fn open_with(config: CacheConfig, tasks: Tasks) -> Result<Self> {
         let opening = format!("opening {}", config.dir.display());
-        let (root, lock, is_old) = load::lock(&config.dir, config.within.as_ref())?;
+        let (root, lock, version) = load::lock(&config.dir, config.within.as_ref())?;
         let extents = (config.limit_bytes / 16 / BLOCK_BYTES).clamp(1, EXTENT_BLOCKS);
         let margin = config.limit_bytes / 128 + (16 << 10);
         let core = Arc::new_cyclic(|me| Core {
@@ -261,7 +261,7 @@ impl Cache {
             #[cfg(test)]
             fails_to_write: std::sync::atomic::AtomicBool::new(false),
         });
-        core.load(is_old).map_err(|e| Error::new(SIDE, &opening, e))?;
+        core.load(version).map_err(|e| Error::new(SIDE, &opening, e))?;
         core.shrink();
         Ok(Self { core })
     }

@@ -613,6 +613,8 @@ pub(crate) enum LayoutArg {
     /// As KubeKey 4.0.0 to 4.0.3 reads it
     #[value(name = "kubekey-4.0.3")]
     Kubekey403,
+    /// For file systems that take no colons in names, such as FAT, exFAT and NTFS
+    Portable,
 }
 
 /// How to look into an image.
