@@ -125,7 +125,7 @@ impl Error {
     /// use imgfs::backend::{Error, Kind};
     ///
     /// let error = Error::new("registry quay.io", "looking up quay.io/a:1", Kind::NotFound(String::new()));
-    /// assert!(error.is_not_found() && !error.is_transient() && !error.is_refusal());
+    /// assert!(error.is_not_found() && !error.is_transient());
     /// assert!(error.to_string().contains("looking up quay.io/a:1"));
     /// let full = Error::new("images_dir /x", "writing y", std::io::Error::from(std::io::ErrorKind::StorageFull));
     /// assert!(full.is_no_space());
