@@ -68,6 +68,26 @@ impl SymlinkRefused {
 /// Paths are given as they are shown, that is with [`ConfinedDir::path`] in front. One that leads
 /// elsewhere, or has `..` in it, is [`io::ErrorKind::InvalidInput`]. An operation that meets a link fails
 /// with an error of which [`SymlinkRefused`] is the cause.
+///
+/// ```
+/// use imgfs::backend::{ConfinedDir, SymlinkRefused};
+///
+/// let temporary = tempfile::tempdir()?;
+/// let dir = ConfinedDir::create(&temporary.path().join("images"))?;
+/// let (blobs, link) = (dir.path().join("blobs"), dir.path().join("link"));
+/// dir.create_dirs(&blobs)?;
+/// dir.write(&blobs.join("x"), b"content")?;
+/// assert_eq!(dir.read(&blobs.join("x"), 100)?, b"content");
+/// assert_eq!(dir.open_dir(&blobs)?.entries()?.len(), 1);
+/// dir.rename(&blobs.join("x"), &blobs.join("y"))?;
+/// assert!(dir.is_file(&blobs.join("y")) && !dir.is_file(&blobs.join("x")));
+///
+/// std::os::unix::fs::symlink("/etc", &link)?;
+/// assert!(dir.stat(&link)?.is_symlink());
+/// let refused = dir.open_file(&link.join("passwd")).unwrap_err();
+/// assert!(SymlinkRefused::is_cause_of(&refused));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct ConfinedDir {
     inner: Arc<Inner>,

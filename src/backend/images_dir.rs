@@ -97,6 +97,31 @@ pub enum Linking {
 }
 
 /// An images_dir. Clones are the same tree.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use imgfs::{
+///     backend::{ManifestName, Names, Sink, images_dir::{ImagesDir, Linking}},
+///     image::{Manifest, Repository},
+/// };
+///
+/// let temporary = tempfile::tempdir()?;
+/// let dir = ImagesDir::create(temporary.path(), None, Linking::Auto)?;
+/// // An image for no platform at all is the smallest one.
+/// let index = br#"{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}"#;
+/// let manifest = Manifest::parse(index.to_vec().into(), None)?;
+/// let repository = Repository::new("quay.io", "team/app")?;
+/// dir.put(&repository, &manifest, &ManifestName::Tag("v1".to_owned())).await?;
+///
+/// let dir = ImagesDir::open(temporary.path())?;
+/// assert_eq!(dir.head(&repository.tagged("v1")).await?, Some(manifest.digest()));
+/// let inventory = dir.inventory()?;
+/// assert_eq!(inventory.images[0].reference.to_string(), "quay.io/team/app:v1");
+/// assert_eq!(inventory.hidden().count(), 0);
+/// assert!(dir.verify(true, &|_| ())?.problems.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone)]
 pub struct ImagesDir {
     inner: Arc<Inner>,

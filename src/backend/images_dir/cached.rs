@@ -93,6 +93,17 @@ const MAP_VERSION: u32 = 1;
 pub const STREAMS: &str = "streams";
 
 /// What a file of the cache holds. Content of the one kind is never taken for content of the other.
+///
+/// ```
+/// use imgfs::{backend::images_dir::cached::ContentId, image::Digest};
+///
+/// let name = Digest::sha256(b"content").to_string();
+/// let blob = ContentId::parse_blob(&name).unwrap();
+/// assert!(!blob.is_stream());
+/// assert_eq!(blob.file_name(), name);
+/// // What names a blob names no stream.
+/// assert_eq!(ContentId::parse_stream(&name), None);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ContentId {
     /// A blob with this digest.
@@ -241,6 +252,16 @@ pub fn sum_offset(block: u64) -> u64 {
 }
 
 /// Which blocks of a blob are here.
+///
+/// ```
+/// use imgfs::backend::images_dir::cached::{BLOCK_BYTES, BlockMap, block_count, block_length, checksum};
+///
+/// let size = BLOCK_BYTES + 10;
+/// assert_eq!((block_count(size), block_length(size, 1)), (2, 10));
+/// let map = BlockMap { size, sums: vec![0, checksum(b"ten bytes.")] };
+/// assert_eq!(BlockMap::parse(&map.to_bytes()), Some(map));
+/// assert_eq!(BlockMap::parse(b"something else"), None);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockMap {
     /// Bytes of the blob.

@@ -177,6 +177,15 @@ pub(super) fn repository_at(components: &[String]) -> Option<Repository> {
 }
 
 /// Whether the directory `path`, seen from the root, has the manifests of a repository, in any generation.
+///
+/// ```
+/// use imgfs::backend::images_dir::{holds_manifests, leads_to_manifests};
+///
+/// assert!(holds_manifests("quay.io/team/app/manifests"));
+/// assert!(holds_manifests("library/nginx/manifests"), "of Docker Hub, in an old layout");
+/// assert!(!holds_manifests("quay.io/team/app"));
+/// assert!(leads_to_manifests("quay.io/team"));
+/// ```
 pub fn holds_manifests(path: &str) -> bool {
     let components: Vec<String> = path.split('/').map(str::to_owned).collect();
     match components.split_last() {

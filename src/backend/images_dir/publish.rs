@@ -41,6 +41,14 @@ pub(super) fn tag_mtime(digest: &Digest) -> i64 {
 
 /// The mtime of a file that is published here, in seconds and nanoseconds: of one that is named by
 /// its digest, or of a tag's that points at `target`.
+///
+/// ```
+/// use imgfs::{backend::images_dir::published_time, image::Digest};
+///
+/// assert_eq!(published_time(None), (1, 0));
+/// let times = [b"one", b"two"].map(|manifest| published_time(Some(&Digest::sha256(manifest))));
+/// assert_ne!(times[0], times[1], "rsync sees that a tag has moved");
+/// ```
 pub fn published_time(target: Option<&Digest>) -> (i64, u32) {
     (target.map_or(IMMUTABLE, tag_mtime), 0)
 }
