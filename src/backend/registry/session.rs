@@ -71,12 +71,15 @@ pub(super) enum Scope<'a> {
     Pull,
     /// Pushing, and pulling from another repository of the registry, if one is named.
     Push(Option<&'a Repository>),
+    /// Listing the repositories of the registry.
+    Catalog,
 }
 
 impl Scope<'_> {
     /// The scopes of a token, as its server wants to have them written.
     pub(super) fn names(&self, repository: &Repository) -> Vec<String> {
         match self {
+            Self::Catalog => vec!["registry:catalog:*".to_owned()],
             Self::Pull => vec![format!("repository:{}:pull", repository.path())],
             Self::Push(other) => {
                 let own = format!("repository:{}:pull,push", repository.path());
