@@ -48,6 +48,12 @@ const EXIT_STATUS: &str = exit_status!();
 /// The directory of images, if none is given.
 pub(crate) const DEFAULT_IMAGES_DIR: &str = "images";
 
+const RUN_EXAMPLES: &str = "\
+Examples:
+  imgfs run tasks.yaml --set tag=v3.4.1
+  imgfs run tasks.yaml --dry-run
+  imgfs run playbooks/push.yaml --skip-other-modules --tags push --vars config.yaml";
+
 /// Container images as a file tree.
 ///
 /// Moves images between registries and a directory in KubeKey's layout, verified and resumable.
@@ -378,7 +384,7 @@ pub(crate) struct CopyArgs {
 /// them, or a single task. The whole file is read and evaluated before anything is moved. A task
 /// that fails ends the run, if it does not say `ignore_errors`.
 #[derive(ClapArgs)]
-#[command(after_help = EXIT_STATUS)]
+#[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_STATUS}"))]
 pub(crate) struct RunArgs {
     /// The tasks; `-` is standard input
     #[arg(value_name = "TASKS", value_hint = ValueHint::FilePath)]
@@ -394,6 +400,16 @@ pub(crate) struct RunArgs {
     /// No tasks with one of these tags
     #[arg(long, value_name = "TAG", value_delimiter = ',')]
     pub(crate) skip_tags: Vec<String>,
+    /// Take a playbook of KubeKey's: follow its roles and included files, and skip the tasks of
+    /// other modules than `image`
+    ///
+    /// The files are looked for beside the playbook as KubeKey does: roles/NAME/tasks/main.yaml with
+    /// defaults, vars and meta, include_tasks, import_tasks, vars_files and import_playbook. None
+    /// may be outside of the playbook's directory, or the one above if that is called `playbooks`.
+    /// Each task that is skipped is told. A task of `image` that needs a variable which a skipped
+    /// task would set is an error; --set and --vars give such variables.
+    #[arg(long)]
+    pub(crate) skip_other_modules: bool,
     #[command(flatten)]
     pub(crate) extent: ExtentArgs,
     /// Layout of a new directory

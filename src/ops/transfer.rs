@@ -11,7 +11,7 @@ use super::{Error, Images, Request, Result, TreeSpec};
 use crate::{
     backend::{
         self, Backend, Kind, Sink,
-        images_dir::{ImagesDir, Layout, Linking},
+        images_dir::{ImagesDir, Layout, Linking, Problem},
         registry::{Registry, RegistryConfig, RegistrySink, Stats},
     },
     image::{Reference, Repository, is_attachment_tag},
@@ -97,6 +97,9 @@ pub struct TransferReport {
     pub traffic: Traffic,
     /// How long it took, from when all images had been named.
     pub elapsed: Duration,
+    /// What of the source may be images that were asked for, and was left out: symbolic links, which are not
+    /// followed, and tags that cannot be read.
+    pub left_out: Vec<Problem>,
     /// What could not be noted for later runs, which will ask once more.
     pub warnings: Vec<backend::Error>,
 }
@@ -116,7 +119,8 @@ impl TransferReport {
     /// How the whole ended.
     pub fn ending(&self) -> Ending {
         let mut statuses = self.report.images.iter().map(|image| &image.status);
-        if statuses.clone().any(|status| matches!(status, Status::Failed(_))) {
+        let is_failed = |status: &Status| matches!(status, Status::Failed(_));
+        if !self.left_out.is_empty() || statuses.clone().any(is_failed) {
             Ending::SomeFailed
         } else if statuses.all(|status| matches!(status, Status::Skipped)) {
             Ending::Nothing
@@ -135,6 +139,7 @@ pub struct Transfer<'a> {
     to: Option<ImagesDir>,
     /// `None` if a registry has to be asked which images there are.
     routes: Option<Vec<Route>>,
+    left_out: Vec<Problem>,
 }
 
 /// Copies the images that `request` asks for. Registries are reached as `config` says.
@@ -198,8 +203,9 @@ impl<'a> Transfer<'a> {
             (None, Some(dir)) => Some(images_of(dir, request)?),
             _ => None,
         };
+        let (local, left_out) = local.map_or((None, Vec::new()), |(all, out)| (Some(all), out));
         let local_routes = local.as_deref().map(|images| request.routes(images)).transpose()?;
-        Ok(Self { request, options, from, to, routes: early.or(local_routes) })
+        Ok(Self { request, options, from, to, routes: early.or(local_routes), left_out })
     }
 
     /// The registries that will be asked, as far as they are known by now.
@@ -244,7 +250,12 @@ impl<'a> Transfer<'a> {
                 (Images::Listed(_), None) => NothingToDo::NoneNamed,
                 (Images::All, None) => NothingToDo::EmptySource,
             };
-            return Ok(TransferReport { nothing: Some(nothing), ..TransferReport::default() });
+            let left_out = self.left_out;
+            return Ok(TransferReport {
+                nothing: Some(nothing),
+                left_out,
+                ..TransferReport::default()
+            });
         }
         if let (TreeSpec::Directory(path), None) = (&request.to, &self.to) {
             self.to = Some(open_target(path, request, options)?);
@@ -281,7 +292,8 @@ impl<'a> Transfer<'a> {
             }
         }
         let traffic = Traffic::of(registry.stats());
-        Ok(TransferReport { report, plan, nothing: None, traffic, elapsed, warnings })
+        let left_out = self.left_out;
+        Ok(TransferReport { report, plan, nothing: None, traffic, elapsed, left_out, warnings })
     }
 }
 
@@ -324,8 +336,8 @@ fn open_target(root: &Path, request: &Request, options: TransferOptions) -> Resu
 }
 
 /// The images of a directory that match: those with a tag, and those that somebody asked for by
-/// digest. What is attached to them goes with them.
-fn images_of(dir: &ImagesDir, request: &Request) -> Result<Vec<Reference>> {
+/// digest. What is attached to them goes with them. And what may be more of them, and is left out.
+fn images_of(dir: &ImagesDir, request: &Request) -> Result<(Vec<Reference>, Vec<Problem>)> {
     let inventory = dir.inventory()?;
     let tagged: BTreeSet<(&Repository, _)> = inventory
         .images
@@ -338,7 +350,16 @@ fn images_of(dir: &ImagesDir, request: &Request) -> Result<Vec<Reference>> {
         let is_double = is_pin && tagged.contains(&(name.repository(), image.digest));
         !image.is_attachment && !is_double && request.matches(name, None)
     });
-    Ok(wanted.map(|image| image.reference.clone()).collect())
+    let wanted = wanted.map(|image| image.reference.clone()).collect();
+    let matches = |name: &String| {
+        name.parse().map_or(true, |image: Reference| {
+            !image.tag().is_some_and(is_attachment_tag) && request.matches(&image, None)
+        })
+    };
+    // Of some it is not known which images they are.
+    let may_match =
+        |problem: &&Problem| problem.images.is_empty() || problem.images.iter().any(matches);
+    Ok((wanted, inventory.hidden().filter(may_match).cloned().collect()))
 }
 
 /// The images in the repository that the request has as its source.

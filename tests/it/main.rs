@@ -26,6 +26,7 @@ mod mount_errors;
 mod mount_life;
 mod mount_offline;
 mod mount_sources;
+mod papers;
 mod pull;
 mod push;
 mod push_faults;
