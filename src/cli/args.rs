@@ -34,10 +34,10 @@ Exit status:
     };
 }
 
-/// The end of the help of a command: the exit statuses, and examples.
+/// The end of the help of a command: the exit statuses, and examples, a line each.
 macro_rules! ending {
-    ($status:expr, $examples:literal) => {
-        concat!($status, "\n\nExamples:\n", $examples)
+    ($status:expr, $($example:literal),+ $(,)?) => {
+        concat!($status, "\n\nExamples:", $("\n  ", $example),+)
     };
 }
 
