@@ -42,9 +42,13 @@ mod load;
 mod memory;
 mod plan;
 mod read;
+mod readers;
+mod requests;
 mod slots;
 mod state;
+mod stored;
 mod tasks;
+mod verification;
 mod window;
 
 #[cfg(test)]
@@ -78,7 +82,8 @@ pub use read::{CachedBlob, Hashing};
 
 use fetch::Source;
 use slots::Slots;
-use state::{Blob, Key, Place, State};
+use state::{Blob, Key, State};
+use stored::Place;
 use tasks::Tasks;
 
 const SIDE: &str = "cache";
@@ -333,11 +338,15 @@ impl Cache {
     /// What it holds and has done.
     pub fn stats(&self) -> CacheStats {
         let state = self.core.lock();
-        let is_whole = |blob: &&Blob| matches!(blob.place, Place::Whole(_));
+        let is_whole = |blob: &&Blob| matches!(blob.disk.place, Place::Whole(_));
         CacheStats {
             held_bytes: state.used,
             limit_bytes: self.core.limit_bytes,
-            blobs: state.blobs.values().filter(|blob| is_whole(blob) || blob.stored > 0).count(),
+            blobs: state
+                .blobs
+                .values()
+                .filter(|blob| is_whole(blob) || blob.disk.stored > 0)
+                .count(),
             complete: state.blobs.values().filter(is_whole).count(),
             ..state.counts
         }
@@ -363,9 +372,9 @@ impl Core {
             state.blobs.insert(*key, Blob::new(id, &blocks, self.extent_blocks, place));
         }
         if let Some(blob) = state.blobs.get_mut(key) {
-            blob.handles += 1;
+            blob.readers.handles += 1;
             if trust == Trust::Digest {
-                blob.is_digest_wanted = true;
+                blob.verification.is_wanted = true;
                 blob.fix(&mut state.memory);
             }
         }
@@ -381,10 +390,10 @@ impl Core {
         if let Some(size) = state.owners.get(&key.content).copied() {
             let owner = Key { size, ..*key };
             match state.blobs.get(&owner) {
-                Some(blob) if matches!(blob.place, Place::Whole(_)) => {
+                Some(blob) if matches!(blob.disk.place, Place::Whole(_)) => {
                     return Place::OtherSize(size);
                 }
-                Some(blob) if !blob.is_idle() || blob.sealing => return Place::Nowhere,
+                Some(blob) if !blob.is_idle() || blob.disk.sealing => return Place::Nowhere,
                 _ => self.reset(state, &owner, Place::Nowhere),
             }
             if state.blobs.contains_key(&owner) {

@@ -18,6 +18,8 @@
 //! others need the room, and is found again when somebody asks for its name.
 
 mod known;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,
@@ -208,9 +210,13 @@ impl Catalogue {
         let flight = self.inner.lookups.run(name.clone(), || {
             let (catalogue, source, name) = (self.clone(), source.clone(), name.clone());
             async move {
-                let done = catalogue.look_up_at(&source, &name).await;
-                catalogue.note_absence(&name, done.as_ref().err());
-                done
+                let Err(error) = catalogue.look_up_at(&source, &name).await else { return Ok(()) };
+                // What is local goes before what a registry says, or cannot say.
+                if catalogue.find_local(&name).await? {
+                    return Ok(());
+                }
+                catalogue.note_absence(&name, Some(&error));
+                Err(error)
             }
         });
         flight.await.unwrap_or_else(|died| Err(self.error(name, io::Error::other(died))))

@@ -9,6 +9,7 @@ mod address;
 mod auth;
 mod auths;
 mod blob;
+mod catalog;
 mod challenge;
 mod client;
 mod config;
@@ -21,6 +22,7 @@ mod limit;
 mod lists;
 mod manifests;
 mod pages;
+mod parallel;
 mod pattern;
 mod retry;
 mod session;
@@ -45,6 +47,7 @@ use reqwest::Method;
 pub use auths::{Auths, AuthsError, EntryKeys};
 pub(crate) use auths::{describe as describe_yaml_error, flag};
 pub use blob::BlobStream;
+pub use catalog::Repositories;
 pub use config::{Access, Credentials, Entry, Reach, RegistryConfig, Requester};
 pub use credentials::default_files as default_credential_files;
 pub use pattern::{PatternError, RegistryPattern};
@@ -56,6 +59,7 @@ use auth::Auth;
 use client::Clients;
 use lists::Found;
 use manifests::{fetch_manifest, manifest_ask};
+use parallel::ParallelStream;
 use session::{Scope, Session, content_digest};
 use wire::Wire;
 
@@ -266,14 +270,27 @@ impl Blobs for Registry {
                     };
                     let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
                     match stream.at(url, blob.digest).start().await {
-                        Ok(stream) => return Ok(Box::new(stream)),
+                        Ok(stream) => return Ok(in_parallel(stream)),
                         Err(at_maker) => tracing::warn!("{at_maker}"),
                     }
                 }
                 Err(error)
             }
-            other => Ok(Box::new(other?)),
+            other => Ok(in_parallel(other?)),
         }
+    }
+}
+
+/// Lets a blob come over several connections, if it is so large that this may be faster.
+fn in_parallel(stream: BlobStream) -> BoxStream {
+    let session = stream.session().clone();
+    let (division, connections) = (session.division, session.wire.config.connections_per_blob);
+    match ParallelStream::serves(&stream, division, connections) {
+        true => {
+            let ahead = session.ahead.clone();
+            Box::new(ParallelStream::new(stream, division, connections, ahead))
+        }
+        false => Box::new(stream),
     }
 }
 

@@ -19,7 +19,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Core, SIDE,
-    state::{Blob, Files, Key, Place, State, WHOLE, disk_bytes},
+    state::{Blob, Key, State, WHOLE},
+    stored::{Files, Place, disk_bytes},
     tasks::point,
 };
 use crate::backend::{
@@ -51,16 +52,16 @@ impl Core {
             state.used -= stored.map_or(0, |(_, charge)| charge);
             return;
         };
-        blob.writing.remove(&block);
+        blob.disk.writing.remove(&block);
         match stored {
             Some((sum, charge)) => {
-                blob.put_sum(block, sum, true);
-                blob.charge += charge;
-                let extent = blob.extent_of(block).0;
+                blob.disk.put_sum(block, sum, true);
+                blob.disk.charge += charge;
+                let extent = blob.disk.extent_of(block).0;
                 state.touch(key, extent);
             }
             None if blob.is_remembered(block) => {
-                blob.prefix.known.extend(sha.map(|sha| (block, sha)));
+                blob.verification.prefix.known.extend(sha.map(|sha| (block, sha)));
             }
             None => {}
         }
@@ -75,9 +76,9 @@ impl Core {
         let State { blobs, memory, .. } = state;
         let Some(blob) = blobs.get_mut(key).filter(|_| !is_refused) else { return };
         for block in blocks {
-            let may_be = !blob.is_kept(block) && !blob.is_leaving(block);
+            let may_be = !blob.disk.is_kept(block) && !blob.disk.is_leaving(block);
             if let Some(bytes) = memory.get(blob.id, block).filter(|_| may_be).cloned() {
-                blob.writing.insert(block);
+                blob.disk.writing.insert(block);
                 memory.hold(blob.id, block, bytes.clone());
                 let (core, key, id) = (self.clone(), *key, blob.id);
                 drop(self.tasks.spawn_blocking(move || core.store(&key, id, block, &bytes)));
@@ -88,7 +89,7 @@ impl Core {
     /// Writes a block and its checksum; what that is, and how many bytes of the disk it took.
     fn write(&self, key: &Key, id: u64, block: u32, bytes: &[u8]) -> Option<(u32, u64)> {
         let files = self.create_parts(key, id)?;
-        let is_charged = self.lock().blob(key, id)?.is_charged(block);
+        let is_charged = self.lock().blob(key, id)?.disk.is_charged(block);
         let charge = if is_charged { 0 } else { disk_bytes(bytes.len() as u64) };
         if !self.reserve(charge) {
             return None;
@@ -138,7 +139,7 @@ impl Core {
         {
             let mut state = self.lock();
             let blob = state.blob(key, id)?;
-            match blob.place {
+            match blob.disk.place {
                 Place::New => {}
                 Place::Parts(_) => return self.open_parts(&mut state, key),
                 Place::Nowhere | Place::Whole(_) | Place::OtherSize(_) => return None,
@@ -150,7 +151,7 @@ impl Core {
             return None;
         }
         let mut state = self.lock();
-        let created = match state.blob(key, id).map(|blob| &blob.place) {
+        let created = match state.blob(key, id).map(|blob| &blob.disk.place) {
             Some(Place::New) => self.may_write().and_then(|()| create(&self.root, &self.dir, key)),
             // Another block was faster.
             Some(_) => {
@@ -166,8 +167,8 @@ impl Core {
             Ok(files) => {
                 let files = Arc::new(files);
                 if let Some(blob) = state.blob(key, id) {
-                    blob.place = Place::Parts(Some(files.clone()));
-                    blob.charge += charge;
+                    blob.disk.place = Place::Parts(Some(files.clone()));
+                    blob.disk.charge += charge;
                 }
                 Some(files)
             }
@@ -188,7 +189,7 @@ impl Core {
     /// The open files of a blob in parts. If they have gone, it is forgotten that they were there.
     pub(super) fn open_parts(&self, state: &mut State, key: &Key) -> Option<Arc<Files>> {
         let blob = state.blobs.get_mut(key)?;
-        let Place::Parts(files) = &mut blob.place else { return None };
+        let Place::Parts(files) = &mut blob.disk.place else { return None };
         if let Some(files) = files {
             return Some(files.clone());
         }
@@ -216,7 +217,7 @@ impl Core {
     /// The open file of a whole blob.
     pub(super) fn open_whole(&self, state: &mut State, key: &Key) -> Option<Arc<File>> {
         let blob = state.blobs.get_mut(key)?;
-        let Place::Whole(file) = &mut blob.place else { return None };
+        let Place::Whole(file) = &mut blob.disk.place else { return None };
         if let Some(file) = file {
             return Some(file.clone());
         }
@@ -238,7 +239,7 @@ impl Core {
     /// Forgets a whole blob that cannot be read.
     pub(super) fn drop_whole(&self, key: &Key) {
         let mut state = self.lock();
-        if state.blobs.get(key).is_some_and(|blob| matches!(blob.place, Place::Whole(_))) {
+        if state.blobs.get(key).is_some_and(|blob| matches!(blob.disk.place, Place::Whole(_))) {
             self.reset(&mut state, key, Place::New);
         }
     }
@@ -247,8 +248,8 @@ impl Core {
     /// told when asking for [`super::CachedBlob::mismatch_since`].
     pub(super) fn distrust(&self, state: &mut State, key: &Key, error: Error) {
         if let Some(blob) = state.blobs.get_mut(key) {
-            blob.mismatches += 1;
-            blob.mismatch = Some(error);
+            blob.verification.mismatches += 1;
+            blob.verification.mismatch = Some(error);
         }
         self.reset(state, key, Place::New);
     }
@@ -256,7 +257,8 @@ impl Core {
     /// The same when files have gone, or cannot be read. Those who have read what cannot be
     /// compared any more are told.
     pub(super) fn lose(&self, state: &mut State, key: &Key) {
-        let is_mixed = state.blobs.get(key).is_some_and(|b| b.is_fixed && !b.is_verified());
+        let is_mixed =
+            state.blobs.get(key).is_some_and(|b| b.verification.is_fixed && !b.is_verified());
         if !is_mixed {
             return self.reset(state, key, Place::New);
         }
@@ -276,18 +278,7 @@ impl Core {
     pub(super) fn forget(&self, state: &mut State, key: &Key, place: Place) -> Gone {
         let id = state.number();
         let Some(blob) = state.blobs.get_mut(key) else { return Gone::default() };
-        let mut new = Blob::new(id, key, self.extent_blocks, place);
-        new.handles = blob.handles;
-        new.mismatches = blob.mismatches;
-        new.mismatch = blob.mismatch.take();
-        new.lent = blob.lent;
-        new.origin = blob.origin.take();
-        new.ignores_ranges = blob.ignores_ranges;
-        new.is_digest_wanted = blob.is_digest_wanted;
-        new.is_fixed = blob.is_fixed;
-        new.windows = std::mem::take(&mut blob.windows);
-        // Readers look again.
-        blob.stop_jobs();
+        let new = blob.begin_anew(id, key, place);
         let old = std::mem::replace(blob, new);
         state.forget_use(key, &old);
         state.memory.forget(old.id);
@@ -296,7 +287,7 @@ impl Core {
 
     /// Takes the names of a blob's files away.
     fn rename_away(&self, key: &Key, blob: &Blob) -> Gone {
-        let named = match blob.place {
+        let named = match blob.disk.place {
             Place::Parts(_) => paths(&self.dir, key).to_vec(),
             Place::Whole(_) => vec![key.content.whole_path(&self.dir)],
             Place::New | Place::Nowhere | Place::OtherSize(_) => Vec::new(),
@@ -307,7 +298,7 @@ impl Core {
             // If it has gone already, so much the better.
             self.root.rename(&from, &to).is_ok().then_some(to)
         };
-        Gone { paths: named.into_iter().filter_map(rename).collect(), charge: blob.charge }
+        Gone { paths: named.into_iter().filter_map(rename).collect(), charge: blob.disk.charge }
     }
 
     /// Removes files on a thread that may wait.
@@ -328,19 +319,19 @@ impl Core {
 
     /// Closes and forgets what nobody uses.
     pub(super) fn settle(&self, state: &mut State, key: &Key) {
-        let Some(blob) = state.blobs.get_mut(key).filter(|b| b.is_idle() && !b.sealing) else {
+        let Some(blob) = state.blobs.get_mut(key).filter(|b| b.is_idle() && !b.disk.sealing) else {
             return;
         };
-        if blob.extents.values().any(|extent| extent.leaving || extent.pins > 0) {
+        if blob.disk.extents.values().any(|extent| extent.leaving || extent.pins > 0) {
             return;
         }
         // What nobody reads takes no memory.
         state.memory.forget(blob.id);
         blob.restart_prefix(key);
-        blob.windows = super::window::Windows::default();
-        blob.origin = None;
-        match &mut blob.place {
-            Place::Parts(files) if blob.stored > 0 => *files = None,
+        blob.readers.windows = super::window::Windows::default();
+        blob.requests.origin = None;
+        match &mut blob.disk.place {
+            Place::Parts(files) if blob.disk.stored > 0 => *files = None,
             Place::Whole(file) => *file = None,
             _ => {
                 let Some(old) = state.blobs.remove(key) else { return };
@@ -358,12 +349,13 @@ impl Core {
     /// ones.
     pub(super) fn seal_if_whole(self: &Arc<Self>, state: &mut State, key: &Key) {
         let Some(blob) = state.blobs.get_mut(key) else { return };
-        let is_whole = blob.is_verified() && blob.stored == blob.blocks && blob.writing.is_empty();
-        let Place::Parts(Some(files)) = &blob.place else { return };
-        if !is_whole || blob.sealing {
+        let is_whole =
+            blob.is_verified() && blob.disk.stored == blob.blocks && blob.disk.writing.is_empty();
+        let Place::Parts(Some(files)) = &blob.disk.place else { return };
+        if !is_whole || blob.disk.sealing {
             return;
         }
-        blob.sealing = true;
+        blob.disk.sealing = true;
         let (core, key, id, files) = (self.clone(), *key, blob.id, files.clone());
         drop(self.tasks.spawn_blocking(move || core.seal(&key, id, &files)));
     }
@@ -382,7 +374,7 @@ impl Core {
             let _ = self.root.remove_file(&map);
             Ok(())
         });
-        blob.sealing = false;
+        blob.disk.sealing = false;
         if let Err(error) = sealed {
             // It has no name any more, or cannot get one: what is known of it is worth nothing.
             self.reset(&mut state, key, Place::New);
@@ -394,11 +386,11 @@ impl Core {
             return;
         }
         let file = self.root.open_file(&whole).ok().map(|(file, _)| Arc::new(file));
-        blob.place = Place::Whole(file);
+        blob.disk.place = Place::Whole(file);
         let charge = disk_bytes(key.size);
-        let freed = blob.charge.saturating_sub(charge);
-        blob.charge = charge;
-        let extents = std::mem::take(&mut blob.extents);
+        let freed = blob.disk.charge.saturating_sub(charge);
+        blob.disk.charge = charge;
+        let extents = std::mem::take(&mut blob.disk.extents);
         state.used -= freed;
         for extent in extents.keys() {
             state.lru.pop(&(*key, *extent));

@@ -12,7 +12,8 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Core,
     disk::{Gone, punch},
-    state::{Extent, Files, Key, Place, State, WHOLE},
+    state::{Key, State, WHOLE},
+    stored::{Extent, Files, Place},
     tasks::point,
 };
 use crate::backend::images_dir::cached::{self, BLOCK_BYTES};
@@ -31,18 +32,19 @@ impl Core {
         let may_go = |&(key, unit): &(Key, u32)| {
             let Some(blob) = state.blobs.get(&key) else { return false };
             if unit == WHOLE {
-                return blob.lent == 0;
+                return blob.readers.lent == 0;
             }
-            let blocks = unit * blob.extent_blocks..(unit + 1).saturating_mul(blob.extent_blocks);
+            let blocks =
+                unit * blob.disk.extent_blocks..(unit + 1).saturating_mul(blob.disk.extent_blocks);
             let is_free = |extent: &Extent| extent.pins == 0 && !extent.leaving;
-            !blob.sealing
-                && blob.extents.get(&unit).is_some_and(is_free)
-                && blob.writing.range(blocks).next().is_none()
+            !blob.disk.sealing
+                && blob.disk.extents.get(&unit).is_some_and(is_free)
+                && blob.disk.writing.range(blocks).next().is_none()
         };
         let (key, unit) = state.lru.iter().rev().map(|(unit, ())| *unit).find(may_go)?;
         if unit == WHOLE {
             let blob = state.blobs.get(&key)?;
-            state.counts.evicted_bytes += blob.charge;
+            state.counts.evicted_bytes += blob.disk.charge;
             return Some(Victim::Whole(self.forget(state, &key, Place::New)));
         }
         let Some(files) = self.open_parts(state, &key) else {
@@ -50,12 +52,12 @@ impl Core {
             return Some(Victim::Whole(Gone::default()));
         };
         let blob = state.blobs.get_mut(&key)?;
-        let first = unit * blob.extent_blocks;
-        let given = (first..first + blob.extent_blocks)
-            .filter(|block| blob.was_given(*block) && blob.is_remembered(*block));
+        let first = unit * blob.disk.extent_blocks;
+        let given = (first..first + blob.disk.extent_blocks)
+            .filter(|block| blob.disk.was_given(*block) && blob.is_remembered(*block));
         let given = given.collect();
         let id = blob.id;
-        blob.extents.get_mut(&unit)?.pins += 1;
+        blob.disk.extents.get_mut(&unit)?.pins += 1;
         Some(Victim::Extent { key, id, number: unit, files, given })
     }
 
@@ -74,16 +76,16 @@ impl Core {
             let mut state = self.lock();
             let state = &mut *state;
             let Some(blob) = state.blobs.get_mut(&key).filter(|blob| blob.id == id) else { return };
-            let Some(extent) = blob.extents.get_mut(&number) else { return };
+            let Some(extent) = blob.disk.extents.get_mut(&number) else { return };
             extent.pins -= 1;
-            let first = number * blob.extent_blocks;
-            let blocks = first..first + blob.extent_blocks;
+            let first = number * blob.disk.extent_blocks;
+            let blocks = first..first + blob.disk.extent_blocks;
             let is_used = extent.pins > 0
                 || extent.leaving
-                || blob.sealing
-                || blob.writing.range(blocks.clone()).next().is_some();
+                || blob.disk.sealing
+                || blob.disk.writing.range(blocks.clone()).next().is_some();
             let has_come_further = blocks.clone().any(|block| {
-                blob.was_given(block) && blob.is_remembered(block) && !given.contains(&block)
+                blob.disk.was_given(block) && blob.is_remembered(block) && !given.contains(&block)
             });
             if is_used || has_come_further {
                 return;
@@ -92,11 +94,11 @@ impl Core {
                 // They cannot be read: nobody can say what they were.
                 return self.lose(state, &key);
             }
-            blob.prefix.known.extend(known);
-            let gone = blocks.filter(|block| blob.sum(*block).is_some()).count();
+            blob.verification.prefix.known.extend(known);
+            let gone = blocks.filter(|block| blob.disk.sum(*block).is_some()).count();
             // At most the number of blocks of an extent.
-            blob.stored -= gone as u32;
-            if let Some(extent) = blob.extents.get_mut(&number) {
+            blob.disk.stored -= gone as u32;
+            if let Some(extent) = blob.disk.extents.get_mut(&number) {
                 extent.leaving = true;
                 state.lru.pop(&(key, number));
             }
@@ -111,15 +113,15 @@ impl Core {
         let mut state = self.lock();
         let state = &mut *state;
         let Some(blob) = state.blobs.get_mut(&key).filter(|blob| blob.id == id) else { return };
-        let freed = blob.charge_of(number);
-        blob.extents.remove(&number);
+        let freed = blob.disk.charge_of(number);
+        blob.disk.extents.remove(&number);
         if punched.is_ok() {
             // Where there are no holes, its place is free when the file has gone.
-            blob.charge -= freed;
+            blob.disk.charge -= freed;
             state.used -= freed;
         }
         state.counts.evicted_bytes += freed;
-        if punched.is_err() && blob.stored == 0 && blob.writing.is_empty() {
+        if punched.is_err() && blob.disk.stored == 0 && blob.disk.writing.is_empty() {
             self.reset(state, &key, Place::New);
             return;
         }

@@ -15,7 +15,9 @@ use tokio::sync::oneshot;
 use super::{
     Core, FEED_BLOCKS, MOST_FED, SIDE,
     plan::Pace,
-    state::{Failed, Job, Key, Origin, State},
+    readers::Failed,
+    requests::{Job, Origin},
+    state::{Key, State},
 };
 use crate::{
     backend::{
@@ -238,7 +240,7 @@ impl Core {
     /// Where a job ends, which is where the blob ends if its source sends everything.
     fn end_of(&self, key: &Key, job: &Job) -> Option<u32> {
         let state = self.lock();
-        let running = &state.blobs.get(key)?.jobs;
+        let running = &state.blobs.get(key)?.requests.jobs;
         running.iter().find(|running| running.job.id == job.id).map(|running| running.end)
     }
 
@@ -247,12 +249,12 @@ impl Core {
     fn begin_stream(&self, key: &Key, job: &Job) -> bool {
         let mut state = self.lock();
         let Some(blob) = state.blob(key, job.blob) else { return false };
-        blob.ignores_ranges = true;
-        if blob.jobs.iter().any(|running| running.is_stream) {
+        blob.requests.ignores_ranges = true;
+        if blob.requests.jobs.iter().any(|running| running.is_stream) {
             return false;
         }
         let blocks = blob.blocks;
-        match blob.jobs.iter_mut().find(|running| running.job.id == job.id) {
+        match blob.requests.jobs.iter_mut().find(|running| running.job.id == job.id) {
             Some(running) => {
                 (running.next, running.end, running.is_stream) = (0, blocks, true);
                 true
@@ -297,14 +299,15 @@ impl Core {
         let Some(blob) = state.blobs.get_mut(key).filter(|blob| blob.id == job.blob) else {
             return Ok(Some(Arrival::Stop));
         };
-        let Some(at) = blob.jobs.iter().position(|running| running.job.id == job.id) else {
+        let Some(at) = blob.requests.jobs.iter().position(|running| running.job.id == job.id)
+        else {
             return Ok(Some(Arrival::Stop));
         };
         let is_here = blob.has(block, &state.memory);
         let may_be_stored =
-            !is_refused && !blob.is_leaving(block) && !blob.writing.contains(&block);
+            !is_refused && !blob.disk.is_leaving(block) && !blob.disk.writing.contains(&block);
         if !is_here {
-            let expected = blob.prefix.known.get(&block).copied();
+            let expected = blob.verification.prefix.known.get(&block).copied();
             let is_remembered = !may_be_stored && blob.is_remembered(block);
             match (expected, sha) {
                 (Some(_), None) => return Ok(None),
@@ -313,21 +316,23 @@ impl Core {
                     return Err(self.changed(state, key, block, expected, found));
                 }
                 (None, Some(sha)) if is_remembered => {
-                    blob.prefix.known.insert(block, sha);
+                    blob.verification.prefix.known.insert(block, sha);
                 }
                 _ => {}
             }
         }
-        blob.jobs[at].next = block + 1;
-        blob.arrived += 1;
+        blob.requests.jobs[at].next = block + 1;
+        blob.requests.arrived += 1;
         if is_here {
             return Ok(Some(Arrival::Pass));
         }
-        if block < blob.prefix.to && !blob.prefix.known.contains_key(&block) {
+        if block < blob.verification.prefix.to
+            && !blob.verification.prefix.known.contains_key(&block)
+        {
             // What was hashed is gone, and nothing says that this is the same.
             blob.restart_prefix(key);
         }
-        let prefix = &mut blob.prefix;
+        let prefix = &mut blob.verification.prefix;
         // With what is being hashed itself.
         let fed = prefix.feed.len() + usize::from(prefix.hasher.is_none());
         if !blob.content.is_stream()
@@ -336,10 +341,10 @@ impl Core {
         {
             prefix.feed.push_back(bytes.clone());
         }
-        blob.give(block, bytes);
+        blob.readers.give(block, bytes);
         state.memory.hold(blob.id, block, bytes.clone());
         if may_be_stored {
-            blob.writing.insert(block);
+            blob.disk.writing.insert(block);
         } else {
             state.memory.release(blob.id, block);
         }
@@ -376,17 +381,17 @@ impl Core {
             state.counts.errors += 1;
         }
         let Some(blob) = state.blob(key, job.blob) else { return };
-        let at = blob.jobs.iter().position(|running| running.job.id == job.id);
-        let ended = at.map(|at| blob.jobs.remove(at));
+        let at = blob.requests.jobs.iter().position(|running| running.job.id == job.id);
+        let ended = at.map(|at| blob.requests.jobs.remove(at));
         if let Some(running) = ended.as_ref().filter(|running| running.next < running.end) {
-            blob.windows.set_back(job.window, running.next);
+            blob.readers.windows.set_back(job.window, running.next);
         }
         if let Some(running) = ended
             && let Err(failed) = result
         {
             let mut told = 0;
             for block in running.next..running.end {
-                if !blob.is_coming(block) {
+                if !blob.requests.is_coming(block) {
                     told += blob.fail(block..block + 1, &failed);
                 }
             }
@@ -396,7 +401,7 @@ impl Core {
                 told += blob.fail(last..last + 1, &failed);
             }
             if told == 0 {
-                blob.quiet_until = Some(Instant::now() + QUIET);
+                blob.requests.quiet_until = Some(Instant::now() + QUIET);
             }
         }
         self.pump(&mut state, key);

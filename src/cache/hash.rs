@@ -13,7 +13,8 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Core, SIDE,
     read::Pins,
-    state::{Failed, Key, State},
+    readers::Failed,
+    state::{Key, State},
 };
 use crate::{
     backend::{Error, Kind, images_dir::cached::ContentId},
@@ -37,16 +38,16 @@ impl Core {
     pub(super) fn kick_hash(self: &Arc<Self>, state: &mut State, key: &Key) {
         let State { blobs, memory, .. } = state;
         let Some(blob) = blobs.get_mut(key) else { return };
-        let next = blob.prefix.to;
-        let is_wanted = blob.is_digest_wanted && !blob.is_verified();
-        if blob.prefix.running || !is_wanted || next >= blob.blocks {
+        let next = blob.verification.prefix.to;
+        let is_wanted = blob.verification.is_wanted && !blob.is_verified();
+        if blob.verification.prefix.running || !is_wanted || next >= blob.blocks {
             return;
         }
-        if blob.prefix.feed.is_empty() && !blob.has(next, memory) {
+        if blob.verification.prefix.feed.is_empty() && !blob.has(next, memory) {
             return;
         }
-        blob.prefix.running = true;
-        let (core, key, id, run) = (self.clone(), *key, blob.id, blob.prefix.run);
+        blob.verification.prefix.running = true;
+        let (core, key, id, run) = (self.clone(), *key, blob.id, blob.verification.prefix.run);
         drop(self.tasks.spawn_blocking(move || core.hash(&key, id, run)));
     }
 
@@ -88,30 +89,31 @@ impl Core {
     fn next_to_hash(self: &Arc<Self>, key: &Key, id: u64, run: u64, last: &Bytes) -> Next {
         let mut state = self.lock();
         let state = &mut *state;
-        let Some(blob) = state.blobs.get_mut(key).filter(|b| b.id == id && b.prefix.run == run)
+        let Some(blob) =
+            state.blobs.get_mut(key).filter(|b| b.id == id && b.verification.prefix.run == run)
         else {
             return Next::Nothing;
         };
-        let next = blob.prefix.to;
-        let Some(hasher) = blob.prefix.hasher.take() else { return Next::Nothing };
+        let next = blob.verification.prefix.to;
+        let Some(hasher) = blob.verification.prefix.hasher.take() else { return Next::Nothing };
         if next == blob.blocks {
             return Next::End(hasher.finish(), last.clone());
         }
-        if let Some(bytes) = blob.prefix.feed.pop_front() {
+        if let Some(bytes) = blob.verification.prefix.feed.pop_front() {
             return Next::Bytes(hasher, bytes);
         }
         if let Some(bytes) = state.memory.get(id, next) {
             return Next::Bytes(hasher, bytes.clone());
         }
-        if blob.sum(next).is_some()
+        if blob.disk.sum(next).is_some()
             && let Some(pins) = self.pin(state, key, next..next + 1)
         {
             return Next::Disk(hasher, next, pins);
         }
-        if let Some(blob) = state.blob(key, id).filter(|blob| blob.prefix.run == run) {
-            blob.prefix.hasher = Some(hasher);
-            blob.prefix.running = false;
-            blob.wake_jobs();
+        if let Some(blob) = state.blob(key, id).filter(|blob| blob.verification.prefix.run == run) {
+            blob.verification.prefix.hasher = Some(hasher);
+            blob.verification.prefix.running = false;
+            blob.requests.wake();
         }
         self.pump(state, key);
         self.settle(state, key);
@@ -120,47 +122,53 @@ impl Core {
 
     /// Notes that a block has been hashed; whether that is still of interest.
     fn hashed(&self, key: &Key, id: u64, run: u64, hasher: Hasher, bytes: &Bytes) -> bool {
-        let is_kept = self.lock().blob(key, id).is_some_and(|b| b.is_kept(b.prefix.to));
+        let is_kept =
+            self.lock().blob(key, id).is_some_and(|b| b.disk.is_kept(b.verification.prefix.to));
         let mut sha = (!is_kept).then(|| Sha256::digest(bytes).into());
         let mut state = self.lock();
-        let Some(blob) = state.blob(key, id).filter(|blob| blob.prefix.run == run) else {
+        let Some(blob) = state.blob(key, id).filter(|blob| blob.verification.prefix.run == run)
+        else {
             return false;
         };
-        let block = blob.prefix.to;
-        blob.prefix.hasher = Some(hasher);
-        blob.prefix.to += 1;
-        if !blob.is_kept(block) && blob.is_remembered(block) {
+        let block = blob.verification.prefix.to;
+        blob.verification.prefix.hasher = Some(hasher);
+        blob.verification.prefix.to += 1;
+        if !blob.disk.is_kept(block) && blob.is_remembered(block) {
             // It may have to be fetched again.
             let sha = sha.take().unwrap_or_else(|| Sha256::digest(bytes).into());
-            blob.prefix.known.insert(block, sha);
+            blob.verification.prefix.known.insert(block, sha);
         }
-        blob.wake_jobs();
+        blob.requests.wake();
         true
     }
 
     /// Gives the hasher back as it was; whether that is still of interest.
     fn give_back(&self, key: &Key, id: u64, run: u64, hasher: Hasher) -> bool {
         let mut state = self.lock();
-        let Some(blob) = state.blob(key, id).filter(|blob| blob.prefix.run == run) else {
+        let Some(blob) = state.blob(key, id).filter(|blob| blob.verification.prefix.run == run)
+        else {
             return false;
         };
-        blob.prefix.hasher = Some(hasher);
+        blob.verification.prefix.hasher = Some(hasher);
         // What came meanwhile is what follows the block that was not there.
-        blob.prefix.feed.clear();
+        blob.verification.prefix.feed.clear();
         true
     }
 
     /// All has been hashed.
     fn finish(self: &Arc<Self>, key: &Key, id: u64, run: u64, found: Digest, last: &Bytes) {
         let mut state = self.lock();
-        let Some(blob) = state.blob(key, id).filter(|blob| blob.prefix.run == run) else { return };
-        blob.prefix.running = false;
+        let Some(blob) = state.blob(key, id).filter(|blob| blob.verification.prefix.run == run)
+        else {
+            return;
+        };
+        blob.verification.prefix.running = false;
         // Streams are not hashed.
         let ContentId::Blob(expected) = key.content else { return };
         if found == expected {
             blob.set_verified();
             let block = blob.blocks.saturating_sub(1);
-            blob.give(block, last);
+            blob.readers.give(block, last);
             self.seal_if_whole(&mut state, key);
             self.pump(&mut state, key);
             self.settle(&mut state, key);

@@ -13,7 +13,8 @@ use super::{
     Core, GONE, SAVE_INTERVAL, SIDE,
     disk::punch,
     read::MAX_SIZE,
-    state::{Blob, Key, Place, WHOLE, disk_bytes},
+    state::{Blob, Key, WHOLE},
+    stored::{Place, disk_bytes},
 };
 use crate::{
     backend::{
@@ -128,11 +129,11 @@ impl Core {
         let mut state = self.lock();
         for (key, mut blob) in found {
             blob.id = state.number();
-            state.used += blob.charge;
+            state.used += blob.disk.charge;
             state.owners.insert(key.content, key.size);
-            let units = match blob.place {
+            let units = match blob.disk.place {
                 Place::Whole(_) => vec![WHOLE],
-                _ => blob.extents.keys().copied().collect(),
+                _ => blob.disk.extents.keys().copied().collect(),
             };
             state.blobs.insert(key, blob);
             for unit in units {
@@ -153,7 +154,7 @@ impl Core {
             }
             let key = Key { content, size: meta.len() };
             let mut blob = Blob::new(0, &key, self.extent_blocks, Place::Whole(None));
-            blob.charge = disk_bytes(key.size);
+            blob.disk.charge = disk_bytes(key.size);
             found.push((key, blob));
         }
         let whole: HashSet<ContentId> = found.iter().map(|(key, _)| key.content).collect();
@@ -193,17 +194,17 @@ impl Core {
         };
         let key = Key { content, size: map.size };
         let mut blob = Blob::new(0, &key, self.extent_blocks, Place::Parts(None));
-        blob.charge = disk_bytes(cached::map_bytes(map.size));
+        blob.disk.charge = disk_bytes(cached::map_bytes(map.size));
         for (block, sum) in (0..).zip(&map.sums).filter(|(_, sum)| **sum != 0) {
-            blob.put_sum(block, *sum, false);
-            blob.charge += disk_bytes(blob.length(block) as u64);
+            blob.disk.put_sum(block, *sum, false);
+            blob.disk.charge += disk_bytes(blob.length(block) as u64);
         }
-        if blob.stored == 0 {
+        if blob.disk.stored == 0 {
             return Ok(None);
         }
         // A process that was killed between clearing a checksum and removing its block, or between
         // a block and its checksum, has left one that nobody knows.
-        if meta.blocks() * 512 > blob.charge {
+        if meta.blocks() * 512 > blob.disk.charge {
             let (file, _) = self.root.open_to_write(path)?;
             let mut at = 0;
             let is_absent = |block: u64| map.sums.get(block as usize) == Some(&0);

@@ -16,7 +16,8 @@ use tokio::sync::Notify;
 
 use super::{
     Core,
-    state::{Blob, Job, Key, Running, State},
+    requests::{Job, Running},
+    state::{Blob, Key, State},
 };
 use crate::backend::images_dir::cached::BLOCK_BYTES;
 
@@ -87,7 +88,7 @@ impl Core {
         let State { blobs, memory, .. } = state;
         let Some(blob) = blobs.get_mut(key) else { return };
         let blocks = Blob::blocks_of(range);
-        let mut windows = mem::take(&mut blob.windows);
+        let mut windows = mem::take(&mut blob.readers.windows);
         let first = self.first_blocks(blob).min(max);
         let window = windows.note(range.start, range.end, blocks.start, first);
         let mut plans = Vec::new();
@@ -107,15 +108,15 @@ impl Core {
             });
             at = end;
         }
-        if blob.quiet_until.is_some_and(|until| Instant::now() >= until) {
-            blob.quiet_until = None;
+        if blob.requests.quiet_until.is_some_and(|until| Instant::now() >= until) {
+            blob.requests.quiet_until = None;
         }
-        if window.sequential && blob.quiet_until.is_none() {
+        if window.sequential && blob.requests.quiet_until.is_none() {
             // Blobs are small enough for that.
             let next = window.next.div_ceil(BLOCK_BYTES) as u32;
             window.ahead = window.ahead.max(next);
             let is_ours = |r: &&Running| r.job.window == window.id && r.next < r.end;
-            let mut requests = blob.jobs.iter().filter(is_ours).count() + plans.len();
+            let mut requests = blob.requests.jobs.iter().filter(is_ours).count() + plans.len();
             while requests < REQUESTS_AHEAD {
                 let horizon = next.saturating_add(window.blocks).min(blob.blocks);
                 let Some(start) = blob.first_missing(window.ahead..horizon, memory) else {
@@ -130,8 +131,8 @@ impl Core {
                 requests += 1;
             }
         }
-        blob.windows = windows;
-        blob.wake_jobs();
+        blob.readers.windows = windows;
+        blob.requests.wake();
         self.launch(state, key, plans);
     }
 
@@ -141,14 +142,16 @@ impl Core {
         let max = self.max_blocks(state);
         let State { blobs, memory, .. } = state;
         let Some(blob) = blobs.get_mut(key) else { return };
-        blob.prune_waiters();
+        blob.readers.prune();
         let mut plans: Vec<Plan> = Vec::new();
-        let awaited: Vec<u32> = blob.waiters.keys().copied().collect();
+        let awaited: Vec<u32> = blob.readers.waiters.keys().copied().collect();
         for block in awaited {
             if blob.has(block, memory) {
                 // They look again when nobody answers.
-                blob.waiters.remove(&block);
-            } else if !blob.is_coming(block) && !plans.iter().any(|p| p.range.contains(&block)) {
+                blob.readers.waiters.remove(&block);
+            } else if !blob.requests.is_coming(block)
+                && !plans.iter().any(|p| p.range.contains(&block))
+            {
                 let limit = block.saturating_add(self.first_blocks(blob));
                 let end = blob.missing_run(block, limit, memory);
                 plans.push(Plan { range: block..end, window: 0, urgent: true, for_last: false });
@@ -156,8 +159,8 @@ impl Core {
         }
         if blob.is_last_awaited() {
             let mut requests =
-                blob.jobs.iter().filter(|r| r.job.for_last && r.next < r.end).count();
-            let mut at = blob.prefix.to;
+                blob.requests.jobs.iter().filter(|r| r.job.for_last && r.next < r.end).count();
+            let mut at = blob.verification.prefix.to;
             let horizon = at.saturating_add(max.saturating_mul(REQUESTS_AHEAD as u32));
             while requests < REQUESTS_AHEAD
                 && let Some(start) = blob.first_missing(at..horizon, memory)
@@ -166,7 +169,7 @@ impl Core {
                 plans.push(Plan { range: start..at, window: 0, urgent: true, for_last: true });
                 requests += 1;
             }
-            blob.wake_jobs();
+            blob.requests.wake();
         }
         self.launch(state, key, plans);
         self.kick_hash(state, key);
@@ -177,18 +180,18 @@ impl Core {
         for plan in plans {
             let id = state.number();
             let Some(blob) = state.blobs.get_mut(key) else { return };
-            let Some(origin) = blob.origin.clone() else { return };
+            let Some(origin) = blob.requests.origin.clone() else { return };
             let mut range = plan.range;
-            if blob.ignores_ranges {
-                let streams = || blob.jobs.iter().position(|running| running.is_stream);
+            if blob.requests.ignores_ranges {
+                let streams = || blob.requests.jobs.iter().position(|running| running.is_stream);
                 if let Some(at) = streams() {
-                    let running = &blob.jobs[at];
-                    let is_needed = blob.waiters.range(running.next..).next().is_some();
+                    let running = &blob.requests.jobs[at];
+                    let is_needed = blob.readers.waiters.range(running.next..).next().is_some();
                     if running.next <= range.start || is_needed || !plan.urgent {
                         // It comes, or is asked for again when this stream has ended.
                         continue;
                     }
-                    blob.jobs.remove(at).job.stop.notify_one();
+                    blob.requests.jobs.remove(at).job.stop.notify_one();
                 }
                 range = 0..blob.blocks;
             }
@@ -202,11 +205,11 @@ impl Core {
                 stop: Notify::new(),
                 moved: Notify::new(),
             });
-            blob.jobs.push(Running {
+            blob.requests.jobs.push(Running {
                 job: job.clone(),
                 next: range.start,
                 end: range.end,
-                is_stream: blob.ignores_ranges,
+                is_stream: blob.requests.ignores_ranges,
             });
             self.fetching.fetch_add(1, Ordering::Relaxed);
             self.tasks.spawn(origin.fetch(self.clone(), *key, job));
@@ -222,7 +225,8 @@ impl Core {
         let Some(blob) = state.blobs.get(key).filter(|blob| blob.id == job.blob) else {
             return Pace::Stop;
         };
-        let Some(running) = blob.jobs.iter().find(|running| running.job.id == job.id) else {
+        let Some(running) = blob.requests.jobs.iter().find(|running| running.job.id == job.id)
+        else {
             return Pace::Stop;
         };
         // What goes before it has been hashed has to be fetched once more.
@@ -231,11 +235,11 @@ impl Core {
             false => (blob.size > self.limit_bytes / 2)
                 .then_some((self.limit_bytes / 4 / BLOCK_BYTES).max(UNCACHED_BLOCKS.into()) as u32),
         };
-        let hashed = blob.prefix.to;
+        let hashed = blob.verification.prefix.to;
         let is_followed = |lag: u32| {
             let near = hashed.saturating_add(lag)..hashed.saturating_add(lag.saturating_mul(3));
             // Only what the digest is about to come to, and not what is read beyond a gap.
-            blob.prefix.running
+            blob.verification.prefix.running
                 && near.contains(&running.next)
                 && blob.first_missing(hashed..running.next, &state.memory).is_none()
         };
@@ -247,15 +251,15 @@ impl Core {
             false => is_refused.then_some(UNCACHED_BLOCKS * 2),
         };
         let Some(ahead) = ahead else { return Pace::GoOn };
-        if blob.waiters.range(running.next..running.end).next().is_some() {
+        if blob.readers.waiters.range(running.next..running.end).next().is_some() {
             return Pace::GoOn;
         }
         let reader = match (blob.is_last_awaited(), running.is_stream) {
             // Blobs are small enough for that.
-            (true, _) => blob.prefix.to,
-            (false, true) => (blob.windows.furthest() / BLOCK_BYTES) as u32,
+            (true, _) => blob.verification.prefix.to,
+            (false, true) => (blob.readers.windows.furthest() / BLOCK_BYTES) as u32,
             (false, false) => {
-                let reader = blob.windows.position(job.window).unwrap_or(0);
+                let reader = blob.readers.windows.position(job.window).unwrap_or(0);
                 (reader / BLOCK_BYTES) as u32
             }
         };
@@ -263,9 +267,10 @@ impl Core {
             return Pace::GoOn;
         }
         // Somebody waits for what has already passed.
-        let mut awaited = blob.waiters.keys();
-        let is_in_the_way = awaited.any(|block| !blob.is_coming(*block))
-            || blob.is_last_awaited() && !blob.is_settled(blob.prefix.to, &state.memory);
+        let mut awaited = blob.readers.waiters.keys();
+        let is_in_the_way = awaited.any(|block| !blob.requests.is_coming(*block))
+            || blob.is_last_awaited()
+                && !blob.is_settled(blob.verification.prefix.to, &state.memory);
         match running.is_stream && !is_in_the_way {
             true => Pace::Wait,
             false => Pace::Stop,

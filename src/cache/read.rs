@@ -15,7 +15,10 @@ use tokio::sync::oneshot;
 
 use super::{
     Core, SIDE, Trust,
-    state::{Blob, Failed, Files, Key, Origin, Place, State, WHOLE},
+    readers::Failed,
+    requests::Origin,
+    state::{Blob, Key, State, WHOLE},
+    stored::{Files, Place},
     tasks::point,
 };
 use crate::{
@@ -56,10 +59,11 @@ impl Drop for Handle {
     fn drop(&mut self) {
         let mut state = self.core.lock();
         let Some(blob) = state.blobs.get_mut(&self.key) else { return };
-        blob.handles = blob.handles.saturating_sub(1);
-        blob.lent = blob.lent.saturating_sub(u32::from(self.lent.load(Ordering::Relaxed)));
-        if blob.handles == 0 {
-            blob.stop_jobs();
+        blob.readers.handles = blob.readers.handles.saturating_sub(1);
+        blob.readers.lent =
+            blob.readers.lent.saturating_sub(u32::from(self.lent.load(Ordering::Relaxed)));
+        if blob.readers.handles == 0 {
+            blob.requests.stop();
         }
         self.core.settle(&mut state, &self.key);
     }
@@ -128,21 +132,21 @@ impl CachedBlob {
     /// whoever waits does not wait in vain.
     pub fn arrived_blocks(&self) -> u64 {
         let state = self.handle.core.lock();
-        state.blobs.get(&self.handle.key).map_or(0, |blob| blob.arrived)
+        state.blobs.get(&self.handle.key).map_or(0, |blob| blob.requests.arrived)
     }
 
     /// How often the content has turned out to be wrong. Whoever has read something before it
     /// changes has perhaps read wrong bytes.
     pub fn mismatches(&self) -> u64 {
         let state = self.handle.core.lock();
-        state.blobs.get(&self.handle.key).map_or(0, |blob| blob.mismatches)
+        state.blobs.get(&self.handle.key).map_or(0, |blob| blob.verification.mismatches)
     }
 
     /// What was wrong, if it has been since [`CachedBlob::mismatches`] was so many.
     pub fn mismatch_since(&self, mismatches: u64) -> Option<Error> {
         let state = self.handle.core.lock();
         let blob = state.blobs.get(&self.handle.key)?;
-        blob.mismatch.clone().filter(|_| blob.mismatches != mismatches)
+        blob.verification.mismatch.clone().filter(|_| blob.verification.mismatches != mismatches)
     }
 
     /// Drops what is here of it, because somebody has found out that it is wrong. For all others who
@@ -185,7 +189,7 @@ impl CachedBlob {
     pub fn is_whole(&self) -> bool {
         let state = self.handle.core.lock();
         let blob = state.blobs.get(&self.handle.key);
-        blob.is_some_and(|blob| matches!(blob.place, Place::Whole(_)))
+        blob.is_some_and(|blob| matches!(blob.disk.place, Place::Whole(_)))
     }
 
     /// The same handle for somebody who is going to read all of it, in order.
@@ -243,7 +247,7 @@ impl CachedBlob {
             Ok(Found::Whole(file)) => read_file_now(&file, &range)?,
             Ok(Found::Blocks(pieces, pins)) => {
                 let disk = match &pins {
-                    Some(pins) => pins.read_now(&range, &pieces)?,
+                    Some(pins) => pins.read(&range, &pieces, true)?,
                     None => Vec::new(),
                 };
                 let memory = pieces.into_iter().map(|piece| match piece {
@@ -266,12 +270,12 @@ impl CachedBlob {
         let Handle { core, key, lent, .. } = &*self.handle;
         let mut state = core.lock();
         let blob = state.blobs.get_mut(key)?;
-        if !matches!(blob.place, Place::Whole(_)) {
+        if !matches!(blob.disk.place, Place::Whole(_)) {
             return None;
         }
         let (file, _) = core.root.open_file(&key.content.whole_path(&core.dir)).ok()?;
         if !lent.swap(true, Ordering::Relaxed) {
-            blob.lent += 1;
+            blob.readers.lent += 1;
         }
         state.touch(key, WHOLE);
         Some(file)
@@ -321,7 +325,7 @@ impl CachedBlob {
             Some(pins) => {
                 let range = range.clone();
                 let read = self.handle.core.tasks.spawn_blocking(move || {
-                    let disk = pins.read(&range, &pieces);
+                    let disk = pins.read(&range, &pieces, false);
                     (pieces, disk)
                 });
                 let (pieces, disk) = read.await.map_err(|_| Trouble::Again)?;
@@ -360,7 +364,7 @@ impl Handle {
             return Some(Ok(Found::Whole(whole)));
         }
         let blob = state.blobs.get_mut(key)?;
-        if let Place::OtherSize(found) = blob.place {
+        if let Place::OtherSize(found) = blob.disk.place {
             return Some(Err(self.error(Kind::Size { expected: key.size, found })));
         }
         let blocks = Blob::blocks_of(range);
@@ -370,29 +374,30 @@ impl Handle {
         if !waits && !blocks.clone().all(|block| is_here(blob, block)) {
             return None;
         }
-        blob.origin = Some(self.origin.clone());
+        blob.requests.origin = Some(self.origin.clone());
         let mut pieces = Vec::with_capacity(blocks.len());
         let mut is_on_disk = false;
         for block in blocks.clone() {
             let is_held_back = holds_back(blob, block);
             pieces.push(match state.memory.get(blob.id, block) {
                 Some(bytes) if !is_held_back => Piece::Memory(bytes.clone()),
-                _ if !is_held_back && blob.sum(block).is_some() => {
+                _ if !is_held_back && blob.disk.sum(block).is_some() => {
                     is_on_disk = true;
                     Piece::Disk
                 }
                 _ => {
                     let (gets, comes) = oneshot::channel();
                     match is_held_back {
-                        true => blob.last_waiters.push(gets),
-                        false => blob.waiters.entry(block).or_default().push(gets),
+                        true => blob.readers.last_waiters.push(gets),
+                        false => blob.readers.waiters.entry(block).or_default().push(gets),
                     }
                     Piece::Awaited(comes)
                 }
             });
         }
-        let urgent = blob.jobs.iter().filter(|running| {
-            !running.job.urgent && blob.waiters.range(running.next..running.end).next().is_some()
+        let urgent = blob.requests.jobs.iter().filter(|running| {
+            !running.job.urgent
+                && blob.readers.waiters.range(running.next..running.end).next().is_some()
         });
         for running in urgent {
             core.slots(key).promote(running.job.id);
@@ -487,12 +492,13 @@ impl Core {
     ) -> Option<Pins> {
         let files = self.open_parts(state, key)?;
         let blob = state.blobs.get_mut(key)?;
-        let sums = blocks.clone().filter_map(|block| blob.sum(block).map(|sum| (block, sum)));
+        let sums = blocks.clone().filter_map(|block| blob.disk.sum(block).map(|sum| (block, sum)));
         let unchecked =
             sums.filter(|(_, (_, checked))| !checked).map(|(block, (sum, _))| (block, sum));
         let unchecked = unchecked.collect();
-        let extents = blob.extent_of(blocks.start).0..blob.extent_of(blocks.end - 1).0 + 1;
-        for (_, extent) in blob.extents.range_mut(extents.clone()) {
+        let extents =
+            blob.disk.extent_of(blocks.start).0..blob.disk.extent_of(blocks.end - 1).0 + 1;
+        for (_, extent) in blob.disk.extents.range_mut(extents.clone()) {
             extent.pins += 1;
         }
         let id = blob.id;
@@ -507,7 +513,7 @@ impl Drop for Pins {
     fn drop(&mut self) {
         let mut state = self.core.lock();
         let Some(blob) = state.blob(&self.key, self.id) else { return };
-        for (_, extent) in blob.extents.range_mut(self.extents.clone()) {
+        for (_, extent) in blob.disk.extents.range_mut(self.extents.clone()) {
             extent.pins = extent.pins.saturating_sub(1);
         }
     }
@@ -530,44 +536,39 @@ impl Pins {
         bytes
     }
 
-    /// The same as [`Pins::read`] if all of it is in memory and has been checked. What has not been
-    /// checked is read whole, which takes its time.
-    fn read_now(&self, range: &Range<u64>, pieces: &[Piece]) -> Option<Vec<Bytes>> {
-        let is_disk = |piece: &Piece| matches!(piece, Piece::Disk);
-        if !self.unchecked.is_empty() {
+    /// What a read wants of the blocks that are on the disk, in order: neighbours in one piece. Without
+    /// waiting for the disk if `now`; then `None` if not all of it is in memory and has been checked. What has
+    /// not been checked is read whole, which takes its time.
+    fn read(&self, range: &Range<u64>, pieces: &[Piece], now: bool) -> Option<Vec<Bytes>> {
+        if now && !self.unchecked.is_empty() {
             return None;
         }
-        if pieces.iter().all(is_disk) {
-            return read_file_now(&self.files.data, range).map(|bytes| vec![bytes]);
+        let data = &self.files.data;
+        let read = |part: &Range<u64>| match now {
+            true => read_file_now(data, part),
+            false => read_file(data, part).ok(),
+        };
+        let is_disk = |piece: &Piece| matches!(piece, Piece::Disk);
+        if self.unchecked.is_empty() && pieces.iter().all(is_disk) {
+            let bytes = read(range).map(|bytes| vec![bytes]);
+            // If that fails, it is found out at which block.
+            if now || bytes.is_some() {
+                return bytes;
+            }
         }
         let first = Blob::blocks_of(range).start;
         let on_disk = (first..).zip(pieces).filter(|(_, piece)| is_disk(piece));
         let wanted = on_disk.map(|(block, _)| {
             let start = u64::from(block) * BLOCK_BYTES;
-            start.max(range.start)..(start + BLOCK_BYTES).min(range.end)
-        });
-        wanted.map(|part| read_file_now(&self.files.data, &part)).collect()
-    }
-
-    /// What a read wants of the blocks that are on the disk, in order: neighbours in one piece.
-    fn read(&self, range: &Range<u64>, pieces: &[Piece]) -> Option<Vec<Bytes>> {
-        let first = Blob::blocks_of(range).start;
-        let is_disk = |piece: &Piece| matches!(piece, Piece::Disk);
-        if self.unchecked.is_empty() && pieces.iter().all(is_disk) {
-            // If that fails, it is found out at which block.
-            if let Ok(bytes) = read_file(&self.files.data, range) {
-                return Some(vec![bytes]);
+            let part = start.max(range.start)..(start + BLOCK_BYTES).min(range.end);
+            if now {
+                return read(&part);
             }
-        }
-        let mut read = Vec::new();
-        for (block, _) in (first..).zip(pieces).filter(|(_, piece)| is_disk(piece)) {
-            let start = u64::from(block) * BLOCK_BYTES;
             let bytes = self.read_block(block)?;
-            let from = range.start.saturating_sub(start).min(bytes.len() as u64) as usize;
-            let to = (range.end - start).min(bytes.len() as u64) as usize;
-            read.push(bytes.slice(from..to));
-        }
-        Some(read)
+            // Both are within the block.
+            Some(bytes.slice((part.start - start) as usize..(part.end - start) as usize))
+        });
+        wanted.collect()
     }
 
     /// Notes that a block is what was written, or drops it.
@@ -575,17 +576,17 @@ impl Pins {
         let mut state = self.core.lock();
         let Some(blob) = state.blob(&self.key, self.id) else { return };
         if is_right {
-            if let Some((sum, false)) = blob.sum(block) {
-                blob.put_sum(block, sum, true);
+            if let Some((sum, false)) = blob.disk.sum(block) {
+                blob.disk.put_sum(block, sum, true);
             }
             return;
         }
-        let was_read = blob.sum(block).is_some_and(|(_, was_checked)| was_checked);
+        let was_read = blob.disk.sum(block).is_some_and(|(_, was_checked)| was_checked);
         if was_read && blob.is_remembered(block) {
             // What it was can be found out no more.
             return self.core.lose(&mut state, &self.key);
         }
         // Its place stays in use, as does its checksum in the file, which it does not fit.
-        blob.drop_sum(block);
+        blob.disk.drop_sum(block);
     }
 }

@@ -222,6 +222,12 @@ impl Known {
         Some(TagState { digest: *digest, is_stale: *until <= Instant::now() })
     }
 
+    /// Until when what is known of a tag holds.
+    #[cfg(test)]
+    pub(super) fn holds_until(&self, tag: &Reference) -> Option<Instant> {
+        self.tags.peek(tag).map(|tag| tag.until)
+    }
+
     /// Whether `name` has been found not to be there, and that still holds.
     pub(super) fn is_absent(&mut self, name: &Reference) -> bool {
         self.tag(name) == Some(TagState { digest: None, is_stale: false })

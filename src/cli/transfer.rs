@@ -24,9 +24,12 @@ pub(crate) struct Teller<'a> {
 impl Teller<'_> {
     /// Reports how it went.
     pub(crate) fn tell(&self, transfer: &TransferReport) -> Ending {
+        for problem in &transfer.left_out {
+            self.output.warning(&format!("left out: {}: {}", problem.path, problem.found));
+        }
         if let Some(nothing) = transfer.nothing {
             self.tell_nothing(nothing);
-            return Ending::Nothing;
+            return if transfer.left_out.is_empty() { Ending::Nothing } else { transfer.ending() };
         }
         let report = &transfer.report;
         if let Some(plan) = &transfer.plan {
@@ -34,10 +37,10 @@ impl Teller<'_> {
         }
         self.tell_images(report);
         if transfer.plan.is_none() {
-            self.tell_total(report, transfer.elapsed);
+            self.tell_total(report, transfer.left_out.len(), transfer.elapsed);
         }
         self.output.event(&self.json(transfer));
-        for warning in transfer.warnings.iter().chain(&transfer.left_out) {
+        for warning in transfer.warnings.iter().chain(&transfer.unnameable) {
             self.output.warning(&warning.to_string());
         }
         transfer.ending()
@@ -81,6 +84,10 @@ impl Teller<'_> {
         summary["requests"] = traffic.requests.into();
         summary["retries"] = traffic.retries.into();
         summary["elapsed_ms"] = (transfer.elapsed.as_millis() as u64).into();
+        let left_out = &transfer.left_out;
+        if !left_out.is_empty() {
+            summary["left_out"] = left_out.iter().map(|problem| problem.path.as_str()).collect();
+        }
         if let Some(plan) = &transfer.plan {
             summary["missing_blobs"] = plan.missing().count().into();
             summary["missing_bytes"] = plan.missing_bytes().into();
@@ -135,7 +142,7 @@ impl Teller<'_> {
         }
     }
 
-    fn tell_total(&self, report: &Report, elapsed: std::time::Duration) {
+    fn tell_total(&self, report: &Report, left_out: usize, elapsed: std::time::Duration) {
         let (_, moved) = self.verb.moving();
         let copied = report.moved_blobs - report.linked_blobs;
         let is_unchanged = |image: &&ImageReport| matches!(image.status, Status::Unchanged);
@@ -168,6 +175,9 @@ impl Teller<'_> {
         let troubles = [(failed, "failed"), (incomplete, "incomplete")];
         for (number, trouble) in troubles.into_iter().rev().filter(|(number, _)| *number > 0) {
             line = format!("{number} of {} {trouble}; {line}", count(report.images.len(), "image"));
+        }
+        if left_out > 0 {
+            line += &format!("; {left_out} left out");
         }
         self.output.line(&line);
     }

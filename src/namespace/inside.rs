@@ -35,10 +35,11 @@ use bytes::Bytes;
 use lru::LruCache;
 
 use super::{
-    ABSENT, About, Attributes, Entry, FOR_GOOD, Found, Handle, Question, Settings, View, ViewError,
-    below,
+    ABSENT, Attributes, Entry, FOR_GOOD, Found, Handle, Question, Settings, ViewError, below,
+    inodes::{Inodes, Kind},
     names::{self, InsideForm, inside_path},
-    table::Kind,
+    repositories::Repositories,
+    values::About,
 };
 use crate::{
     backend::{self, Error, images_dir::published_time},
@@ -91,8 +92,12 @@ pub(super) fn tree_of(ino: u64) -> Option<TreeId> {
 
 /// What the inside of images is, as far as anybody has looked.
 pub(super) struct Inside {
+    inodes: Arc<Inodes>,
+    /// Which names are listed beside `.imgfs`: they are listed in it, too.
+    repositories: Arc<Repositories>,
     images: Images,
     platform: Platform,
+    tag_ttl: Duration,
     /// Where tags lead.
     catalogue: Catalogue,
     /// Images that somebody has looked into, as paths below `.imgfs`; whether they are links.
@@ -180,10 +185,19 @@ pub(super) enum Place {
 }
 
 impl Inside {
-    pub(super) fn new(images: Images, catalogue: Catalogue, settings: &Settings) -> Self {
+    pub(super) fn new(
+        inodes: Arc<Inodes>,
+        repositories: Arc<Repositories>,
+        images: Images,
+        catalogue: Catalogue,
+        settings: &Settings,
+    ) -> Self {
         Self {
+            inodes,
+            repositories,
             images,
             platform: settings.platform.clone(),
+            tag_ttl: settings.tag_ttl,
             catalogue,
             seen: Mutex::new(LruCache::new(MAX_NAMES)),
             records: Mutex::default(),
@@ -193,7 +207,7 @@ impl Inside {
     }
 
     /// The tree, if it has been made and not been let go.
-    fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
+    pub(super) fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
         self.slots.get(&id)?.files.made()
     }
 
@@ -215,12 +229,12 @@ impl Inside {
     }
 
     /// Where a tree is in the mount.
-    fn path(&self, id: TreeId) -> Option<Box<str>> {
+    pub(super) fn path(&self, id: TreeId) -> Option<Box<str>> {
         locked(&self.records).by_id.get(&id).map(|record| record.path.clone())
     }
 
     /// What of a tree the kernel knows by its path.
-    fn early(&self, id: TreeId) -> Option<Arc<EarlyNames>> {
+    pub(super) fn early(&self, id: TreeId) -> Option<Arc<EarlyNames>> {
         locked(&self.records).by_id.get(&id).map(|record| record.early.clone())
     }
 
@@ -232,7 +246,7 @@ impl Inside {
     }
 
     /// Notes that the kernel forgets so many times that it was told of something in a tree.
-    fn forgotten(&self, id: TreeId, times: u64) {
+    pub(super) fn forgotten(&self, id: TreeId, times: u64) {
         let Records { by_id, .. } = &mut *locked(&self.records);
         if let Some(record) = by_id.get_mut(&id) {
             record.told = record.told.saturating_sub(times);
@@ -286,7 +300,7 @@ impl Inside {
     }
 
     /// What the path `rest` in an image leads to.
-    fn place(&self, name: &Reference, digest: Digest, rest: &str) -> Place {
+    fn place_in_image(&self, name: &Reference, digest: Digest, rest: &str) -> Place {
         let Some(image) = self.images.known_image(&digest) else {
             return Place::Ask(Wanted::Image(name.clone(), digest));
         };
@@ -379,7 +393,7 @@ impl Inside {
     }
 
     /// Finds out what it takes, which is known as long as the result is in use.
-    async fn find_out(&self, wanted: &Wanted) -> backend::Result<InUse> {
+    async fn make_known(&self, wanted: &Wanted) -> backend::Result<InUse> {
         Ok(match wanted {
             Wanted::Tag(name) => {
                 self.images.resolve(name).await?;
@@ -409,39 +423,38 @@ fn entries_of(image: &Image) -> Vec<(String, FileKind)> {
     entries
 }
 
-impl View {
+impl Inside {
     /// Shows the root file system of `image` in place of everything else. Fails if there is no such
     /// image, or not for the platform.
-    pub async fn show_only(&self, image: &Reference) -> Result<(), ViewError> {
-        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
-        let digest = inside.images.manifest(image).await?.digest();
-        let opened = inside.images.image(image.repository(), digest).await?;
+    pub(super) async fn show_only(&self, image: &Reference) -> Result<(), ViewError> {
+        let digest = self.images.manifest(image).await?.digest();
+        let opened = self.images.image(image.repository(), digest).await?;
         let unfit = |reason: String| {
             Error::new("image", format_args!("opening {image}"), backend::Kind::Unfit(reason))
         };
-        let platform = opened.platform_for(&inside.platform).or_else(|| {
+        let platform = opened.platform_for(&self.platform).or_else(|| {
             let mut all = opened.platforms();
             all.next().filter(|_| all.next().is_none())
         });
         let Some(platform) = platform else {
             let all: Vec<&str> = opened.platforms().collect();
-            let (wanted, all) = (&inside.platform, all.join(", "));
+            let (wanted, all) = (&self.platform, all.join(", "));
             return Err(unfit(format!("it is not for {wanted}; --platform takes: {all}")).into());
         };
-        let variant = inside.images.variant(&opened, platform).await?;
+        let variant = self.images.variant(&opened, platform).await?;
         let variant = variant.ok_or_else(|| unfit("it has no such platform".into()))?;
         let name = image.repository().pinned(digest);
-        let id = inside.tree_id(&name, platform, &variant, None);
+        let id = self.tree_id(&name, platform, &variant, None);
         // What is wrong with it is told now, and what is mounted never changes.
         let tree = self.made_tree(id).await?;
-        inside.told(id);
-        let _ = inside.root.set((id, tree));
+        self.told(id);
+        let _ = self.root.set((id, tree));
         Ok(())
     }
 
     /// Whether nothing that is shown can change any more: it is one tree, which has been made.
-    pub fn is_fixed(&self) -> bool {
-        self.inside.as_ref().is_some_and(|inside| inside.root.get().is_some())
+    pub(super) fn is_fixed(&self) -> bool {
+        self.root.get().is_some()
     }
 
     // --- names above the trees ---
@@ -456,12 +469,11 @@ impl View {
 
     /// The same, however long that takes; and what has to be in use so that it stays known.
     pub(super) async fn place_later(&self, path: &str) -> Result<(Place, Vec<InUse>), ViewError> {
-        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
         let mut in_use = Vec::new();
         loop {
             match self.place(path) {
                 Place::Ask(wanted @ (Wanted::Image(..) | Wanted::Platform(..))) => {
-                    in_use.push(inside.find_out(&wanted).await?);
+                    in_use.push(self.make_known(&wanted).await?);
                 }
                 place => return Ok((place, in_use)),
             }
@@ -469,20 +481,19 @@ impl View {
     }
 
     fn place(&self, path: &str) -> Place {
-        let Some(inside) = &self.inside else { return Place::Nothing };
         match names::inside(path) {
             InsideForm::Way(_) => Place::Directory(Vec::new()),
-            InsideForm::Tag(name) => match inside.catalogue.resolved(&name) {
+            InsideForm::Tag(name) => match self.catalogue.resolved(&name) {
                 Some(digest) => Place::Link(link_to(&name, digest)),
                 None => Place::Ask(Wanted::Tag(name)),
             },
-            InsideForm::Image(name, digest, rest) => inside.place(&name, digest, rest),
+            InsideForm::Image(name, digest, rest) => self.place_in_image(&name, digest, rest),
             InsideForm::Nothing => Place::Nothing,
         }
     }
 
     /// What `path`, which is below `.imgfs`, leads to.
-    pub(super) fn look_inside(&self, path: &str) -> Result<Found, ViewError> {
+    pub(super) fn look(&self, path: &str) -> Result<Found, ViewError> {
         let place = self.place(path);
         Ok(match place {
             Place::Nothing => Found::Absent(ABSENT),
@@ -505,7 +516,7 @@ impl View {
                 }
             },
             place => {
-                let ino = self.tell(path, &content_of(&place), Kind::Inside);
+                let ino = self.inodes.tell(path, &content_of(&place), Kind::Inside);
                 Found::Entry(self.entry_of_place(ino, &place))
             }
         })
@@ -520,7 +531,7 @@ impl View {
             Place::Link(target) => {
                 let attributes = Attributes::symlink(ino, target.len() as u64);
                 let is_tag = target.contains('@');
-                let ttl = if is_tag { self.settings.tag_ttl } else { FOR_GOOD };
+                let ttl = if is_tag { self.tag_ttl } else { FOR_GOOD };
                 Entry { attributes, ttl }
             }
             Place::File(content) => {
@@ -538,12 +549,7 @@ impl View {
     }
 
     /// Finds out what it takes, and answers the lookup again.
-    pub(super) async fn find_out_inside(
-        &self,
-        path: &str,
-        wanted: &Wanted,
-    ) -> Result<Found, ViewError> {
-        let Some(inside) = &self.inside else { return Ok(Found::Absent(ABSENT)) };
+    pub(super) async fn find_out(&self, path: &str, wanted: &Wanted) -> Result<Found, ViewError> {
         let mut wanted = wanted.clone();
         let mut in_use = Vec::new();
         loop {
@@ -568,18 +574,18 @@ impl View {
                 }
                 Wanted::Tag(_) | Wanted::Image(..) | Wanted::Platform(..) => {}
             }
-            match inside.find_out(&wanted).await {
+            match self.make_known(&wanted).await {
                 Err(error) if error.is_not_found() => return Ok(Found::Absent(ABSENT)),
                 done => in_use.push(done?),
             }
-            match self.look_inside(path)? {
+            match self.look(path)? {
                 Found::Ask(Question { about: About::Inside(next), .. }) => {
                     // A tag holds for no time at all if the user wants that.
                     if let (Wanted::Tag(name), Wanted::Tag(_)) = (&wanted, &next) {
-                        let target = inside.catalogue.last_resolved(name);
+                        let target = self.catalogue.last_resolved(name);
                         let Some(digest) = target else { return Ok(Found::Absent(ABSENT)) };
                         let link = Place::Link(link_to(name, digest));
-                        let ino = self.tell(path, &content_of(&link), Kind::Inside);
+                        let ino = self.inodes.tell(path, &content_of(&link), Kind::Inside);
                         return Ok(Found::Entry(self.entry_of_place(ino, &link)));
                     }
                     wanted = next;
@@ -611,7 +617,7 @@ impl View {
         if let Some((id, node)) = self.in_tree(ino) {
             return self.attributes_in_tree_later(id, node).await;
         }
-        let (place, _in_use) = self.place_later(&self.path_of(ino)?).await?;
+        let (place, _in_use) = self.place_later(&self.inodes.path_of(ino)?).await?;
         if let Place::Below(id, rest) = &place {
             let _in_use = self.node_below_later(*id, rest).await?;
             return self.attributes_below(ino, *id, rest).ok_or(ViewError::Stale);
@@ -641,7 +647,7 @@ impl View {
             let tree = self.made_tree(id).await?;
             return open_node(&tree, tree.rootfs().node(node).ok_or(ViewError::Stale)?).map(Some);
         }
-        let path = self.path_of(ino)?;
+        let path = self.inodes.path_of(ino)?;
         if names::form(&path) != names::Form::Inside {
             return Ok(None);
         }
@@ -654,15 +660,15 @@ impl View {
         }
     }
 
-    /// Where the symbolic link `ino` leads, if that can be told now. `None` if [`View::link_target`] has
+    /// Where the symbolic link `ino` leads, if that can be told now. `None` if [`Inside::link_target`] has
     /// to find it out.
-    pub fn link_target_now(&self, ino: u64) -> Result<Option<Bytes>, ViewError> {
+    pub(super) fn link_target_now(&self, ino: u64) -> Result<Option<Bytes>, ViewError> {
         if let Some((id, node)) = self.in_tree(ino) {
             let Some(tree) = self.tree(id) else { return Ok(None) };
             let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
             return target_of(&tree, node).map(Some);
         }
-        match self.place_now(&self.path_of(ino)?) {
+        match self.place_now(&self.inodes.path_of(ino)?) {
             Some(Place::Link(target)) => Ok(Some(target.into())),
             Some(Place::Below(id, rest)) => match self.node_below(id, &rest) {
                 Some((tree, node)) => target_of(&tree, node).map(Some),
@@ -670,8 +676,7 @@ impl View {
             },
             // The time for which it holds is over: what it was is better than nothing.
             Some(Place::Ask(Wanted::Tag(name))) => {
-                let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
-                let digest = inside.catalogue.last_resolved(&name);
+                let digest = self.catalogue.last_resolved(&name);
                 Ok(digest.map(|digest| link_to(&name, digest).into()))
             }
             None => Ok(None),
@@ -680,12 +685,12 @@ impl View {
     }
 
     /// Where the symbolic link `ino` leads, however long it takes to know.
-    pub async fn link_target(&self, ino: u64) -> Result<Bytes, ViewError> {
+    pub(super) async fn link_target(&self, ino: u64) -> Result<Bytes, ViewError> {
         let mut _in_use: Vec<InUse> = Vec::new();
         if let Some((id, _)) = self.in_tree(ino) {
             _in_use.push(self.made_tree(id).await?);
         } else {
-            let (place, held) = self.place_later(&self.path_of(ino)?).await?;
+            let (place, held) = self.place_later(&self.inodes.path_of(ino)?).await?;
             _in_use.extend(held);
             match place {
                 Place::Below(id, rest) => {
@@ -693,8 +698,7 @@ impl View {
                     _in_use.push(tree);
                 }
                 Place::Ask(wanted) => {
-                    let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
-                    inside.find_out(&wanted).await?;
+                    self.make_known(&wanted).await?;
                 }
                 _ => {}
             }
@@ -703,22 +707,22 @@ impl View {
     }
 
     /// What is in a directory below `.imgfs` that is no tree: names and kinds.
-    pub(super) fn names_inside(&self, path: &str) -> Result<Vec<(String, FileKind)>, ViewError> {
+    pub(super) fn names_in(&self, path: &str) -> Result<Vec<(String, FileKind)>, ViewError> {
         let InsideForm::Way(way) = names::inside(path) else {
             return match self.place(path) {
                 Place::Directory(entries) => Ok(entries),
                 _ => Err(ViewError::Stale),
             };
         };
-        let mut entries = self.inside.as_ref().map_or(Vec::new(), |inside| inside.seen_in(way));
-        for (name, is_directory) in self.names_in(way)?.entries {
+        let mut entries = self.seen_in(way);
+        for (name, is_directory) in self.repositories.names_in(way)?.entries {
             let path = below(way, &name);
             if !is_directory || !matches!(names::inside(&inside_path(&path)), InsideForm::Way(_)) {
                 continue;
             }
             let mut has_images = false;
             let mut digests = Vec::new();
-            for (image, _) in self.names_in(&format!("{path}/manifests"))?.entries {
+            for (image, _) in self.repositories.names_in(&format!("{path}/manifests"))?.entries {
                 match image.parse::<Digest>() {
                     Ok(_) => digests.push((format!("{name}@{image}"), FileKind::Dir)),
                     Err(_) if is_referrers_tag(&image) => {}
@@ -734,6 +738,7 @@ impl View {
                 entries.append(&mut digests);
             }
             let has_more = self
+                .repositories
                 .names_in(&path)?
                 .entries
                 .iter()

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Entry, Found, Handle, Listing, Question, Space, Subject, View, ViewError, Xattrs};
+use super::{Entry, Found, Handle, Listing, Question, Space, Subject, ViewError, Xattrs};
 
 type Result<T> = std::result::Result<T, ViewError>;
 
@@ -78,91 +78,4 @@ pub trait Namespace: Send + Sync + 'static {
 
     /// What `name` in the directory `parent` belongs to, for logs.
     fn subject_of_name(&self, parent: u64, name: &OsStr) -> Subject;
-}
-
-#[async_trait]
-impl Namespace for View {
-    fn lookup(&self, parent: u64, name: &OsStr) -> Result<Found> {
-        self.lookup(parent, name)
-    }
-
-    async fn find_out(&self, question: &Question) -> Result<Found> {
-        self.find_out(question).await
-    }
-
-    fn forget(&self, ino: u64, times: u64) {
-        self.forget(ino, times);
-    }
-
-    fn attributes_now(&self, ino: u64) -> Result<Option<Entry>> {
-        self.attributes_now(ino)
-    }
-
-    async fn attributes(&self, ino: u64) -> Result<Entry> {
-        self.attributes(ino).await
-    }
-
-    fn link_target_now(&self, ino: u64) -> Result<Option<Bytes>> {
-        self.link_target_now(ino)
-    }
-
-    async fn link_target(&self, ino: u64) -> Result<Bytes> {
-        self.link_target(ino).await
-    }
-
-    fn xattrs_now(&self, ino: u64) -> Result<Option<Xattrs>> {
-        self.xattrs_now(ino)
-    }
-
-    async fn xattrs(&self, ino: u64) -> Result<Xattrs> {
-        self.xattrs(ino).await
-    }
-
-    fn open_now(&self, ino: u64) -> Result<Option<Handle>> {
-        self.open_now(ino)
-    }
-
-    async fn open(&self, ino: u64) -> Result<Handle> {
-        self.open(ino).await
-    }
-
-    fn is_in_memory(&self, ino: u64) -> bool {
-        self.is_in_memory(ino)
-    }
-
-    fn is_as_listed(&self, ino: u64) -> bool {
-        self.is_as_listed(ino)
-    }
-
-    fn list_now(&self, ino: u64) -> Result<Option<Listing>> {
-        self.list_now(ino)
-    }
-
-    async fn list(&self, ino: u64) -> Result<Listing> {
-        self.list(ino).await
-    }
-
-    fn listed(&self, listing: &Listing, at: usize) -> Result<Option<Entry>> {
-        self.listed(listing, at)
-    }
-
-    fn number_of(&self, listing: &Listing, at: usize) -> u64 {
-        self.number_of(listing, at)
-    }
-
-    fn space(&self) -> Space {
-        self.space()
-    }
-
-    fn is_fixed(&self) -> bool {
-        self.is_fixed()
-    }
-
-    fn subject(&self, ino: u64) -> Subject {
-        self.subject(ino)
-    }
-
-    fn subject_of_name(&self, parent: u64, name: &OsStr) -> Subject {
-        self.subject_of_name(parent, name)
-    }
 }

@@ -1,9 +1,7 @@
 //! What a failure is about, for logs.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
-
 use super::{
-    Question, View, below,
+    Question,
     names::{Form, InsideForm, form, inside},
 };
 use crate::image::{Digest, Reference};
@@ -18,7 +16,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    fn of_path(path: &str) -> Self {
+    pub(super) fn of_path(path: &str) -> Self {
         let of_image = |image: Reference| Self { digest: image.digest(), image: Some(image) };
         match form(path) {
             Form::Blob(digest) => Self { image: None, digest: Some(digest) },
@@ -36,26 +34,6 @@ impl Question {
     /// What is looked up.
     pub fn subject(&self) -> Subject {
         Subject::of_path(&self.path)
-    }
-}
-
-impl View {
-    /// What the inode `ino` belongs to.
-    pub fn subject(&self, ino: u64) -> Subject {
-        let path = self.image_path(ino).or_else(|| self.path_of(ino).ok().map(String::from));
-        path.map(|path| Subject::of_path(&path)).unwrap_or_default()
-    }
-
-    /// What `name` in the directory `parent` belongs to.
-    pub fn subject_of_name(&self, parent: u64, name: &OsStr) -> Subject {
-        let name = String::from_utf8_lossy(name.as_bytes());
-        match self.image_path(parent) {
-            Some(path) => Subject::of_path(&path),
-            None => match self.path_of(parent) {
-                Ok(path) => Subject::of_path(&below(&path, &name)),
-                Err(_) => Subject::default(),
-            },
-        }
     }
 }
 

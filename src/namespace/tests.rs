@@ -17,7 +17,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{Attributes, Entry, Found, Handle, Listing, ROOT, Settings, View, ViewError};
+use super::{
+    Attributes, Entry, Found, Handle, Listing, Namespace, ROOT, Settings, View, ViewError,
+};
 use crate::{
     backend::{
         Attachments, Backend, Blobs, BoxStream, ByteStream, Capabilities, Error, Kind, Names,
@@ -175,7 +177,7 @@ fn scene_with_cache(tag_ttl: Duration, offline: bool, bytes: u64) -> Scene {
     let source = Arc::new(Source::default());
     let settings = settings(tag_ttl);
     let given = (!offline).then(|| source.clone() as Arc<dyn Backend>);
-    let view = View::new(ImagesDir::open(&root).unwrap(), given, Some(cache), settings);
+    let view = View::new(ImagesDir::open(&root).unwrap(), given, Some(cache), &settings);
     Scene { source, view, _home: home }
 }
 

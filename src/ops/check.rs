@@ -6,9 +6,7 @@ use super::Result;
 use crate::{
     backend::{
         self, Backend,
-        images_dir::{
-            ImageEntry, ImagesDir, Inventory, Linking, Problem, Pruned, Subject, Verified,
-        },
+        images_dir::{ImageEntry, ImagesDir, Inventory, Linking, Problem, Pruned, Verified},
         registry::{Registry, RegistryConfig},
     },
     image::Reference,
@@ -31,6 +29,9 @@ pub struct Listing {
     pub images: Vec<ImageEntry>,
     /// Names of images whose manifests cannot be read.
     pub unreadable: Vec<String>,
+    /// Symbolic links, which are not followed, and maps of tags that cannot be read: there may be more images
+    /// behind them.
+    pub hidden: Vec<String>,
     /// All that is known of the directory.
     pub inventory: Inventory,
 }
@@ -41,9 +42,11 @@ impl Listing {
         self.images.is_empty() && self.unreadable.is_empty()
     }
 
-    /// Whether something of what is listed is missing or cannot be read.
+    /// Whether something of what is listed is missing or cannot be read, or there may be more than is listed.
     pub fn is_incomplete(&self) -> bool {
-        !self.unreadable.is_empty() || self.images.iter().any(|image| !image.missing.is_empty())
+        !self.unreadable.is_empty()
+            || !self.hidden.is_empty()
+            || self.images.iter().any(|image| !image.missing.is_empty())
     }
 }
 
@@ -65,18 +68,13 @@ pub fn list(root: &Path, request: &ListRequest) -> Result<Listing> {
     let images = images
         .filter(|image| request.attachments || !image.is_attachment)
         .filter(|image| matches(&image.reference.to_string()));
-    let unreadable = inventory
-        .problems
-        .iter()
-        .filter(|problem| match &problem.subject {
-            Some(Subject::Tag(_)) => true,
-            Some(Subject::Manifest { tag, .. }) => tag.is_some(),
-            _ => false,
-        })
-        .flat_map(|problem| &problem.images)
-        .filter(|name| matches(name));
+    let unreadable = inventory.hidden().flat_map(|problem| &problem.images);
+    let unreadable = unreadable.filter(|name| matches(name));
+    // Of these it is not known which images they are.
+    let hidden = inventory.hidden().filter(|problem| problem.images.is_empty());
+    let hidden = hidden.map(|problem| problem.path.clone()).collect();
     let (images, unreadable) = (images.cloned().collect(), unreadable.cloned().collect());
-    Ok(Listing { images, unreadable, inventory })
+    Ok(Listing { images, unreadable, hidden, inventory })
 }
 
 /// Checks the directory `root`: names, manifests and sizes, and the digests of blobs that have

@@ -56,7 +56,7 @@ pub struct Shown {
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
 /// use imgfs::{
 ///     backend::registry::RegistryConfig,
-///     namespace::{ROOT, Settings},
+///     namespace::{Namespace, ROOT, Settings},
 ///     ops::{NamespaceRequest, namespace, this_machine},
 ///     transfer::Options,
 ///     util::Budget,
@@ -102,7 +102,7 @@ pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Re
         }
         (false, cache) => (Some(source), Some(cache?)),
     };
-    let view = View::new(dir, source, cache, request.settings.clone());
+    let view = View::new(dir, source, cache, &request.settings);
     if let Some(image) = &request.only {
         view.show_only(image).await.map_err(Error::Only)?;
     }

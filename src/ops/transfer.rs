@@ -11,7 +11,7 @@ use super::{Error, Images, Request, Result, TreeSpec};
 use crate::{
     backend::{
         self, Backend, Kind, Names, Sink,
-        images_dir::{ImagesDir, Layout, Linking},
+        images_dir::{ImagesDir, Layout, Linking, Problem},
         registry::{Registry, RegistryConfig, RegistrySink, Stats},
     },
     image::{Reference, Repository, is_attachment_tag},
@@ -97,10 +97,13 @@ pub struct TransferReport {
     pub traffic: Traffic,
     /// How long it took, from when all images had been named.
     pub elapsed: Duration,
+    /// What of the source may be images that were asked for, and was left out: symbolic links, which are not
+    /// followed, and tags that cannot be read.
+    pub left_out: Vec<Problem>,
     /// What could not be noted for later runs, which will ask once more.
     pub warnings: Vec<backend::Error>,
     /// What the source lists and cannot be copied, since it has no name that a reference could have.
-    pub left_out: Vec<backend::Error>,
+    pub unnameable: Vec<backend::Error>,
 }
 
 /// How the whole of a transfer ended.
@@ -118,11 +121,11 @@ impl TransferReport {
     /// How the whole ended.
     pub fn ending(&self) -> Ending {
         let mut statuses = self.report.images.iter().map(|image| &image.status);
-        let is_incomplete = self.report.images.iter().any(|image| !image.losses.is_empty());
-        if statuses.clone().any(|status| matches!(status, Status::Failed(_)))
-            || is_incomplete
+        let is_failed = |status: &Status| matches!(status, Status::Failed(_));
+        let is_incomplete = self.report.images.iter().any(|image| !image.losses.is_empty())
             || !self.left_out.is_empty()
-        {
+            || !self.unnameable.is_empty();
+        if is_incomplete || statuses.clone().any(is_failed) {
             Ending::SomeFailed
         } else if statuses.all(|status| matches!(status, Status::Skipped)) {
             Ending::Nothing
@@ -141,6 +144,7 @@ pub struct Transfer<'a> {
     to: Option<ImagesDir>,
     /// `None` if a registry has to be asked which images there are.
     routes: Option<Vec<Route>>,
+    left_out: Vec<Problem>,
 }
 
 /// Copies the images that `request` asks for. Registries are reached as `config` says.
@@ -204,8 +208,9 @@ impl<'a> Transfer<'a> {
             (None, Some(dir)) => Some(images_of(dir, request)?),
             _ => None,
         };
+        let (local, left_out) = local.map_or((None, Vec::new()), |(all, out)| (Some(all), out));
         let local_routes = local.as_deref().map(|images| request.routes(images)).transpose()?;
-        Ok(Self { request, options, from, to, routes: early.or(local_routes) })
+        Ok(Self { request, options, from, to, routes: early.or(local_routes), left_out })
     }
 
     /// The registries that will be asked, as far as they are known by now.
@@ -240,12 +245,12 @@ impl<'a> Transfer<'a> {
             self.to.as_ref().map(ImagesDir::registries_without_referrers).unwrap_or_default();
         let (known_without, concurrency) = (config.without_referrers.clone(), config.concurrency);
         let registry = Arc::new(Registry::new(config));
-        let mut left_out = Vec::new();
+        let mut unnameable = Vec::new();
         let routes = match self.routes.take() {
             Some(routes) => routes,
             None => {
                 let (images, others) = tags_of(&registry, request).await?;
-                left_out = others;
+                unnameable = others;
                 request.routes(&images)?
             }
         };
@@ -255,7 +260,12 @@ impl<'a> Transfer<'a> {
                 (Images::Listed(_), None) => NothingToDo::NoneNamed,
                 (Images::All, None) => NothingToDo::EmptySource,
             };
-            return Ok(TransferReport { nothing: Some(nothing), ..TransferReport::default() });
+            let left_out = self.left_out;
+            return Ok(TransferReport {
+                nothing: Some(nothing),
+                left_out,
+                ..TransferReport::default()
+            });
         }
         if let (TreeSpec::Directory(path), None) = (&request.to, &self.to) {
             self.to = Some(open_target(path, request, options)?);
@@ -292,7 +302,17 @@ impl<'a> Transfer<'a> {
             }
         }
         let traffic = Traffic::of(registry.stats());
-        Ok(TransferReport { report, plan, nothing: None, traffic, elapsed, warnings, left_out })
+        let left_out = self.left_out;
+        Ok(TransferReport {
+            report,
+            plan,
+            nothing: None,
+            traffic,
+            elapsed,
+            left_out,
+            warnings,
+            unnameable,
+        })
     }
 }
 
@@ -335,8 +355,8 @@ fn open_target(root: &Path, request: &Request, options: TransferOptions) -> Resu
 }
 
 /// The images of a directory that match: those with a tag, and those that somebody asked for by
-/// digest. What is attached to them goes with them.
-fn images_of(dir: &ImagesDir, request: &Request) -> Result<Vec<Reference>> {
+/// digest. What is attached to them goes with them. And what may be more of them, and is left out.
+fn images_of(dir: &ImagesDir, request: &Request) -> Result<(Vec<Reference>, Vec<Problem>)> {
     let inventory = dir.inventory()?;
     let tagged: BTreeSet<(&Repository, _)> = inventory
         .images
@@ -349,7 +369,16 @@ fn images_of(dir: &ImagesDir, request: &Request) -> Result<Vec<Reference>> {
         let is_double = is_pin && tagged.contains(&(name.repository(), image.digest));
         !image.is_attachment && !is_double && request.matches(name, None)
     });
-    Ok(wanted.map(|image| image.reference.clone()).collect())
+    let wanted = wanted.map(|image| image.reference.clone()).collect();
+    let matches = |name: &String| {
+        name.parse().map_or(true, |image: Reference| {
+            !image.tag().is_some_and(is_attachment_tag) && request.matches(&image, None)
+        })
+    };
+    // Of some it is not known which images they are.
+    let may_match =
+        |problem: &&Problem| problem.images.is_empty() || problem.images.iter().any(matches);
+    Ok((wanted, inventory.hidden().filter(may_match).cloned().collect()))
 }
 
 /// The images in the repository that the request has as its source,
@@ -367,12 +396,12 @@ async fn tags_of(
     let images = tags.iter().filter(|tag| !is_attachment_tag(tag));
     let images = images.map(|tag| repository.tagged(tag));
     let images = images.filter(|image| request.matches(image, None)).collect();
-    let left_out = others.iter().map(|name| {
+    let unnameable = others.iter().map(|name| {
         let name: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
         let reason = format!("`{name}`, which it lists, is no tag; it is left out");
         backend::Error::new(registry.side(&repository), "listing tags", Kind::Unfit(reason))
     });
-    Ok((images, left_out.collect()))
+    Ok((images, unnameable.collect()))
 }
 
 async fn create_projects(

@@ -70,9 +70,9 @@ impl Explorer<'_> {
     /// Explores everything under `root`, which the target has or has not. `None` if the platform
     /// filter leaves nothing of it (and the policy does not make an error of that).
     pub(super) async fn explore(&self, root: Manifest, name: &Reference) -> Result<Option<Graph>> {
-        let budget = Budget::default();
+        let bounds = Bounds::default();
         let filter = &self.options.platforms;
-        let mut node = self.node(root, filter, Place::Root, &budget).await?;
+        let mut node = self.node(root, filter, Place::Root, &bounds).await?;
         if !node.missing.is_empty() {
             let names: Vec<_> = node.missing.iter().map(Platform::to_string).collect();
             let has = match node.graph.platforms.join(", ") {
@@ -103,17 +103,17 @@ impl Explorer<'_> {
         manifest: Manifest,
         filter: &'b PlatformFilter,
         place: Place,
-        budget: &'b Budget,
+        bounds: &'b Bounds,
     ) -> Pin<Box<dyn Future<Output = Result<Node>> + Send + 'b>> {
         Box::pin(async move {
-            budget.take(&manifest).map_err(|e| self.unfit(manifest.digest(), e))?;
+            bounds.take(&manifest).map_err(|e| self.unfit(manifest.digest(), e))?;
             match manifest.view() {
                 View::Image { .. } => self.image(manifest, filter, place).await,
                 View::Index { .. } if place.depth() >= MAX_DEPTH => {
                     let message = format!("its indexes are nested more than {MAX_DEPTH} deep");
                     Err(self.unfit(self.from, message))
                 }
-                View::Index { .. } => self.index(manifest, filter, place, budget).await,
+                View::Index { .. } => self.index(manifest, filter, place, bounds).await,
             }
         })
     }
@@ -193,7 +193,7 @@ impl Explorer<'_> {
         manifest: Manifest,
         filter: &PlatformFilter,
         place: Place,
-        budget: &Budget,
+        bounds: &Bounds,
     ) -> Result<Node> {
         let children = manifest.children();
         if children.len() > MAX_MANIFESTS {
@@ -218,7 +218,7 @@ impl Explorer<'_> {
         let (kept, missing_here) = choose(children, filter);
         let explored = try_join_all(kept.iter().map(|&(at, inner_filter)| async move {
             let inner = if inner_filter { filter } else { &PlatformFilter::All };
-            let node = self.child(&children[at], inner, place, budget).await?;
+            let node = self.child(&children[at], inner, place, bounds).await?;
             Ok::<_, Error>((at, inner_filter, node))
         }))
         .await?;
@@ -273,7 +273,7 @@ impl Explorer<'_> {
         child: &Descriptor,
         filter: &PlatformFilter,
         place: Place,
-        budget: &Budget,
+        bounds: &Bounds,
     ) -> Result<Node> {
         let here = match self.sink.capabilities().has_round_trips {
             true => None,
@@ -294,7 +294,7 @@ impl Explorer<'_> {
             None => Place::Unsaid(depth),
             Some(_) => Place::Chosen(depth),
         };
-        self.node(manifest, filter, place, budget).await
+        self.node(manifest, filter, place, bounds).await
     }
 }
 
@@ -342,12 +342,12 @@ impl Graph {
 
 /// Bounds what one image may make us hold.
 #[derive(Default)]
-struct Budget {
+struct Bounds {
     manifests: std::sync::atomic::AtomicUsize,
     bytes: std::sync::atomic::AtomicUsize,
 }
 
-impl Budget {
+impl Bounds {
     fn take(&self, manifest: &Manifest) -> std::result::Result<(), String> {
         use std::sync::atomic::Ordering::Relaxed;
         let manifests = self.manifests.fetch_add(1, Relaxed) + 1;

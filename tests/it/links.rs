@@ -324,6 +324,37 @@ fn a_push_reads_through_no_link() {
     output.stderr_has("is a symbolic link");
 }
 
+/// Nobody takes a part for the whole.
+#[test]
+fn images_behind_a_link_are_not_left_out_in_silence() {
+    let scene = Scene::new();
+    let host = scene.hostile.host();
+    let other = Image::new().layer(2, 1000).build();
+    other.push_to(&scene.hostile, "other", "1");
+    scene.imgfs.pull(&[format!("{host}/other:1")]).success();
+    scene.imgfs.ls().success();
+    let repository = scene.at(&format!("{host}/app"));
+    let moved = scene.outside.path().join("app");
+    fs::rename(&repository, &moved).expect("renaming");
+    symlink(&moved, &repository).expect("linking");
+
+    let listed = scene.imgfs.ls().expect_code(1).stderr_has("symbolic link");
+    assert_eq!(listed.images().len(), 1, "{listed}");
+    let dest = format!("{host}/copies/{{{{ .module.image.reference.repository }}}}:1");
+    let pushed = scene.imgfs.push(&["--dest", &dest]).expect_code(1);
+    let pushed = pushed.stderr_has(&format!("left out: {host}/app: a symbolic link"));
+    assert_eq!(pushed.report()["left_out"], serde_json::json!([format!("{host}/app")]));
+    assert_eq!(pushed.images().len(), 1, "{pushed}");
+    assert!(scene.hostile.tags("copies/other").contains_key("1"));
+
+    // A tag that cannot be read is one more, if it can be one of those that were asked for.
+    fs::remove_file(&repository).expect("removing");
+    fs::rename(&moved, &repository).expect("renaming");
+    fs::write(scene.at(&format!("{}/1", scene.manifests())), "{").expect("writing");
+    scene.imgfs.push(&["--dest", &dest]).expect_code(1).stderr_has("left out:");
+    scene.imgfs.push(&["--src-pattern", "other", "--dest", &dest]).success();
+}
+
 /// The images_dir itself may be anywhere: its owner has said so.
 #[test]
 fn the_images_dir_may_be_a_link_itself() {

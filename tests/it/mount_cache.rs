@@ -230,10 +230,11 @@ fn a_prune_beside_a_mount_disturbs_nobody() {
     let mut mount = Mounted::start(imgfs.images_dir(), &["--manifests", &name]);
     let mut known = Known::blobs_of(&[&image, &other]);
     known.add(&format!("{}/other/manifests/1", hostile.host()), &other.root().bytes);
-    let readers = Readers::start(&mount, Some(mount.id()), &known, 0..4, &Manner::default());
+    let mut readers = Readers::start(&mount, Some(mount.id()), &known, 0..4, &Manner::default());
+    readers.have_begun();
     for _ in 0..5 {
         imgfs.prune().success();
-        std::thread::sleep(Duration::from_millis(100));
+        readers.are_running();
     }
     assert!(readers.stop().reads > 0);
     assert_tree_sound(imgfs.images_dir());

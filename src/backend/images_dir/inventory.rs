@@ -99,6 +99,17 @@ impl Inventory {
         images.filter_map(|&i| Some(self.images.get(i)?.reference.clone())).collect()
     }
 
+    /// What may stand for images that are not among [`Inventory::images`]: symbolic links, which are not
+    /// followed, and tags and maps of tags that cannot be read.
+    pub fn hidden(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter().filter(|problem| match &problem.subject {
+            Some(Subject::Tag(_) | Subject::Map(_)) => true,
+            Some(Subject::Manifest { tag, .. }) => tag.is_some(),
+            Some(Subject::Blob(..)) => false,
+            None => problem.kind == ProblemKind::Symlink,
+        })
+    }
+
     /// Bytes of `image` that another image has as well.
     pub fn shared_bytes(&self, image: &ImageEntry) -> u64 {
         let shared = |digest: &Digest| self.needed.get(digest).is_some_and(|n| n.images.len() > 1);

@@ -315,7 +315,7 @@ pub(super) async fn read_held(fake: &Fake, blob: &CachedBlob, offset: u64, lengt
 
 /// Waits until nothing is fetched or written.
 pub(super) async fn rest(cache: &Cache) {
-    let writes = || cache.core.lock().blobs.values().any(|blob| !blob.writing.is_empty());
+    let writes = || cache.core.lock().blobs.values().any(|blob| !blob.disk.writing.is_empty());
     until("it rests", || cache.core.fetching.load(Ordering::SeqCst) == 0 && !writes()).await;
 }
 

@@ -11,10 +11,10 @@ use std::{
 
 use super::{
     super::{
-        ABSENT, About, Attributes, Entry, FOR_GOOD, Found, Handle, InsideAttributes, Question,
-        ROOT, View, ViewError, Xattrs, below, table::Kind,
+        ABSENT, Attributes, Entry, FOR_GOOD, Found, Handle, InsideAttributes, Listing, Question,
+        ROOT, ViewError, Xattrs, below, inodes::Kind, listing::Content, values::About,
     },
-    Place, Slot, TREE, TreeId, Wanted, tree_of,
+    Inside, Place, TREE, TreeId, Wanted, tree_of,
 };
 use crate::{
     backend::images_dir::published_time,
@@ -108,41 +108,24 @@ fn attributes_of(ino: u64, tree: &Tree, node: Node) -> Attributes {
     }
 }
 
-impl View {
+impl Inside {
     /// The tree and the node that `ino` is, if it is in a tree.
     pub(in crate::namespace) fn in_tree(&self, ino: u64) -> Option<(TreeId, u32)> {
         if ino == ROOT {
-            return Some((self.inside.as_ref()?.root.get()?.0, 0));
+            return Some((self.root.get()?.0, 0));
         }
         // The lower half.
         tree_of(ino).map(|id| (id, ino as u32))
     }
 
     fn number_in_tree(&self, id: TreeId, node: u32) -> u64 {
-        let root = self.inside.as_ref().and_then(|inside| inside.root.get());
-        let is_root = node == 0 && root.is_some_and(|(root, _)| *root == id);
+        let is_root = node == 0 && self.root.get().is_some_and(|(root, _)| *root == id);
         if is_root { ROOT } else { number(id, node) }
-    }
-
-    /// A tree, if it has been made and not been let go.
-    pub(in crate::namespace) fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
-        self.inside.as_ref()?.tree(id)
-    }
-
-    async fn slot(&self, id: TreeId) -> Result<Arc<Slot>, ViewError> {
-        self.inside.as_ref().ok_or(ViewError::Stale)?.slot(id).await
     }
 
     /// A tree, made now if need be.
     pub(in crate::namespace) async fn made_tree(&self, id: TreeId) -> Result<Arc<Tree>, ViewError> {
         Ok(self.slot(id).await?.files.tree().await?)
-    }
-
-    /// The kernel forgets so many times that it was told of something in a tree.
-    pub(in crate::namespace) fn forgotten_in_tree(&self, id: TreeId, times: u64) {
-        if let Some(inside) = &self.inside {
-            inside.forgotten(id, times);
-        }
     }
 
     // --- by number ---
@@ -188,22 +171,16 @@ impl View {
                 Entry { attributes: attributes_of(ino, tree, node), ttl: FOR_GOOD }
             }
             None => {
-                self.told_in_tree(id);
+                self.told(id);
                 self.entry_in_tree(id, tree, node)
             }
         }
     }
 
-    fn told_in_tree(&self, id: TreeId) {
-        if let Some(inside) = &self.inside {
-            inside.told(id);
-        }
-    }
-
     /// Tells the kernel of something in a tree by its path.
     fn tell_early(&self, id: TreeId, path: &str) -> u64 {
-        self.told_in_tree(id);
-        self.tell(path, EARLY, Kind::Early(id))
+        self.told(id);
+        self.inodes.tell(path, EARLY, Kind::Early(id))
     }
 
     pub(in crate::namespace) fn entry_in_tree(&self, id: TreeId, tree: &Tree, node: Node) -> Entry {
@@ -222,11 +199,10 @@ impl View {
             let found = rootfs.node(node).and_then(|node| rootfs.lookup(node, name.as_bytes()));
             return self.found_in_tree(id, &tree, found);
         }
-        let inside = self.inside.as_ref().ok_or(ViewError::Stale)?;
-        let path = inside.path(id).ok_or(ViewError::Stale)?;
+        let path = self.path(id).ok_or(ViewError::Stale)?;
         match name.to_str() {
             // In the root of a tree that has not been made, some names are known before it is.
-            Some(name) if node == 0 => self.look_inside(&below(&path, name)),
+            Some(name) if node == 0 => self.look(&below(&path, name)),
             _ => {
                 let wanted = Wanted::Named(id, node, name.as_bytes().to_vec());
                 let path = below(&path, &name.to_string_lossy());
@@ -250,7 +226,7 @@ impl View {
     ) -> Result<Found, ViewError> {
         match (node, tree.damage()) {
             (Some(node), _) => {
-                let early = self.early_names(id).ok_or(ViewError::Stale)?;
+                let early = self.early(id).ok_or(ViewError::Stale)?;
                 Ok(Found::Entry(self.tell_of_node(id, &early, tree, node)))
             }
             // It may be in what cannot be read.
@@ -269,6 +245,21 @@ impl View {
         open_node(&tree, node).map(Some)
     }
 
+    /// What is in a directory of a tree.
+    pub(in crate::namespace) fn list_tree(
+        &self,
+        ino: u64,
+        id: TreeId,
+        tree: Arc<Tree>,
+        node: u32,
+    ) -> Option<Listing> {
+        let early = self.early(id)?;
+        let node = tree.rootfs().node(node)?;
+        let parent = self.entry_in_tree(id, &tree, tree.rootfs().parent(node)).attributes.ino;
+        let content = Content::Tree(id, early, tree, node);
+        Some(Listing { ino, parent, unchanged: true, content })
+    }
+
     // --- by path ---
 
     /// Finds out what has the path `rest` in a tree.
@@ -285,7 +276,7 @@ impl View {
             _tree = Some(slot.files.tree().await?);
         } else if rest.is_empty() {
             // What its root looks like is not worth a scan.
-            self.told_in_tree(id);
+            self.told(id);
             return Ok(Found::Entry(self.unknown_root(id)));
         }
         Ok(match slot.files.find(rest.as_bytes()).await? {
@@ -308,7 +299,7 @@ impl View {
 
     /// What has the path `rest` in a tree, if that is known now.
     pub(super) fn node_below(&self, id: TreeId, rest: &str) -> Option<(Arc<Tree>, Node)> {
-        let slot = self.inside.as_ref()?.slots.get(&id)?;
+        let slot = self.slots.get(&id)?;
         match slot.files.find_now(rest.as_bytes()) {
             FileFound::At(tree, node) => Some((tree, node)),
             FileFound::Missing | FileFound::Unknown => None,
@@ -327,34 +318,23 @@ impl View {
         }
     }
 
-    /// What of a tree the kernel knows by its path.
-    pub(in crate::namespace) fn early_names(&self, id: TreeId) -> Option<Arc<EarlyNames>> {
-        self.inside.as_ref()?.early(id)
-    }
-
-    /// The path of the image or layer below the root of the mount, if `ino` is in its tree.
-    pub(in crate::namespace) fn image_path(&self, ino: u64) -> Option<String> {
-        let (id, _) = self.in_tree(ino)?;
-        self.inside.as_ref()?.path(id).map(String::from)
-    }
-
     /// The attributes of `ino`, which has the path `rest` in a tree, if they are known now.
     pub(super) fn attributes_below(&self, ino: u64, id: TreeId, rest: &str) -> Option<Entry> {
         let (tree, node) = self.node_below(id, rest)?;
-        let slot = self.inside.as_ref()?.slots.get(&id)?;
+        let slot = self.slots.get(&id)?;
         let ttl = if slot.is_made_of(&tree) { FOR_GOOD } else { Duration::ZERO };
         Some(Entry { attributes: attributes_of(ino, &tree, node), ttl })
     }
 
     /// The extended attributes of `ino`, names and values, if they are known now. `None` if
-    /// [`View::xattrs`] has to find them out.
-    pub fn xattrs_now(&self, ino: u64) -> Result<Option<Xattrs>, ViewError> {
+    /// [`Inside::xattrs`] has to find them out.
+    pub(in crate::namespace) fn xattrs_now(&self, ino: u64) -> Result<Option<Xattrs>, ViewError> {
         if let Some((id, node)) = self.in_tree(ino) {
             let Some(tree) = self.tree(id) else { return Ok(None) };
             let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
             return Ok(Some(xattrs_of(&tree, node)));
         }
-        Ok(match self.place_now(&self.path_of(ino)?) {
+        Ok(match self.place_now(&self.inodes.path_of(ino)?) {
             Some(Place::Below(id, rest)) => {
                 self.node_below(id, &rest).map(|(tree, node)| xattrs_of(&tree, node))
             }
@@ -364,7 +344,7 @@ impl View {
     }
 
     /// The extended attributes of `ino`, names and values, however long it takes to know them.
-    pub async fn xattrs(&self, ino: u64) -> Result<Xattrs, ViewError> {
+    pub(in crate::namespace) async fn xattrs(&self, ino: u64) -> Result<Xattrs, ViewError> {
         if let Some((id, node)) = self.in_tree(ino) {
             let slot = self.slot(id).await?;
             // Nobody has looked into it: then it is its root, which has none worth a scan.
@@ -375,7 +355,7 @@ impl View {
             let node = tree.rootfs().node(node).ok_or(ViewError::Stale)?;
             return Ok(xattrs_of(&tree, node));
         }
-        match self.place_later(&self.path_of(ino)?).await? {
+        match self.place_later(&self.inodes.path_of(ino)?).await? {
             (Place::Below(id, rest), _in_use) => {
                 let (tree, node) = self.node_below_later(id, &rest).await?;
                 Ok(xattrs_of(&tree, node))

@@ -423,7 +423,7 @@ impl Model {
         let dir = ImagesDir::open(self.scene.view.dir().root()).unwrap();
         let source = self.scene.source.clone();
         let next = Scene {
-            view: View::new(dir, Some(source.clone()), None, settings),
+            view: View::new(dir, Some(source.clone()), None, &settings),
             source,
             _home: tempfile::tempdir().unwrap(),
         };

@@ -2,6 +2,8 @@
 
     reader.py SEED PLAN.json
 
+It writes the file `begun.SEED` beside the plan when it has read something.
+
 In the plan: `files`, pairs of a path and a file with the right content; `moving`, a path and several files, each
 of which may be its content; `stop`, a file that ends it when it appears; `rounds`, after which it ends too (0:
 never); `tolerate`, errors after which it tries something else; `wander`, directories to be listed, whose entries
@@ -114,6 +116,7 @@ def read_moving():
 
 
 done = 0
+begun = False
 while not os.path.exists(plan["stop"]) and (done < plan["rounds"] or not plan["rounds"]):
     try:
         if plan["wander"] and choose.random() < 0.1:
@@ -125,6 +128,9 @@ while not os.path.exists(plan["stop"]) and (done < plan["rounds"] or not plan["r
         if opened and choose.random() < 0.3:
             close_one(choose.randrange(len(opened)))
         done += 1
+        if seen["reads"] and not begun:
+            begun = True
+            open("%s.%s" % (plan["begun"], sys.argv[1]), "w").close()
     except OSError as error:
         name = errno.errorcode.get(error.errno, str(error.errno))
         if name not in plan["tolerate"]:

@@ -2,8 +2,13 @@
 
 use super::image::Built;
 use super::mount::{Looking, Mounted};
+use super::wait_for;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// A reader has read something by then, however busy the machine is.
+const BEGIN: Duration = Duration::from_secs(60);
 
 const PROGRAM: &str = include_str!("reader.py");
 
@@ -58,6 +63,7 @@ pub(crate) struct Manner<'a> {
 /// Some readers. They end when dropped.
 pub(crate) struct Readers {
     readers: Vec<Looking>,
+    seeds: std::ops::Range<u64>,
     place: tempfile::TempDir,
 }
 
@@ -79,6 +85,7 @@ impl Readers {
             "files": files.collect::<Vec<_>>(),
             "moving": moving.collect::<Vec<_>>(),
             "stop": at("stop"),
+            "begun": at("begun"),
             "rounds": manner.rounds,
             "tolerate": manner.tolerate,
             "wander": wander.collect::<Vec<_>>(),
@@ -90,7 +97,19 @@ impl Readers {
             let args = [program.clone(), seed.to_string(), plan.display().to_string()];
             Looking::start("python3", &args, server)
         };
-        Self { readers: seeds.map(start).collect(), place }
+        Self { readers: seeds.clone().map(start).collect(), seeds, place }
+    }
+
+    /// Waits until each of them has read something.
+    #[track_caller]
+    pub(crate) fn have_begun(&mut self) {
+        let place = self.place.path().to_owned();
+        for seed in self.seeds.clone() {
+            wait_for("a reader", BEGIN, || {
+                self.are_running();
+                place.join(format!("begun.{seed}")).exists()
+            });
+        }
     }
 
     /// Panics with what it has said if one has ended before it was told to.

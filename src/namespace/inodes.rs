@@ -3,11 +3,13 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
+    sync::Mutex,
 };
 
 use sha2::{Digest as _, Sha256};
 
-use super::inside::TreeId;
+use super::{ViewError, inside::TreeId};
+use crate::util::locked;
 
 /// The number of the root.
 pub const ROOT: u64 = 1;
@@ -42,12 +44,55 @@ pub(super) struct Node {
     lookups: u64,
 }
 
-/// The inodes that the kernel knows. Their numbers are hashes already.
-pub(super) struct Table(HashMap<u64, Node, BuildHasherDefault<Number>>);
+/// The inodes that the kernel knows, whichever part of the mount they belong to.
+pub(super) struct Inodes(Mutex<Table>);
+
+impl Inodes {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Table::new()))
+    }
+
+    pub(super) fn node(&self, ino: u64) -> Result<Node, ViewError> {
+        locked(&self.0).get(ino).cloned().ok_or(ViewError::Stale)
+    }
+
+    /// The path of an inode below the root.
+    pub(super) fn path_of(&self, ino: u64) -> Result<Box<str>, ViewError> {
+        let table = locked(&self.0);
+        table.get(ino).map(|node| node.path.clone()).ok_or(ViewError::Stale)
+    }
+
+    /// The number of what has the path `path`, and this content if it can have another one later.
+    pub(super) fn number(&self, path: &str, content: &[u8]) -> u64 {
+        locked(&self.0).number(path, content)
+    }
+
+    /// Its number, of which the kernel is told once more.
+    pub(super) fn tell(&self, path: &str, content: &[u8], kind: Kind) -> u64 {
+        let mut table = locked(&self.0);
+        let ino = table.number(path, content);
+        table.told(ino, path, kind);
+        ino
+    }
+
+    /// The kernel forgets so many times that it was told of an inode. What that was, and how many of the
+    /// times it had been told.
+    pub(super) fn forgotten(&self, ino: u64, times: u64) -> Option<(Kind, u64)> {
+        locked(&self.0).forgotten(ino, times)
+    }
+
+    /// How many inodes the kernel knows, the root not counted.
+    pub(super) fn len(&self) -> usize {
+        locked(&self.0).len()
+    }
+}
+
+/// Inodes by their numbers, which are hashes already.
+struct Table(HashMap<u64, Node, BuildHasherDefault<Number>>);
 
 /// The hash of a number that is one.
 #[derive(Default)]
-pub(super) struct Number(u64);
+struct Number(u64);
 
 impl Hasher for Number {
     fn finish(&self) -> u64 {
@@ -67,18 +112,18 @@ impl Hasher for Number {
 }
 
 impl Table {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         let root = Node { path: "".into(), kind: Kind::Directory, lookups: 1 };
         Self([(ROOT, root)].into_iter().collect())
     }
 
-    pub(super) fn get(&self, ino: u64) -> Option<&Node> {
+    fn get(&self, ino: u64) -> Option<&Node> {
         self.0.get(&ino)
     }
 
     /// The number of a file or directory. It is made of its name and, where one name can stand for
     /// different content in the course of time, of the content; so it is the same after a remount.
-    pub(super) fn number(&self, path: &str, content: &[u8]) -> u64 {
+    fn number(&self, path: &str, content: &[u8]) -> u64 {
         if path.is_empty() {
             return ROOT;
         }
@@ -98,7 +143,7 @@ impl Table {
     }
 
     /// Notes that the kernel is told of an inode once more.
-    pub(super) fn told(&mut self, ino: u64, path: &str, kind: Kind) {
+    fn told(&mut self, ino: u64, path: &str, kind: Kind) {
         let node = self.0.entry(ino).or_insert_with(|| Node {
             path: path.into(),
             kind: kind.clone(),
@@ -110,7 +155,7 @@ impl Table {
 
     /// Notes that the kernel forgets so many times that it was told of an inode. What that was, and how
     /// many of the times it had been told.
-    pub(super) fn forgotten(&mut self, ino: u64, times: u64) -> Option<(Kind, u64)> {
+    fn forgotten(&mut self, ino: u64, times: u64) -> Option<(Kind, u64)> {
         if ino == ROOT {
             return None;
         }
@@ -125,7 +170,7 @@ impl Table {
     }
 
     /// How many inodes the kernel knows, the root not counted.
-    pub(super) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.0.len() - 1
     }
 }
