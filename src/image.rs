@@ -3,13 +3,16 @@
 //! Plain values and parsers; nothing here does I/O.
 
 mod attachment;
+mod config;
 mod digest;
 mod manifest;
 mod media_type;
+mod nulls;
 mod platform;
 mod reference;
 
-pub use attachment::{is_attachment_tag, is_referrers_tag, referrers_tag};
+pub use attachment::{is_attachment_tag, is_referrers_tag, referrers_tag, tagged_subject};
+pub use config::{HistoryLine, ImageConfig};
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use manifest::{
     Descriptor, FilteredIndex, MAX_MANIFEST_BYTES, Manifest, ManifestError, View, choose,

@@ -18,6 +18,8 @@ pub struct Error(Arc<Inner>);
 struct Inner {
     side: String,
     doing: String,
+    /// The other host at which it went wrong, if the side has led there.
+    host: Option<String>,
     kind: Kind,
     attempts: u32,
     /// Nobody is to try again: that has been done.
@@ -38,8 +40,13 @@ pub enum Kind {
     #[error("access denied{}", detail(.0))]
     Denied(String),
     /// The registry asked to wait, for longer than allowed.
-    #[error("the registry asks to wait {} s, which is more than --max-wait allows", .0.as_secs())]
-    WaitTooLong(Duration),
+    #[error("the registry {}{}", too_long(wait), detail(message))]
+    WaitTooLong {
+        /// What `Retry-After` asked for.
+        wait: Duration,
+        /// What the body said.
+        message: String,
+    },
     /// The registry answered with an error status.
     #[error("the registry answered {status}{}", detail(.message))]
     Status {
@@ -111,9 +118,16 @@ pub enum Kind {
     /// The configuration (credentials, certificates, layout) is wrong.
     #[error("{0}")]
     Config(String),
+    /// Another process has it to itself.
+    #[error("{0}")]
+    InUse(String),
     /// The file system refused.
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+fn too_long(wait: &Duration) -> String {
+    format!("asks to wait {} s, which is more than --max-wait allows", wait.as_secs())
 }
 
 fn detail(message: &str) -> String {
@@ -135,7 +149,16 @@ impl Error {
     /// ```
     pub fn new(side: impl fmt::Display, doing: impl fmt::Display, kind: impl Into<Kind>) -> Self {
         let (side, doing) = (side.to_string(), doing.to_string());
-        Self(Arc::new(Inner { side, doing, kind: kind.into(), attempts: 1, settled: false }))
+        let kind = kind.into();
+        Self(Arc::new(Inner { side, doing, host: None, kind, attempts: 1, settled: false }))
+    }
+
+    /// The same error, at `host`, to which the side has led.
+    pub(crate) fn at(self, host: &str) -> Self {
+        match Arc::try_unwrap(self.0) {
+            Ok(inner) => Self(Arc::new(Inner { host: Some(host.to_owned()), ..inner })),
+            Err(shared) => Self(shared),
+        }
     }
 
     /// An input or output error at `path`.
@@ -153,7 +176,11 @@ impl Error {
 
     /// The same trouble, seen as something else.
     pub(crate) fn with_kind(&self, kind: Kind) -> Self {
-        Self::new(&self.0.side, &self.0.doing, kind)
+        let same = Self::new(&self.0.side, &self.0.doing, kind);
+        match &self.0.host {
+            Some(host) => same.at(host),
+            None => same,
+        }
     }
 
     /// The cause.
@@ -164,6 +191,17 @@ impl Error {
     /// Whether the object does not exist there.
     pub fn is_not_found(&self) -> bool {
         matches!(self.kind(), Kind::NotFound(_))
+    }
+
+    /// Whether another process has it to itself.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self.kind(), Kind::InUse(_))
+    }
+
+    /// Whether it went wrong at another host, to which the side has led: that says nothing about the
+    /// side itself.
+    pub fn is_elsewhere(&self) -> bool {
+        self.0.host.is_some()
     }
 
     /// Whether another repository may well have what this one does not give.
@@ -212,6 +250,9 @@ impl Error {
     /// What the user can do about it, if there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self.kind() {
+            Kind::Unauthorized(_) | Kind::Denied(_) if self.is_elsewhere() => {
+                "it is for the registry to let you in there: run the same command again, and tell the registry's owner if that does not help"
+            }
             Kind::Unauthorized(m) | Kind::Denied(m)
                 if m.contains("project") && m.contains("not found") =>
             {
@@ -241,7 +282,7 @@ impl Error {
             Kind::ForbiddenAddress(_) => {
                 "if this host is meant, name it: in --registries of a mount, or by an entry for it in --auths"
             }
-            Kind::WaitTooLong(_) => "run the same command later, or raise --max-wait",
+            Kind::WaitTooLong { .. } => "run the same command later, or raise --max-wait",
             Kind::Stalled(_) => "run the same command again: what has been fetched is kept",
             // The refusal of a client without certificate often arrives as nothing else.
             Kind::Interrupted(_) => {
@@ -263,7 +304,17 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}: {}", self.0.side, self.0.doing, self.0.kind)?;
+        write!(f, "{}: {}: ", self.0.side, self.0.doing)?;
+        match (&self.0.host, &self.0.kind) {
+            (None, kind) => write!(f, "{kind}")?,
+            (Some(host), Kind::Status { status, message, .. }) => {
+                write!(f, "{host}, to which it leads, answered {status}{}", detail(message))?;
+            }
+            (Some(host), Kind::WaitTooLong { wait, message }) => {
+                write!(f, "{host}, to which it leads, {}{}", too_long(wait), detail(message))?;
+            }
+            (Some(host), kind) => write!(f, "at {host}, to which it leads: {kind}")?,
+        }
         match self.0.attempts {
             0 | 1 => Ok(()),
             attempts => write!(f, " (after {attempts} attempts)"),

@@ -14,11 +14,14 @@ mod challenge;
 mod client;
 mod config;
 mod credentials;
+mod encoding;
 mod failure;
 mod harbor;
 mod holders;
 mod limit;
+mod lists;
 mod manifests;
+mod pages;
 mod parallel;
 mod pattern;
 mod retry;
@@ -39,7 +42,7 @@ use std::{
 
 use async_trait::async_trait;
 use lru::LruCache;
-use reqwest::{Method, header::LINK};
+use reqwest::Method;
 
 pub use auths::{Auths, AuthsError, EntryKeys};
 pub(crate) use auths::{describe as describe_yaml_error, flag};
@@ -51,32 +54,19 @@ pub use pattern::{PatternError, RegistryPattern};
 pub use sink::RegistrySink;
 pub use stats::Stats;
 
+use abilities::Referrers;
 use auth::Auth;
 use client::Clients;
+use lists::Found;
 use manifests::{fetch_manifest, manifest_ask};
 use parallel::ParallelStream;
-use session::{Ask, Scope, Session, content_digest, header};
+use session::{Scope, Session, content_digest};
 use wire::Wire;
 
 use super::{Attachments, Blobs, BoxStream, Capabilities, Error, Kind, Names, Result, Tags};
-use crate::image::{
-    Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, Reference, Repository, is_tag,
-};
+use crate::image::{Descriptor, Digest, Manifest, Reference, Repository, is_tag};
 
 use crate::util::locked;
-
-/// Tags asked for in one request. More than that is another kind of repository, in which names
-/// are better looked up one by one.
-const TAGS_PAGE: usize = 1000;
-
-/// How much of a list of tags is read.
-const MAX_TAGS_BODY: usize = 4 << 20;
-
-/// Pages of tags that are read when all are wanted.
-const MAX_TAGS_PAGES: usize = 1000;
-
-/// Pages of referrers that are read for one subject.
-const MAX_REFERRER_PAGES: usize = 20;
 
 /// Sessions that are kept: one for each registry and set of credentials. A program that looks up one
 /// name after another in a mount makes a new registry of each; one that was dropped costs a request
@@ -139,38 +129,20 @@ impl Registry {
     /// Registries that this run has found to lack the referrers API.
     pub fn without_referrers(&self) -> Vec<String> {
         let sessions = locked(&self.sessions);
-        let lacking = sessions.iter().filter(|(_, s)| s.referrers_api.known() == Some(false));
+        let lacks = |session: &Session| session.referrers_api.known() == Some(Referrers::Unknown);
+        let lacking = sessions.iter().filter(|(_, session)| lacks(session));
         let lacking: BTreeSet<&str> =
             lacking.map(|((registry, ..), _)| registry.as_str()).collect();
         lacking.into_iter().map(str::to_owned).collect()
     }
 
-    /// All tags of `repository`, however many there are. [`Attachments::tags`] is for looking only.
-    pub async fn all_tags(&self, repository: &Repository) -> Result<Vec<String>> {
+    /// All tags of `repository`, in order, however many there are; an error if not all of them can be
+    /// had. What is in the list and is no tag comes second: nobody can ask for that.
+    /// [`Attachments::tags`] is for looking only.
+    pub async fn all_tags(&self, repository: &Repository) -> Result<(Vec<String>, Vec<String>)> {
         let session = self.session(repository).await?;
-        let doing = format!("listing the tags of {repository}");
-        let mut url = tags_url(&session, repository);
-        let mut tags = Vec::new();
-        for _ in 0..MAX_TAGS_PAGES {
-            let (page, next) = tags_page(&session, repository, &url, &doing).await?;
-            let Some(page) = page else {
-                let reason = "what it sends is no list of tags".to_owned();
-                return Err(session.wire.error(&doing, Kind::Config(reason)));
-            };
-            let got = page.len();
-            tags.extend(page.into_iter().filter(|tag| is_tag(tag)));
-            match next.and_then(|next| url.join(&next).ok()) {
-                // Elsewhere there are no credentials for it, and an empty page leads nowhere.
-                Some(next) if next.origin() == url.origin() && next != url && got > 0 => url = next,
-                _ => {
-                    tags.sort_unstable();
-                    tags.dedup();
-                    return Ok(tags);
-                }
-            }
-        }
-        let reason = format!("it has more than {MAX_TAGS_PAGES} pages of them");
-        Err(session.wire.error(&doing, Kind::Config(reason)))
+        let tags = lists::all_tags(&session, repository).await?;
+        Ok(tags.into_iter().partition(|tag| is_tag(tag)))
     }
 
     async fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
@@ -211,7 +183,7 @@ impl Registry {
             let wire = Wire::new(registry, access, clients, config.clone(), stats)?;
             let session = Session::new(wire, Auth::new(config.clone(), registry, entry, key.2));
             if config.without_referrers.iter().any(|name| name == registry) {
-                session.referrers_api.learn(false);
+                session.referrers_api.learn(Referrers::Unknown);
             }
             Ok(Arc::new(session))
         });
@@ -234,15 +206,19 @@ impl Names for Registry {
             return Ok(Some(digest));
         }
         let session = self.session(reference.repository()).await?;
+        if !session.heads.make_sense() {
+            return Ok(None);
+        }
         let doing = format!("looking up {reference}");
         let ask = manifest_ask(&session, Method::HEAD, reference, &doing);
-        match session.send(&ask).await {
+        match session.attempt(&ask).await {
             Ok(answer) => Ok(content_digest(answer.response.headers())),
-            // Without HEAD, there still is GET.
-            Err(error) if matches!(error.kind(), Kind::Status { status: 405 | 501, .. }) => {
-                Ok(None)
+            // What a registry says to HEAD need not be what it says to GET, which also says why.
+            Err(error) => {
+                let manifest = fetch_manifest(&session, reference, Scope::Pull).await?;
+                session.heads.learn_from(&error);
+                Ok(Some(manifest.digest()))
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -262,119 +238,27 @@ impl Attachments for Registry {
         let session = self.session(repository).await?;
         // The first caller finds out whether there is the API; the others wait for that.
         let guard = session.referrers_api.probe().await;
-        if session.referrers_api.known() == Some(false) {
+        if matches!(session.referrers_api.known(), Some(Referrers::Unknown | Referrers::Elsewhere))
+        {
             return Ok(None);
         }
-        let found = referrers(&session, repository, subject).await?;
-        let known = match &found {
-            Found::Listed(_) => Some(true),
-            Found::NoApi => Some(false),
-            Found::Refused => None,
-        };
-        if let Some(known) = known {
-            session.referrers_api.learn(known);
+        let found = lists::referrers(&session, repository, subject).await?;
+        match found {
+            Found::Listed(_) => session.referrers_api.learn(Referrers::Listed),
+            Found::NoApi => session.referrers_api.learn(Referrers::Unknown),
+            Found::Elsewhere => session.referrers_api.learn(Referrers::Elsewhere),
+            Found::Refused => {}
         }
         drop(guard);
         match found {
             Found::Listed(list) => Ok(Some(list)),
-            Found::NoApi | Found::Refused => Ok(None),
+            Found::NoApi | Found::Elsewhere | Found::Refused => Ok(None),
         }
     }
 
     async fn tags(&self, repository: &Repository) -> Result<Tags> {
-        let session = self.session(repository).await?;
-        let doing = format!("listing the tags of {repository}");
-        let url = tags_url(&session, repository);
-        let (names, next) = tags_page(&session, repository, &url, &doing).await?;
-        Ok(match names {
-            Some(names) => Tags { names, complete: next.is_none() },
-            None => Tags::default(),
-        })
+        lists::tags(&*self.session(repository).await?, repository).await
     }
-}
-
-/// Where a list of tags begins.
-fn tags_url(session: &Session, repository: &Repository) -> reqwest::Url {
-    let mut url = session.wire.url(repository, "tags/list");
-    url.query_pairs_mut().append_pair("n", &TAGS_PAGE.to_string());
-    url
-}
-
-/// One page of a list of tags, if it is one; and where the next is, if there is any.
-async fn tags_page(
-    session: &Session,
-    repository: &Repository,
-    url: &reqwest::Url,
-    doing: &str,
-) -> Result<(Option<Vec<String>>, Option<String>)> {
-    #[derive(serde::Deserialize)]
-    struct List {
-        #[serde(default)]
-        tags: Option<Vec<String>>,
-    }
-    let answer = session.send(&Ask::new(Method::GET, url.clone(), repository, doing)).await?;
-    let link = header(answer.response.headers(), LINK.as_str());
-    let next = link.map(|link| next_page(&link).unwrap_or_default());
-    let body = session.wire.body(answer.response, MAX_TAGS_BODY, doing).await?;
-    let list = body.and_then(|body| serde_json::from_slice::<List>(&body).ok());
-    Ok((list.map(|list| list.tags.unwrap_or_default()), next))
-}
-
-/// What asking for referrers has found.
-enum Found {
-    /// The list, which may be empty.
-    Listed(Vec<Descriptor>),
-    /// The registry does not have the API.
-    NoApi,
-    /// It does not say for this repository.
-    Refused,
-}
-
-/// Asks the referrers API.
-async fn referrers(session: &Session, repository: &Repository, subject: Digest) -> Result<Found> {
-    let doing = format!("listing the referrers of {subject} in {repository}");
-    let mut url = session.wire.url(repository, &format!("referrers/{subject}"));
-    let mut found = Vec::new();
-    for _ in 0..MAX_REFERRER_PAGES {
-        let answer =
-            match session.send(&Ask::new(Method::GET, url.clone(), repository, &doing)).await {
-                Ok(answer) => answer,
-                Err(error) => match error.kind() {
-                    // The specification says 404; some say others to what they do not know.
-                    Kind::NotFound(_) | Kind::Status { status: 400 | 405 | 406 | 501, .. } => {
-                        return Ok(Found::NoApi);
-                    }
-                    // Some check for another right on what they take for an unknown repository.
-                    Kind::Unauthorized(_) | Kind::Denied(_) => return Ok(Found::Refused),
-                    _ => return Err(error),
-                },
-            };
-        let next =
-            header(answer.response.headers(), LINK.as_str()).and_then(|link| next_page(&link));
-        let body = session
-            .wire
-            .body(answer.response, MAX_MANIFEST_BYTES, &doing)
-            .await?
-            .ok_or_else(|| session.wire.error(&doing, crate::image::ManifestError::TooLarge))?;
-        // What is not an index comes from a registry that answers everything with a page.
-        let Ok(index) = Manifest::parse(body.into(), None) else { return Ok(Found::Refused) };
-        found.extend_from_slice(index.children());
-        match next.and_then(|next| url.join(&next).ok()) {
-            // Elsewhere there are no credentials for it, and nothing to trust either.
-            Some(next) if next.origin() == url.origin() => url = next,
-            _ => return Ok(Found::Listed(found)),
-        }
-    }
-    let reason = format!("it has more than {MAX_REFERRER_PAGES} pages of them");
-    Err(session.wire.error(&doing, Kind::Config(reason)))
-}
-
-/// The target of a `Link` header with `rel="next"` (RFC 8288, as far as registries use it).
-fn next_page(link: &str) -> Option<String> {
-    link.split(',').find_map(|value| {
-        let (target, params) = value.trim().strip_prefix('<')?.split_once('>')?;
-        params.contains("next").then(|| target.to_owned())
-    })
 }
 
 #[async_trait]
@@ -397,8 +281,9 @@ impl Blobs for Registry {
                         continue;
                     };
                     let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
-                    if let Ok(stream) = stream.at(url, blob.digest).start().await {
-                        return Ok(in_parallel(stream));
+                    match stream.at(url, blob.digest).start().await {
+                        Ok(stream) => return Ok(in_parallel(stream)),
+                        Err(at_maker) => tracing::warn!("{at_maker}"),
                     }
                 }
                 Err(error)
@@ -432,9 +317,10 @@ pub mod fuzzing {
     /// Feeds `text` to everything that reads headers and answers of strangers.
     pub fn headers(text: &[u8]) {
         let _ = super::challenge::parse_token(text);
+        let _ = super::failure::error_message(text);
+        super::pages::fuzz(text);
         if let Ok(text) = std::str::from_utf8(text) {
             let _ = super::challenge::Scheme::parse([text]);
-            let _ = super::next_page(text);
         }
         if let Ok(value) = reqwest::header::HeaderValue::from_bytes(text) {
             let _ = super::blob::content_range(
@@ -464,17 +350,5 @@ mod tests {
         assert_eq!(locked(&registry.repositories).len(), KEPT_REPOSITORIES.get());
         let sessions = locked(&registry.sessions).len();
         assert_eq!(sessions, KEPT_SESSIONS.get());
-    }
-
-    #[test]
-    fn link_headers() {
-        assert_eq!(
-            next_page(r#"</v2/a/tags/list?n=2&last=b>; rel="next""#).unwrap(),
-            "/v2/a/tags/list?n=2&last=b"
-        );
-        assert_eq!(next_page("<a>; rel=prev, <b>; rel=next").as_deref(), Some("b"));
-        for none in ["", "a", "<a", "<a>; rel=prev"] {
-            assert_eq!(next_page(none), None);
-        }
     }
 }

@@ -72,10 +72,12 @@ pub(super) fn lock(
             // Without its number it is another process all the same.
             let _ = (&lock).take(20).read_to_string(&mut owner);
             let owner = owner.trim();
-            return Err(refuse(format!(
+            let reason = format!(
                 "process {} is using this cache; give each mount its own (--cache-dir)",
                 if owner.is_empty() { "?" } else { owner }
-            )));
+            );
+            let opening = format_args!("opening {}", dir.display());
+            return Err(Error::new(SIDE, opening, Kind::InUse(reason)));
         }
         Err(TryLockError::Error(e)) => return Err(failed("locking", &path, e)),
     }

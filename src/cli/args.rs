@@ -463,7 +463,7 @@ pub(crate) struct MountArgs {
     /// they have passed, when nobody knows yet whether it is the right layer.
     #[arg(long)]
     pub(crate) verify_first: bool,
-    /// Directory of the cache; by default in the directory of images
+    /// Directory of the cache; by default in the directory of images, where each mount has its own
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) cache_dir: Option<PathBuf>,
     /// Bytes that the cache may take, as in 10G or 500M

@@ -40,7 +40,7 @@ impl Teller<'_> {
             self.tell_total(report, transfer.left_out.len(), transfer.elapsed);
         }
         self.output.event(&self.json(transfer));
-        for warning in &transfer.warnings {
+        for warning in transfer.warnings.iter().chain(&transfer.unnameable) {
             self.output.warning(&warning.to_string());
         }
         transfer.ending()
@@ -124,7 +124,7 @@ impl Teller<'_> {
         let output = self.output;
         for image in &report.images {
             let name = shown(&image.route);
-            for warning in &image.warnings {
+            for warning in image.warnings.iter().chain(&image.losses) {
                 output.warning(&format!("{name}: {warning}"));
             }
             match &image.status {
@@ -168,8 +168,13 @@ impl Teller<'_> {
             line += &format!("; {:.1?}, {}/s", elapsed, bytes(rate as u64));
         }
         let failed = report.images.iter().filter(|i| matches!(i.status, Status::Failed(_))).count();
-        if failed > 0 {
-            line = format!("{failed} of {} failed; {line}", count(report.images.len(), "image"));
+        let is_incomplete = |image: &&ImageReport| {
+            !image.losses.is_empty() && !matches!(image.status, Status::Failed(_))
+        };
+        let incomplete = report.images.iter().filter(is_incomplete).count();
+        let troubles = [(failed, "failed"), (incomplete, "incomplete")];
+        for (number, trouble) in troubles.into_iter().rev().filter(|(number, _)| *number > 0) {
+            line = format!("{number} of {} {trouble}; {line}", count(report.images.len(), "image"));
         }
         if left_out > 0 {
             line += &format!("; {left_out} left out");
@@ -185,7 +190,8 @@ impl Teller<'_> {
             "platforms": image.platforms,
             "bytes": image.bytes,
             "attached": image.attached,
-            "warnings": image.warnings,
+            "warnings": image.warnings.iter().chain(&image.losses).collect::<Vec<_>>(),
+            "losses": image.losses,
         });
         if self.verb != Verb::Pull {
             value["target"] = image.route.to.to_string().into();

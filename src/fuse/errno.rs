@@ -23,7 +23,7 @@ fn of_tree(error: &Error) -> Errno {
     match error.kind() {
         Kind::NotFound(_) => Errno::ENOENT,
         Kind::Unauthorized(_) | Kind::Denied(_) | Kind::ForbiddenAddress(_) => Errno::EACCES,
-        Kind::Stalled(_) | Kind::WaitTooLong(_) => Errno::ETIMEDOUT,
+        Kind::Stalled(_) | Kind::WaitTooLong { .. } => Errno::ETIMEDOUT,
         Kind::Offline => Errno::EHOSTUNREACH,
         Kind::Io(error) => of_io(error),
         Kind::Memory(_) => Errno::ENOMEM,
@@ -41,7 +41,8 @@ fn of_tree(error: &Error) -> Errno {
         | Kind::Size { .. }
         | Kind::Manifest(_)
         | Kind::Unlisted(_)
-        | Kind::Config(_) => Errno::EIO,
+        | Kind::Config(_)
+        | Kind::InUse(_) => Errno::EIO,
     }
 }
 

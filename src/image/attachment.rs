@@ -11,9 +11,15 @@ pub fn referrers_tag(subject: &Digest) -> String {
 /// Whether a tag is one that tools attach to another manifest: cosign's `sha256-<hex>.sig`, and
 /// [`referrers_tag`].
 pub fn is_attachment_tag(tag: &str) -> bool {
-    let name = tag.split('.').next().unwrap_or_default();
-    name.split_once('-')
-        .is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
+    tagged_subject(tag).is_some()
+}
+
+/// The manifest to which something is attached by a tag, if [`is_attachment_tag`]. A registry that
+/// takes such a tag for the digest itself (GitLab's) answers with this manifest, which is not attached
+/// to itself.
+pub fn tagged_subject(tag: &str) -> Option<Digest> {
+    let (algorithm, hex) = tag.split('.').next()?.split_once('-')?;
+    format!("{algorithm}:{hex}").parse().ok()
 }
 
 /// Whether a tag is a [`referrers_tag`].
@@ -30,6 +36,7 @@ mod tests {
         let list = referrers_tag(&Digest::sha256(b""));
         assert!(list.starts_with("sha256-e3b0c442") && is_referrers_tag(&list));
         let signature = format!("{list}.sig");
+        assert_eq!(tagged_subject(&signature), Some(Digest::sha256(b"")));
         assert!(is_attachment_tag(&signature) && !is_referrers_tag(&signature));
         for tag in ["1.0", "sha256-abc", "sha256", "latest-1", ""] {
             assert!(!is_attachment_tag(tag) && !is_referrers_tag(tag), "{tag}");

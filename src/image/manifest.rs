@@ -2,7 +2,8 @@
 //!
 //! Reads OCI image manifests and indexes (image specification 1.1) and Docker's schema 2
 //! manifests and lists. A document without `mediaType` is told by its structure and by the
-//! `Content-Type` it came with; one that could be read as two kinds is refused.
+//! `Content-Type` it came with; one that could be read as two kinds is refused. `null` is read as Go
+//! reads it: as what is not there.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Digest, MediaType, Platform, PlatformFilter, digest::Algorithm};
+use super::{Digest, MediaType, Platform, PlatformFilter, digest::Algorithm, nulls};
 
 /// The largest manifest that is read, in bytes: what the distribution specification asks
 /// registries to take, and what the others (containerd, oras, KubeKey) stop at.
@@ -21,23 +22,23 @@ pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// What the content is; any text, since artifacts have types of their own.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nulls::absent")]
     pub media_type: String,
     /// Digest of the content.
     pub digest: Digest,
     /// Size of the content in bytes.
     pub size: u64,
     /// In an index: what the child runs on.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nulls::platform")]
     pub platform: Option<Platform>,
     /// In an index: what the child is if it is no image but an artifact.
     #[serde(default)]
     pub artifact_type: Option<String>,
     /// Other places that have the content (foreign layers).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nulls::texts")]
     pub urls: Vec<String>,
     /// Free-form annotations.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nulls::map")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -61,6 +62,15 @@ impl Descriptor {
         self.artifact_type
             .as_deref()
             .is_some_and(|kind| !["", "application/vnd.oci.image.config.v1+json"].contains(&kind))
+    }
+
+    /// Whether it is the configuration of an image. That of an artifact may be anything.
+    pub fn is_image_config(&self) -> bool {
+        matches!(
+            self.media_type.as_str(),
+            "application/vnd.oci.image.config.v1+json"
+                | "application/vnd.docker.container.image.v1+json"
+        )
     }
 
     /// If this child of an index is a BuildKit attestation: the digest of what it attests.
@@ -118,6 +128,9 @@ pub enum ManifestError {
         "the manifest can be read as an image and as an index; such documents are refused (CVE-2021-41190)"
     )]
     Ambiguous,
+    /// It says that it is an image, and has no configuration.
+    #[error("the image manifest has no configuration")]
+    NoConfig,
     /// Neither an image nor an index.
     #[error("the document is neither an image manifest nor an index (media type `{0}`)")]
     Unknown(String),
@@ -134,12 +147,13 @@ struct Document {
     config: Option<Descriptor>,
     #[serde(default)]
     layers: Option<Vec<Descriptor>>,
-    #[serde(default)]
-    manifests: Option<Vec<Descriptor>>,
+    /// `Some(None)` where it is null, which is an index without children.
+    #[serde(default, deserialize_with = "nulls::named")]
+    manifests: Option<Option<Vec<Descriptor>>>,
     #[serde(default)]
     subject: Option<Descriptor>,
-    #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default, deserialize_with = "nulls::map")]
+    annotations: BTreeMap<String, String>,
     #[serde(default)]
     fs_layers: Option<serde::de::IgnoredAny>,
 }
@@ -175,15 +189,21 @@ impl Manifest {
         {
             return Err(ManifestError::Schema1);
         }
-        let view = match (document.manifests, document.config, document.layers) {
+        let said = content_type.filter(|_| declared.is_empty()).unwrap_or(&declared);
+        let says_index = MediaType::parse(said).map(MediaType::is_index);
+        let is_named = document.manifests.is_some();
+        let view = match (document.manifests.flatten(), document.config, document.layers) {
             (Some(_), Some(_), _) | (Some(_), _, Some(_)) => return Err(ManifestError::Ambiguous),
             (Some(children), None, None) => View::Index { children },
             (None, Some(config), layers) => {
                 View::Image { config: Box::new(config), layers: layers.unwrap_or_default() }
             }
-            _ => {
-                let media_type = content_type.filter(|_| declared.is_empty()).unwrap_or(&declared);
-                return Err(ManifestError::Unknown(media_type.chars().take(200).collect()));
+            (None, None, None) if is_named || says_index == Some(true) => {
+                View::Index { children: Vec::new() }
+            }
+            (None, None, _) if says_index == Some(false) => return Err(ManifestError::NoConfig),
+            (None, None, _) => {
+                return Err(ManifestError::Unknown(said.chars().take(200).collect()));
             }
         };
         let media_type = match MediaType::parse(&declared) {
@@ -199,7 +219,7 @@ impl Manifest {
             media_type,
             view,
             subject: document.subject,
-            annotations: document.annotations.unwrap_or_default(),
+            annotations: document.annotations,
         })
     }
 
@@ -390,6 +410,56 @@ mod tests {
     }
 
     #[test]
+    fn null_is_what_is_not_there() {
+        let d = descriptor("x", "");
+        let odd = descriptor(
+            "x",
+            r#","urls":[null,"https://a"],"annotations":{"a":null,"b":"c"},"platform":null,"data":null"#,
+        )
+        .replace(r#""mediaType":"a/b""#, r#""mediaType":null"#);
+        let text = format!(
+            r#"{{"schemaVersion":null,"mediaType":null,"artifactType":null,"config":{d},
+                "layers":[{odd}],"manifests":null,"subject":null,"annotations":{{"x":null,"y":"z"}}}}"#
+        );
+        let manifest = parse(&text, None).unwrap();
+        assert_eq!(manifest.annotations().keys().collect::<Vec<_>>(), ["y"]);
+        let layer = manifest.blobs().last().unwrap();
+        assert_eq!(
+            (layer.media_type.as_str(), &layer.urls[..]),
+            ("", &["https://a".to_owned()][..])
+        );
+        assert_eq!(layer.annotations.keys().collect::<Vec<_>>(), ["b"]);
+
+        for none in [r#"{"config":D,"layers":null,"annotations":null}"#, r#"{"config":D}"#] {
+            let manifest = parse(&none.replace('D', &d), None).unwrap();
+            assert_eq!(manifest.blobs().count(), 1, "{none}");
+        }
+        let index = MediaType::OciIndex.as_str();
+        for (text, content_type) in [
+            (r#"{"manifests":null}"#.to_owned(), None),
+            (format!(r#"{{"mediaType":"{index}"}}"#), None),
+            ("{}".to_owned(), Some(index)),
+        ] {
+            let manifest = parse(&text, content_type).unwrap();
+            assert_eq!(manifest.media_type(), index, "{text}");
+            assert!(manifest.children().is_empty());
+        }
+        for (platform, known) in [
+            ("null", None),
+            ("{}", None),
+            (r#"{"os":null,"architecture":null}"#, None),
+            (
+                r#"{"os":"linux","architecture":"arm64","variant":null,"os.version":null,"os.features":null,"features":null}"#,
+                Some("linux/arm64"),
+            ),
+        ] {
+            let child = descriptor("x", &format!(r#","platform":{platform}"#));
+            let child: Descriptor = serde_json::from_str(&child).unwrap();
+            assert_eq!(child.platform.map(|p| p.to_string()).as_deref(), known, "{platform}");
+        }
+    }
+
+    #[test]
     fn what_is_refused() {
         let d = descriptor("x", "");
         let index_type = MediaType::OciIndex;
@@ -401,6 +471,11 @@ mod tests {
             ("{}".into(), "neither"),
             (r#"{"schemaVersion":1,"fsLayers":[]}"#.into(), "schema 1"),
             (format!(r#"{{"manifests":[],"config":{d}}}"#), "as an image and as an index"),
+            (
+                format!(r#"{{"mediaType":"{}","config":null}}"#, MediaType::OciManifest),
+                "no configuration",
+            ),
+            (r#"{"manifests":[null]}"#.into(), "malformed"),
             (
                 format!(r#"{{"mediaType":"{index_type}","config":{d},"layers":[]}}"#),
                 "as an image and as an index",

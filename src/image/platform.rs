@@ -176,9 +176,9 @@ impl<'de> Deserialize<'de> for Platform {
         #[derive(Deserialize)]
         struct Raw {
             #[serde(default)]
-            os: String,
+            os: Option<String>,
             #[serde(default)]
-            architecture: String,
+            architecture: Option<String>,
             #[serde(default)]
             variant: Option<String>,
             #[serde(default, rename = "os.version")]
@@ -191,8 +191,8 @@ impl<'de> Deserialize<'de> for Platform {
             text.chars().take(64).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
         };
         Ok(Self::new(
-            &clean(Some(raw.os)),
-            &clean(Some(raw.architecture)),
+            &clean(raw.os),
+            &clean(raw.architecture),
             &clean(raw.variant),
             &clean(raw.os_version),
         ))

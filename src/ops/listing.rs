@@ -85,7 +85,7 @@ pub async fn list_registry(
     }
     let own = tags(&registry, &inside, request).await;
     let is_no_repository = match &own {
-        Ok(tags) => tags.is_empty(),
+        Ok((tags, others)) => tags.is_empty() && others.is_empty(),
         Err(error) => error.is_not_found(),
     };
     // It may be what other names begin with.
@@ -112,10 +112,10 @@ async fn below(
     let named = found.named.into_iter().filter(|repository| starts(repository.path()));
     let each = named.map(|repository| async move {
         let tags = match request.repositories_only {
-            true => Ok(Vec::new()),
+            true => Ok(Default::default()),
             false => match tags(registry, &repository, request).await {
                 // All of its tags have been deleted.
-                Err(error) if error.is_not_found() => Ok(Vec::new()),
+                Err(error) if error.is_not_found() => Ok(Default::default()),
                 done => done,
             },
         };
@@ -126,14 +126,17 @@ async fn below(
     Ok(RegistryListing { unnameable, ..listing(&request.prefix, repositories) })
 }
 
+/// The tags of a repository, and what else it lists.
+type Tags = (Vec<String>, Vec<String>);
+
 async fn tags(
     registry: &Registry,
     repository: &Repository,
     request: &RegistryListRequest,
-) -> crate::backend::Result<Vec<String>> {
-    let mut tags = registry.all_tags(repository).await?;
+) -> crate::backend::Result<Tags> {
+    let (mut tags, others) = registry.all_tags(repository).await?;
     tags.retain(|tag| request.attachments || !is_attachment_tag(tag));
-    Ok(tags)
+    Ok((tags, others))
 }
 
 fn listing(prefix: &str, repositories: Vec<RepositoryListing>) -> RegistryListing {
@@ -141,9 +144,15 @@ fn listing(prefix: &str, repositories: Vec<RepositoryListing>) -> RegistryListin
 }
 
 impl RepositoryListing {
-    fn new(repository: &Repository, tags: crate::backend::Result<Vec<String>>) -> Self {
+    fn new(repository: &Repository, tags: crate::backend::Result<Tags>) -> Self {
         let (tags, error) = match tags {
-            Ok(tags) => (tags, None),
+            Ok((tags, others)) => {
+                let shown = || others.iter().take(3).map(|name| name.escape_debug().to_string());
+                let error = || {
+                    format!("it lists what is no tag: {}", shown().collect::<Vec<_>>().join(", "))
+                };
+                (tags, (!others.is_empty()).then(error))
+            }
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
         Self { repository: repository.to_string(), tags, error }

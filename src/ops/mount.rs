@@ -1,13 +1,17 @@
 //! Putting together what a mount shows.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 
 use super::{Error, Result};
 use crate::{
     backend::{
-        Backend,
+        self, Backend,
         images_dir::{ImagesDir, Linking},
         registry::{Registry, RegistryConfig},
     },
@@ -29,7 +33,7 @@ pub struct NamespaceRequest {
     pub settings: Settings,
     /// Show what is local, and ask no registry.
     pub offline: bool,
-    /// Where the cache is, if not in the images_dir.
+    /// Where the cache is, if not in the images_dir, where each mount has one of its own.
     pub cache_dir: Option<PathBuf>,
     /// What the cache may take of the disk, in bytes.
     pub cache_bytes: u64,
@@ -87,13 +91,7 @@ pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Re
         ImagesDir::create(root, None, Linking::Auto)?;
     }
     let dir = ImagesDir::open(root)?;
-    let cache_dir = request.cache_dir.clone().unwrap_or_else(|| dir.cache_dir());
-    let of_cache = CacheConfig::in_images_dir(&dir, request.cache_bytes);
-    let of_cache = match cache_dir.starts_with(dir.root()) {
-        true => CacheConfig { dir: cache_dir.clone(), ..of_cache },
-        false => CacheConfig::new(cache_dir.clone(), request.cache_bytes),
-    };
-    let cache = Cache::open(of_cache.within_memory(&request.settings.budget));
+    let (cache_dir, cache) = open_cache(&dir, request);
     let patience = config.patience();
     let source: Arc<dyn Backend> = Arc::new(Registry::new(config));
     let (source, cache) = match (request.offline, cache) {
@@ -115,6 +113,38 @@ pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Re
         look_up(&view, &request.images, patience).await;
     }
     Ok(Shown { view, cache_dir })
+}
+
+/// Mounts of one directory that can have their caches in it at the same time.
+const MAX_CACHES: u32 = 16;
+
+/// Opens the cache of a mount, and tells where it is. In the images_dir it is the first that no other
+/// mount of the same directory is using.
+fn open_cache(dir: &ImagesDir, request: &NamespaceRequest) -> (PathBuf, backend::Result<Cache>) {
+    let open = |path: &Path| {
+        let of_cache = CacheConfig::in_images_dir(dir, request.cache_bytes);
+        let of_cache = match path.starts_with(dir.root()) {
+            true => CacheConfig { dir: path.to_owned(), ..of_cache },
+            false => CacheConfig::new(path.to_owned(), request.cache_bytes),
+        };
+        Cache::open(of_cache.within_memory(&request.settings.budget))
+    };
+    if let Some(path) = &request.cache_dir {
+        return (path.clone(), open(path));
+    }
+    let first = dir.cache_dir();
+    let mut opened = open(&first);
+    let mut path = first.clone();
+    for number in 2..=MAX_CACHES {
+        if !opened.as_ref().is_err_and(backend::Error::is_in_use) {
+            break;
+        }
+        let mut name = first.clone().into_os_string();
+        name.push(format!("-{number}"));
+        path = name.into();
+        opened = open(&path);
+    }
+    (path, opened)
 }
 
 /// Looks up images, so that what belongs to them is listed from the start.

@@ -10,7 +10,7 @@ use std::{
 use super::{Error, Images, Request, Result, TreeSpec};
 use crate::{
     backend::{
-        self, Backend, Kind, Sink,
+        self, Backend, Kind, Names, Sink,
         images_dir::{ImagesDir, Layout, Linking, Problem},
         registry::{Registry, RegistryConfig, RegistrySink, Stats},
     },
@@ -102,6 +102,8 @@ pub struct TransferReport {
     pub left_out: Vec<Problem>,
     /// What could not be noted for later runs, which will ask once more.
     pub warnings: Vec<backend::Error>,
+    /// What the source lists and cannot be copied, since it has no name that a reference could have.
+    pub unnameable: Vec<backend::Error>,
 }
 
 /// How the whole of a transfer ended.
@@ -109,7 +111,7 @@ pub struct TransferReport {
 pub enum Ending {
     /// Everything that was wanted is at the target, or would be.
     Done,
-    /// Some images could not be copied.
+    /// Some images could not be copied, or not with all that belongs to them.
     SomeFailed,
     /// Nothing was wanted.
     Nothing,
@@ -120,7 +122,10 @@ impl TransferReport {
     pub fn ending(&self) -> Ending {
         let mut statuses = self.report.images.iter().map(|image| &image.status);
         let is_failed = |status: &Status| matches!(status, Status::Failed(_));
-        if !self.left_out.is_empty() || statuses.clone().any(is_failed) {
+        let is_incomplete = self.report.images.iter().any(|image| !image.losses.is_empty())
+            || !self.left_out.is_empty()
+            || !self.unnameable.is_empty();
+        if is_incomplete || statuses.clone().any(is_failed) {
             Ending::SomeFailed
         } else if statuses.all(|status| matches!(status, Status::Skipped)) {
             Ending::Nothing
@@ -240,9 +245,14 @@ impl<'a> Transfer<'a> {
             self.to.as_ref().map(ImagesDir::registries_without_referrers).unwrap_or_default();
         let (known_without, concurrency) = (config.without_referrers.clone(), config.concurrency);
         let registry = Arc::new(Registry::new(config));
+        let mut unnameable = Vec::new();
         let routes = match self.routes.take() {
             Some(routes) => routes,
-            None => request.routes(&tags_of(&registry, request).await?)?,
+            None => {
+                let (images, others) = tags_of(&registry, request).await?;
+                unnameable = others;
+                request.routes(&images)?
+            }
         };
         if routes.is_empty() {
             let nothing = match (&request.images, &request.pattern) {
@@ -293,7 +303,16 @@ impl<'a> Transfer<'a> {
         }
         let traffic = Traffic::of(registry.stats());
         let left_out = self.left_out;
-        Ok(TransferReport { report, plan, nothing: None, traffic, elapsed, left_out, warnings })
+        Ok(TransferReport {
+            report,
+            plan,
+            nothing: None,
+            traffic,
+            elapsed,
+            left_out,
+            warnings,
+            unnameable,
+        })
     }
 }
 
@@ -362,17 +381,27 @@ fn images_of(dir: &ImagesDir, request: &Request) -> Result<(Vec<Reference>, Vec<
     Ok((wanted, inventory.hidden().filter(may_match).cloned().collect()))
 }
 
-/// The images in the repository that the request has as its source.
-async fn tags_of(registry: &Registry, request: &Request) -> Result<Vec<Reference>> {
-    let TreeSpec::Registry { prefix } = &request.from else { return Ok(Vec::new()) };
+/// The images in the repository that the request has as its source,
+/// and what else it lists, which cannot be copied.
+async fn tags_of(
+    registry: &Registry,
+    request: &Request,
+) -> Result<(Vec<Reference>, Vec<backend::Error>)> {
+    let TreeSpec::Registry { prefix } = &request.from else { return Ok((Vec::new(), Vec::new())) };
     let Some((host, path)) = prefix.split_once('/') else {
         return Err(Error::Unlistable(request.from.clone()));
     };
     let repository = Repository::new(host, path)?;
-    let tags = registry.all_tags(&repository).await?;
+    let (tags, others) = registry.all_tags(&repository).await?;
     let images = tags.iter().filter(|tag| !is_attachment_tag(tag));
     let images = images.map(|tag| repository.tagged(tag));
-    Ok(images.filter(|image| request.matches(image, None)).collect())
+    let images = images.filter(|image| request.matches(image, None)).collect();
+    let unnameable = others.iter().map(|name| {
+        let name: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
+        let reason = format!("`{name}`, which it lists, is no tag; it is left out");
+        backend::Error::new(registry.side(&repository), "listing tags", Kind::Unfit(reason))
+    });
+    Ok((images, unnameable.collect()))
 }
 
 async fn create_projects(

@@ -1,13 +1,21 @@
 //! Images: their manifests and configurations, and the trees that their layers make.
 
-use std::{borrow::Cow, future::ready, io, sync::Arc};
+use std::{
+    borrow::Cow,
+    future::ready,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use futures_util::{
-    FutureExt,
+    FutureExt, StreamExt,
     future::{self, BoxFuture, try_join_all},
+    stream::iter,
 };
-use serde::Deserialize;
 
 use super::{
     Files, SIDE, Sources, Store,
@@ -20,7 +28,10 @@ use super::{
 };
 use crate::{
     backend::{Error, Kind, Result},
-    image::{Descriptor, Digest, Manifest, Platform, PlatformFilter, Reference, Repository, View},
+    image::{
+        Descriptor, Digest, ImageConfig, Manifest, MediaType, Platform, PlatformFilter, Reference,
+        Repository, View,
+    },
     layer::{Rootfs, soci_index},
     util::{Kept, Reservation, SingleFlight},
 };
@@ -30,6 +41,16 @@ const BYTES_EACH: u64 = 4;
 
 /// What a document takes besides, in bytes.
 const BYTES_MORE: u64 = 2048;
+
+/// Indexes within an index are looked into to this depth.
+const MAX_INDEX_DEPTH: usize = 8;
+
+/// So many children of an index are looked at to find out what they run on, which the index has not
+/// said. Each takes two requests.
+const MAX_UNSAID: usize = 256;
+
+/// As many of them at a time.
+const UNSAID_AT_ONCE: usize = 8;
 
 /// An image, from the outside: which platforms it has.
 #[derive(Debug)]
@@ -64,29 +85,6 @@ pub struct Variant {
     _memory: Reservation,
 }
 
-/// What is read of a configuration.
-#[derive(Deserialize)]
-struct Config {
-    #[serde(default)]
-    rootfs: Option<ConfigRootfs>,
-    #[serde(default)]
-    history: Option<Vec<HistoryLine>>,
-}
-
-#[derive(Deserialize)]
-struct ConfigRootfs {
-    #[serde(default)]
-    diff_ids: Vec<Digest>,
-}
-
-#[derive(Deserialize)]
-struct HistoryLine {
-    #[serde(default)]
-    created_by: Option<String>,
-    #[serde(default)]
-    empty_layer: bool,
-}
-
 impl Image {
     /// Its name, by its digest.
     pub fn name(&self) -> Reference {
@@ -103,12 +101,19 @@ impl Image {
         self.platforms.iter().map(|(name, _)| name.as_str())
     }
 
-    /// The name of the first platform that is fit for `wanted`: the same, or a lower variant.
+    /// The name of the first platform that is fit for `wanted`: the same, or a lower variant, or else
+    /// the first in an index of which nothing says what it is for.
     pub fn platform_for(&self, wanted: &Platform) -> Option<&str> {
         let platforms: Vec<Option<Platform>> =
             self.platforms.iter().map(|(_, choice)| choice.platform().cloned()).collect();
         let filter = PlatformFilter::Only(vec![wanted.clone()]);
-        let chosen = filter.select(&platforms).kept.into_iter().next()?;
+        let fit = filter.select(&platforms).kept.into_iter().next();
+        let is_unsaid = |choice: &Choice| match choice {
+            Choice::Itself(_) => false,
+            Choice::Child(child) => child.platform.is_none(),
+        };
+        let unsaid = || self.platforms.iter().position(|(_, choice)| is_unsaid(choice));
+        let chosen = fit.or_else(unsaid)?;
         self.platforms.get(chosen).map(|(name, _)| name.as_str())
     }
 
@@ -187,22 +192,24 @@ impl Variant {
             let doing = format!("reading the configuration of {repository}@{}", manifest.digest());
             Error::new(SIDE, doing, Kind::Layer(reason))
         };
-        // That of an artifact may be anything.
-        let parsed: Option<Config> = serde_json::from_slice(&config).ok();
-        let (rootfs, history) = parsed.map_or((None, None), |c| (c.rootfs, c.history));
-        let diff_ids = rootfs.map(|rootfs| rootfs.diff_ids).unwrap_or_default();
+        let is_image = manifest.blobs().next().is_some_and(Descriptor::is_image_config);
+        let ImageConfig { diff_ids, history, platform } = match ImageConfig::parse(&config) {
+            Ok(parsed) => parsed,
+            Err(error) if is_image => return Err(failed(format!("it is malformed: {error}"))),
+            // That of an artifact may be anything.
+            Err(_) => ImageConfig::default(),
+        };
         let count = manifest.blobs().count().saturating_sub(1);
         if !diff_ids.is_empty() && diff_ids.len() != count {
             let named = diff_ids.len();
             return Err(failed(format!("it names {named} layers, the manifest {count}")));
         }
-        let lines = history.unwrap_or_default().into_iter().filter(|line| !line.empty_layer);
+        let lines = history.into_iter().filter(|line| !line.empty_layer);
         let mut created_by: Vec<_> = lines.map(|line| line.created_by).collect();
         if created_by.len() != count {
             // Nobody can tell which line is about which layer.
             created_by = vec![None; count];
         }
-        let platform = Platform::of_config(&config);
         let soci_index = soci_index(&manifest).map(|digest| repository.pinned(digest));
         Ok(Self {
             repository,
@@ -285,7 +292,10 @@ impl Images {
         }
         let manifest = self.manifest(&repository.pinned(digest)).await?;
         let platforms = match manifest.view() {
-            View::Index { children } => platforms_of(children),
+            View::Index { .. } => {
+                let unsaid = AtomicUsize::new(0);
+                platforms_of(self.variants_of(repository, &manifest, 0, &unsaid).await?)
+            }
             View::Image { .. } => {
                 let variant = self.open_variant(repository, manifest.clone()).await?;
                 let name = variant.platform.as_ref().map_or("unknown".into(), name_of);
@@ -297,6 +307,77 @@ impl Images {
         let image = Arc::new(Image { repository, manifest, platforms, _memory: memory });
         self.inner.images.insert(digest, &image);
         Ok(image)
+    }
+
+    /// The images in an index, and in those that are nested in it, each with what it runs on. Where the
+    /// index does not say that, the configuration does. What is not there is left out, unless nothing
+    /// remains; `unsaid` counts what has been looked at.
+    fn variants_of<'a>(
+        &'a self,
+        repository: &'a Repository,
+        index: &'a Manifest,
+        depth: usize,
+        unsaid: &'a AtomicUsize,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        let children = index.children().iter();
+        let children = children.filter(|c| !c.is_artifact() && c.attests().is_none()).cloned();
+        let looked = children.map(move |child| self.variants_in(repository, child, depth, unsaid));
+        let looked = iter(looked.collect::<Vec<_>>()).buffered(UNSAID_AT_ONCE).collect::<Vec<_>>();
+        async move {
+            let (mut variants, mut absent) = (Vec::new(), None);
+            for found in looked.await {
+                match found {
+                    Ok(found) => variants.extend(found),
+                    Err(error) if error.is_not_found() || matches!(error.kind(), Kind::Offline) => {
+                        absent.get_or_insert(error);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            match absent.filter(|_| variants.is_empty()) {
+                Some(error) => Err(error),
+                None => Ok(variants),
+            }
+        }
+        .boxed()
+    }
+
+    /// The images that a child of an index is, or that are in it.
+    async fn variants_in(
+        &self,
+        repository: &Repository,
+        mut child: Descriptor,
+        depth: usize,
+        unsaid: &AtomicUsize,
+    ) -> Result<Vec<Descriptor>> {
+        let is_nested = MediaType::parse(&child.media_type).is_some_and(MediaType::is_index);
+        match &child.platform {
+            Some(platform) if platform.is_unknown() => return Ok(Vec::new()),
+            Some(_) if !is_nested => return Ok(vec![child]),
+            _ => {}
+        }
+        let unfit = |reason: String| {
+            Error::new(SIDE, format_args!("reading {repository}"), Kind::Unfit(reason))
+        };
+        if depth >= MAX_INDEX_DEPTH {
+            return Err(unfit(format!("its indexes are nested more than {MAX_INDEX_DEPTH} deep")));
+        }
+        if unsaid.fetch_add(1, Ordering::Relaxed) >= MAX_UNSAID {
+            return Err(unfit(format!(
+                "of more than {MAX_UNSAID} of its manifests it does not say what they run on"
+            )));
+        }
+        let manifest = self.manifest(&repository.pinned(child.digest)).await?;
+        match manifest.view() {
+            View::Index { .. } => self.variants_of(repository, &manifest, depth + 1, unsaid).await,
+            View::Image { .. } if child.platform.is_some() => Ok(vec![child]),
+            View::Image { config, .. } if config.is_image_config() => {
+                let config = self.inner.store.document(repository, config).await?;
+                child.platform = Platform::of_config(&config);
+                Ok(vec![child])
+            }
+            View::Image { .. } => Ok(Vec::new()),
+        }
     }
 
     /// Memory for a document of a manifest, with so many bytes.
@@ -345,9 +426,9 @@ impl Images {
     ) -> Result<Arc<Variant>> {
         let digest = manifest.digest();
         let View::Image { config, .. } = manifest.view() else {
-            let reason = "it is an index within an index, which is not supported".to_owned();
+            let reason = "it is a nested index, and the index that it is in calls it an image";
             let doing = format!("reading {repository}@{digest}");
-            return Err(Error::new(SIDE, doing, Kind::Unfit(reason)));
+            return Err(Error::new(SIDE, doing, Kind::Unfit(reason.to_owned())));
         };
         let config = self.inner.store.document(repository, config).await?;
         let memory = self.memory_for(manifest.bytes().len() + config.len(), &manifest).await?;
@@ -536,16 +617,17 @@ fn merging(variant: &Variant) -> String {
     format!("merging the layers of {}", variant.manifest.digest())
 }
 
-/// The platforms of an index by name. What is for none, such as an attestation, is left out, and so
-/// are artifacts for one, such as a SOCI index.
-fn platforms_of(children: &[Descriptor]) -> Vec<(String, Choice)> {
+/// The images of an index by the names of their platforms. What is for none, such as an attestation,
+/// has been left out, and so are artifacts for one, such as a SOCI index.
+fn platforms_of(variants: Vec<Descriptor>) -> Vec<(String, Choice)> {
     let mut platforms: Vec<(String, Choice)> = Vec::new();
-    for child in children.iter().filter(|child| !child.is_artifact()) {
-        let Some(platform) = child.platform.as_ref().filter(|p| !p.is_unknown()) else { continue };
-        let mut name = name_of(platform);
+    for child in variants {
+        let platform = child.platform.as_ref();
+        let mut name = platform.map_or("unknown".to_owned(), name_of);
         let is_taken = |name: &str| platforms.iter().any(|(taken, _)| taken == name);
-        if is_taken(&name) && !platform.os_version.is_empty() {
-            name = format!("{name}-{}", safe(&platform.os_version));
+        let os_version = platform.map(|platform| platform.os_version.as_str());
+        if let Some(version) = os_version.filter(|version| !version.is_empty() && is_taken(&name)) {
+            name = format!("{name}-{}", safe(version));
         }
         let plain = name.clone();
         let mut number = 1;
@@ -553,7 +635,7 @@ fn platforms_of(children: &[Descriptor]) -> Vec<(String, Choice)> {
             number += 1;
             name = format!("{plain}-{number}");
         }
-        platforms.push((name, Choice::Child(Box::new(child.clone()))));
+        platforms.push((name, Choice::Child(Box::new(child))));
     }
     platforms
 }

@@ -10,12 +10,15 @@ use futures_util::{StreamExt, future::join, stream};
 
 use crate::{
     backend::{Backend, Error, Result, Tags},
-    image::{Digest, Repository, referrers_tag},
+    image::{Digest, Reference, Repository, referrers_tag},
     util::locked,
 };
 
 /// Subjects whose referrers are asked for at the same time.
 const SUBJECTS_AT_ONCE: usize = 8;
+
+/// Names that are looked up one by one for one image, in a repository with more tags than are listed.
+const MAX_LOOKUPS: usize = 400;
 
 /// What tools put behind the name that they make of a digest.
 const SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
@@ -113,18 +116,26 @@ pub(super) async fn find(
     attached.digests = digests.filter(|digest| seen.insert(*digest)).collect();
     let there: HashSet<&str> = tags.names.iter().map(String::as_str).collect();
     let names = subjects.iter().flat_map(|s| tag_names(s).map(move |name| (*s, name)));
-    for (subject, name) in names.filter(|(s, name)| untold.contains(s) || name.contains('.')) {
-        let exists = match there.contains(name.as_str()) {
-            true => Ok(true),
-            false if tags.complete => Ok(false),
-            // Too many tags to list. Of children, only the root's are worth a request each.
-            false if subject != first => Ok(false),
-            false => match source.head(&repository.tagged(&name)).await {
-                Ok(_) => Ok(true),
-                Err(error) if error.is_not_found() => Ok(false),
-                Err(error) => Err(error),
-            },
-        };
+    let names = names.filter(|(s, name)| untold.contains(s) || name.contains('.'));
+    let (listed, unlisted): (Vec<_>, Vec<_>) =
+        names.partition(|(_, name)| there.contains(name.as_str()));
+    attached.tags = listed.into_iter().map(|(_, name)| name).collect();
+    if tags.complete {
+        return attached;
+    }
+    // Too many tags to list.
+    if unlisted.len() > MAX_LOOKUPS {
+        attached.troubles.push(format!(
+            "what is attached to it is not wholly known: it has {} parts, and its repository more tags than are listed",
+            subjects.len()
+        ));
+    }
+    let looked = unlisted.into_iter().take(MAX_LOOKUPS).map(|(subject, name)| async move {
+        let exists = is_attached(source, &repository.tagged(&name), subject).await;
+        (name, exists)
+    });
+    let looked: Vec<_> = stream::iter(looked).buffered(SUBJECTS_AT_ONCE).collect().await;
+    for (name, exists) in looked {
         match exists {
             Ok(true) => attached.tags.push(name),
             Ok(false) => {}
@@ -134,6 +145,19 @@ pub(super) async fn find(
         }
     }
     attached
+}
+
+/// Whether something other than `subject` itself is there under the name `tag`.
+async fn is_attached(source: &dyn Backend, tag: &Reference, subject: Digest) -> Result<bool> {
+    let found = match source.head(tag).await {
+        Ok(None) => source.manifest(tag).await.map(|manifest| Some(manifest.digest())),
+        found => found,
+    };
+    match found {
+        Ok(found) => Ok(found != Some(subject)),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// `sha256-<hex>` and the names made of it.

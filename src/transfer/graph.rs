@@ -139,25 +139,40 @@ impl Explorer<'_> {
         if place.is_unsaid()
             && filter != &PlatformFilter::All
             && let View::Image { config, .. } = manifest.view()
-            && is_image_config(&config.media_type)
+            && config.is_image_config()
         {
             let (platform, content) = self.platform_of(config).await?;
             graph.contents.extend(content.map(|content| (config.digest, content)));
-            graph.platforms.push(platform.to_string());
-            let selection = filter.select(&[Some(platform)]);
-            wanted = !selection.kept.is_empty();
-            if !wanted {
-                let is = std::mem::take(&mut graph.platforms);
-                graph.warnings.push(format!("it is for {} only", is.join(", ")));
+            match platform {
+                Some(platform) => {
+                    graph.platforms.push(platform.to_string());
+                    let selection = filter.select(&[Some(platform)]);
+                    wanted = !selection.kept.is_empty();
+                    missing = selection.missing;
+                    if !wanted {
+                        let is = std::mem::take(&mut graph.platforms);
+                        graph.warnings.push(format!("it is for {} only", is.join(", ")));
+                    }
+                }
+                None if place == Place::Root => {
+                    let message = "its configuration does not say which platform it is for";
+                    return Err(self.unfit(config.digest, message.into()));
+                }
+                // Others take such a child, too, and it may be the only one.
+                None => graph.warnings.push(
+                    "of one of its images neither the index nor the configuration says what it runs on; it is taken for what was asked for"
+                        .to_owned(),
+                ),
             }
-            missing = selection.missing;
         }
         let (digest, size) = (manifest.digest(), manifest.bytes().len() as u64);
         graph.manifests.push(manifest);
         Ok(Node { digest, size, graph, wanted, missing })
     }
 
-    async fn platform_of(&self, config: &Descriptor) -> Result<(Platform, Option<Bytes>)> {
+    /// What an image runs on, if its configuration says so, and the configuration, if it had to be
+    /// fetched.
+    async fn platform_of(&self, config: &Descriptor) -> Result<(Option<Platform>, Option<Bytes>)> {
         if config.size > MAX_CONFIG_BYTES {
             let message = format!("its configuration has {} bytes", config.size);
             return Err(self.unfit(config.digest, message));
@@ -170,13 +185,7 @@ impl Explorer<'_> {
                 (text.clone(), Some(text))
             }
         };
-        match Platform::of_config(&text) {
-            Some(platform) => Ok((platform, fetched)),
-            None => Err(self.unfit(
-                config.digest,
-                "its configuration does not say which platform it is for".into(),
-            )),
-        }
+        Ok((Platform::of_config(&text), fetched))
     }
 
     async fn index(
@@ -351,14 +360,6 @@ impl Bounds {
         }
         Ok(())
     }
-}
-
-fn is_image_config(media_type: &str) -> bool {
-    matches!(
-        media_type,
-        "application/vnd.oci.image.config.v1+json"
-            | "application/vnd.docker.container.image.v1+json"
-    )
 }
 
 /// Reads a small blob whole, and checks it.

@@ -19,7 +19,7 @@ use crate::{
     backend::{Backend, Error, Kind, ManifestName, Result, Sink},
     image::{
         Descriptor, Digest, FilteredIndex, Manifest, PlatformFilter, Reference, Repository,
-        is_referrers_tag,
+        is_referrers_tag, tagged_subject,
     },
 };
 
@@ -334,6 +334,16 @@ enum Seen {
     Manifest(Box<Manifest>),
 }
 
+/// What a name of something attached leads to.
+enum Attachment {
+    /// To the very manifest that it should be attached to. Some registries take the tag for the digest.
+    Subject,
+    /// To something of which the target is known to have all.
+    Present,
+    /// To something of which the target may lack a part.
+    Lacking(Graph),
+}
+
 struct Planner<'a> {
     source: &'a Arc<dyn Backend>,
     sink: &'a Arc<dyn Sink>,
@@ -542,7 +552,7 @@ impl Planner<'_> {
         let mut manifests = Vec::new();
         for depth in 0.. {
             let found = attach::find(self.source.as_ref(), self.lists, repository, &subjects).await;
-            report.warnings.extend(found.troubles);
+            report.losses.extend(found.troubles);
             let mut names: Vec<(Reference, ManifestName)> = Vec::new();
             for digest in found.digests.into_iter().filter(|digest| known.insert(*digest)) {
                 names.push((repository.pinned(digest), ManifestName::Digest));
@@ -554,7 +564,7 @@ impl Planner<'_> {
             let room = MAX_ATTACHMENTS.saturating_sub(report.attached.len());
             if names.len() > room || (depth == MAX_ATTACHMENT_DEPTH && !names.is_empty()) {
                 names.truncate(if depth == MAX_ATTACHMENT_DEPTH { 0 } else { room });
-                report.warnings.push(format!(
+                report.losses.push(format!(
                     "more is attached to it than is carried ({MAX_ATTACHMENTS} manifests, {MAX_ATTACHMENT_DEPTH} levels)"
                 ));
             }
@@ -571,8 +581,9 @@ impl Planner<'_> {
                     _ => name.digest().map(|digest| digest.to_string()).unwrap_or_default(),
                 };
                 match explored {
-                    Ok(None) => report.attached.push(shown),
-                    Ok(Some(mut attached)) => {
+                    Ok(Attachment::Subject) => {}
+                    Ok(Attachment::Present) => report.attached.push(shown),
+                    Ok(Attachment::Lacking(mut attached)) => {
                         for manifest in &attached.manifests {
                             if known.insert(manifest.digest())
                                 || name.digest() == Some(manifest.digest())
@@ -582,7 +593,7 @@ impl Planner<'_> {
                         }
                         let planned = self.planned(&attached, vec![kind]).await;
                         if let Err(error) = self.check_blobs(&mut attached, &planned).await {
-                            report.warnings.push(left_out(&shown, &error));
+                            report.losses.push(left_out(&shown, &error));
                             continue;
                         }
                         manifests.extend(planned);
@@ -593,7 +604,7 @@ impl Planner<'_> {
                         });
                         report.attached.push(shown);
                     }
-                    Err(error) => report.warnings.push(left_out(&shown, &error)),
+                    Err(error) => report.losses.push(left_out(&shown, &error)),
                 }
             }
             if subjects.is_empty() {
@@ -603,8 +614,8 @@ impl Planner<'_> {
         manifests
     }
 
-    /// Explores something that is attached. `None` if the target is known to have all of it.
-    async fn attachment(&self, name: &Reference) -> Result<Option<Graph>> {
+    /// Explores something that is attached.
+    async fn attachment(&self, name: &Reference) -> Result<Attachment> {
         let whole = Options { platforms: PlatformFilter::All, ..self.options.clone() };
         let repository = self.route.to.repository();
         let to = match (name.digest(), name.tag()) {
@@ -612,7 +623,10 @@ impl Planner<'_> {
             (None, tag) => repository.tagged(tag.unwrap_or("latest")),
         };
         let root = self.root(name, &to, &whole).await?;
-        let Some(manifest) = root.manifest else { return Ok(None) };
+        if name.tag().and_then(tagged_subject) == Some(root.original) {
+            return Ok(Attachment::Subject);
+        }
+        let Some(manifest) = root.manifest else { return Ok(Attachment::Present) };
         let is_another = root.seen.is_some_and(|seen| seen != manifest.digest());
         let is_list = name.tag().is_some_and(is_referrers_tag);
         if is_another && self.sink.capabilities().has_round_trips && is_list {
@@ -621,11 +635,11 @@ impl Planner<'_> {
             let listed =
                 |child: &Descriptor| there.children().iter().any(|c| c.digest == child.digest);
             if manifest.children().iter().all(listed) {
-                return Ok(None);
+                return Ok(Attachment::Present);
             }
         }
         let graph = self.explorer(&whole).explore(manifest, name).await?;
-        Ok(Some(graph.unwrap_or_default()))
+        Ok(Attachment::Lacking(graph.unwrap_or_default()))
     }
 }
 

@@ -22,6 +22,9 @@ pub struct ImageReport {
     pub attached: Vec<String>,
     /// What the user should know all the same.
     pub warnings: Vec<String>,
+    /// What belongs to it and is not at the target, or may be lacking there. With any of these the run
+    /// has not done all that was wanted, whatever the status says.
+    pub losses: Vec<String>,
 }
 
 /// What became of an image.
@@ -50,6 +53,7 @@ impl ImageReport {
             bytes: 0,
             attached: Vec::new(),
             warnings: Vec::new(),
+            losses: Vec::new(),
         }
     }
 }

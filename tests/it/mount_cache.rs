@@ -143,6 +143,28 @@ fn how_much_is_in_it_is_told_wherever_it_is() {
     }
 }
 
+#[test]
+fn each_mount_of_a_directory_has_a_cache_of_its_own() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let (image, name) = image(&hostile, 1, 300_000);
+    let imgfs = Imgfs::scratch();
+    let mounts: Vec<Mounted> =
+        (0..3).map(|_| Mounted::start(imgfs.images_dir(), &["--manifests", &name])).collect();
+    for mount in &mounts {
+        all_layers_are_right(mount, &image);
+    }
+    let caches = imgfs.images_dir().join("blobs/.imgfs");
+    for name in ["cache", "cache-2", "cache-3"] {
+        assert!(caches.join(name).join("lock").exists(), "{name}");
+    }
+    drop(mounts);
+    // One that is free is used again.
+    let again = Mounted::start(imgfs.images_dir(), &["--manifests", &name]);
+    all_layers_are_right(&again, &image);
+    assert!(!caches.join("cache-4").exists());
+}
+
 /// 8 MB/s a connection: so that two can meet in the middle.
 const PACE: (u64, Duration) = (32 * 1024, Duration::from_millis(4));
 

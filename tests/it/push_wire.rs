@@ -153,7 +153,7 @@ fn what_is_attached_and_broken_is_left_out_aloud() {
     std::fs::remove_file(blob).expect("removing");
     let hostile = Hostile::start();
     let dest = format!("{}/app:1", hostile.host());
-    let output = imgfs.push(&["--dest", &dest]).success();
+    let output = imgfs.push(&["--dest", &dest]).expect_code(1);
     let output = output.stderr_has("left out").stderr_has(sbom.digest());
     assert_eq!(output.image(&name)["status"], "pushed", "{output}");
     hostile.assert_complete();

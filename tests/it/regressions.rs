@@ -258,10 +258,17 @@ fn regression_a_lost_signature_spares_the_others() {
     hostile.on(Match::manifests().path(lost.digest())).fault(Fault::status(404));
     let imgfs = Imgfs::scratch();
     let name = format!("{}/app:1", hostile.host());
-    let report = imgfs.pull(&[&name]).success();
+    // It is a loss, and a run with losses does not end with success.
+    let report = imgfs.pull(&[&name]).expect_code(1);
     let entry = report.image(&name);
+    assert_eq!(
+        (&entry["status"], entry["losses"][1].is_null()),
+        (&"pulled".into(), true),
+        "{report}"
+    );
     assert_eq!(entry["attached"], serde_json::json!([kept.digest()]), "{report}");
-    assert!(entry["warnings"].to_string().contains(lost.digest()), "{report}");
+    assert!(entry["losses"].to_string().contains(lost.digest()), "{report}");
+    report.stderr_has(lost.digest());
     assert_tree_sound(imgfs.images_dir());
 }
 

@@ -395,8 +395,10 @@ impl<'a> Scan<'a> {
                 for (child, wanted) in children.iter().zip(wanted) {
                     match self.manifests.get(&child.digest).cloned() {
                         Some(manifest) => {
-                            let named = child.platform.as_ref().filter(|p| !p.is_unknown());
-                            image.platforms.extend(named.map(Platform::to_string));
+                            let platform = child.platform.clone();
+                            let platform = platform.or_else(|| self.configured(&manifest));
+                            let named = platform.filter(|platform| !platform.is_unknown());
+                            image.platforms.extend(named.map(|platform| platform.to_string()));
                             self.add_manifest(image, &manifest, seen, depth + 1);
                         }
                         None if wanted && seen.insert(child.digest) => {
@@ -407,6 +409,16 @@ impl<'a> Scan<'a> {
                     }
                 }
             }
+        }
+    }
+
+    /// What a child of an index runs on, of which the index does not say that.
+    fn configured(&self, child: &Manifest) -> Option<Platform> {
+        match child.view() {
+            View::Image { config, .. } if config.is_image_config() => {
+                self.inner.platform_of(config)
+            }
+            _ => None,
         }
     }
 

@@ -2,10 +2,12 @@
 
 use std::sync::{
     OnceLock,
-    atomic::{AtomicU8, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
 };
 
 use tokio::sync::{Mutex, MutexGuard};
+
+use crate::backend::{Error, Kind};
 
 /// The first size of a chunk, in bytes, where a blob cannot be sent whole.
 const FIRST_CHUNK: u64 = 32 << 20;
@@ -103,17 +105,49 @@ impl Receiving {
     }
 }
 
+/// Whether a registry answers `HEAD` for manifests as it answers `GET`.
+#[derive(Default)]
+pub(super) struct Heads {
+    are_wrong: AtomicBool,
+}
+
+impl Heads {
+    /// Whether it makes sense to ask.
+    pub(super) fn make_sense(&self) -> bool {
+        !self.are_wrong.load(Ordering::Relaxed)
+    }
+
+    /// A `HEAD` has failed with `error` where a `GET` has then found something. An answer of that kind
+    /// will be given again.
+    pub(super) fn learn_from(&self, error: &Error) {
+        if !error.is_transient() || matches!(error.kind(), Kind::Status { status: 500, .. }) {
+            self.are_wrong.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How a registry answers the question for referrers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Referrers {
+    /// It has the API.
+    Listed,
+    /// It does not have the API.
+    Unknown,
+    /// It leads to another host that does not answer, such as a web page for people.
+    Elsewhere,
+}
+
 /// Whether a registry has the referrers API.
 #[derive(Default)]
 pub(super) struct ReferrersApi {
-    known: OnceLock<bool>,
+    known: OnceLock<Referrers>,
     /// Held by the request that finds it out.
     probe: Mutex<()>,
 }
 
 impl ReferrersApi {
     /// What is known without a request.
-    pub(super) fn known(&self) -> Option<bool> {
+    pub(super) fn known(&self) -> Option<Referrers> {
         self.known.get().copied()
     }
 
@@ -127,8 +161,8 @@ impl ReferrersApi {
     }
 
     /// Notes what a request has shown. What was known before stands.
-    pub(super) fn learn(&self, has_it: bool) {
-        let _ = self.known.set(has_it);
+    pub(super) fn learn(&self, answer: Referrers) {
+        let _ = self.known.set(answer);
     }
 }
 

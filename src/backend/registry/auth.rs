@@ -12,7 +12,7 @@ use std::{
 use lru::LruCache;
 use reqwest::{
     Method, Response, Url,
-    header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE},
+    header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE},
 };
 use tokio::{sync::MutexGuard, task};
 
@@ -27,6 +27,12 @@ use crate::{
     backend::{Kind, Result},
     util::{SingleFlight, locked},
 };
+
+/// More redirects of a token server than this are a loop.
+const MAX_REDIRECTS: usize = 8;
+
+/// So many values of `WWW-Authenticate` are read.
+const MAX_OFFERS: usize = 16;
 
 /// How much of a token server's answer is read. Tokens with many scopes reach tens of kilobytes.
 const MAX_TOKEN_BODY: usize = 1 << 20;
@@ -270,32 +276,34 @@ impl Auth {
         need: &Need<'_>,
         sent: Option<HeaderValue>,
     ) -> Result<Option<Response>> {
-        let offered = response.headers().get_all(WWW_AUTHENTICATE);
-        let scheme = Scheme::parse(offered.iter().filter_map(|value| value.to_str().ok()));
-        let refused = |reason: String| wire.error(need.doing, Kind::Unauthorized(reason));
-        let Some(scheme) = scheme else {
+        let offered: Vec<String> = offered(response.headers()).collect();
+        let refused = async |response: Response, reason: &str| {
+            let (said, _) = wire.reason(response, need.doing).await;
+            let reason = failure::joined([reason, &said]);
+            wire.error(need.doing, Kind::Unauthorized(reason))
+        };
+        let Some(scheme) = Scheme::parse(&offered) else {
             // Harbor asks for nothing where a project does not exist, and says so in the body.
-            if offered.iter().all(HeaderValue::is_empty) {
+            if offered.iter().all(String::is_empty) {
                 return Ok(Some(response));
             }
-            return Err(refused("it asks for an authentication that imgfs does not know".into()));
+            let reason = "it asks for an authentication that imgfs does not know";
+            return Err(refused(response, reason).await);
         };
         let used = self.credentials().await;
         if scheme == Scheme::Basic {
-            match (&*used, sent) {
-                (used, Some(sent)) if self.has_others(used, &sent).await => {}
-                (_, Some(_)) => return Err(refused("the user name or password is wrong".into())),
-                (Ok(Some(Credentials::Basic { .. })), None) => {}
+            let reason = match (&*used, sent) {
+                (used, Some(sent)) if self.has_others(used, &sent).await => None,
+                (_, Some(_)) => Some("the user name or password is wrong"),
+                (Ok(Some(Credentials::Basic { .. })), None) => None,
                 (Ok(Some(Credentials::IdentityToken(_))), None) => {
-                    return Err(refused(
-                        "it wants a user name and password, and there is only an identity token"
-                            .into(),
-                    ));
+                    Some("it wants a user name and password, and there is only an identity token")
                 }
-                (Ok(None), None) => {
-                    return Err(refused("it wants a user name and password".into()));
-                }
-                (Err(reason), None) => return Err(refused(reason.clone())),
+                (Ok(None), None) => Some("it wants a user name and password"),
+                (Err(reason), None) => Some(reason.as_str()),
+            };
+            if let Some(reason) = reason {
+                return Err(refused(response, reason).await);
             }
         } else if let Some(sent) = sent {
             let slot = self.slot(need.scopes);
@@ -316,6 +324,20 @@ impl Auth {
     }
 }
 
+/// What a 401 offers, as text.
+pub(super) fn offered(headers: &HeaderMap) -> impl Iterator<Item = String> {
+    let values = headers.get_all(WWW_AUTHENTICATE).iter().take(MAX_OFFERS);
+    values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+/// Whether what is a secret for `from` may be sent to `to`: it is the same place, or the same by HTTPS.
+fn may_share(from: &Url, to: &Url) -> bool {
+    let is_upgrade = (from.scheme(), to.scheme()) == ("http", "https")
+        && from.host_str() == to.host_str()
+        && (from.port(), to.port()) == (None, None);
+    from.origin() == to.origin() || is_upgrade
+}
+
 /// Who gives tokens for a registry.
 struct TokenServer<'a> {
     wire: &'a Wire,
@@ -324,6 +346,7 @@ struct TokenServer<'a> {
 }
 
 impl TokenServer<'_> {
+    /// Fetches a token with the credentials `found`, or without any.
     async fn fetch(&self, found: &Found, need: &Need<'_>) -> Result<Token> {
         let Self { wire, realm, service } = self;
         let (scopes, doing) = (need.scopes, need.doing);
@@ -344,51 +367,121 @@ impl TokenServer<'_> {
             _ => scopes.iter().map(|scope| ("scope", scope.as_str())).collect(),
         };
         form.extend(service.map(|service| ("service", service)));
-        let request = match credentials {
+        let ask = match credentials {
             Some(Credentials::IdentityToken(token)) => {
                 form.extend([
                     ("grant_type", "refresh_token"),
                     ("refresh_token", token.as_str()),
                     ("client_id", "imgfs"),
                 ]);
-                wire.request(Method::POST, realm, doing).await?.form(&form)
+                TokenAsk::Form(form)
             }
             Some(basic @ Credentials::Basic { username, .. }) => {
                 form.push(("account", username));
-                let request = wire.request(Method::GET, realm, doing).await?.query(&form);
-                match challenge::basic(basic) {
-                    Some(header) => request.header(AUTHORIZATION, header),
-                    None => request,
-                }
+                TokenAsk::Query(form, challenge::basic(basic))
             }
-            None => wire.request(Method::GET, realm, doing).await?.query(&form),
+            None => TokenAsk::Query(form, None),
         };
-        let response = wire.send(request, doing).await?;
+        let (response, url) = self.send(&ask, doing).await?;
         let status = response.status();
         let retry_after = failure::retry_after(response.headers());
         let body = wire.body(response, MAX_TOKEN_BODY, doing).await?.unwrap_or_default();
-        let server = realm.host_str().unwrap_or_default();
+        let server = url.host_str().unwrap_or_default();
+        let said = failure::error_message(&body);
         match status.as_u16() {
-            200 => {
-                challenge::parse_token(&body).map_err(|e| wire.error(doing, Kind::Unauthorized(e)))
+            200..=299 => challenge::parse_token(&body)
+                .map_err(|e| wire.error(doing, Kind::Unauthorized(failure::joined([&e, &said])))),
+            400 | 401 | 403 => {
+                let trouble = found.as_ref().err().map(String::as_str).unwrap_or_default();
+                let unsent = match ask.has_secret() && !may_share(realm, &url) {
+                    true => "it is not the one that the registry names, and gets no credentials",
+                    false => "",
+                };
+                let reason = match failure::joined([&said, trouble, unsent]) {
+                    reason if reason.is_empty() => format!("the token server {server} refuses"),
+                    reason => format!("the token server {server} refuses: {reason}"),
+                };
+                Err(wire.error(doing, Kind::Unauthorized(reason)))
             }
-            400 | 401 | 403 => Err(wire.error(
-                doing,
-                Kind::Unauthorized({
-                    let said = failure::error_message(&body);
-                    let trouble = found.as_ref().err().map(String::as_str).unwrap_or_default();
-                    let all = [said.as_str(), trouble];
-                    let all: Vec<&str> = all.into_iter().filter(|t| !t.is_empty()).collect();
-                    match all.is_empty() {
-                        true => format!("the token server {server} refuses"),
-                        false => format!("the token server {server} refuses: {}", all.join("; ")),
-                    }
-                }),
-            )),
             status => {
-                let message = format!("from the token server {server}");
+                let message = failure::joined([&format!("from the token server {server}"), &said]);
                 Err(wire.error(doing, Kind::Status { status, message, retry_after }))
             }
+        }
+    }
+
+    /// Asks the token server, wherever it leads. Returns the answer and where it came from.
+    async fn send(&self, ask: &TokenAsk<'_>, doing: &str) -> Result<(Response, Url)> {
+        let Self { wire, realm, .. } = self;
+        let mut url = (*realm).clone();
+        if let TokenAsk::Query(parameters, _) = ask {
+            url.query_pairs_mut().extend_pairs(parameters);
+        }
+        for _ in 0..MAX_REDIRECTS {
+            let is_trusted = may_share(realm, &url);
+            let request = match ask {
+                TokenAsk::Query(_, authorization) => {
+                    let request = wire.request(Method::GET, &url, doing).await?;
+                    match authorization.as_ref().filter(|_| is_trusted) {
+                        Some(header) => request.header(AUTHORIZATION, header.clone()),
+                        None => request,
+                    }
+                }
+                TokenAsk::Form(parameters) if is_trusted => {
+                    wire.request(Method::POST, &url, doing).await?.form(parameters)
+                }
+                TokenAsk::Form(_) => {
+                    let host = url.host_str().unwrap_or_default();
+                    let reason = format!(
+                        "its token server leads to {host}; the identity token is not sent there"
+                    );
+                    return Err(wire.error(doing, Kind::Config(reason)));
+                }
+            };
+            let response = wire.send(request, doing).await?;
+            let leads_on = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+            if !leads_on {
+                return Ok((response, url));
+            }
+            url = wire.location(&url, response.headers(), doing)?;
+        }
+        let reason = format!("its token server has more than {MAX_REDIRECTS} redirects");
+        Err(wire.error(doing, Kind::Config(reason)))
+    }
+}
+
+/// How a token is asked for.
+enum TokenAsk<'a> {
+    /// By parameters, and the credentials in a header, if there are any.
+    Query(Vec<(&'a str, &'a str)>, Option<HeaderValue>),
+    /// By a form with the credentials in it (OAuth2).
+    Form(Vec<(&'a str, &'a str)>),
+}
+
+impl TokenAsk<'_> {
+    fn has_secret(&self) -> bool {
+        !matches!(self, Self::Query(_, None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_stay_where_they_belong() {
+        for (from, to, shared) in [
+            ("https://a.io/token", "https://a.io:443/token/?x", true),
+            ("http://a.io/token", "https://a.io/token", true),
+            ("http://a.io:5000/token", "http://a.io:5000/", true),
+            ("http://a.io:5000/token", "http://a.io:5001/", false),
+            ("http://a.io:5000/token", "https://a.io:5000/", false),
+            ("http://a.io:5000/token", "https://a.io/", false),
+            ("https://a.io/token", "http://a.io/token", false),
+            ("https://a.io/token", "https://b.a.io/token", false),
+            ("https://a.io/token", "https://b.io/token", false),
+        ] {
+            assert_eq!(may_share(&from.parse().unwrap(), &to.parse().unwrap()), shared, "{to}");
         }
     }
 }

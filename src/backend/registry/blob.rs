@@ -11,6 +11,7 @@ use reqwest::{
 use async_trait::async_trait;
 
 use super::{
+    encoding::{Encoding, Gunzip},
     retry::Retry,
     session::{Answer, Ask, Lane, Session},
 };
@@ -41,6 +42,8 @@ pub struct BlobStream {
     /// Of the whole blob.
     size: u64,
     answer: Option<Answer>,
+    /// Decodes the answer, if it has been encoded on its way.
+    gunzip: Option<Gunzip>,
     /// Bytes of the answer to throw away before `offset` is reached.
     skip: u64,
     /// Where the answer ends.
@@ -72,6 +75,7 @@ impl BlobStream {
             end,
             size: blob.size,
             answer: None,
+            gunzip: None,
             skip: 0,
             answer_end: end,
             ranges_work: true,
@@ -112,6 +116,7 @@ impl BlobStream {
             end: range.end,
             size: self.size,
             answer: None,
+            gunzip: None,
             skip: 0,
             answer_end: range.end,
             ranges_work: self.ranges_work,
@@ -167,10 +172,18 @@ impl BlobStream {
             other => other?,
         };
         let mut end = self.size;
+        let encoding = Encoding::of(answer.response.headers());
+        self.gunzip = None;
         let start = match answer.response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 end = self.end;
                 let range = content_range(answer.response.headers());
+                let of_content = range.is_some_and(|(_, total)| total == Some(self.size));
+                if encoding != Encoding::Plain && !of_content {
+                    self.ranges_work = false;
+                    let reason = "it sends a part of something that has been compressed on its way";
+                    return Err(self.error(Kind::Protocol(reason.into())));
+                }
                 match range {
                     Some((start, total)) if start == from => {
                         if let Some(total) = total.filter(|total| *total != self.size) {
@@ -198,7 +211,20 @@ impl BlobStream {
             }
         };
         let expected = end - start;
-        if let Some(length) = answer.response.content_length().filter(|l| *l != expected) {
+        let length = answer.response.content_length();
+        // Content of the right length is the content, whatever it is called: objects that are gzip by
+        // themselves are often kept as such.
+        let is_encoded = encoding != Encoding::Plain && length != Some(expected);
+        if is_encoded {
+            // Parts would be parts of what is encoded.
+            self.ranges_work = false;
+            match encoding {
+                Encoding::Other(name) => {
+                    return Err(self.error(Kind::Unfit(Encoding::refusal(&name))));
+                }
+                _ => self.gunzip = Some(Gunzip::new()),
+            }
+        } else if let Some(length) = length.filter(|l| *l != expected) {
             let found = start + length;
             return Err(self.error(Kind::Size { expected: end, found }));
         }
@@ -223,15 +249,39 @@ impl BlobStream {
         Ok(())
     }
 
+    /// The next bytes of the answer at hand, decoded; none at its end.
+    async fn decoded(&mut self) -> Result<Option<Bytes>> {
+        let wire = &self.session.wire;
+        loop {
+            let damaged = |reason| wire.error(&self.doing, Kind::Protocol(reason));
+            if let Some(piece) =
+                self.gunzip.as_mut().map(Gunzip::next).transpose().map_err(damaged)?
+                && let Some(piece) = piece
+            {
+                return Ok(Some(piece));
+            }
+            let Some(answer) = &mut self.answer else { return Ok(None) };
+            let chunk = wire.chunk(&mut answer.response, &self.doing).await?;
+            if let Some(chunk) = &chunk {
+                wire.stats.add_received(chunk.len());
+            }
+            match (chunk, &mut self.gunzip) {
+                (chunk, None) => return Ok(chunk),
+                (Some(chunk), Some(gunzip)) => gunzip.feed(chunk),
+                (None, Some(gunzip)) => {
+                    let last = gunzip.finish().map_err(damaged)?;
+                    return Ok(Some(last).filter(|last| !last.is_empty()));
+                }
+            }
+        }
+    }
+
     /// The next piece of the answer at hand, with what was asked for only.
     async fn piece(&mut self) -> Result<Bytes> {
-        let Some(answer) = &mut self.answer else { return Ok(Bytes::new()) };
-        let chunk = self.session.wire.chunk(&mut answer.response, &self.doing).await?;
-        let Some(chunk) = chunk else {
+        let Some(chunk) = self.decoded().await? else {
             let reason = format!("it ended after {} of {} bytes", self.offset, self.size);
             return Err(self.error(Kind::Interrupted(reason)));
         };
-        self.session.wire.stats.add_received(chunk.len());
         let skipped = self.skip.min(chunk.len() as u64);
         self.skip -= skipped;
         // `skipped` is at most the chunk's length.

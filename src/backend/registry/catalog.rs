@@ -3,16 +3,26 @@
 
 use std::collections::BTreeSet;
 
-use reqwest::{Method, header::LINK};
+use reqwest::{Method, Url};
 
 use super::{
-    MAX_TAGS_BODY, MAX_TAGS_PAGES, Registry, TAGS_PAGE, next_page,
-    session::{Ask, Scope, header},
+    Registry,
+    pages::Pages,
+    session::{Ask, Scope},
 };
 use crate::{
     backend::{Error, Kind, Result},
     image::Repository,
 };
+
+/// Repositories asked for in one request.
+const PAGE: usize = 1000;
+
+/// Pages that are read.
+const MAX_PAGES: usize = 1000;
+
+/// How much of a page is read, in bytes.
+const MAX_PAGE_BYTES: usize = 32 << 20;
 
 /// How much of a list is read in all, in bytes: the names of a million repositories.
 const MAX_LIST_BYTES: usize = 64 << 20;
@@ -41,42 +51,46 @@ impl Registry {
     pub async fn repositories(&self, inside: &Repository) -> Result<Repositories> {
         let session = self.session(inside).await?;
         let doing = "listing the repositories";
+        let fail = |reason: String| session.wire.error(doing, Kind::Unlisted(reason));
         let mut url = session.wire.url(inside, "");
         url.set_path("/v2/_catalog");
-        url.query_pairs_mut().append_pair("n", &TAGS_PAGE.to_string());
+        let without_number = url.clone();
+        url.query_pairs_mut().append_pair("n", &PAGE.to_string());
+        let mut pages = Pages::new(url, MAX_PAGES);
         let mut found = BTreeSet::new();
         let mut bytes = 0;
-        for _ in 0..MAX_TAGS_PAGES {
-            if bytes > MAX_LIST_BYTES {
-                break;
-            }
-            let ask =
-                Ask { scope: Scope::Catalog, ..Ask::new(Method::GET, url.clone(), inside, doing) };
-            let answer = session.send(&ask).await.map_err(|error| unlisted(&error))?;
-            let link = header(answer.response.headers(), LINK.as_str());
-            let body = session.wire.body(answer.response, MAX_TAGS_BODY, doing).await?;
+        loop {
+            let ask = |url: &Url| Ask {
+                scope: Scope::Catalog,
+                ..Ask::new(Method::GET, url.clone(), inside, doing)
+            };
+            let answer = match session.send(&ask(pages.url())).await {
+                // Some do not give so many at a time, and say so instead of giving less.
+                Err(error)
+                    if pages.is_first()
+                        && matches!(error.kind(), Kind::Status { status: 400 | 422, .. }) =>
+                {
+                    session.send(&ask(&without_number)).await
+                }
+                answer => answer,
+            };
+            let answer = answer.map_err(|error| unlisted(&error))?;
+            let (headers, from) = (answer.response.headers().clone(), answer.url.clone());
+            let body = session.wire.body(answer.response, MAX_PAGE_BYTES, doing).await?;
             bytes += body.as_ref().map_or(0, Vec::len);
             let list = body.and_then(|body| serde_json::from_slice::<List>(&body).ok());
-            let Some(list) = list else {
-                let reason = "what it sends is no list of repositories".to_owned();
-                return Err(session.wire.error(doing, Kind::Unlisted(reason)));
-            };
+            let list =
+                list.ok_or_else(|| fail("what it sends is no list of repositories".into()))?;
+            if bytes > MAX_LIST_BYTES {
+                return Err(fail(format!("it has more than {MAX_LIST_BYTES} bytes of them")));
+            }
+            let before = found.len();
             found.extend(list.repositories.unwrap_or_default().into_iter().flatten());
-            let Some(link) = link else {
+            let goes_on = pages.advance(&headers, &from, found.len() > before);
+            if !goes_on.map_err(fail)? {
                 return Ok(sorted(inside.registry(), found));
-            };
-            let next = next_page(&link).and_then(|next| url.join(&next).ok());
-            let next = next.filter(|next| next.path() == url.path() && *next != url);
-            let Some(next) = next else {
-                let reason = format!("the next page is said to be at {link}, where none can be");
-                return Err(session.wire.error(doing, Kind::Config(reason)));
-            };
-            // Some know themselves by an internal name only.
-            url.set_query(next.query());
+            }
         }
-        let reason =
-            format!("it has more than {MAX_TAGS_PAGES} pages or {MAX_LIST_BYTES} bytes of them");
-        Err(session.wire.error(doing, Kind::Config(reason)))
     }
 }
 

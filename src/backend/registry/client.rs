@@ -8,7 +8,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use reqwest::{Client, Url, redirect};
+use reqwest::{
+    Client, Url,
+    header::{ACCEPT_ENCODING, HeaderMap, HeaderValue},
+    redirect,
+};
 use tokio::{sync::OnceCell, task};
 
 use super::{
@@ -125,7 +129,10 @@ fn client(
 ) -> Result<Client> {
     tls::choose_provider();
     let read = |path: &Path| fs::read(path).map_err(|e| wrong(format!("{}: {e}", path.display())));
+    // Digests and ranges are of content that nobody has compressed on its way.
+    let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
     let mut builder = Client::builder()
+        .default_headers(headers)
         .user_agent(concat!("imgfs/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
         .connect_timeout(config.connect_timeout)

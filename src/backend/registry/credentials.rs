@@ -14,6 +14,7 @@ use std::{
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, task, time::timeout};
 
 use super::config::Credentials;
@@ -34,13 +35,21 @@ pub fn default_files() -> Vec<PathBuf> {
     .collect()
 }
 
-/// What a file says beside the credentials that are in it.
+/// What a file says beside the credentials that are in it. Any of it may be null.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Config {
-    auths: BTreeMap<String, IgnoredAny>,
-    cred_helpers: BTreeMap<String, String>,
+    auths: Option<BTreeMap<String, IgnoredAny>>,
+    cred_helpers: Option<BTreeMap<String, Option<String>>>,
     creds_store: Option<String>,
+}
+
+impl Config {
+    /// The helper for `key` alone.
+    fn helper_for(&self, key: &str) -> Option<&str> {
+        let helper = self.cred_helpers.as_ref()?.get(key)?.as_deref();
+        helper.filter(|name| !name.is_empty())
+    }
 }
 
 /// Reads the files that exist. Second, the first that cannot be read, with the reason.
@@ -71,7 +80,7 @@ pub(super) async fn stored_part(files: &[PathBuf], repository: &Repository) -> O
     found
         .into_iter()
         .filter_map(|(_, text)| serde_json::from_slice::<Config>(&text).ok())
-        .flat_map(|config| config.auths.into_keys())
+        .flat_map(|config| config.auths.unwrap_or_default().into_keys())
         .filter(|key| {
             let rest = whole.strip_prefix(key.as_str());
             key.len() > repository.registry().len()
@@ -100,9 +109,10 @@ pub(super) async fn lookup(
         let config: Config = serde_json::from_slice(&text).unwrap_or_default();
         for key in &keys {
             // Docker's order: a helper for this registry, what is in the file, a helper for all.
-            let found = match config.cred_helpers.get(*key).filter(|name| !name.is_empty()) {
+            let of_all = config.creds_store.as_ref().filter(|name| !name.is_empty());
+            let found = match config.helper_for(key) {
                 Some(helper) => ask_helper(helper, key, patience).await,
-                None => match (in_file(&text, key), &config.creds_store) {
+                None => match (in_file(&text, key), of_all) {
                     (Ok(None), Some(helper)) => ask_helper(helper, key, patience).await,
                     (found, _) => found,
                 },
@@ -118,19 +128,38 @@ pub(super) async fn lookup(
 /// What stands in the file itself for `key`.
 fn in_file(text: &[u8], key: &str) -> Result<Option<Credentials>, String> {
     // Without the helpers, which the library would run, and wait for without end.
-    let mut config: serde_json::Value = serde_json::from_slice(text).unwrap_or_default();
+    let Ok(mut config) = serde_json::from_slice::<Value>(text) else {
+        return Err(CredentialRetrievalError::ConfigReadError.to_string());
+    };
+    if config.is_null() {
+        return Ok(None);
+    }
     if let Some(config) = config.as_object_mut() {
         config.remove("credHelpers");
         config.remove("credsStore");
+        if let Some(auths) = config.get_mut("auths").and_then(Value::as_object_mut) {
+            auths.retain(|_, entry| entry.is_object());
+            let entries = auths.values_mut().filter_map(Value::as_object_mut);
+            entries.for_each(without_what_is_empty);
+        }
     }
-    let config = if config.is_null() { text.to_vec() } else { config.to_string().into_bytes() };
-    match docker_credential::get_credential_from_reader(config.as_slice(), key) {
+    match docker_credential::get_credential_from_reader(config.to_string().as_bytes(), key) {
         Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Credentials::IdentityToken(token))),
         Ok(DockerCredential::UsernamePassword(username, password)) => {
             Ok(Some(Credentials::Basic { username, password }))
         }
         Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(None),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Leaves only what counts in an entry: as in Docker, an empty text stands for nothing, and `auth` goes
+/// before a user name and password beside it.
+fn without_what_is_empty(entry: &mut serde_json::Map<String, Value>) {
+    entry.retain(|_, value| value.as_str().is_none_or(|text| !text.is_empty()));
+    if entry.get("auth").is_some_and(Value::is_string) {
+        entry.remove("username");
+        entry.remove("password");
     }
 }
 
@@ -225,5 +254,39 @@ mod tests {
         }
         let failed = lookup(&files, "bad.io", None, PATIENCE).await.unwrap_err();
         assert!(failed.contains("auth.json"), "{failed}");
+    }
+
+    #[tokio::test]
+    async fn what_is_empty_or_null_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        for (entry, expected) in [
+            (r#"{"auth":"","username":"u","password":"p"}"#, Some("u:p")),
+            (r#"{"auth":null,"username":"u","password":"p","identitytoken":""}"#, Some("u:p")),
+            (r#"{"auth":"dTpw","username":"","password":""}"#, Some("u:p")),
+            (r#"{"auth":"dTpw","username":"other","password":"other"}"#, Some("u:p")),
+            (r#"{"auth":"dTpw","identitytoken":"t","email":null}"#, Some("t")),
+            (r#"{"auth":"","identitytoken":"t"}"#, Some("t")),
+            (r#"{"auth":"","username":"","password":""}"#, None),
+            (r#"{"auth":""}"#, None),
+            ("{}", None),
+            ("null", None),
+        ] {
+            let text = format!(
+                r#"{{"auths":{{"quay.io":{entry},"other.io":null}},"credHelpers":{{"x.io":null}},"credsStore":""}}"#
+            );
+            fs::write(&file, text).unwrap();
+            let found = lookup(std::slice::from_ref(&file), "quay.io", None, PATIENCE).await;
+            let found = found.unwrap().map(|found| match found {
+                Credentials::Basic { username, password } => format!("{username}:{password}"),
+                Credentials::IdentityToken(token) => token,
+            });
+            assert_eq!(found.as_deref(), expected, "{entry}");
+        }
+        for text in [r#"{"auths":null,"credHelpers":null,"credsStore":null}"#, "null", "{}"] {
+            fs::write(&file, text).unwrap();
+            let found = lookup(std::slice::from_ref(&file), "quay.io", None, PATIENCE).await;
+            assert!(found.unwrap().is_none(), "{text}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
+use serde_json::Value;
 
 /// `Retry-After` in either of its forms (RFC 9110, section 10.2.3).
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
@@ -18,40 +19,116 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-/// An error body (distribution specification, "Error Codes").
-#[derive(serde::Deserialize)]
-struct Envelope {
-    errors: Vec<Item>,
-}
-
-#[derive(serde::Deserialize)]
-struct Item {
-    #[serde(default)]
-    code: String,
-    #[serde(default)]
-    message: String,
-}
-
 /// Whether an error body says that the registry lacks what a manifest names.
 pub(super) fn says_incomplete(body: &[u8]) -> bool {
     let missing = ["MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"];
-    serde_json::from_slice::<Envelope>(body)
-        .is_ok_and(|e| e.errors.iter().any(|item| missing.contains(&item.code.as_str())))
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let mut errors = body["errors"].as_array().into_iter().flatten();
+    errors.any(|error| error["code"].as_str().is_some_and(|code| missing.contains(&code)))
 }
 
-/// What an error body says, in one printable line.
+/// What an error message may take of a line, in characters.
+const MAX_MESSAGE: usize = 300;
+
+/// Of a detail that is no text, so many characters are shown.
+const MAX_DETAIL: usize = 120;
+
+/// What an error body says, in one printable line; empty if it says nothing. Reads the form of the
+/// distribution specification ("Error Codes") and those of token servers and way stations: OAuth2's,
+/// Docker Hub's, Harbor's, problem details (RFC 9457), XML of object stores, pages in HTML, plain text.
 pub(super) fn error_message(body: &[u8]) -> String {
-    let text = match serde_json::from_slice::<Envelope>(body) {
-        Ok(envelope) => {
-            let items = envelope.errors.iter().take(3).map(|item| match item.message.as_str() {
-                "" => item.code.clone(),
-                message => message.to_owned(),
-            });
-            items.collect::<Vec<_>>().join("; ")
-        }
-        Err(_) => String::new(),
+    let text = match serde_json::from_slice::<Value>(body) {
+        Ok(json) => said(&json),
+        Err(_) => std::str::from_utf8(body).map(said_in_text).unwrap_or_default(),
     };
-    text.chars().filter(|c| !c.is_control()).take(300).collect()
+    printable(&text)
+}
+
+/// What a JSON value says; empty if nothing.
+fn said(json: &Value) -> String {
+    match json {
+        Value::String(text) => text.trim().to_owned(),
+        Value::Array(items) => {
+            let items = items.iter().map(said).filter(|item| !item.is_empty());
+            items.take(3).collect::<Vec<_>>().join("; ")
+        }
+        Value::Object(fields) => {
+            let first = |names: &[&str], read: fn(&Value) -> String| {
+                let values = names.iter().filter_map(|name| fields.get(*name));
+                values.map(read).find(|text| !text.is_empty())
+            };
+            let of_message =
+                ["errors", "message", "error_description", "title", "error", "reason", "code"];
+            let message = first(&of_message, said);
+            match (message, first(&["detail", "details"], said_in_detail)) {
+                (Some(message), Some(detail)) if !message.contains(&detail) => {
+                    format!("{message}: {detail}")
+                }
+                (Some(message), _) => message,
+                (None, detail) => detail.unwrap_or_default(),
+            }
+        }
+        _ => String::new(),
+    }
+}
+
+/// What a detail says. There is no form for it; what is no text is shown as it is.
+fn said_in_detail(json: &Value) -> String {
+    let is_empty = match json {
+        Value::Object(fields) => fields.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::String(_) => false,
+        _ => true,
+    };
+    match said(json) {
+        said if said.is_empty() && !is_empty => json.to_string().chars().take(MAX_DETAIL).collect(),
+        said => said,
+    }
+}
+
+/// What a body says that is no JSON.
+fn said_in_text(text: &str) -> String {
+    let text = text.trim();
+    if !text.starts_with('<') {
+        return text.to_owned();
+    }
+    let element = |name: &str| {
+        let lower = text.to_ascii_lowercase();
+        let from = lower.find(&format!("<{name}"))?;
+        let from = from + lower[from..].find('>')? + 1;
+        let to = from + lower[from..].find("</")?;
+        Some(text[from..to].trim().to_owned()).filter(|content| !content.is_empty())
+    };
+    let content = ["message", "title", "h1"].into_iter().find_map(element).unwrap_or_default();
+    let entities = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&amp;", "&")];
+    entities.iter().fold(content, |text, (entity, plain)| text.replace(entity, plain))
+}
+
+/// Those of `texts` that say something, and each thing once.
+pub(super) fn joined<const N: usize>(texts: [&str; N]) -> String {
+    let mut all = String::new();
+    for text in texts.map(printable) {
+        if all.contains(&text) {
+            continue;
+        }
+        if !all.is_empty() {
+            all += "; ";
+        }
+        all += &text;
+    }
+    all
+}
+
+/// A text of anybody as part of a message: one line of bounded length, without characters that
+/// control a terminal or change the direction of writing.
+fn printable(text: &str) -> String {
+    let is_shown = |c: char| {
+        let is_format = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        !c.is_control() && !is_format
+    };
+    let words = text.split_whitespace().map(|word| word.chars().filter(|c| is_shown(*c)));
+    let words = words.map(String::from_iter).filter(|word| !word.is_empty());
+    words.collect::<Vec<String>>().join(" ").chars().take(MAX_MESSAGE).collect()
 }
 
 /// The innermost cause, which is the one that says something.
@@ -136,10 +213,69 @@ mod tests {
     fn error_bodies() {
         let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{}},{"code":"X"}]}"#;
         assert_eq!(error_message(body), "manifest unknown; X");
-        for other in [&b""[..], b"<html>", b"{}", b"[1]", b"\xff"] {
+        for other in [&b""[..], b"<html>", b"{}", b"[1]", b"\xff", b"null", b"<x", b"<title"] {
             assert_eq!(error_message(other), "");
         }
-        let nasty = br#"{"errors":[{"message":"a\u001b[31mb"}]}"#;
-        assert_eq!(error_message(nasty), "a[31mb");
+        let nasty = br#"{"errors":[{"message":"a\u001b[31mb\u202e\nc"}]}"#;
+        assert_eq!(error_message(nasty), "a[31mb c");
+        let endless = format!(r#"{{"message":"{}"}}"#, "x".repeat(100_000));
+        assert_eq!(error_message(endless.as_bytes()).len(), MAX_MESSAGE);
+    }
+
+    #[test]
+    fn reasons_in_the_forms_that_they_have() {
+        for (body, message) in [
+            (r#"{"errors":[{"code":"DENIED","message":null,"detail":null}]}"#, "DENIED"),
+            (r#"{"errors":[{"message":"denied","detail":"not yours"}]}"#, "denied: not yours"),
+            (
+                r#"{"errors":[{"message":"it is not yours","detail":"not yours"}]}"#,
+                "it is not yours",
+            ),
+            (
+                r#"{"errors":[{"code":"X","message":"no","detail":{"Tag":"1"}}]}"#,
+                r#"no: {"Tag":"1"}"#,
+            ),
+            (r#"{"errors":[{"code":"X","message":"no","detail":[{"message":"why"}]}]}"#, "no: why"),
+            (r#"{"errors":["no",null,{"message":"why"}]}"#, "no; why"),
+            (r#"{"errors":"no"}"#, "no"),
+            (r#"{"errors":{"message":"no"}}"#, "no"),
+            (r#"{"errors":null,"message":"no"}"#, "no"),
+            (r#"{"errors":[],"details":"it has expired"}"#, "it has expired"),
+            (r#"{"error":"invalid_grant","error_description":"it has expired"}"#, "it has expired"),
+            (r#"{"error":"invalid_grant","error_description":null}"#, "invalid_grant"),
+            (r#"{"error":{"code":403,"message":"no","status":"DENIED"}}"#, "no"),
+            (r#"{"code":404,"message":"no"}"#, "no"),
+            (r#"{"title":"Forbidden","detail":"not from here"}"#, "Forbidden: not from here"),
+            (r#""no""#, "no"),
+            ("  no such\n thing  ", "no such thing"),
+            ("<html><head><title>403 &amp; out</title></head>", "403 & out"),
+            ("<html><body><H1 class='x'>Access denied</H1>", "Access denied"),
+            (
+                "<?xml version='1.0'?><Error><Code>A</Code><Message>Request has expired</Message><HostId>x</HostId></Error>",
+                "Request has expired",
+            ),
+        ] {
+            assert_eq!(error_message(body.as_bytes()), message, "{body}");
+        }
+    }
+
+    #[test]
+    fn reasons_are_told_once() {
+        assert_eq!(joined(["no", "", "why", "no", "wh\ny"]), "no; why; wh y");
+        assert_eq!(joined(["", "why"]), "why");
+        assert_eq!(joined(["", ""]), "");
+    }
+
+    #[test]
+    fn what_a_registry_lacks() {
+        for (body, lacks) in [
+            (r#"{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":null,"detail":{}}]}"#, true),
+            (r#"{"errors":["x",{"code":null},{"code":"BLOB_UNKNOWN"}]}"#, true),
+            (r#"{"errors":[{"code":"DENIED"}]}"#, false),
+            (r#"{"errors":"BLOB_UNKNOWN"}"#, false),
+            ("", false),
+        ] {
+            assert_eq!(says_incomplete(body.as_bytes()), lacks, "{body}");
+        }
     }
 }

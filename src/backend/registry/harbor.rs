@@ -13,9 +13,6 @@ use crate::{
     image::Repository,
 };
 
-/// How much of an answer is read.
-const MAX_ANSWER: usize = 64 << 10;
-
 impl Registry {
     /// Makes sure that the project in which `repository` is exists: the first component of its
     /// path. Tells whether it had to be made, which it is as a private one.
@@ -36,7 +33,13 @@ impl Registry {
             match there.status() {
                 StatusCode::OK => return Ok(false),
                 StatusCode::NOT_FOUND => {}
-                _ => return Err(refused(&session, there, &doing).await),
+                // An answer to HEAD cannot say why.
+                status => {
+                    let told = ask(&session, Method::GET, named.clone(), None, &doing).await?;
+                    let is_refusal = told.status() == status;
+                    let answer = if is_refusal { told } else { there };
+                    return Err(refused(&session, answer, &doing).await);
+                }
             }
             let body = json!({"project_name": project, "metadata": {"public": "false"}});
             let answer =
@@ -75,12 +78,12 @@ async fn ask(
 
 async fn refused(session: &Session, answer: Response, doing: &str) -> crate::backend::Error {
     let status = answer.status().as_u16();
-    let body = session.wire.body(answer, MAX_ANSWER, doing).await.ok().flatten();
-    let message = body.map(|body| failure::error_message(&body)).unwrap_or_default();
+    let retry_after = failure::retry_after(answer.headers());
+    let (message, _) = session.wire.reason(answer, doing).await;
     let kind = match status {
         401 => Kind::Unauthorized(message),
         403 => Kind::Denied(message),
-        _ => Kind::Status { status, message, retry_after: None },
+        _ => Kind::Status { status, message, retry_after },
     };
     session.wire.error(doing, kind)
 }

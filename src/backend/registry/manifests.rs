@@ -6,7 +6,8 @@ use super::session::{Ask, Scope, Session, content_digest, header};
 use crate::{
     backend::{Kind, Result},
     image::{
-        ACCEPT_MANIFESTS, Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, ManifestError, Reference,
+        ACCEPT_MANIFESTS, Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, ManifestError,
+        MediaType, Reference,
     },
 };
 
@@ -47,6 +48,10 @@ async fn read_manifest(
     doing: &str,
 ) -> Result<Manifest> {
     let content_type = header(response.headers(), CONTENT_TYPE.as_str());
+    if content_type.as_deref().is_some_and(MediaType::is_schema1) {
+        // Its digest is of a part of it.
+        return Err(session.wire.error(doing, ManifestError::Schema1));
+    }
     let stated = content_digest(response.headers());
     let body = session
         .wire

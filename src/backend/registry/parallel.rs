@@ -259,7 +259,7 @@ impl ByteStream for ParallelStream {
     }
 
     fn ignores_ranges(&self) -> bool {
-        self.first.as_ref().map_or(self.ignores_ranges, |first| first.ignores_ranges())
+        self.first.as_ref().map_or(self.ignores_ranges, ByteStream::ignores_ranges)
     }
 }
 

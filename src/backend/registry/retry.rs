@@ -40,10 +40,10 @@ impl Retry {
 
     /// The same for an error after which another attempt makes sense in any case.
     pub(super) fn again(&mut self, error: Error) -> Result<Duration> {
-        if let Kind::Status { retry_after: Some(wait), .. } = error.kind()
+        if let Kind::Status { retry_after: Some(wait), message, .. } = error.kind()
             && *wait > self.max_wait
         {
-            let kind = Kind::WaitTooLong(*wait);
+            let kind = Kind::WaitTooLong { wait: *wait, message: message.clone() };
             return Err(error.with_kind(kind).after(self.attempts));
         }
         // A host that is not there does not come up within seconds, as an overloaded one does.

@@ -13,9 +13,9 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::{
-    abilities::{Receiving, ReferrersApi},
-    auth::{Auth, Need},
-    challenge::Scheme,
+    abilities::{Heads, Receiving, ReferrersApi},
+    auth::{self, Auth, Need},
+    challenge::{self, Scheme},
     failure,
     limit::{Limiter, Permit},
     parallel::{Division, SEGMENTS_AHEAD},
@@ -38,9 +38,6 @@ const MAX_CHALLENGES: u32 = 3;
 /// More redirects than this are a loop.
 const MAX_REDIRECTS: usize = 8;
 
-/// How much of an error's body is read.
-const MAX_ERROR_BODY: usize = 16 << 10;
-
 /// One registry, as seen with one set of credentials.
 pub(super) struct Session {
     pub(super) wire: Wire,
@@ -48,6 +45,7 @@ pub(super) struct Session {
     /// What is known of how it takes content.
     pub(super) receiving: Receiving,
     pub(super) referrers_api: ReferrersApi,
+    pub(super) heads: Heads,
     /// How a large blob is divided among connections.
     pub(super) division: Division,
     /// A permit for each segment that is fetched ahead of its reader.
@@ -100,6 +98,15 @@ pub(super) enum Payload {
     Stream(Mutex<Option<Body>>),
 }
 
+/// What to do when a request fails at another host, to which the registry has led.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Elsewhere {
+    /// As at the registry itself: what is there is needed.
+    Insist,
+    /// It is left at that. The other host speaks for itself, and can be done without.
+    GiveUp,
+}
+
 /// A request to be made.
 pub(super) struct Ask<'a> {
     pub method: Method,
@@ -116,6 +123,7 @@ pub(super) struct Ask<'a> {
     /// Further headers.
     pub headers: HeaderMap,
     pub lane: Lane,
+    pub elsewhere: Elsewhere,
     /// Which connection it goes over, where one would carry all. See [`super::client::Clients::get`].
     pub connection: usize,
     /// For error messages: `fetching manifest 1.25`.
@@ -141,6 +149,7 @@ impl<'a> Ask<'a> {
             payload: Payload::Nothing,
             headers: HeaderMap::new(),
             lane: Lane::Names,
+            elsewhere: Elsewhere::Insist,
             connection: 0,
             doing,
         }
@@ -176,6 +185,7 @@ impl Session {
             ahead: Arc::new(Semaphore::new(SEGMENTS_AHEAD)),
             receiving: Receiving::default(),
             referrers_api: ReferrersApi::default(),
+            heads: Heads::default(),
             wire,
             auth,
         }
@@ -186,7 +196,8 @@ impl Session {
         self.wire.repeat(|| self.attempt(ask)).await
     }
 
-    /// One attempt: with authentication and redirects, but without repetition after failure.
+    /// One attempt: with authentication and redirects, but without repetition after failure. What fails
+    /// at another host does so with an error that says where ([`Error::is_elsewhere`]).
     pub(super) async fn attempt(&self, ask: &Ask<'_>) -> Result<Answer> {
         let limiter = match ask.lane {
             Lane::Names => &self.names,
@@ -207,7 +218,7 @@ impl Session {
             if response.is_err() && probing.is_some() {
                 self.auth.probe_has_failed();
             }
-            let response = response?;
+            let response = response.map_err(|error| self.placed(error, &url, ask))?;
             let status = response.status();
             // A query may be a credential, and so may the path at another host.
             let path = own.then(|| url.path());
@@ -235,7 +246,7 @@ impl Session {
                 | StatusCode::FORBIDDEN
                 | StatusCode::NOT_FOUND
                 | StatusCode::GONE
-                    if !own && !asked_again =>
+                    if !own && !asked_again && ask.elsewhere == Elsewhere::Insist =>
                 {
                     asked_again = true;
                     url = ask.url.clone();
@@ -247,17 +258,21 @@ impl Session {
                     return Err(self.wire.error(ask.doing, Kind::Config(reason)));
                 }
                 status if status.is_redirection() => {
-                    url = self.wire.location(&url, response.headers(), ask.doing)?;
+                    let target = self.wire.location(&url, response.headers(), ask.doing);
+                    url = target.map_err(|error| self.placed(error, &url, ask))?;
                 }
                 _ => {
                     let error = self.refused(response, ask).await;
-                    if let Kind::Status { status: 429 | 503, retry_after, .. } = error.kind() {
+                    // Another host's business is none of the registry's.
+                    if let Kind::Status { status: 429 | 503, retry_after, .. } = error.kind()
+                        && own
+                    {
                         let pause = retry_after.filter(|wait| *wait <= self.wire.config.max_wait);
                         for limiter in [&self.names, &self.blobs, &self.uploads] {
                             limiter.back_off(pause);
                         }
                     }
-                    return Err(error);
+                    return Err(self.placed(error, &url, ask));
                 }
             }
             drop(probing);
@@ -265,6 +280,18 @@ impl Session {
         Err(self
             .wire
             .error(ask.doing, Kind::Config(format!("more than {MAX_REDIRECTS} redirects"))))
+    }
+
+    /// An error of a request to `url`, with the host if that is not the registry's.
+    fn placed(&self, error: Error, url: &Url, ask: &Ask<'_>) -> Error {
+        if self.wire.is_own(url) {
+            return error;
+        }
+        let error = error.at(url.host_str().unwrap_or_default());
+        match ask.elsewhere {
+            Elsewhere::Insist => error,
+            Elsewhere::GiveUp => error.after(1),
+        }
     }
 
     async fn request(
@@ -310,14 +337,13 @@ impl Session {
     async fn refused(&self, response: Response, ask: &Ask<'_>) -> Error {
         let status = response.status();
         let retry_after = failure::retry_after(response.headers());
-        let body = self.wire.body(response, MAX_ERROR_BODY, ask.doing).await;
-        let (message, incomplete) = match body {
-            Ok(Some(body)) => (failure::error_message(&body), failure::says_incomplete(&body)),
-            _ => (String::new(), false),
-        };
+        let complaint = challenge::complaint(auth::offered(response.headers()));
+        let (message, body) = self.wire.reason(response, ask.doing).await;
         let kind = match status.as_u16() {
-            400 | 404 if ask.method == Method::PUT && incomplete => Kind::Incomplete(message),
-            401 => Kind::Unauthorized(message),
+            400 | 404 if ask.method == Method::PUT && failure::says_incomplete(&body) => {
+                Kind::Incomplete(message)
+            }
+            401 => Kind::Unauthorized(failure::joined([&message, &complaint])),
             403 => Kind::Denied(message),
             404 => Kind::NotFound(message),
             407 => Kind::Config("the proxy on the way wants credentials (HTTP 407)".into()),

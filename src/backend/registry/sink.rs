@@ -23,6 +23,7 @@ use crate::{
     backend::{Capabilities, Kind, ManifestName, Names, Opened, Result, Sink},
     image::{
         Descriptor, Digest, Manifest, Reference, Repository, View, is_referrers_tag, referrers_tag,
+        tagged_subject,
     },
     util::locked,
 };
@@ -112,7 +113,10 @@ impl RegistrySink {
     async fn list_referrers(&self, tag: &Reference, referrers: Vec<Value>) -> Result<()> {
         let _listing = self.listing.lock().await;
         let repository = tag.repository();
+        let subject = tag.tag().and_then(tagged_subject);
         let mut all = match self.manifest(tag).await {
+            // A registry may take the tag for the digest, and answer with the subject.
+            Ok(manifest) if Some(manifest.digest()) == subject => Vec::new(),
             Ok(manifest) => children_of(&manifest),
             Err(error) if error.is_not_found() => Vec::new(),
             Err(error) => return Err(error),
@@ -153,7 +157,7 @@ fn add_missing(all: &mut Vec<Value>, more: Vec<Value>) -> bool {
 fn listed(referrer: &Manifest) -> Value {
     let document: Value = serde_json::from_slice(referrer.bytes()).unwrap_or_default();
     let kind = match (&document["artifactType"], referrer.view()) {
-        (Value::String(kind), _) => Some(kind.clone()),
+        (Value::String(kind), _) if !kind.is_empty() => Some(kind.clone()),
         (_, View::Image { config, .. }) => Some(config.media_type.clone()),
         _ => None,
     };
@@ -166,7 +170,7 @@ fn listed(referrer: &Manifest) -> Value {
         descriptor["artifactType"] = kind.into();
     }
     if !referrer.annotations().is_empty() {
-        descriptor["annotations"] = document["annotations"].clone();
+        descriptor["annotations"] = json!(referrer.annotations());
     }
     descriptor
 }
@@ -188,20 +192,30 @@ impl Names for RegistrySink {
             scope: Scope::Push(None),
             ..manifest_ask(&session, Method::HEAD, reference, &doing)
         };
-        let found = match session.send(&ask).await {
-            Ok(answer) => content_digest(answer.response.headers()),
-            Err(error) => match error.kind() {
-                Kind::Status { status: 405 | 501, .. } => None,
-                // An answer to HEAD cannot say why; one to GET can.
-                Kind::Unauthorized(reason) | Kind::Denied(reason) if reason.is_empty() => None,
-                _ => return Err(error),
-            },
-        };
-        // A registry that does not tell digests tells them by what it has.
+        let (mut found, mut refused) = (None, None);
+        if session.heads.make_sense() {
+            match session.attempt(&ask).await {
+                Ok(answer) => found = content_digest(answer.response.headers()),
+                // Whether that is so matters only where something would be lost: what is thought to be
+                // missing is sent.
+                Err(error)
+                    if error.is_not_found()
+                        && !error.is_elsewhere()
+                        && !reference.tag().is_some_and(is_referrers_tag) =>
+                {
+                    return Err(error);
+                }
+                // What a registry says to HEAD need not be what it says to GET, which also says why.
+                Err(error) => refused = Some(error),
+            }
+        }
         let found = match found {
             Some(found) => found,
             None => self.manifest(reference).await?.digest(),
         };
+        if let Some(error) = refused {
+            session.heads.learn_from(&error);
+        }
         locked(&self.names).insert(reference.clone(), found);
         Ok(Some(found))
     }

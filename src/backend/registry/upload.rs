@@ -17,8 +17,10 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     abilities::Mounting,
+    blob::content_range,
+    encoding::Encoding,
     holders::Holders,
-    session::{Answer, Ask, Lane, Payload, Scope, Session, content_digest, header},
+    session::{Answer, Ask, Elsewhere, Lane, Payload, Scope, Session, content_digest, header},
 };
 use crate::{
     backend::{BoxStream, Content, Error, Kind, LocalFile, Received, Receiver, Result},
@@ -462,16 +464,38 @@ pub(super) async fn has(
 ) -> Result<bool> {
     let doing = format!("looking for blob {} in {repository}", blob.digest);
     let url = session.wire.url(repository, &format!("blobs/{}", blob.digest));
-    let ask = Ask::push(Method::HEAD, url, repository, &doing);
-    match session.send(&ask).await {
+    let elsewhere = Elsewhere::GiveUp;
+    let head = Ask::push(Method::HEAD, url.clone(), repository, &doing);
+    match session.attempt(&Ask { elsewhere, ..head }).await {
         Ok(answer) => {
-            let length = header(answer.response.headers(), CONTENT_LENGTH.as_str());
-            Ok(length.is_none_or(|length| length == blob.size.to_string()))
+            let headers = answer.response.headers();
+            let length = header(headers, CONTENT_LENGTH.as_str());
+            let is_plain = Encoding::of(headers) == Encoding::Plain;
+            return Ok(length.is_none_or(|length| !is_plain || length == blob.size.to_string()));
         }
-        Err(error) if error.is_not_found() => Ok(false),
-        // Without HEAD it is sent at worst once more.
-        Err(error) if matches!(error.kind(), Kind::Status { status: 405 | 501, .. }) => Ok(false),
-        Err(error) => Err(error),
+        Err(error) if error.is_not_found() && !error.is_elsewhere() => return Ok(false),
+        // A registry without HEAD, or one that leads to an address that is good for GET only.
+        Err(_) => {}
+    }
+    let get = Ask::push(Method::GET, url, repository, &doing);
+    let range = HeaderValue::from_static("bytes=0-0");
+    let range = Some(range).filter(|_| blob.size > 0);
+    match session.send(&Ask { elsewhere, range, ..get }).await {
+        Ok(answer) => {
+            let headers = answer.response.headers();
+            let size = match content_range(headers) {
+                Some((_, total)) => total,
+                None => answer.response.content_length(),
+            };
+            let is_plain = Encoding::of(headers) == Encoding::Plain;
+            Ok(size.is_none_or(|size| !is_plain || size == blob.size))
+        }
+        // If that is not known, it is sent, at worst once more.
+        Err(error) if error.is_not_found() || error.is_elsewhere() => Ok(false),
+        Err(error) => match error.kind() {
+            Kind::Status { status: 400 | 405 | 406 | 416 | 501, .. } => Ok(false),
+            _ => Err(error),
+        },
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     address::{self, Refused, Zone},
     client::Clients,
     config::{Access, RegistryConfig},
+    encoding::{self, Encoding},
     failure::{self, root_cause},
     retry::Retry,
     stall::{self, Stalled},
@@ -22,6 +23,9 @@ use crate::{
     backend::{Error, Kind, Result},
     image::Repository,
 };
+
+/// How much of an error's body is read. Pages of way stations have pictures in them.
+const MAX_ERROR_BODY: usize = 256 << 10;
 
 /// One registry.
 pub(super) struct Wire {
@@ -145,7 +149,7 @@ impl Wire {
         self.received(chunk, doing)
     }
 
-    /// The body of a response, of at most `max` bytes; `None` if there is more.
+    /// The body of a response, decoded, of at most `max` bytes; `None` if there is more.
     pub(super) async fn body(
         &self,
         mut response: Response,
@@ -155,6 +159,7 @@ impl Wire {
         if response.content_length().is_some_and(|length| length > max as u64) {
             return Ok(None);
         }
+        let encoding = Encoding::of(response.headers());
         let mut body = Vec::new();
         while let Some(chunk) = self.chunk(&mut response, doing).await? {
             if body.len() + chunk.len() > max {
@@ -162,7 +167,14 @@ impl Wire {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Some(body))
+        encoding::decode(&encoding, body, max).map_err(|e| self.error(doing, Kind::Protocol(e)))
+    }
+
+    /// What the body of an error says, in one line; empty if it says nothing or cannot be read.
+    pub(super) async fn reason(&self, response: Response, doing: &str) -> (String, Vec<u8>) {
+        let body = self.body(response, MAX_ERROR_BODY, doing).await.ok().flatten();
+        let body = body.unwrap_or_default();
+        (failure::error_message(&body), body)
     }
 
     fn received<T>(
@@ -207,7 +219,7 @@ impl Wire {
         self.error(doing, Kind::ForbiddenAddress(refused.to_string()))
     }
 
-    /// Where `Location` leads from `from`.
+    /// Where `Location` leads from `from`, which is never from HTTPS to plain HTTP.
     pub(super) fn location(&self, from: &Url, headers: &HeaderMap, doing: &str) -> Result<Url> {
         let refuse = |reason: &str| self.error(doing, Kind::Protocol(reason.to_owned()));
         let target = headers

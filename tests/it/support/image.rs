@@ -252,6 +252,12 @@ impl Image {
         self
     }
 
+    /// A line of the history that is null.
+    pub(crate) fn null_step(mut self) -> Self {
+        self.history.push(Value::Null);
+        self
+    }
+
     /// The layer that a builder makes of a step without changes: an empty tar, gzipped.
     pub(crate) fn empty_layer(self) -> Self {
         self.layer_gzip_tar(&[])
