@@ -40,7 +40,7 @@ pub struct Repositories {
 #[derive(serde::Deserialize)]
 struct List {
     #[serde(default)]
-    repositories: Option<Vec<Option<String>>>,
+    repositories: Option<Vec<String>>,
 }
 
 impl Registry {
@@ -85,7 +85,7 @@ impl Registry {
                 return Err(fail(format!("it has more than {MAX_LIST_BYTES} bytes of them")));
             }
             let before = found.len();
-            found.extend(list.repositories.unwrap_or_default().into_iter().flatten());
+            found.extend(list.repositories.unwrap_or_default());
             let goes_on = pages.advance(&headers, &from, found.len() > before);
             if !goes_on.map_err(fail)? {
                 return Ok(sorted(inside.registry(), found));
