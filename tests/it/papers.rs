@@ -17,7 +17,7 @@ const PAGES: &[(&str, usize, usize)] = &[
     ("docs/layer-index.md", 0, 0),
     ("docs/mount.md", 26, 0),
     ("docs/moving-images.md", 28, 2),
-    ("docs/registries.md", 17, 1),
+    ("docs/registries.md", 17, 2),
     ("docs/security.md", 0, 0),
     ("docs/troubleshooting.md", 6, 0),
 ];
