@@ -75,7 +75,7 @@ use crate::{
         },
     },
     image::{Descriptor, Repository},
-    util::locked,
+    util::{Budget, Reservation, locked},
 };
 
 pub use read::{CachedBlob, Hashing};
@@ -91,12 +91,25 @@ const SIDE: &str = "cache";
 /// Where files are moved to be removed.
 const GONE: &str = "gone";
 
-/// Blocks that may wait in memory to be hashed, 16 MiB in all: what comes later is read from the disk
-/// again.
-const FEED_BLOCKS: usize = 128;
+/// Of the memory of a cache, one part in so many is for blocks that have come lately; what comes later than
+/// another part allows is hashed from the disk again, and the rest is for what is remembered of blocks that
+/// have gone.
+const LATELY_PART: usize = 6;
+const FED_PART: usize = 2;
+const KNOWN_PART: usize = 3;
 
-/// How many of them may be of one blob.
+/// Of the blocks that wait in memory to be hashed, so many may be of one blob.
 const MOST_FED: usize = 32;
+
+/// More memory than this makes nothing faster.
+const MOST_MEMORY: u64 = 32 << 20;
+
+/// The memory that a request takes, in bytes: a block that comes, one that is being written, and one that
+/// somebody has been given.
+const REQUEST_BYTES: u64 = 3 * BLOCK_BYTES;
+
+/// Requests that run at once where there is enough memory.
+const MOST_REQUESTS: usize = 16;
 
 /// Requests for streams that are under way at once: each holds some of its stream in memory.
 const STREAMS_AT_ONCE: usize = 4;
@@ -123,8 +136,11 @@ pub struct CacheConfig {
     pub max_window_bytes: u64,
     /// Requests that run at once.
     pub max_requests: usize,
-    /// Bytes of memory for blocks that have come lately, besides those under way.
+    /// Bytes of memory for blocks that have come lately, and for what is remembered of others, besides
+    /// [`CacheConfig::max_requests`].
     pub memory_bytes: usize,
+    /// What its memory is counted in.
+    pub budget: Budget,
 }
 
 impl CacheConfig {
@@ -136,8 +152,23 @@ impl CacheConfig {
             limit_bytes,
             first_window_bytes: 256 << 10,
             max_window_bytes: 16 << 20,
-            max_requests: 16,
-            memory_bytes: 4 << 20,
+            max_requests: MOST_REQUESTS,
+            // At most 32 MiB.
+            memory_bytes: MOST_MEMORY as usize,
+            budget: Budget::unlimited(),
+        }
+    }
+
+    /// The same cache with a part of `budget` for its memory: at most a quarter.
+    #[must_use]
+    pub fn within_memory(self, budget: &Budget) -> Self {
+        let limit = budget.stats().limit_bytes;
+        let requests = usize::try_from(limit / 12 / REQUEST_BYTES).unwrap_or(usize::MAX);
+        Self {
+            memory_bytes: (limit / 6).min(MOST_MEMORY) as usize,
+            max_requests: requests.clamp(1, MOST_REQUESTS),
+            budget: budget.clone(),
+            ..self
         }
     }
 }
@@ -193,6 +224,11 @@ struct Core {
     first_window_bytes: u64,
     max_window_bytes: u64,
     extent_blocks: u32,
+    /// Blocks that may wait in memory to be hashed.
+    feed_blocks: usize,
+    /// Bytes that may be taken by what is remembered of blocks that have gone.
+    known_bytes: usize,
+    _memory: Reservation,
     tasks: Tasks,
     slots: Arc<Slots>,
     /// For streams: they wait for requests, which must not have to wait for them.
@@ -226,7 +262,7 @@ impl Cache {
     /// this is called in.
     ///
     /// [`Kind::Config`] if another process has it open, if it is of a newer version, or if this is
-    /// not called in a runtime.
+    /// not called in a runtime; [`Kind::Memory`] if the budget has no room for it.
     pub fn open(config: CacheConfig) -> Result<Self> {
         let opening = || format!("opening {}", config.dir.display());
         let runtime = Handle::try_current()
@@ -236,7 +272,11 @@ impl Cache {
 
     fn open_with(config: CacheConfig, tasks: Tasks) -> Result<Self> {
         let opening = format!("opening {}", config.dir.display());
-        let (root, lock, is_old) = load::lock(&config.dir, config.within.as_ref())?;
+        let (root, lock, version) = load::lock(&config.dir, config.within.as_ref())?;
+        // Those of streams take memory that is counted where they are made.
+        let requests = REQUEST_BYTES.saturating_mul(config.max_requests as u64);
+        let memory = config.budget.reserve(requests.saturating_add(config.memory_bytes as u64));
+        let memory = memory.map_err(|e| Error::new(SIDE, &opening, e))?;
         let extents = (config.limit_bytes / 16 / BLOCK_BYTES).clamp(1, EXTENT_BLOCKS);
         let margin = config.limit_bytes / 128 + (16 << 10);
         let core = Arc::new_cyclic(|me| Core {
@@ -247,13 +287,16 @@ impl Cache {
             max_window_bytes: config.max_window_bytes,
             // At most `EXTENT_BLOCKS`.
             extent_blocks: extents as u32,
+            feed_blocks: (config.memory_bytes / FED_PART / BLOCK_BYTES as usize).max(1),
+            known_bytes: config.memory_bytes / KNOWN_PART,
+            _memory: memory,
             tasks,
             slots: Slots::new(config.max_requests),
             stream_slots: Slots::new(STREAMS_AT_ONCE),
             fetching: AtomicUsize::new(0),
             gone: AtomicU64::new(0),
             origins: AtomicUsize::new(1),
-            state: Mutex::new(State::new(config.memory_bytes)),
+            state: Mutex::new(State::new(config.memory_bytes / LATELY_PART)),
             saved: Mutex::new(Instant::now()),
             dir: config.dir,
             root,
@@ -261,7 +304,7 @@ impl Cache {
             #[cfg(test)]
             fails_to_write: std::sync::atomic::AtomicBool::new(false),
         });
-        core.load(is_old).map_err(|e| Error::new(SIDE, &opening, e))?;
+        core.load(version).map_err(|e| Error::new(SIDE, &opening, e))?;
         core.shrink();
         Ok(Self { core })
     }

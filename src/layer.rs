@@ -19,6 +19,7 @@
 //! offsets.
 
 mod codec;
+mod compressed;
 mod gzip;
 mod index;
 mod merge;

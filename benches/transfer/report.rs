@@ -9,8 +9,7 @@ use crate::link::Link;
 use crate::measure::{Usage, median};
 use crate::registry::Requests;
 use crate::rows::Row;
-use crate::tally::Tally;
-use crate::targets::Target;
+use crate::tally::{Tally, Target};
 
 /// What one first run and the run after it took.
 #[derive(Clone)]

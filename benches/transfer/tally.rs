@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::measure::median;
-use crate::targets::Target;
+
+/// Whether something that was wanted was reached, and how.
+pub(crate) type Target = (bool, String);
 
 /// What is wanted of a contender, held against the first one.
 #[derive(Clone, Copy)]

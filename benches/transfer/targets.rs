@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::report::{Key, Report, mib, ratio, rounded_ms};
 use crate::rows::Row;
+use crate::tally::Target;
 
 // The targets. Reasons and peers' figures stand with the project's issues; here is what is held against them.
 /// Wall clock of a pull, in those of curl without verification.
@@ -27,9 +28,6 @@ const COPY_PER_HALF: f64 = 1.25;
 const REQUESTS_PER_PUSHED_NAME: u64 = 1;
 /// From directory to directory on one file system.
 const DIRECTORY: Duration = Duration::from_millis(100);
-
-/// Whether it was reached, and how.
-pub(crate) type Target = (bool, String);
 
 impl Report {
     /// What was measured against what was wanted.

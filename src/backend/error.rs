@@ -123,6 +123,16 @@ fn detail(message: &str) -> String {
 impl Error {
     /// An error on `side` (`registry quay.io`, `images_dir /x`) while `doing` something to an
     /// object (`fetching blob sha256:...`).
+    ///
+    /// ```
+    /// use imgfs::backend::{Error, Kind};
+    ///
+    /// let error = Error::new("registry quay.io", "looking up quay.io/a:1", Kind::NotFound(String::new()));
+    /// assert!(error.is_not_found() && !error.is_transient());
+    /// assert!(error.to_string().contains("looking up quay.io/a:1"));
+    /// let full = Error::new("images_dir /x", "writing y", std::io::Error::from(std::io::ErrorKind::StorageFull));
+    /// assert!(full.is_no_space());
+    /// ```
     pub fn new(side: impl fmt::Display, doing: impl fmt::Display, kind: impl Into<Kind>) -> Self {
         let (side, doing) = (side.to_string(), doing.to_string());
         Self(Arc::new(Inner { side, doing, kind: kind.into(), attempts: 1, settled: false }))

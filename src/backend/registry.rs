@@ -102,6 +102,18 @@ type SessionKey = (String, Option<usize>, Option<String>);
 
 impl Registry {
     /// Nothing is asked of any registry yet.
+    ///
+    /// ```
+    /// use imgfs::{backend::registry::{Registry, RegistryConfig}, image::Repository};
+    ///
+    /// let config = RegistryConfig::default();
+    /// Registry::check(&config)?;
+    /// assert!(config.may_ask(&Repository::new("quay.io", "team/app")?));
+    /// let registry = Registry::new(config);
+    /// assert_eq!((registry.stats().requests(), registry.stats().received_bytes()), (0, 0));
+    /// assert!(registry.without_referrers().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(config: RegistryConfig) -> Self {
         let config = Arc::new(config);
         Self {

@@ -19,13 +19,17 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Core, SIDE,
+    readers::Failed,
     state::{Blob, Key, State, WHOLE},
     stored::{Files, Place, disk_bytes},
     tasks::point,
 };
-use crate::backend::{
-    ConfinedDir, Error, Kind,
-    images_dir::cached::{self, BLOCK_BYTES},
+use crate::{
+    backend::{
+        ConfinedDir, Error, Kind,
+        images_dir::cached::{self, BLOCK_BYTES},
+    },
+    util::OutOfMemory,
 };
 
 /// After the disk has refused, nothing is written for so long.
@@ -61,13 +65,16 @@ impl Core {
                 state.touch(key, extent);
             }
             None if blob.is_remembered(block) => {
-                blob.verification.prefix.known.extend(sha.map(|sha| (block, sha)));
+                if let Some(sha) = sha {
+                    state.known_bytes += blob.verification.prefix.known.insert(block, sha);
+                }
             }
             None => {}
         }
         state.memory.release(id, block);
         self.seal_if_whole(state, key);
         self.settle(state, key);
+        self.bound_known(state);
     }
 
     /// Writes those of `blocks` that the disk had refused, if they are still in memory.
@@ -186,6 +193,52 @@ impl Core {
         }
     }
 
+    /// Whether a blob is on the disk and its files have to be opened before it can be read.
+    pub(super) fn is_closed(&self, key: &Key) -> bool {
+        let state = self.lock();
+        let place = state.blobs.get(key).map(|blob| &blob.disk.place);
+        matches!(place, Some(Place::Parts(None) | Place::Whole(None)))
+    }
+
+    /// Opens the files of a blob, if they are not open. That may wait for the disk, while nobody else has to.
+    pub(super) fn open_files(&self, key: &Key) {
+        let (id, is_whole) = {
+            let mut state = self.lock();
+            match state.blobs.get_mut(key).map(|blob| (blob.id, &blob.disk.place)) {
+                Some((id, Place::Parts(None))) => (id, false),
+                Some((id, Place::Whole(None))) => (id, true),
+                _ => return,
+            }
+        };
+        point();
+        let parts = if is_whole { None } else { self.parts_of(key).ok() };
+        let whole = if is_whole { self.whole_of(key) } else { None };
+        let mut state = self.lock();
+        let Some(blob) = state.blob(key, id) else { return };
+        // If they cannot be opened, whoever reads finds that out.
+        match &mut blob.disk.place {
+            Place::Parts(files @ None) => *files = parts.map(Arc::new),
+            Place::Whole(file @ None) => *file = whole.map(Arc::new),
+            _ => {}
+        }
+    }
+
+    /// Opens the files of a blob in parts.
+    fn parts_of(&self, key: &Key) -> io::Result<Files> {
+        let open = |path: PathBuf| self.root.open_to_write(&path);
+        let (data, meta) = open(key.content.part_path(&self.dir))?;
+        match meta.len() == key.size {
+            true => Ok(Files { data, map: open(key.content.map_path(&self.dir))?.0 }),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Opens the file of a whole blob, if it is one.
+    fn whole_of(&self, key: &Key) -> Option<File> {
+        let (file, meta) = self.root.open_file(&key.content.whole_path(&self.dir)).ok()?;
+        Some(file).filter(|_| meta.len() == key.size)
+    }
+
     /// The open files of a blob in parts. If they have gone, it is forgotten that they were there.
     pub(super) fn open_parts(&self, state: &mut State, key: &Key) -> Option<Arc<Files>> {
         let blob = state.blobs.get_mut(key)?;
@@ -193,15 +246,7 @@ impl Core {
         if let Some(files) = files {
             return Some(files.clone());
         }
-        let open = |path: PathBuf| self.root.open_to_write(&path);
-        let data = open(key.content.part_path(&self.dir));
-        let data = data.and_then(|(data, meta)| match meta.len() == key.size {
-            true => Ok(data),
-            false => Err(io::ErrorKind::InvalidData.into()),
-        });
-        let opened =
-            data.and_then(|data| Ok(Files { data, map: open(key.content.map_path(&self.dir))?.0 }));
-        match opened {
+        match self.parts_of(key) {
             Ok(opened) => {
                 let opened = Arc::new(opened);
                 *files = Some(opened.clone());
@@ -221,9 +266,8 @@ impl Core {
         if let Some(file) = file {
             return Some(file.clone());
         }
-        let opened = self.root.open_file(&key.content.whole_path(&self.dir));
-        match opened.ok().filter(|(_, meta)| meta.len() == key.size) {
-            Some((opened, _)) => {
+        match self.whole_of(key) {
+            Some(opened) => {
                 let opened = Arc::new(opened);
                 *file = Some(opened.clone());
                 Some(opened)
@@ -265,6 +309,26 @@ impl Core {
         let reason = "what the cache had of it has gone; open it again".to_owned();
         let doing = format_args!("reading {}", key.content);
         self.distrust(state, key, Error::new(SIDE, doing, Kind::Interrupted(reason)));
+    }
+
+    /// Sees to it that what is remembered of blocks that have gone takes no more memory than it may: the blob of
+    /// which most is remembered is dropped. Whoever reads it is told.
+    pub(super) fn bound_known(&self, state: &mut State) {
+        let known = |blob: &Blob| blob.verification.prefix.known.bytes();
+        while state.known_bytes > self.known_bytes {
+            state.known_bytes = state.blobs.values().map(known).sum();
+            let most = state.blobs.iter_mut().max_by_key(|(_, blob)| known(blob));
+            let Some((key, blob)) = most.filter(|_| state.known_bytes > self.known_bytes) else {
+                return;
+            };
+            let (key, wanted) = (*key, state.known_bytes as u64);
+            let kind = OutOfMemory::TooLarge { wanted, limit: self.known_bytes as u64 };
+            let doing = format_args!("remembering what has been read of {}", key.content);
+            let error = Error::new(SIDE, doing, kind);
+            blob.fail(0..u32::MAX, &Failed { error: error.clone(), origin: 0 });
+            state.counts.errors += 1;
+            self.distrust(state, &key, error);
+        }
     }
 
     /// Drops all that is known of a blob and all that is here of it.
@@ -363,6 +427,8 @@ impl Core {
     fn seal(&self, key: &Key, id: u64, files: &Arc<Files>) {
         point();
         let sealed = cached::seal(&files.data);
+        // The same file, whatever it is called.
+        let file = files.data.try_clone().ok().map(Arc::new);
         let whole = key.content.whole_path(&self.dir);
         let mut state = self.lock();
         let Some(blob) = state.blob(key, id) else { return };
@@ -385,7 +451,6 @@ impl Core {
             }
             return;
         }
-        let file = self.root.open_file(&whole).ok().map(|(file, _)| Arc::new(file));
         blob.disk.place = Place::Whole(file);
         let charge = disk_bytes(key.size);
         let freed = blob.disk.charge.saturating_sub(charge);

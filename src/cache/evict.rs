@@ -94,7 +94,9 @@ impl Core {
                 // They cannot be read: nobody can say what they were.
                 return self.lose(state, &key);
             }
-            blob.verification.prefix.known.extend(known);
+            for (block, sha) in known {
+                state.known_bytes += blob.verification.prefix.known.insert(block, sha);
+            }
             let gone = blocks.filter(|block| blob.disk.sum(*block).is_some()).count();
             // At most the number of blocks of an extent.
             blob.disk.stored -= gone as u32;
@@ -126,6 +128,7 @@ impl Core {
             return;
         }
         self.settle(state, &key);
+        self.bound_known(state);
     }
 
     fn extent_bytes(&self, key: &Key, first: u32) -> (u64, u64) {

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
 use super::{
-    Core, FEED_BLOCKS, MOST_FED, SIDE,
+    Core, MOST_FED, SIDE,
     plan::Pace,
     readers::Failed,
     requests::{Job, Origin},
@@ -294,7 +294,7 @@ impl Core {
         let state = &mut *state;
         let is_refused = state.is_refused();
         // One at least, so that the digest comes forward whatever becomes of the block.
-        let share = FEED_BLOCKS / self.fetching.load(Ordering::Relaxed).max(1);
+        let share = self.feed_blocks / self.fetching.load(Ordering::Relaxed).max(1);
         let feed_blocks = share.clamp(1, MOST_FED);
         let Some(blob) = state.blobs.get_mut(key).filter(|blob| blob.id == job.blob) else {
             return Ok(Some(Arrival::Stop));
@@ -307,7 +307,7 @@ impl Core {
         let may_be_stored =
             !is_refused && !blob.disk.is_leaving(block) && !blob.disk.writing.contains(&block);
         if !is_here {
-            let expected = blob.verification.prefix.known.get(&block).copied();
+            let expected = blob.verification.prefix.known.get(block);
             let is_remembered = !may_be_stored && blob.is_remembered(block);
             match (expected, sha) {
                 (Some(_), None) => return Ok(None),
@@ -316,7 +316,7 @@ impl Core {
                     return Err(self.changed(state, key, block, expected, found));
                 }
                 (None, Some(sha)) if is_remembered => {
-                    blob.verification.prefix.known.insert(block, sha);
+                    state.known_bytes += blob.verification.prefix.known.insert(block, sha);
                 }
                 _ => {}
             }
@@ -327,7 +327,7 @@ impl Core {
             return Ok(Some(Arrival::Pass));
         }
         if block < blob.verification.prefix.to
-            && !blob.verification.prefix.known.contains_key(&block)
+            && blob.verification.prefix.known.get(block).is_none()
         {
             // What was hashed is gone, and nothing says that this is the same.
             blob.restart_prefix(key);
@@ -349,6 +349,7 @@ impl Core {
             state.memory.release(blob.id, block);
         }
         self.kick_hash(state, key);
+        self.bound_known(state);
         Ok(Some(if may_be_stored { Arrival::Store } else { Arrival::Pass }))
     }
 

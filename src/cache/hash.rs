@@ -136,7 +136,11 @@ impl Core {
         if !blob.disk.is_kept(block) && blob.is_remembered(block) {
             // It may have to be fetched again.
             let sha = sha.take().unwrap_or_else(|| Sha256::digest(bytes).into());
-            blob.verification.prefix.known.insert(block, sha);
+            let more = blob.verification.prefix.known.insert(block, sha);
+            blob.requests.wake();
+            state.known_bytes += more;
+            self.bound_known(&mut state);
+            return true;
         }
         blob.requests.wake();
         true

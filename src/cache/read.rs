@@ -242,6 +242,10 @@ impl CachedBlob {
             Ok(None) => return Some(Ok(Bytes::new())),
             Err(error) => return Some(Err(error)),
         };
+        // Opening them may wait for the disk.
+        if self.handle.core.is_closed(&self.handle.key) {
+            return None;
+        }
         let found = self.handle.look(&range, false)?;
         let bytes = match found {
             Ok(Found::Whole(file)) => read_file_now(&file, &range)?,
@@ -268,17 +272,19 @@ impl CachedBlob {
     /// without help. It stays in the cache as long as this handle.
     pub fn whole_file(&self) -> Option<File> {
         let Handle { core, key, lent, .. } = &*self.handle;
-        let mut state = core.lock();
-        let blob = state.blobs.get_mut(key)?;
-        if !matches!(blob.disk.place, Place::Whole(_)) {
-            return None;
+        {
+            let mut state = core.lock();
+            let blob = state.blobs.get_mut(key)?;
+            if !matches!(blob.disk.place, Place::Whole(_)) {
+                return None;
+            }
+            // From now on it stays there.
+            if !lent.swap(true, Ordering::Relaxed) {
+                blob.readers.lent += 1;
+            }
+            state.touch(key, WHOLE);
         }
-        let (file, _) = core.root.open_file(&key.content.whole_path(&core.dir)).ok()?;
-        if !lent.swap(true, Ordering::Relaxed) {
-            blob.readers.lent += 1;
-        }
-        state.touch(key, WHOLE);
-        Some(file)
+        core.root.open_file(&key.content.whole_path(&core.dir)).ok().map(|(file, _)| file)
     }
 
     /// Which bytes a read wants; `None` if there are none.
@@ -303,6 +309,12 @@ impl CachedBlob {
         range: &Range<u64>,
         has_waited: &mut bool,
     ) -> std::result::Result<Bytes, Trouble> {
+        let Handle { core, key, .. } = &*self.handle;
+        if core.is_closed(key) {
+            let (to, key) = (core.clone(), *key);
+            let opened = core.tasks.spawn_blocking(move || to.open_files(&key));
+            opened.await.map_err(|_| Trouble::Again)?;
+        }
         let found = self.handle.look(range, true).ok_or(Trouble::Again)??;
         let (pieces, pins) = match found {
             Found::Whole(file) => {

@@ -1,5 +1,5 @@
 //! What is known of the cache's blobs, all under one lock that is never held during input or
-//! output (but for opening and renaming files).
+//! output (but for creating and renaming files, and where a file is opened that is closed meanwhile).
 
 use std::{collections::HashMap, ops::Range, time::Instant};
 
@@ -33,6 +33,9 @@ pub(super) struct State {
     /// In which order extents and whole blobs were used. Its bound is that of the disk.
     pub lru: LruCache<(Key, u32), ()>,
     pub memory: Memory,
+    /// Bytes that are taken by what is remembered of blocks that have gone, or more: what is dropped with its
+    /// blob is still in it until the next time that it is counted.
+    pub known_bytes: usize,
     /// Bytes of the disk that are used, or about to be.
     pub used: u64,
     /// Numbers for blobs and jobs.
@@ -51,6 +54,7 @@ impl State {
             owners: HashMap::new(),
             lru: LruCache::unbounded(),
             memory: Memory::new(memory_bytes),
+            known_bytes: 0,
             used: 0,
             numbers: 0,
             refused_until: None,
@@ -196,7 +200,7 @@ impl Blob {
         let is_wanted = self.verification.is_fixed || block < self.verification.prefix.to;
         is_wanted
             && !self.content.is_stream()
-            && !self.verification.prefix.known.contains_key(&block)
+            && self.verification.prefix.known.get(block).is_none()
     }
 
     /// Whether a block is the one that is held back.

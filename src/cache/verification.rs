@@ -1,6 +1,6 @@
 //! How it is known that a blob is what it should be.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -79,7 +79,39 @@ pub(super) struct Prefix {
     pub running: bool,
     /// Of blocks that were here and are not on the disk: what they have to be if they are fetched
     /// again.
-    pub known: HashMap<u32, [u8; 32]>,
+    pub known: Known,
+}
+
+/// SHA-256 sums of blocks, by the numbers of the blocks.
+#[derive(Default)]
+pub(super) struct Known(BTreeMap<u32, Box<Sums>>);
+
+/// Those of neighbours: mostly all of them are known or none.
+type Sums = [Option<[u8; 32]>; SUMS as usize];
+
+const SUMS: u32 = 32;
+
+/// What [`Sums`] take, with their place in the map.
+const SUMS_BYTES: usize = size_of::<Sums>() + 32;
+
+impl Known {
+    pub(super) fn get(&self, block: u32) -> Option<[u8; 32]> {
+        self.0.get(&(block / SUMS))?[(block % SUMS) as usize]
+    }
+
+    /// Notes the sum of a block; by how many bytes that makes it larger.
+    #[must_use]
+    pub(super) fn insert(&mut self, block: u32, sha: [u8; 32]) -> usize {
+        let before = self.bytes();
+        let sums = self.0.entry(block / SUMS).or_insert_with(|| Box::new([None; SUMS as usize]));
+        sums[(block % SUMS) as usize] = Some(sha);
+        self.bytes() - before
+    }
+
+    /// The memory that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.len() * SUMS_BYTES
+    }
 }
 
 impl Prefix {
@@ -93,7 +125,7 @@ impl Prefix {
             to: 0,
             feed: VecDeque::new(),
             running: false,
-            known: HashMap::new(),
+            known: Known::default(),
         }
     }
 }

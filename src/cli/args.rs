@@ -34,10 +34,10 @@ Exit status:
     };
 }
 
-/// The end of the help of a command: the exit statuses, and examples.
+/// The end of the help of a command: the exit statuses, and examples, a line each.
 macro_rules! ending {
-    ($status:expr, $examples:literal) => {
-        concat!($status, "\n\nExamples:\n", $examples)
+    ($status:expr, $($example:literal),+ $(,)?) => {
+        concat!($status, "\n\nExamples:", $("\n  ", $example),+)
     };
 }
 
@@ -613,6 +613,8 @@ pub(crate) enum LayoutArg {
     /// As KubeKey 4.0.0 to 4.0.3 reads it
     #[value(name = "kubekey-4.0.3")]
     Kubekey403,
+    /// For file systems that take no colons in names, such as FAT, exFAT and NTFS
+    Portable,
 }
 
 /// How to look into an image.

@@ -23,18 +23,28 @@ pub(super) const DETACHED: &str = "--detached";
 
 /// How the C library is told to keep one heap only. By default it has several for each processor,
 /// none of which gives back what a busy minute has taken: with 64 readers that was 58 MiB, and is 40,
-/// at the same speed.
-const HEAPS: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
+/// at the same speed. What is larger than a buffer is not put into the heap, so that it is given back as soon
+/// as it is freed; by default the first large one that is freed makes the heap take all later ones.
+const HEAP: [(&str, &str); 3] = [
+    ("MALLOC_ARENA_MAX", "1"),
+    ("MALLOC_MMAP_THRESHOLD_", "2097152"),
+    ("MALLOC_TRIM_THRESHOLD_", "8388608"),
+];
+
+/// What of that the user has not said otherwise.
+fn heap() -> impl Iterator<Item = (&'static str, &'static str)> {
+    HEAP.into_iter().filter(|(name, _)| std::env::var_os(name).is_none())
+}
 
 /// Starts the process over with the heap of a daemon, unless it has that already.
 pub(super) fn keep_one_heap() -> Result<(), Failure> {
-    if std::env::var_os(HEAPS.0).is_some() {
+    if heap().next().is_none() {
         return Ok(());
     }
     let failed = |e: io::Error| Failure::new(format!("cannot start: {e}"));
     let program = std::env::current_exe().map_err(failed)?;
     // It comes back only if it has failed.
-    Err(failed(Command::new(program).args(super::arguments()).env(HEAPS.0, HEAPS.1).exec()))
+    Err(failed(Command::new(program).args(super::arguments()).envs(heap()).exec()))
 }
 
 /// Starts the process once more, in the background, and waits until it is ready.
@@ -44,7 +54,7 @@ pub(super) fn detach() -> Result<Outcome, Failure> {
     let mut child = Command::new(program)
         .args(super::arguments())
         .arg(DETACHED)
-        .env(HEAPS.0, std::env::var_os(HEAPS.0).unwrap_or_else(|| HEAPS.1.into()))
+        .envs(heap())
         .stdin(Stdio::inherit())
         .stdout(Stdio::piped())
         .spawn()

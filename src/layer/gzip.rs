@@ -9,7 +9,7 @@ mod zlib;
 
 use std::ops::ControlFlow;
 
-use super::codec::{Boundary, CodecError, Output, Progress};
+use super::compressed::{Boundary, CodecError, Output, Progress};
 use header::HeaderParser;
 use zlib::{At, Inflate};
 

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use zstd::stream::raw::{DParameter, Decoder as Raw, InBuffer, Operation, OutBuffer};
 
-use super::codec::{Boundary, CodecError, Output, Progress};
+use super::compressed::{Boundary, CodecError, Output, Progress};
 
 /// The largest window that is accepted, as a power of two: 128 MiB, what `zstd -d` accepts without
 /// being asked.

@@ -20,8 +20,8 @@ pub use packages::{PackageChange, PackageDiff, package_diff};
 
 use super::{Error, NamedImage, OpenImage, Opener, Result, type_name};
 use crate::{
-    image::Digest,
-    layer::{Attributes, Kind, Node},
+    image::{Descriptor, Digest},
+    layer::{Attributes, Kind, LayerIndex, Node, Rootfs},
     rootfs::{PathError, Tree},
 };
 use content::{Sameness, is_same_content, known_sameness, place};
@@ -194,8 +194,8 @@ impl DiffReport {
 }
 
 /// Compares the files of two images. Layers that nobody has looked into before are read once, those that
-/// both have once for both, and none if both images consist of the same ones. What a damaged layer hides
-/// is an error.
+/// both have once for both: not at all if the images consist of the same ones, or if they have the same
+/// paths above those that are the same from the bottom up. What a damaged layer hides is an error.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -242,7 +242,14 @@ pub async fn diff(opener: &Opener, request: &DiffRequest) -> Result<DiffReport> 
         let (changes, total) = (Vec::new(), Tally::default());
         return Ok(DiffReport { a: old, b: new, path, changes, total, compared_bytes: 0 });
     }
-    let (a, b) = futures_util::try_join!(Place::find(&a, &path), Place::find(&b, &path))?;
+    let upper = match path == "/" && !request.times {
+        true => upper_parts(opener, &a, &b).await?,
+        false => None,
+    };
+    let (a, b) = match upper {
+        Some(upper) => upper,
+        None => futures_util::try_join!(Place::find(&a, &path), Place::find(&b, &path))?,
+    };
     if a.start.is_none() && b.start.is_none() {
         return Err(Error::Path(PathError::Missing));
     }
@@ -264,7 +271,7 @@ pub async fn diff(opener: &Opener, request: &DiffRequest) -> Result<DiffReport> 
             (_, _, true) => continue,
         };
         total.add(&tally);
-        let (in_a, in_b) = (pair.a.map(|n| state(&a.tree, n)), pair.b.map(|n| state(&b.tree, n)));
+        let (in_a, in_b) = (pair.a.map(|n| a.state(n)), pair.b.map(|n| b.state(n)));
         for (side, state) in [(&mut old, &in_a), (&mut new, &in_b)] {
             let layer = state.as_ref().and_then(|state| side.layers.get_mut(state.layer));
             if let Some(layer) = layer {
@@ -335,12 +342,77 @@ fn has_same_layers(a: &OpenImage, b: &OpenImage) -> bool {
     digests(a) == digests(b)
 }
 
+/// What two images have above the layers that are the same in both from the bottom up, if all differences
+/// are in that: as after building the same thing again. `None` if what is below decides something.
+async fn upper_parts(
+    opener: &Opener,
+    a: &OpenImage,
+    b: &OpenImage,
+) -> Result<Option<(Place, Place)>> {
+    let pairs = a.variant.layers().iter().zip(b.variant.layers());
+    let same =
+        |one: &Descriptor, other: &Descriptor| (one.digest, one.size) == (other.digest, other.size);
+    let first = pairs.take_while(|(one, other)| same(one, other)).count();
+    if first == 0 {
+        return Ok(None);
+    }
+    let (one, other) =
+        futures_util::try_join!(opener.upper_tree(a, first), opener.upper_tree(b, first))?;
+    if !stands_alone(&one) || !stands_alone(&other) {
+        return Ok(None);
+    }
+    let root = || Some(Vec::new());
+    let (one, other) = (Place::new(one, root(), first), Place::new(other, root(), first));
+    Ok(has_same_shape(&one, &other).then_some((one, other)))
+}
+
+/// Whether what the layers of a tree do to what is below them is told by the tree that they make, by their
+/// paths alone: nothing of what is below is removed or has further names, and what is a directory has been
+/// nothing else.
+fn stands_alone(tree: &Tree) -> bool {
+    let rootfs = tree.rootfs();
+    let mut nodes = (0..rootfs.node_count()).filter_map(|number| rootfs.node(number));
+    let keeps_what_is_below = |index: &Arc<LayerIndex>| {
+        let table = index.table();
+        table.entries().all(|entry| {
+            let is_dir = |node| rootfs.attributes(node).kind == Kind::Dir;
+            !table.name(entry.path).starts_with(b".wh.")
+                && (entry.kind == Kind::Dir
+                    || !rootfs.find(&table.full_path(entry.path)).is_some_and(is_dir))
+        })
+    };
+    nodes.all(|node| rootfs.broken(node).is_none())
+        && rootfs.layers().iter().all(keeps_what_is_below)
+}
+
+/// Whether two trees have the same paths, directories at the same ones, and no entry for the same ones of
+/// these.
+fn has_same_shape(a: &Place, b: &Place) -> bool {
+    let (of_a, of_b) = (a.tree.rootfs(), b.tree.rootfs());
+    let mut waiting = vec![(of_a.root(), of_b.root())];
+    while let Some((in_a, in_b)) = waiting.pop() {
+        let is_dir = |rootfs: &Rootfs, node| rootfs.attributes(node).kind == Kind::Dir;
+        let is_same = of_a.name(in_a) == of_b.name(in_b)
+            && is_dir(of_a, in_a) == is_dir(of_b, in_b)
+            && of_a.is_implied(in_a) == of_b.is_implied(in_b)
+            && of_a.entry_count(in_a) == of_b.entry_count(in_b);
+        if !is_same {
+            return false;
+        }
+        let entries = of_a.entries(in_a).zip(of_b.entries(in_b));
+        waiting.extend(entries.map(|((_, in_a), (_, in_b))| (in_a, in_b)));
+    }
+    true
+}
+
 /// A tree, and where in it the comparison begins.
 struct Place {
     tree: Arc<Tree>,
     start: Option<Node>,
     /// The names of files with several, as seen from `start`; by the node that stands for all of them.
     names: HashMap<Node, Vec<Vec<u8>>>,
+    /// The number of the lowest layer of the tree.
+    first_layer: usize,
 }
 
 impl Place {
@@ -352,10 +424,10 @@ impl Place {
             Err(PathError::Missing | PathError::NotADirectory) => None,
             Err(error) => return Err(Error::Path(error)),
         };
-        Ok(Self::new(tree, path))
+        Ok(Self::new(tree, path, 0))
     }
 
-    fn new(tree: Arc<Tree>, path: Option<Vec<u8>>) -> Self {
+    fn new(tree: Arc<Tree>, path: Option<Vec<u8>>, first_layer: usize) -> Self {
         let rootfs = tree.rootfs();
         let start = path.as_ref().and_then(|path| rootfs.find(path));
         let path = path.unwrap_or_default();
@@ -368,7 +440,7 @@ impl Place {
             }
         }
         names.values_mut().for_each(|names| names.sort_unstable());
-        Self { tree, start, names }
+        Self { tree, start, names, first_layer }
     }
 
     /// The bytes of a file that `other` does not have. Of one with several names they count for the first,
@@ -389,6 +461,25 @@ impl Place {
         let rootfs = self.tree.rootfs();
         let mut parts = path.split(|b| *b == b'/').filter(|part| !part.is_empty());
         self.start.and_then(|at| parts.try_fold(at, |at, part| rootfs.lookup(at, part))).is_some()
+    }
+
+    fn state(&self, node: Node) -> FileState {
+        let rootfs = self.tree.rootfs();
+        let of = rootfs.attributes(node);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        FileState {
+            kind: type_name(of.kind),
+            mode: format!("{:04o}", of.mode),
+            uid: of.uid,
+            gid: of.gid,
+            size: of.size,
+            links: of.links,
+            mtime: of.mtime.secs,
+            target: rootfs.symlink_target(node).map(text),
+            device: matches!(of.kind, Kind::Char | Kind::Block).then_some(of.device),
+            xattrs: rootfs.xattrs(node).map(|(name, value)| (text(name), text(value))).collect(),
+            layer: self.first_layer + rootfs.content_layer(node),
+        }
     }
 
     /// The names of a file that has several.
@@ -520,24 +611,6 @@ async fn compare_contents(a: &Tree, b: &Tree, pairs: &mut [Pair]) -> Result<u64>
         }
     }
     Ok(compared.iter().map(|(_, bytes)| bytes).sum())
-}
-
-fn state(tree: &Tree, node: Node) -> FileState {
-    let (rootfs, of) = (tree.rootfs(), tree.rootfs().attributes(node));
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    FileState {
-        kind: type_name(of.kind),
-        mode: format!("{:04o}", of.mode),
-        uid: of.uid,
-        gid: of.gid,
-        size: of.size,
-        links: of.links,
-        mtime: of.mtime.secs,
-        target: rootfs.symlink_target(node).map(text),
-        device: matches!(of.kind, Kind::Char | Kind::Block).then_some(of.device),
-        xattrs: rootfs.xattrs(node).map(|(name, value)| (text(name), text(value))).collect(),
-        layer: rootfs.content_layer(node),
-    }
 }
 
 #[cfg(test)]

@@ -89,10 +89,11 @@ pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Re
     let dir = ImagesDir::open(root)?;
     let cache_dir = request.cache_dir.clone().unwrap_or_else(|| dir.cache_dir());
     let of_cache = CacheConfig::in_images_dir(&dir, request.cache_bytes);
-    let cache = Cache::open(match cache_dir.starts_with(dir.root()) {
+    let of_cache = match cache_dir.starts_with(dir.root()) {
         true => CacheConfig { dir: cache_dir.clone(), ..of_cache },
         false => CacheConfig::new(cache_dir.clone(), request.cache_bytes),
-    });
+    };
+    let cache = Cache::open(of_cache.within_memory(&request.settings.budget));
     let patience = config.patience();
     let source: Arc<dyn Backend> = Arc::new(Registry::new(config));
     let (source, cache) = match (request.offline, cache) {

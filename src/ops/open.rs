@@ -206,6 +206,13 @@ impl Opener {
         }
     }
 
+    /// What the layers of `opened` from `first` on make, as if there was nothing below them. An error if
+    /// that may not be all.
+    pub(super) async fn upper_tree(&self, opened: &OpenImage, first: usize) -> Result<Arc<Tree>> {
+        let tree = self.images.upper_tree(&opened.variant, first).await.map_err(Error::Image)?;
+        opened.whole(tree)
+    }
+
     /// What names lead to.
     pub(super) fn catalogue(&self) -> &Catalogue {
         &self.catalogue
@@ -248,7 +255,10 @@ impl OpenImage {
 
     /// All of its files. An error if they may not be all.
     pub(super) async fn whole_tree(&self) -> Result<Arc<Tree>> {
-        let tree = self.files.tree().await.map_err(Error::Image)?;
+        self.whole(self.files.tree().await.map_err(Error::Image)?)
+    }
+
+    fn whole(&self, tree: Arc<Tree>) -> Result<Arc<Tree>> {
         match tree.damage() {
             None => Ok(tree),
             Some(damage) => {

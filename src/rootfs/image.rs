@@ -237,6 +237,15 @@ struct Inner {
 /// The manifest of a platform, and the number of the layer if it is not all of them.
 type TreeKey = (Digest, Option<usize>);
 
+/// Which layers of a platform a tree is made of.
+#[derive(Clone, Copy)]
+enum Layers {
+    /// Those from this number on, merged.
+    From(usize),
+    /// This one, with its whiteouts as the files that they are.
+    Alone(usize),
+}
+
 impl Clone for Images {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone() }
@@ -394,7 +403,11 @@ impl Images {
             if let Some(tree) = images.known_tree(&of, layer) {
                 return Ok(tree);
             }
-            let tree = images.inner.store.with_memory(|| images.merge(&of, layer)).await?;
+            let layers = match layer {
+                None => Layers::From(0),
+                Some(number) => Layers::Alone(number),
+            };
+            let tree = images.inner.store.with_memory(|| images.merge(&of, layers)).await?;
             images.inner.trees.insert(key, &tree);
             Ok(tree)
         };
@@ -407,10 +420,15 @@ impl Images {
         .boxed()
     }
 
-    async fn merge(&self, variant: &Arc<Variant>, layer: Option<usize>) -> Result<Arc<Tree>> {
-        let numbers = match layer {
-            None => 0..variant.layer_count(),
-            Some(number) => number..number + 1,
+    /// What the layers of a platform from `first` on make, as if there was nothing below them.
+    pub async fn upper_tree(&self, variant: &Arc<Variant>, first: usize) -> Result<Arc<Tree>> {
+        self.inner.store.with_memory(|| self.merge(variant, Layers::From(first))).await
+    }
+
+    async fn merge(&self, variant: &Arc<Variant>, layers: Layers) -> Result<Arc<Tree>> {
+        let (numbers, is_alone) = match layers {
+            Layers::From(first) => (first.min(variant.layer_count())..variant.layer_count(), false),
+            Layers::Alone(number) => (number..number + 1, true),
         };
         let layers: Vec<_> =
             numbers.clone().filter_map(|number| self.layer(variant, number)).collect();
@@ -428,8 +446,8 @@ impl Images {
         let memory = memory.reserve(bytes).map_err(|e| failed(e.into()))?;
         let mut indexes: Vec<_> = indexes.iter().map(|index| (**index).clone()).collect();
         let make = move || {
-            let rootfs = match (layer, indexes.pop()) {
-                (Some(_), Some(index)) => Rootfs::raw(index),
+            let rootfs = match (is_alone, indexes.pop()) {
+                (true, Some(index)) => Rootfs::raw(index),
                 (_, last) => Rootfs::new(indexes.into_iter().chain(last).collect()),
             };
             (rootfs, memory)

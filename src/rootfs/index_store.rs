@@ -35,7 +35,10 @@ use bytes::Bytes;
 
 use super::key::LayerKey;
 use crate::{
-    backend::{ConfinedDir, images_dir::ImagesDir},
+    backend::{
+        ConfinedDir,
+        images_dir::{ImagesDir, Layout},
+    },
     image::Digest,
     layer::{LayerIndex, Origin, StoredHead},
     util::{Budget, Counted, Kept, OutOfMemory, Reservation, locked},
@@ -92,6 +95,7 @@ impl Deref for Indexed {
 pub(super) struct IndexStore {
     /// The directory that `dir` is in, or is.
     root: ConfinedDir,
+    layout: Layout,
     dir: PathBuf,
     limit_bytes: u64,
     /// After so long without use a file is removed, by this process.
@@ -108,17 +112,20 @@ pub(super) struct IndexStore {
 impl IndexStore {
     /// The store in `images`, which need not exist yet, of at most `limit_bytes`.
     pub(super) fn new(images: &ImagesDir, limit_bytes: u64, budget: &Budget) -> Self {
-        Self::at(images.dir().clone(), images.inside_dir(), limit_bytes, None, budget)
+        let (root, layout) = (images.dir().clone(), images.layout());
+        Self::at(root, layout, images.inside_dir(), limit_bytes, None, budget)
     }
 
     /// The store in a directory of its own.
     pub(super) fn in_cache(cache: &IndexCache, budget: &Budget) -> Self {
         let path = cache.dir.path().to_owned();
-        Self::at(cache.dir.clone(), path, cache.limit_bytes, Some(UNUSED_AFTER), budget)
+        let (root, layout) = (cache.dir.clone(), Layout::default());
+        Self::at(root, layout, path, cache.limit_bytes, Some(UNUSED_AFTER), budget)
     }
 
     fn at(
         root: ConfinedDir,
+        layout: Layout,
         dir: PathBuf,
         limit_bytes: u64,
         lifetime: Option<Duration>,
@@ -126,6 +133,7 @@ impl IndexStore {
     ) -> Self {
         Self {
             root,
+            layout,
             dir,
             limit_bytes,
             lifetime,
@@ -136,8 +144,16 @@ impl IndexStore {
         }
     }
 
+    fn index_name(&self, layer: &LayerKey) -> String {
+        let name = self.layout.digest_name(&layer.digest);
+        match layer.toc {
+            Some(toc) => format!("{name}.{}", hex::encode(toc.as_bytes())),
+            None => name,
+        }
+    }
+
     fn index_path(&self, layer: &LayerKey) -> PathBuf {
-        self.dir.join(LAYERS).join(index_name(layer))
+        self.dir.join(LAYERS).join(self.index_name(layer))
     }
 
     /// Whether there is an index of `layer`, though it may turn out to be of no use.
@@ -187,7 +203,7 @@ impl IndexStore {
         memory.resize(index.memory_bytes())?;
         let writing = self.budget.reserve(index.memory_bytes())?;
         let stored = index.to_bytes().ok().and_then(|stored| {
-            let file = self.put(LAYERS, &index_name(layer), &stored).ok()?;
+            let file = self.put(LAYERS, &self.index_name(layer), &stored).ok()?;
             Some((StoredHead::parse(&stored).ok()?, file))
         });
         drop(writing);
@@ -227,7 +243,7 @@ impl IndexStore {
         if let Some(bytes) = self.unwritten.get(digest) {
             return Some((**bytes).clone());
         }
-        let path = self.dir.join(DOCUMENTS).join(digest.to_string());
+        let path = self.dir.join(DOCUMENTS).join(self.layout.digest_name(digest));
         let (file, _) = self.root.open_file(&path).ok()?;
         let mut bytes = Vec::new();
         (&file).take(MAX_DOCUMENT).read_to_end(&mut bytes).ok()?;
@@ -238,7 +254,7 @@ impl IndexStore {
     /// Keeps a document; one that cannot be written as long as there is room for it in memory.
     pub(super) fn put_document(&self, digest: &Digest, bytes: &Bytes) {
         if self.document(digest).is_none()
-            && self.put(DOCUMENTS, &digest.to_string(), bytes).is_err()
+            && self.put(DOCUMENTS, &self.layout.digest_name(digest), bytes).is_err()
             && let Ok(memory) = self.budget.reserve(bytes.len() as u64)
         {
             self.unwritten.insert(*digest, &Counted::new(bytes.clone(), memory).into());
@@ -342,13 +358,6 @@ fn note_use(file: &File) {
     if noted.is_ok_and(|noted| now.duration_since(noted).is_ok_and(|age| age > NOTE_USE_AFTER)) {
         // Where that cannot be written, nothing is removed either.
         let _ = file.set_modified(now);
-    }
-}
-
-fn index_name(layer: &LayerKey) -> String {
-    match layer.toc {
-        Some(toc) => format!("{}.{}", layer.digest, hex::encode(toc.as_bytes())),
-        None => layer.digest.to_string(),
     }
 }
 

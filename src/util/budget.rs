@@ -24,9 +24,11 @@ use tokio::{sync::Notify, time::timeout_at};
 
 use super::locked;
 
-/// Memory of a process that no budget counts, in bytes: the program itself, stacks, connections, and what
-/// the allocator has been given back and has not given back itself.
-const UNCOUNTED: u64 = 32 << 20;
+/// Memory of a process that no budget counts, in bytes: the program itself, stacks and connections.
+const UNCOUNTED: u64 = 24 << 20;
+
+/// One part in so many of a process's memory is what the allocator has been given back and cannot use.
+const FRAGMENTED_PART: u64 = 8;
 
 /// How long is waited for memory before it is tried again, at first and after many attempts.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
@@ -118,10 +120,11 @@ impl Budget {
         Self { inner: Arc::new(inner) }
     }
 
-    /// One for a process that is to take about `memory_bytes` in all: less what it takes without anything
-    /// that is counted, for which a quarter is left, and at most 32 MiB.
+    /// One for a process that is to take `memory_bytes` in all: less what it takes without anything that is
+    /// counted, for which 24 MiB and an eighth of all are left, but no more than half.
     pub fn of_process(memory_bytes: u64) -> Self {
-        Self::new(memory_bytes - (memory_bytes / 4).min(UNCOUNTED))
+        let uncounted = UNCOUNTED + memory_bytes / FRAGMENTED_PART;
+        Self::new(memory_bytes - uncounted.min(memory_bytes / 2))
     }
 
     /// One that refuses nothing and never lets anything go.

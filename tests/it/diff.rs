@@ -332,6 +332,52 @@ fn what_both_have_in_the_same_layer_is_never_read() {
     assert_eq!(report["compared_bytes"], 2 * (31 + 5 + 10));
 }
 
+/// A layer of the same files with other contents and attributes.
+fn rebuilt(numbers: &mut Numbers, layer: &Archive) -> Archive {
+    layer.entries().fold(Archive::new(), |all, entry| {
+        let mut entry = entry.clone();
+        if numbers.below(2) == 0 {
+            (entry.mode, entry.uid) = (0o700, 3);
+            if let What::File(content) = &mut entry.what
+                && content.len() > 0
+            {
+                *content = format!("again {}", numbers.below(2)).into_bytes().into();
+            }
+        }
+        all.entry(entry)
+    })
+}
+
+#[test]
+fn what_is_below_the_same_paths_need_not_be_known() {
+    let mut numbers = Numbers(seed().wrapping_add(1));
+    let mut spared = 0;
+    for round in 0..scale(12, 200) {
+        let shared = random_layer(&mut numbers, true);
+        let own = [0; 2].map(|_| random_layer(&mut numbers, false));
+        let again = [0, 1].map(|number: usize| rebuilt(&mut numbers, &own[number]));
+        let side = |own: &[Archive; 2]| {
+            let layers = [&shared, &own[0], &own[1]];
+            (model::merged(&layers), built(&layers, Packing::Gzip))
+        };
+        let ((tree_a, a), (tree_b, b)) = (side(&own), side(&again));
+        let bench = Bench::start(&[("a", &a), ("b", &b)]);
+        assert_eq!(bench.diff(&[]), expected(&tree_a, &tree_b), "round {round}");
+        let base = &a.layers()[0];
+        let is_fetched = bench.hostile.blob_gets().iter().any(|get| get.digest() == base);
+        spared += usize::from(!is_fetched && !a.layers()[1..].contains(base));
+    }
+    assert!(spared > 0, "nothing was spared");
+    // And in a case that everybody has: the program is built again.
+    let base = Archive::new().dir("usr").noise("usr/system", 3, 2_000_000).file("app/lib", b"lib");
+    let program = |version: &str| Archive::new().dir("app").file("app/run", version);
+    let images = ["1", "2"].map(|version| built(&[&base, &program(version)], Packing::Gzip));
+    let bench = Bench::start(&[("a", &images[0]), ("b", &images[1])]);
+    let listed = bench.run("diff", &[], &["a", "b"]).expect_code(1).stdout;
+    assert!(listed.contains("1 -> 1  /app/run (content)"), "{listed}");
+    assert!(bench.hostile.blob_gets().iter().all(|get| get.sent < 10_000));
+}
+
 #[test]
 fn packages_are_compared() {
     let status = |packages: &[(&str, &str)]| -> String {

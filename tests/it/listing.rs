@@ -380,3 +380,13 @@ fn a_digest_takes_one_question() {
     let local = look(&imgfs, &["digest", "--images-dir", dir, &name]).success().stdout;
     assert_eq!((local, hostile.requests()), (format!("{}\n", index.digest()), 0));
 }
+
+#[test]
+fn help_ends_with_examples() {
+    for command in ["ls", "cat", "inspect", "digest", "diff", "du"] {
+        let help = Imgfs::scratch().run(&[command, "--help"]).success().stdout;
+        let (_, examples) = help.split_once("\nExamples:\n").unwrap_or_else(|| panic!("{help}"));
+        let start = format!("  imgfs {command} ");
+        assert!(examples.lines().filter(|line| line.starts_with(&start)).count() >= 2, "{help}");
+    }
+}

@@ -123,12 +123,16 @@ fn memory_has_a_bound_whatever_is_looked_at() {
     let at = |number: usize| pinned(&host, &format!("honest/{number}"), &honest[number], "");
     let memory = status(&mount, &format!("{}status.json", at(0)))["memory"].clone();
     let bytes = |name: &str| memory[name].as_u64().unwrap();
-    assert_eq!(bytes("limit_bytes"), memory_mib * MIB - (memory_mib * MIB / 4).min(32 * MIB));
+    let uncounted = (24 * MIB + memory_mib * MIB / 8).min(memory_mib * MIB / 2);
+    assert_eq!(bytes("limit_bytes"), memory_mib * MIB - uncounted);
     // It was full, and never fuller.
     assert!(bytes("peak_bytes") <= bytes("limit_bytes"), "{memory}");
     assert!(bytes("peak_bytes") > bytes("limit_bytes") / 2, "{memory}");
     let peak = peak_rss(mount.id());
-    assert!(peak < (memory_mib + 64) * MIB, "{} MiB", peak / MIB);
+    // A program that is not optimised is larger by itself than all of that.
+    let allowed = memory_mib + scale(64, 0) as u64;
+    eprintln!("at most {} MiB of {allowed} MiB", peak / MIB);
+    assert!(peak < allowed * MIB, "{} MiB", peak / MIB);
     let log = mount.logged(&["--memory"]);
     assert!(!log.is_empty(), "{:?}", mount.log());
     assert_eq!(mount.stop().code(), Some(0));

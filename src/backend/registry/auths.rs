@@ -51,6 +51,18 @@ impl Auths {
     }
 
     /// Reads the text of such a file; `base` is where relative file names start.
+    ///
+    /// ```
+    /// use imgfs::backend::registry::Auths;
+    /// use std::path::Path;
+    ///
+    /// let text = "- repo: quay.io/team\n  username: someone\n  password: secret\n  ca_file: ca.pem\n";
+    /// let auths = Auths::parse(text, Path::new("/etc/imgfs"))?;
+    /// assert_eq!(auths.entries[0].prefix, "quay.io/team");
+    /// assert_eq!(auths.entries[0].ca_file.as_deref(), Some(Path::new("/etc/imgfs/ca.pem")));
+    /// assert!(Auths::parse("- repo: [", Path::new("")).is_err());
+    /// # Ok::<(), String>(())
+    /// ```
     pub fn parse(text: &str, base: &Path) -> Result<Self, String> {
         // Without this, a user called `no` would be `false`.
         let options = options! { strict_booleans: true };
@@ -175,6 +187,20 @@ pub struct EntryKeys(RawEntry);
 impl EntryKeys {
     /// Takes the value of `key` in any of its spellings; an empty one counts as none. Tells whether
     /// there is such a key. An error does not quote the value.
+    ///
+    /// ```
+    /// use imgfs::backend::registry::EntryKeys;
+    /// use std::path::Path;
+    ///
+    /// let mut keys = EntryKeys::default();
+    /// assert_eq!(keys.set("repo", "quay.io"), Ok(true));
+    /// assert_eq!(keys.set("plain_http", "true"), Ok(true));
+    /// assert_eq!(keys.set("colour", "blue"), Ok(false), "there is no such key");
+    /// assert!(keys.set("plain_http", "perhaps").is_err());
+    /// let entry = keys.finish(Path::new(""))?;
+    /// assert_eq!((&*entry.prefix, entry.plain_http), ("quay.io", Some(true)));
+    /// # Ok::<(), String>(())
+    /// ```
     pub fn set(&mut self, key: &str, value: &str) -> Result<bool, &'static str> {
         let Some(field) = Field::named(key) else { return Ok(false) };
         let text = Some(value.to_owned()).filter(|value| !value.is_empty());

@@ -30,7 +30,7 @@ pub struct Repositories {
 #[derive(serde::Deserialize)]
 struct List {
     #[serde(default)]
-    repositories: Option<Vec<String>>,
+    repositories: Option<Vec<Option<String>>>,
 }
 
 impl Registry {
@@ -61,7 +61,7 @@ impl Registry {
                 let reason = "what it sends is no list of repositories".to_owned();
                 return Err(session.wire.error(doing, Kind::Unlisted(reason)));
             };
-            found.extend(list.repositories.unwrap_or_default());
+            found.extend(list.repositories.unwrap_or_default().into_iter().flatten());
             let Some(link) = link else {
                 return Ok(sorted(inside.registry(), found));
             };

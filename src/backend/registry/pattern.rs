@@ -16,6 +16,19 @@ use std::{fmt, str::FromStr};
 use crate::image::Repository;
 
 /// Which registries, and which repositories in them, are meant. See the module.
+///
+/// ```
+/// use imgfs::{backend::registry::RegistryPattern, image::Repository};
+///
+/// let repository = Repository::new("quay.io", "team/app")?;
+/// for (pattern, matches) in [("quay.io", true), ("quay.io/team", true), ("quay.io/te", false), ("*", true)] {
+///     let parsed: RegistryPattern = pattern.parse()?;
+///     assert_eq!(parsed.matches(&repository), matches, "{pattern}");
+/// }
+/// assert!(RegistryPattern::every().is_every());
+/// assert!(RegistryPattern::of(&repository).matches(&repository));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryPattern(Form);
 

@@ -11,6 +11,11 @@ use std::{
 use proptest::prelude::*;
 
 use super::fake::*;
+use crate::{
+    backend::Kind,
+    cache::{Cache, CacheConfig},
+    util::Budget,
+};
 
 /// Watches how much of the disk is used.
 fn watch(dir: &std::path::Path) -> (Arc<AtomicU64>, Arc<AtomicBool>) {
@@ -80,6 +85,45 @@ async fn many_readers_in_a_small_cache() {
     done.store(true, SeqCst);
     assert!(most.load(SeqCst) <= limit, "{most:?}");
     close(cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_remembered_of_blocks_that_have_gone_has_a_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    // Enough to remember some 64 blocks, which are 8 MiB.
+    let config = CacheConfig { memory_bytes: 8000, ..CacheConfig::new(dir.path().into(), 4 * MIB) };
+    let cache = Cache::open(config).unwrap();
+    let small = Fake::new(8 * MIB, 1);
+    read_all(&small, &small.open_in(&cache), 128 << 10).await.unwrap();
+    let large = Fake::new(64 * MIB, 2);
+    let blob = large.open_in(&cache);
+    let error = read_all(&large, &blob, 128 << 10).await.unwrap_err();
+    assert!(matches!(error.kind(), Kind::Memory(_)), "{error}");
+    assert!(error.to_string().contains("--memory"), "{error}");
+    assert!(blob.mismatches() > 0, "whoever has it open must not read on");
+    assert!(large.sent() <= 3 * large.size(), "it is not fetched for ever");
+    let known = cache.core.lock().known_bytes;
+    assert!(known <= 8000, "{known}");
+    // All others go on.
+    read_all(&small, &small.open_in(&cache), 128 << 10).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_memory_budget_counts_the_cache_and_may_have_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let budget = Budget::new(12 * MIB);
+    let config = |name: &str| CacheConfig::new(dir.path().join(name), MIB).within_memory(&budget);
+    let cache = Cache::open(config("a")).unwrap();
+    let used = budget.stats().used_bytes;
+    assert!((2 * MIB..=3 * MIB).contains(&used), "{used}");
+    let fake = Fake::new(3 * MIB, 1);
+    read_all(&fake, &fake.open_in(&cache), 128 << 10).await.unwrap();
+    let others = budget.reserve(12 * MIB - used).unwrap();
+    let error = Cache::open(config("b")).err().unwrap();
+    assert!(matches!(error.kind(), Kind::Memory(_)), "{error}");
+    drop((others, fake));
+    close(cache).await;
+    assert_eq!(budget.stats().used_bytes, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

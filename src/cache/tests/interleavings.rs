@@ -52,7 +52,7 @@ fn open(dir: &Path) -> Cache {
         }
     }));
     let config = CacheConfig {
-        memory_bytes: 2 * BLOCK as usize,
+        memory_bytes: 12 * BLOCK as usize,
         ..CacheConfig::new(dir.join("cache"), LIMIT)
     };
     Cache::open_with(config, Tasks::Scheduled(sender)).unwrap()

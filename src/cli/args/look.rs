@@ -11,13 +11,15 @@ use super::{InsideArgs, TreeArgs, ending, exit_status};
 /// `imgfs ls IMAGE` and `imgfs ls IMAGE:/PATH` list what is inside an image, wherever it is, without
 /// pulling it. A name without tag and digest chooses among the images of the directory, if that exists.
 #[derive(ClapArgs)]
-#[command(after_help = ending!(exit_status!(), "\
-  imgfs ls                                    the images of the directory `images`
-  imgfs ls calico                             those with calico in their names
-  imgfs ls nginx:1.25                         what is in the root of an image
-  imgfs ls -R nginx:1.25:/etc                 what is below /etc
-  imgfs ls registry://hub.example.com         the repositories and tags of a registry
-  imgfs ls registry://quay.io/calico/cni      the tags of a repository"))]
+#[command(after_help = ending!(
+    exit_status!(),
+    "imgfs ls                                    the images of the directory `images`",
+    "imgfs ls calico                             those with calico in their names",
+    "imgfs ls nginx:1.25                         what is in the root of an image",
+    "imgfs ls -R nginx:1.25:/etc                 what is below /etc",
+    "imgfs ls registry://hub.example.com         the repositories and tags of a registry",
+    "imgfs ls registry://quay.io/calico/cni      the tags of a repository",
+))]
 pub(crate) struct LsArgs {
     /// Only images whose name contains this; an image, maybe with a path in it; or a registry
     #[arg(value_name = "PATTERN|IMAGE[:/PATH]|registry://HOST[/REPOSITORY]")]
@@ -46,9 +48,11 @@ pub(crate) struct LsArgs {
 /// to the one that has the file, an index is made once; from then on only the parts are fetched
 /// that are read. Indexes are kept in the directory of images, or else in ~/.cache/imgfs.
 #[derive(ClapArgs)]
-#[command(after_help = ending!(exit_status!(), "\
-  imgfs cat nginx:1.25 /etc/nginx/nginx.conf
-  imgfs cat --platform linux/arm64 debian:12 /etc/os-release /etc/debian_version"))]
+#[command(after_help = ending!(
+    exit_status!(),
+    "imgfs cat nginx:1.25 /etc/nginx/nginx.conf",
+    "imgfs cat --platform linux/arm64 debian:12 /etc/os-release /etc/debian_version",
+))]
 pub(crate) struct CatArgs {
     /// The image, such as nginx:1.25
     #[arg(value_name = "IMAGE")]
@@ -67,13 +71,15 @@ pub(crate) struct CatArgs {
 /// Only the index, the manifest and the configuration are fetched. Without --platform, the image for this
 /// machine's platform is shown if an index has one.
 #[derive(ClapArgs)]
-#[command(after_help = ending!(exit_status!(), "\
-  imgfs inspect nginx:1.25
-  imgfs inspect --platform linux/arm64 nginx:1.25
-  imgfs inspect --raw nginx:1.25                         the index or manifest, byte by byte
-  imgfs inspect --raw --platform linux/arm64 nginx:1.25  the manifest of a platform
-  imgfs inspect --raw --config nginx:1.25                the configuration
-  imgfs inspect --json nginx:1.25 | jq .config.config.Env"))]
+#[command(after_help = ending!(
+    exit_status!(),
+    "imgfs inspect nginx:1.25",
+    "imgfs inspect --platform linux/arm64 nginx:1.25",
+    "imgfs inspect --raw nginx:1.25                         the index or manifest, byte by byte",
+    "imgfs inspect --raw --platform linux/arm64 nginx:1.25  the manifest of a platform",
+    "imgfs inspect --raw --config nginx:1.25                the configuration",
+    "imgfs inspect --json nginx:1.25 | jq .config.config.Env",
+))]
 pub(crate) struct InspectArgs {
     /// The image, such as nginx:1.25
     #[arg(value_name = "IMAGE")]
@@ -98,10 +104,12 @@ pub(crate) struct InspectArgs {
 /// That is the digest of the index, or of the manifest if there is no index; with --platform, that of the
 /// platform's manifest. A registry that tells digests is asked for nothing else.
 #[derive(ClapArgs)]
-#[command(after_help = ending!(exit_status!(), "\
-  imgfs digest nginx:1.25
-  imgfs digest --platform linux/arm64 nginx:1.25
-  imgfs pull nginx@$(imgfs digest nginx:1.25)"))]
+#[command(after_help = ending!(
+    exit_status!(),
+    "imgfs digest nginx:1.25",
+    "imgfs digest --platform linux/arm64 nginx:1.25",
+    "imgfs pull nginx@$(imgfs digest nginx:1.25)",
+))]
 pub(crate) struct DigestArgs {
     /// The image, such as nginx:1.25
     #[arg(value_name = "IMAGE")]
@@ -123,15 +131,17 @@ pub(crate) struct DigestArgs {
 /// with --times. Layers that nobody has looked into before are read once; content is only compared where
 /// it is not in the same place of the same layer.
 #[derive(ClapArgs)]
-#[command(after_help = ending!("\
+#[command(after_help = ending!(
+    "\
 Exit status:
   0  the images have the same files
   1  they differ
-  2  trouble: usage is wrong, or something could not be compared", "\
-  imgfs diff nginx:1.25 nginx:1.26
-  imgfs diff nginx:1.25 nginx:1.26 /etc           only what is in /etc
-  imgfs diff --stat nginx:1.25 nginx:1.26         how much, layer by layer
-  imgfs diff --packages debian:12.5 debian:12.6   packages and their versions"))]
+  2  trouble: usage is wrong, or something could not be compared",
+    "imgfs diff nginx:1.25 nginx:1.26",
+    "imgfs diff nginx:1.25 nginx:1.26 /etc           only what is in /etc",
+    "imgfs diff --stat nginx:1.25 nginx:1.26         how much, layer by layer",
+    "imgfs diff --packages debian:12.5 debian:12.6   packages and their versions",
+))]
 pub(crate) struct DiffArgs {
     /// The old image
     #[arg(value_name = "IMAGE_A")]
@@ -166,9 +176,11 @@ pub(crate) struct DiffArgs {
 /// of that later layers remove or overwrite: it is fetched and stored for nothing. Layers that nobody has
 /// looked into before are read once.
 #[derive(ClapArgs)]
-#[command(after_help = ending!(exit_status!(), "\
-  imgfs du nginx:1.25
-  imgfs du --top 0 nginx:1.25 nginx:1.26          what they share, without lists of files"))]
+#[command(after_help = ending!(
+    exit_status!(),
+    "imgfs du nginx:1.25",
+    "imgfs du --top 0 nginx:1.25 nginx:1.26          what they share, without lists of files",
+))]
 pub(crate) struct DuArgs {
     /// The images
     #[arg(value_name = "IMAGE", required = true)]
