@@ -60,6 +60,9 @@ use crate::{
 /// How long the kernel may keep what cannot change: what is named by its digest.
 const FOR_GOOD: Duration = Duration::from_secs(24 * 3600);
 
+/// The longest name of a file in bytes, as everywhere in Linux.
+const MAX_NAME_BYTES: usize = 255;
+
 /// How long it may keep that something is not there.
 const ABSENT: Duration = Duration::from_secs(2);
 
@@ -92,6 +95,8 @@ pub struct Attributes {
     pub kind: FileKind,
     /// Its size in bytes.
     pub size: u64,
+    /// Bytes of these that are no holes.
+    pub stored_bytes: u64,
     /// When it was changed, in seconds and nanoseconds since 1970.
     pub mtime: (i64, u32),
     /// What an image says of a file in it.
@@ -146,16 +151,16 @@ pub struct InsideAttributes {
 
 impl Attributes {
     fn directory(ino: u64, mtime: (i64, u32)) -> Self {
-        Self { ino, kind: FileKind::Dir, size: 0, mtime, inside: None, local: None }
+        Self { kind: FileKind::Dir, ..Self::file(ino, 0, mtime) }
     }
 
     fn file(ino: u64, size: u64, mtime: (i64, u32)) -> Self {
-        Self { ino, kind: FileKind::File, size, mtime, inside: None, local: None }
+        let kind = FileKind::File;
+        Self { ino, kind, size, stored_bytes: size, mtime, inside: None, local: None }
     }
 
     fn symlink(ino: u64, size: u64) -> Self {
-        let mtime = published_time(None);
-        Self { ino, kind: FileKind::Symlink, size, mtime, inside: None, local: None }
+        Self { kind: FileKind::Symlink, ..Self::file(ino, size, published_time(None)) }
     }
 
     fn with_access(self, local: LocalAccess) -> Self {
@@ -239,7 +244,7 @@ pub enum ViewError {
     /// It is not local, and the network is not to be used.
     #[error("{0} is not local, and imgfs is offline")]
     Offline(String),
-    /// It is a directory, or it is none.
+    /// It is a directory, or it is none; or its name is too long.
     #[error("{0}")]
     Wrong(io::ErrorKind),
 }
@@ -321,6 +326,9 @@ impl View {
 
     /// What `name` in the directory `parent` leads to.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Found, ViewError> {
+        if name.len() > MAX_NAME_BYTES {
+            return Err(ViewError::Wrong(io::ErrorKind::InvalidFilename));
+        }
         if let Some((tree, node)) = self.in_tree(parent) {
             return self.lookup_in_tree(tree, node, name);
         }

@@ -24,7 +24,7 @@ mod transfer;
 pub use check::{ListRequest, Listing, list, prune, registries_of, repair, verify};
 pub use error::{Error, Result};
 pub use mount::{NamespaceRequest, Shown, namespace};
-pub use open::{FileEntry, OpenImage, OpenRequest, Scratch, this_machine};
+pub use open::{FileEntry, FileListing, OpenImage, OpenRequest, Scratch, this_machine};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};

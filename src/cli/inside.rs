@@ -7,7 +7,7 @@ use std::{
 
 use imgfs::{
     image::{PlatformFilter, Reference},
-    layer::Kind,
+    layer::{Broken, Kind},
     ops::{self, FileEntry, OpenImage, OpenRequest},
     transfer::Options,
 };
@@ -24,6 +24,9 @@ use super::{
 
 /// How long what is under way in the end may take.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Reasons that are printed of what cannot be shown.
+const MAX_NOTES: usize = 10;
 
 /// Seconds of 400 years.
 const CYCLE: i64 = 146_097 * 86_400;
@@ -42,24 +45,41 @@ pub(crate) fn ls(
     let runtime = runtime()?;
     let entered = runtime.enter();
     let opened = runtime.block_on(open(image, &args.tree, &args.inside, output))?;
-    let entries = runtime.block_on(opened.list(path, args.recursive));
+    let listing = runtime.block_on(opened.list(path, args.recursive));
     drop(entered);
     close(opened, runtime);
     let missing = |reason: &str| Failure::new(format!("{image}:{path}: {reason}")).of_image();
-    let entries = match entries {
-        Ok(Some(entries)) => entries,
+    let listing = match listing {
+        Ok(Some(listing)) => listing,
         Ok(None) => return Err(missing("it is not there")),
         Err(ops::Error::Path(error)) => return Err(missing(&error.to_string())),
         Err(error) => return Err(error.into()),
     };
-    let entries: Vec<Line> = entries.iter().map(Line::new).collect();
+    let entries: Vec<Line> = listing.entries.iter().map(Line::new).collect();
     let report: Vec<Value> = entries.iter().map(Line::json).collect();
-    output.event(&json!({"event": "report", "command": "ls", "image": image, "entries": report}));
+    let damage = listing.damage.as_ref().map(ToString::to_string);
+    output.event(&json!({
+        "event": "report",
+        "command": "ls",
+        "image": image,
+        "entries": report,
+        "damage": damage,
+        "notes": listing.notes,
+    }));
     let rows: Vec<Vec<String>> = entries.iter().map(Line::row).collect();
     if !rows.is_empty() {
         output.line(&table(&rows));
     }
-    Ok(Outcome::Done)
+    for note in listing.notes.iter().take(MAX_NOTES) {
+        output.warning(note);
+    }
+    if let Some(more @ 1..) = listing.notes.len().checked_sub(MAX_NOTES) {
+        output.warning(&format!("{more} more such entries; --json has them all"));
+    }
+    let Some(damage) = damage else { return Ok(Outcome::Done) };
+    let message = format!("{image}:{path}: these are not all files, since a layer is damaged");
+    output.error(&format!("{message}: {damage}"), None);
+    Ok(Outcome::SomeFailed)
 }
 
 pub(crate) fn cat(args: &CatArgs, output: &Output) -> Result<Outcome, Failure> {
@@ -118,6 +138,7 @@ fn close(opened: OpenImage, runtime: Runtime) {
 struct Line {
     path: String,
     target: Option<String>,
+    broken: Option<Broken>,
     attributes: imgfs::layer::Attributes,
 }
 
@@ -127,6 +148,7 @@ impl Line {
         Self {
             path: text(&entry.path),
             target: entry.target.as_deref().map(text),
+            broken: entry.broken,
             attributes: entry.attributes,
         }
     }
@@ -141,9 +163,10 @@ impl Line {
             Kind::Char | Kind::Block => format!("{}, {}", a.device.0, a.device.1),
             _ => a.size.to_string(),
         };
-        let name = match &self.target {
-            Some(target) => format!("{} -> {target}", self.path),
-            None => self.path.clone(),
+        let name = match (&self.target, self.broken) {
+            (Some(target), _) => format!("{} -> {target}", self.path),
+            (None, Some(broken)) => format!("{} ({broken})", self.path),
+            (None, None) => self.path.clone(),
         };
         vec![mode(a.kind, a.mode), format!("{}:{}", a.uid, a.gid), size, self.time(), name]
     }
@@ -162,6 +185,9 @@ impl Line {
         });
         if let Some(target) = &self.target {
             line["target"] = json!(target);
+        }
+        if let Some(broken) = self.broken {
+            line["error"] = json!(broken.to_string());
         }
         line
     }

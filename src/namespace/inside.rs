@@ -444,6 +444,12 @@ impl View {
         self.inside.as_ref().is_some_and(|inside| inside.root.get().is_some())
     }
 
+    /// Whether all that is shown is fixed and every file of it can be opened.
+    pub fn opens_every_file(&self) -> bool {
+        let root = self.inside.as_ref().and_then(|inside| inside.root.get());
+        root.is_some_and(|(_, tree)| !tree.rootfs().has_broken())
+    }
+
     // --- names above the trees ---
 
     /// What `path`, which is below `.imgfs`, is, if that can be told now.

@@ -73,6 +73,9 @@ pub trait Namespace: Send + Sync + 'static {
     /// Whether nothing that is shown can change any more.
     fn is_fixed(&self) -> bool;
 
+    /// Whether all that is shown is fixed and every file of it can be opened.
+    fn opens_every_file(&self) -> bool;
+
     /// What an inode belongs to, for logs.
     fn subject(&self, ino: u64) -> Subject;
 
@@ -156,6 +159,10 @@ impl Namespace for View {
 
     fn is_fixed(&self) -> bool {
         self.is_fixed()
+    }
+
+    fn opens_every_file(&self) -> bool {
+        self.opens_every_file()
     }
 
     fn subject(&self, ino: u64) -> Subject {

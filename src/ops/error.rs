@@ -59,6 +59,9 @@ pub enum Error {
     /// The path is not that of a regular file.
     #[error("it is {0}")]
     NotAFile(&'static str),
+    /// A file has been read, but a layer above its own is damaged and may have had another one in its place.
+    #[error("the image may have another file here: {0}")]
+    Doubtful(backend::Error),
     /// A place for temporary files cannot be made.
     #[error("{}: {error}", .path.display())]
     Scratch {
