@@ -129,7 +129,7 @@ pub(crate) fn main() -> ExitCode {
     let result = args
         .log
         .install(args.command.log_level(), &output)
-        .and_then(|()| carry_out(args.command, args.log.has_file(), &output));
+        .and_then(|()| carry_out(args.command, &output));
     if let Some(error) = output.trouble() {
         output.error(&format!("standard output: {error}"), None);
         return ExitCode::from(trouble);
@@ -145,17 +145,13 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn carry_out(
-    command: Command,
-    logs_elsewhere: bool,
-    output: &Arc<Output>,
-) -> Result<Outcome, Failure> {
+fn carry_out(command: Command, output: &Arc<Output>) -> Result<Outcome, Failure> {
     match command {
         Command::Pull(args) => pull::run(&args, output),
         Command::Push(args) => copy::push(&args, output),
         Command::Copy(args) => copy::copy(&args, output),
         Command::Run(args) => run::run(&args, output),
-        Command::Mount(args) => mount::run(&args, logs_elsewhere, output),
+        Command::Mount(args) => mount::run(&args, output),
         Command::Umount(args) => mounts::umount(&args, output),
         Command::Mounts(args) => mounts::list(&args, output),
         Command::Ls(args) => inspect::ls(&args, output),

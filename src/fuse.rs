@@ -13,18 +13,26 @@ use std::{
     ffi::OsStr,
     fmt::Display,
     io,
-    os::unix::ffi::OsStrExt,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
+    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
-    Request, Session, SessionACL, SessionUnmounter,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyXattr, Request, Session, SessionACL, SessionUnmounter,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::{runtime, time::timeout};
 use tracing::{Level, Span, field::display};
 
@@ -40,6 +48,10 @@ use crate::{
 
 /// Requests of the kernel that may be under way in the background: reading ahead, mostly.
 const BACKGROUND: u16 = 64;
+
+/// `SEEK_DATA` and `SEEK_HOLE` of lseek(2).
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
 
 /// Block size of `statfs`, in bytes.
 const BLOCK: u64 = 4096;
@@ -77,6 +89,8 @@ pub const CACHE_DIR_XATTR: &str = "user.imgfs.cache_dir";
 
 /// A mount that serves nobody yet.
 pub struct Mount {
+    // First, so that nobody waits for it when the session is dropped without having served.
+    ended: Receiver<()>,
     session: Session<Adapter>,
     span: Span,
 }
@@ -130,8 +144,9 @@ pub fn mount(
     }
     let span = tracing::error_span!("mount", mountpoint = %mountpoint.display());
     let shared = Arc::new(Shared { view, files: Files::default(), options, span: span.clone() });
-    let adapter = Adapter { shared, runtime };
-    Ok(Mount { session: Session::new(adapter, mountpoint, &config)?, span })
+    let (ends, ended) = mpsc::channel();
+    let adapter = Adapter { shared, runtime, ends };
+    Ok(Mount { ended, session: Session::new(adapter, mountpoint, &config)?, span })
 }
 
 impl Mount {
@@ -140,18 +155,33 @@ impl Mount {
         Unmounter(self.session.unmount_callable())
     }
 
-    /// Serves the kernel until the mount ends.
+    /// Serves the kernel until the mount ends. After that the process should end soon: one of its threads waits
+    /// for that.
     pub fn serve(self) -> io::Result<()> {
-        let span = self.span;
+        let Self { ended, mut session, span } = self;
         span.in_scope(|| tracing::info!("mounted"));
-        let ended = match self.session.run() {
-            // It ended just when we took a request of the kernel, which is no failure either.
-            Err(e) if e.raw_os_error() == Some(Errno::ECONNABORTED.code()) => Ok(()),
-            ended => ended,
+        // Once somebody has unmounted it, fuser 0.18 unmounts once more what is there then, which may be anybody's.
+        // It never comes to that: see `Adapter::destroy`.
+        let mut unmounter = session.unmount_callable();
+        let device = session.as_fd().try_clone_to_owned()?;
+        let name = "fuse".to_owned();
+        drop(thread::Builder::new().name(name).spawn(move || session.run())?);
+        let _ = ended.recv();
+        let ended = match is_connected(&device)? {
+            false => Ok(()),
+            // It would be left without anybody who answers.
+            true => unmounter.unmount().and(Err(io::Error::other("the mount has ended early"))),
         };
         span.in_scope(|| tracing::info!("unmounted"));
         ended
     }
+}
+
+/// Whether what an open `/dev/fuse` serves is still mounted.
+fn is_connected(device: &OwnedFd) -> io::Result<bool> {
+    let mut polled = [PollFd::new(device, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default()))?;
+    Ok(!polled[0].revents().contains(PollFlags::ERR))
 }
 
 /// What replies need, also those that come from tasks.
@@ -166,6 +196,8 @@ struct Shared {
 struct Adapter {
     shared: Arc<Shared>,
     runtime: runtime::Handle,
+    /// Is told when the kernel asks for nothing any more.
+    ends: Sender<()>,
 }
 
 impl Shared {
@@ -177,8 +209,11 @@ impl Shared {
     /// What the kernel is told of a failure, which is logged.
     fn failed_for(&self, subject: impl FnOnce() -> Subject, error: &ViewError) -> Errno {
         let errno = errno(error);
-        // What does not exist is no failure, nor what does not exist any more: the kernel looks again.
-        if ![Errno::ENOENT.code(), Errno::ESTALE.code()].contains(&errno.code()) {
+        // What does not exist or cannot is no failure, nor what does not exist any more: the kernel looks again.
+        let is_failure = ![Errno::ENOENT, Errno::ENAMETOOLONG, Errno::ESTALE]
+            .iter()
+            .any(|usual| usual.code() == errno.code());
+        if is_failure {
             self.log(subject, error);
         }
         errno
@@ -236,7 +271,7 @@ impl Shared {
         FileAttr {
             ino: INodeNo(attributes.ino),
             size: attributes.size,
-            blocks: attributes.size.div_ceil(512),
+            blocks: attributes.stored_bytes.div_ceil(512),
             atime: mtime,
             mtime,
             ctime: mtime,
@@ -376,6 +411,16 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
+    /// The session has ended. If somebody waits for that, this thread goes no further: next it would unmount what
+    /// is at the mount point now.
+    fn destroy(&mut self) {
+        if self.ends.send(()).is_ok() {
+            loop {
+                thread::park();
+            }
+        }
+    }
+
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.shared.view.lookup(parent.0, name) {
             Ok(Found::Ask(question)) => {
@@ -411,7 +456,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        if self.shared.view.is_fixed() {
+        if self.shared.view.opens_every_file() {
             // From now on the kernel reads without asking first, which is half of what it costs to
             // read a small file.
             return reply.error(Errno::ENOSYS);
@@ -443,14 +488,9 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let handle = match fh.0 {
-            0 => self.shared.files.unopened(ino.0, || self.shared.view.open_now(ino.0)),
-            fh => Ok(self.shared.files.get(fh)),
-        };
-        let handle = match handle {
-            Ok(Some(handle)) => handle,
-            Ok(None) => return reply.error(Errno::EBADF),
-            Err(error) => return reply.error(self.shared.failed(ino, &error)),
+        let handle = match self.handle(ino, fh) {
+            Ok(handle) => handle,
+            Err(errno) => return reply.error(errno),
         };
         // 32 bits always fit.
         let length = size as usize;
@@ -474,6 +514,36 @@ impl Filesystem for Adapter {
                     }
                 });
             }
+        }
+    }
+
+    /// Where the next data or the next hole of a file is.
+    fn lseek(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let handle = match self.handle(ino, fh) {
+            Ok(handle) => handle,
+            Err(errno) => return reply.error(errno),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let found = match whence {
+            SEEK_DATA => handle.next_data(offset),
+            SEEK_HOLE => handle.next_hole(offset),
+            // The kernel itself knows all others.
+            _ => return reply.error(Errno::EINVAL),
+        };
+        match found {
+            Ok(found) => match found.and_then(|found| i64::try_from(found).ok()) {
+                Some(found) => reply.offset(found),
+                None => reply.error(Errno::ENXIO),
+            },
+            Err(error) => reply.error(self.shared.failed(ino, &error.into())),
         }
     }
 
@@ -648,6 +718,18 @@ impl Filesystem for Adapter {
 }
 
 impl Adapter {
+    /// A file that is open, or that the kernel uses without having opened it.
+    fn handle(&self, ino: INodeNo, fh: FileHandle) -> Result<Arc<Handle>, Errno> {
+        let handle = match fh.0 {
+            0 => self.shared.files.unopened(ino.0, || self.shared.view.open_now(ino.0)),
+            fh => Ok(self.shared.files.get(fh)),
+        };
+        match handle {
+            Ok(handle) => handle.ok_or(Errno::EBADF),
+            Err(error) => Err(self.shared.failed(ino, &error)),
+        }
+    }
+
     /// Does what lists the directory `ino`. That of a tree is in memory, so it is done at once; any other may
     /// wait for the disk, on a thread on which nobody else waits.
     fn where_it_may_wait(&self, ino: INodeNo, work: impl FnOnce(&Arc<Shared>) + Send + 'static) {

@@ -51,6 +51,9 @@ use crate::{backend::SymlinkRefused, image::Platform, transfer::Options, util::B
 /// How long the kernel may keep what cannot change: what is named by its digest.
 const FOR_GOOD: Duration = Duration::from_secs(24 * 3600);
 
+/// The longest name of a file in bytes, as everywhere in Linux.
+const MAX_NAME_BYTES: usize = 255;
+
 /// How long it may keep that something is not there.
 const ABSENT: Duration = Duration::from_secs(2);
 

@@ -11,12 +11,16 @@ use std::{
     process::{Command, Stdio},
 };
 
+use close_fds::CloseFdsBuilder;
 use sd_notify::NotifyState;
 
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, log};
 
 /// What is said when all is well.
 const READY: &[u8] = b"ready\n";
+
+/// The first file that is neither standard input, output nor error.
+const FIRST_OTHER_FILE: i32 = 3;
 
 /// Says to a process that it is the one in the background. Hidden from users.
 pub(super) const DETACHED: &str = "--detached";
@@ -51,6 +55,9 @@ pub(super) fn keep_one_heap() -> Result<(), Failure> {
 pub(super) fn detach() -> Result<Outcome, Failure> {
     let failed = |e: io::Error| Failure::new(format!("cannot go into the background: {e}"));
     let program = std::env::current_exe().map_err(failed)?;
+    // What else our caller has open is none of the process's business: it may be a pipe that somebody reads to
+    // its end, or a lock.
+    CloseFdsBuilder::new().cloexecfrom(FIRST_OTHER_FILE);
     let mut child = Command::new(program)
         .args(super::arguments())
         .arg(DETACHED)
@@ -91,8 +98,9 @@ impl Ready {
         Self::Foreground
     }
 
-    /// Tells that the mount is ready. In the background nobody reads what comes after that.
-    pub(super) fn tell(self, logs_elsewhere: bool) -> Result<(), Failure> {
+    /// Tells that the mount is ready. In the background the process then holds nothing any more of what its caller
+    /// reads from, or may wait for: what it has to log from now on goes to the file or to the system's log.
+    pub(super) fn tell(self) -> Result<(), Failure> {
         let failed = |e: io::Error| Failure::new(format!("cannot tell that it is ready: {e}"));
         // Without a supervisor it does nothing.
         sd_notify::notify(&[NotifyState::Ready]).map_err(failed)?;
@@ -103,9 +111,8 @@ impl Ready {
             let gone = |e: rustix::io::Errno| failed(e.into());
             rustix::stdio::dup2_stdout(&nothing).map_err(gone)?;
             rustix::stdio::dup2_stdin(&nothing).map_err(gone)?;
-            if logs_elsewhere {
-                rustix::stdio::dup2_stderr(&nothing).map_err(gone)?;
-            }
+            log::leave_stderr();
+            rustix::stdio::dup2_stderr(&nothing).map_err(gone)?;
             // No file system is kept busy by its mere presence.
             std::env::set_current_dir("/").map_err(failed)?;
         }

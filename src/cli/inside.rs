@@ -15,7 +15,7 @@ use super::{
 };
 use imgfs::{
     image::{PlatformFilter, Reference},
-    layer::Kind,
+    layer::{Broken, Kind},
     ops::{self, FileEntry, NamedImage, OpenOptions, Opener},
     transfer::Options,
 };
@@ -23,6 +23,9 @@ use serde_json::{Value, json};
 
 /// How long what is under way in the end may take.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Reasons that are printed of what cannot be shown.
+const MAX_NOTES: usize = 10;
 
 /// Seconds of 400 years.
 const CYCLE: i64 = 146_097 * 86_400;
@@ -63,10 +66,17 @@ pub(crate) fn ls(
         "image": image,
         "entries": report,
         "damage": damage,
+        "notes": listing.notes,
     }));
     let rows: Vec<Vec<String>> = entries.iter().map(Line::row).collect();
     if !rows.is_empty() {
         output.line(&table(&rows));
+    }
+    for note in listing.notes.iter().take(MAX_NOTES) {
+        output.warning(note);
+    }
+    if let Some(more @ 1..) = listing.notes.len().checked_sub(MAX_NOTES) {
+        output.warning(&format!("{more} more such entries; --json has them all"));
     }
     let Some(damage) = damage else { return Ok(Outcome::Done) };
     let message = format!("{image}:{path}: these are not all files, since a layer is damaged");
@@ -140,6 +150,7 @@ pub(crate) fn look<T>(
 struct Line {
     path: String,
     target: Option<String>,
+    broken: Option<Broken>,
     attributes: imgfs::layer::Attributes,
 }
 
@@ -149,6 +160,7 @@ impl Line {
         Self {
             path: text(&entry.path),
             target: entry.target.as_deref().map(text),
+            broken: entry.broken,
             attributes: entry.attributes,
         }
     }
@@ -163,9 +175,10 @@ impl Line {
             Kind::Char | Kind::Block => format!("{}, {}", a.device.0, a.device.1),
             _ => a.size.to_string(),
         };
-        let name = match &self.target {
-            Some(target) => format!("{} -> {target}", self.path),
-            None => self.path.clone(),
+        let name = match (&self.target, self.broken) {
+            (Some(target), _) => format!("{} -> {target}", self.path),
+            (None, Some(broken)) => format!("{} ({broken})", self.path),
+            (None, None) => self.path.clone(),
         };
         let name = on_one_line(&name);
         vec![mode(a.kind, a.mode), format!("{}:{}", a.uid, a.gid), size, self.time(), name]
@@ -185,6 +198,9 @@ impl Line {
         });
         if let Some(target) = &self.target {
             line["target"] = json!(target);
+        }
+        if let Some(broken) = self.broken {
+            line["error"] = json!(broken.to_string());
         }
         line
     }

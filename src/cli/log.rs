@@ -6,7 +6,12 @@ use std::{
     fmt::{self, Debug},
     fs::{File, OpenOptions},
     io::{self, Write},
-    sync::{Arc, Mutex, PoisonError},
+    os::unix::net::UnixDatagram,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -44,7 +49,8 @@ pub(crate) struct LogArgs {
     /// Form of the log
     #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// Append the log to this file instead of writing it to standard error
+    /// Append the log to this file instead of writing it to standard error, or, of a mount in the background, to
+    /// the system's log
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     log_file: Option<std::path::PathBuf>,
 }
@@ -68,11 +74,6 @@ enum LogFormat {
 }
 
 impl LogArgs {
-    /// Whether the log does not go to standard error.
-    pub(crate) fn has_file(&self) -> bool {
-        self.log_file.is_some()
-    }
-
     /// Logs from now on, at `default` if no level was asked for.
     pub(crate) fn install(
         &self,
@@ -128,17 +129,61 @@ enum Target {
     File(Mutex<File>),
 }
 
-impl<'a> MakeWriter<'a> for Target {
-    type Writer = &'a Self;
+/// Where the system's log takes messages (syslog(3)); with systemd, that is the journal.
+const SYSTEM_LOG: &str = "/dev/log";
 
-    fn make_writer(&'a self) -> &'a Self {
-        self
+/// The facility `daemon`, as it stands in the priority of a message.
+const DAEMON: u8 = 3 << 3;
+
+/// Set when this process has let go of standard error.
+static STDERR_IS_LEFT: AtomicBool = AtomicBool::new(false);
+
+/// From now on what would be logged to standard error goes to the system's log.
+pub(super) fn leave_stderr() {
+    STDERR_IS_LEFT.store(true, Ordering::Relaxed);
+}
+
+/// Sends a line to the system's log that takes messages at `socket`. Nobody waits for that, and if there is no
+/// such log, there is nowhere left to say so.
+fn to_system_log(socket: &Path, level: Level, line: &[u8]) -> io::Result<()> {
+    let severity = match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    };
+    let line = line.strip_prefix(b"imgfs: ").unwrap_or(line).trim_ascii_end();
+    let head = format!("<{}>imgfs[{}]: ", DAEMON | severity, std::process::id());
+    let log = UnixDatagram::unbound()?;
+    log.set_nonblocking(true)?;
+    log.send_to(&[head.as_bytes(), line].concat(), socket)?;
+    Ok(())
+}
+
+/// What writes an event of a level.
+struct Line<'a> {
+    target: &'a Target,
+    level: Level,
+}
+
+impl<'a> MakeWriter<'a> for Target {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { target: self, level: Level::INFO }
+    }
+
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> Line<'a> {
+        Line { target: self, level: *event.level() }
     }
 }
 
-impl Write for &Target {
+impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match self {
+        match self.target {
+            Target::Stderr(_) if STDERR_IS_LEFT.load(Ordering::Relaxed) => {
+                to_system_log(Path::new(SYSTEM_LOG), self.level, line)?;
+            }
             // Progress bars stay below it.
             Target::Stderr(output) => {
                 output.bars.suspend(|| io::stderr().lock().write_all(line))?;
@@ -282,6 +327,29 @@ mod tests {
         });
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(!lines[0].contains('\u{1b}'), "{lines:?}");
+    }
+
+    #[test]
+    fn the_system_log_is_told_how_severe_it_is() {
+        let place = tempfile::tempdir().unwrap();
+        let socket = place.path().join("log");
+        let system = UnixDatagram::bind(&socket).unwrap();
+        let own = std::process::id();
+        for (level, line, expected) in [
+            (
+                Level::WARN,
+                &b"imgfs: WARN it fails\n"[..],
+                format!("<28>imgfs[{own}]: WARN it fails"),
+            ),
+            (Level::ERROR, b"{\"a\":1}\n", format!("<27>imgfs[{own}]: {{\"a\":1}}")),
+            (Level::TRACE, b"", format!("<31>imgfs[{own}]: ")),
+        ] {
+            to_system_log(&socket, level, line).unwrap();
+            let mut message = [0; 100];
+            let length = system.recv(&mut message).unwrap();
+            assert_eq!(String::from_utf8_lossy(&message[..length]), expected);
+        }
+        assert!(to_system_log(&place.path().join("none"), Level::WARN, b"x").is_err());
     }
 
     #[test]

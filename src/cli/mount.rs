@@ -31,11 +31,7 @@ use super::{
 /// How long a mount that is in use may take to end before it is taken away from its users.
 const GRACE: Duration = Duration::from_secs(2);
 
-pub(crate) fn run(
-    args: &MountArgs,
-    logs_elsewhere: bool,
-    output: &Arc<Output>,
-) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
     let serves = args.foreground || args.detached;
     if serves {
         daemon::keep_one_heap()?;
@@ -112,9 +108,10 @@ pub(crate) fn run(
     runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
     mounts::raise_read_ahead(&mountpoint);
     if args.foreground {
-        output.line(&format!("{} is mounted at {}", root.display(), mountpoint.display()));
+        let (root, mountpoint) = (mounts::shown(&root), mounts::shown(&mountpoint));
+        output.line(&format!("{root} is mounted at {mountpoint}"));
     }
-    ready.tell(logs_elsewhere)?;
+    ready.tell()?;
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
     drop(entered);
     runtime.shutdown_timeout(GRACE);
@@ -174,13 +171,11 @@ fn owner(args: &MountArgs) -> (u32, u32) {
 /// process has left is freed.
 fn check_mountpoint(args: &MountArgs, output: &Output) -> Result<PathBuf, Failure> {
     let mountpoint = absolute(&args.mountpoint)?;
-    let shown = mountpoint.display();
-    let stale = |e: &io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
+    let shown = mounts::shown(&mountpoint);
+    if !args.detached {
+        free_mountpoint(&mountpoint, output)?;
+    }
     match fs::metadata(&mountpoint) {
-        Err(e) if stale(&e) && !args.detached => {
-            output.warning(&format!("{shown}: a killed imgfs has left its mount; it is removed"));
-            mounts::unmount(&mountpoint, true)?;
-        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err(Failure::new(format!("{shown} does not exist"))
                 .hint(format!("create it: mkdir -p {shown}")));
@@ -191,7 +186,10 @@ fn check_mountpoint(args: &MountArgs, output: &Output) -> Result<PathBuf, Failur
         }
         Ok(_) => {}
     }
-    if mounts::all()?.iter().any(|mount| mount.mountpoint == mountpoint) {
+    // As the kernel is going to list it.
+    let mountpoint =
+        mountpoint.canonicalize().map_err(|e| Failure::new(format!("{shown}: {e}")))?;
+    if mounts::mounted_at(&mountpoint)?.is_some_and(|mount| mount.is_own()) {
         return Err(Failure::new(format!("{shown}: imgfs is mounted there already"))
             .hint(format!("imgfs umount {shown}")));
     }
@@ -202,8 +200,8 @@ fn check_mountpoint(args: &MountArgs, output: &Output) -> Result<PathBuf, Failur
         );
     }
     let root = absolute(&args.tree.images_dir)?;
-    let (root, at) = (root.canonicalize().unwrap_or(root), mountpoint.canonicalize());
-    if at.is_ok_and(|at| at.starts_with(&root)) {
+    let root = root.canonicalize().unwrap_or(root);
+    if mountpoint.starts_with(&root) {
         let message = format!("{shown} is in {}, which is what is shown there", root.display());
         return Err(Failure::new(message));
     }
@@ -211,6 +209,25 @@ fn check_mountpoint(args: &MountArgs, output: &Output) -> Result<PathBuf, Failur
         check_cache_dir(&absolute(cache)?, &root, &mountpoint)?;
     }
     Ok(mountpoint)
+}
+
+/// Takes away what killed processes of imgfs have left at a mount point.
+fn free_mountpoint(mountpoint: &Path, output: &Output) -> Result<(), Failure> {
+    const NOT_CONNECTED: i32 = rustix::io::Errno::NOTCONN.raw_os_error();
+    let shown = mounts::shown(mountpoint);
+    // Each time it is what the one before has covered.
+    while let Err(e) = fs::metadata(mountpoint)
+        && e.raw_os_error() == Some(NOT_CONNECTED)
+    {
+        let failed = |e: io::Error| Failure::new(format!("{shown}: {e}"));
+        let real = mounts::real_path(mountpoint).map_err(failed)?;
+        if !mounts::mounted_at(&real)?.is_some_and(|mount| mount.is_own()) {
+            return Err(failed(e).hint("another file system has been left there: umount it"));
+        }
+        output.warning(&format!("{shown}: a killed imgfs has left its mount; it is removed"));
+        mounts::unmount(&real, true)?;
+    }
+    Ok(())
 }
 
 /// A cache that is shown by its own mount would be read by whoever reads everything.

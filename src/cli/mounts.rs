@@ -1,9 +1,10 @@
 //! `imgfs umount` and `imgfs mounts`, and what the system says of mounts.
 
 use std::{
+    ffi::OsString,
     fs, io,
     os::unix::{ffi::OsStringExt, fs::MetadataExt},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     process::Command,
     sync::Arc,
 };
@@ -21,10 +22,18 @@ use super::{
 /// remote blob waits for one small request after another.
 const READ_AHEAD_KIB: u32 = 1024;
 
-/// A mount of imgfs.
+/// Symbolic links that the name of a mount point may lead through.
+const MAX_LINKS: usize = 40;
+
+/// A mount, as the kernel lists it.
 pub(super) struct Mounted {
+    /// Its number, and that of the mount that its mount point is in.
+    id: u64,
+    parent: u64,
     pub(super) mountpoint: PathBuf,
-    /// The images_dir.
+    /// What kind of a file system it is, such as `fuse.imgfs`.
+    kind: String,
+    /// Of imgfs, the images_dir.
     source: PathBuf,
     /// Who has mounted it.
     uid: Option<u32>,
@@ -33,71 +42,123 @@ pub(super) struct Mounted {
 }
 
 impl Mounted {
+    /// Whether it is one of imgfs.
+    pub(super) fn is_own(&self) -> bool {
+        self.kind.strip_prefix("fuse.") == Some(SUBTYPE)
+    }
+
     /// Where its cache is. If nobody answers, it is where it is by default.
     fn cache_dir(&self) -> PathBuf {
         let mut path = vec![0; 4096];
         match rustix::fs::getxattr(&self.mountpoint, CACHE_DIR_XATTR, &mut path[..]) {
             Ok(length) => {
                 path.truncate(length);
-                std::ffi::OsString::from_vec(path).into()
+                OsString::from_vec(path).into()
             }
             Err(_) => self.source.join("blobs/.imgfs/cache"),
         }
     }
 }
 
-/// All mounts of imgfs, as the kernel lists them.
-pub(super) fn all() -> Result<Vec<Mounted>, Failure> {
+/// All mounts, as the kernel lists them. Their names are bytes that need not be text.
+fn all() -> Result<Vec<Mounted>, Failure> {
     const LIST: &str = "/proc/self/mountinfo";
-    let text = fs::read_to_string(LIST).map_err(|e| Failure::new(format!("{LIST}: {e}")))?;
-    Ok(text.lines().filter_map(parse).collect())
+    let list = fs::read(LIST).map_err(|e| Failure::new(format!("{LIST}: {e}")))?;
+    Ok(list.split(|byte| *byte == b'\n').filter_map(parse).collect())
 }
 
-/// A line of `/proc/self/mountinfo` (proc(5)), if it is about imgfs.
-fn parse(line: &str) -> Option<Mounted> {
-    let (mount, file_system) = line.split_once(" - ")?;
-    let mut after = file_system.split(' ');
-    if after.next()?.strip_prefix("fuse.") != Some(SUBTYPE) {
-        return None;
-    }
-    let source = unescaped(after.next()?);
-    let uid = after.next()?.split(',').find_map(|o| o.strip_prefix("user_id=")?.parse().ok());
-    let mut fields = mount.split(' ').skip(2);
-    let device = fields.next()?.to_owned();
-    let mountpoint = unescaped(fields.nth(1)?);
-    Some(Mounted { mountpoint, source, uid, device })
+/// What is mounted at a path of which [`real_path`] is itself: of several mounts the one on top, which is seen.
+pub(super) fn mounted_at(mountpoint: &Path) -> Result<Option<Mounted>, Failure> {
+    let mut there = all()?;
+    there.retain(|mount| mount.mountpoint == mountpoint);
+    let is_covered = |mount: &Mounted| there.iter().any(|other| other.parent == mount.id);
+    let top = there.iter().rposition(|mount| !is_covered(mount));
+    Ok(top.map(|at| there.swap_remove(at)))
+}
+
+/// A line of `/proc/self/mountinfo` (proc(5)).
+fn parse(line: &[u8]) -> Option<Mounted> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+    let (id, parent) = (number()?, number()?);
+    let device = String::from_utf8_lossy(fields.next()?).into_owned();
+    let mountpoint = unescaped(fields.nth(1)?).into();
+    // Between options and the kind there may be any number of fields.
+    fields.find(|field| *field == b"-")?;
+    let kind = unescaped(fields.next()?).to_string_lossy().into_owned();
+    let source = unescaped(fields.next()?).into();
+    let mut options = fields.next().unwrap_or_default().split(|byte| *byte == b',');
+    let uid = options.find_map(|option| {
+        std::str::from_utf8(option.strip_prefix(b"user_id=")?).ok()?.parse().ok()
+    });
+    Some(Mounted { id, parent, mountpoint, kind, source, uid, device })
 }
 
 /// Spaces and the like stand there as `\040`.
-fn unescaped(text: &str) -> PathBuf {
+fn unescaped(text: &[u8]) -> OsString {
     let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let Some((&first, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|d| first == b'\\' && d.iter().all(u8::is_ascii_digit));
-        let code = digits.and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
-        match code {
-            Some(code) => {
-                bytes.push(code);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
+        let digits = after.get(..3).filter(|_| first == b'\\');
+        let code = digits.and_then(|digits| {
+            let is_octal = digits.iter().all(|digit| matches!(digit, b'0'..=b'7'));
+            let digits = std::str::from_utf8(digits).ok().filter(|_| is_octal)?;
+            u8::from_str_radix(digits, 8).ok()
+        });
+        bytes.push(code.unwrap_or(first));
+        rest = if code.is_some() { &after[3..] } else { after };
+    }
+    OsString::from_vec(bytes)
+}
+
+/// A path on one line: what could move the cursor stands as the kernel writes it, `\012`.
+pub(super) fn shown(path: &Path) -> String {
+    path.to_string_lossy()
+        .chars()
+        .map(|c| match c {
+            c if c.is_ascii_control() || c == '\\' => format!("\\{:03o}", u32::from(c)),
+            c => c.to_string(),
+        })
+        .collect()
+}
+
+/// The name without symbolic links of a mount point, as the kernel lists it. What is mounted there is not looked
+/// at: nobody need answer for it any more.
+pub(super) fn real_path(path: &Path) -> io::Result<PathBuf> {
+    let mut path = std::path::absolute(path)?;
+    for _ in 0..MAX_LINKS {
+        // A slash or a dot at the end is not part of the name.
+        let (Some(above), Some(Component::Normal(name))) =
+            (path.parent(), path.components().next_back())
+        else {
+            return path.canonicalize();
+        };
+        let real = above.canonicalize()?.join(name);
+        match fs::read_link(&real) {
+            Ok(target) => path = real.with_file_name("").join(target),
+            Err(_) => return Ok(real),
         }
     }
-    std::ffi::OsString::from_vec(bytes).into()
+    Err(rustix::io::Errno::LOOP.into())
 }
 
 pub(crate) fn umount(args: &UmountArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
-    let failed = |e| Failure::new(format!("{}: {e}", args.mountpoint.display()));
-    let mountpoint = std::path::absolute(&args.mountpoint).map_err(failed)?;
-    if !all()?.iter().any(|mount| mount.mountpoint == mountpoint) {
-        let message = format!("{}: imgfs is not mounted there", mountpoint.display());
-        return Err(Failure::new(message).hint("`imgfs mounts` lists where it is"));
+    let named = shown(&args.mountpoint);
+    let mountpoint =
+        real_path(&args.mountpoint).map_err(|e| Failure::new(format!("{named}: {e}")))?;
+    let list = "`imgfs mounts` lists where it is";
+    match mounted_at(&mountpoint)? {
+        Some(mount) if mount.is_own() => {}
+        Some(mount) => {
+            let message = format!("{named}: {} is mounted there, and not imgfs", mount.kind);
+            return Err(Failure::new(message).hint(list));
+        }
+        None => {
+            return Err(Failure::new(format!("{named}: imgfs is not mounted there")).hint(list));
+        }
     }
     unmount(&mountpoint, args.lazy)?;
-    output.line(&format!("{} is unmounted", mountpoint.display()));
+    output.line(&format!("{} is unmounted", shown(&mountpoint)));
     Ok(Outcome::Done)
 }
 
@@ -109,7 +170,7 @@ pub(super) fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
         Ok(()) => return Ok(()),
         Err(error) => io::Error::from(error),
     };
-    let shown = mountpoint.display();
+    let shown = shown(mountpoint);
     if error.kind() == io::ErrorKind::PermissionDenied {
         // Whoever is not root has a helper for it.
         let mut helper = Command::new("fusermount3");
@@ -134,19 +195,20 @@ pub(super) fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
 }
 
 pub(crate) fn list(_: &MountsArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
-    let mounts = all()?;
+    let mut mounts = all()?;
+    mounts.retain(Mounted::is_own);
     let mut rows = vec![["MOUNTPOINT", "IMAGES", "USER", "CACHE"].map(str::to_owned).to_vec()];
     for mount in &mounts {
         let cache = allocated(&mount.cache_dir());
         output.event(&json!({
-            "mountpoint": mount.mountpoint,
-            "images_dir": mount.source,
+            "mountpoint": mount.mountpoint.to_string_lossy(),
+            "images_dir": mount.source.to_string_lossy(),
             "uid": mount.uid,
             "cache_bytes": cache,
         }));
         rows.push(vec![
-            mount.mountpoint.display().to_string(),
-            mount.source.display().to_string(),
+            shown(&mount.mountpoint),
+            shown(&mount.source),
             mount.uid.map(|uid| uid.to_string()).unwrap_or_default(),
             bytes(cache),
         ]);
@@ -171,8 +233,7 @@ fn allocated(dir: &Path) -> u64 {
 
 /// Lets the kernel read further ahead, if we may. What waits for a registry waits less often then.
 pub(super) fn raise_read_ahead(mountpoint: &Path) {
-    let mounts = all().unwrap_or_default();
-    if let Some(mount) = mounts.iter().find(|mount| mount.mountpoint == mountpoint) {
+    if let Ok(Some(mount)) = mounted_at(mountpoint) {
         let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
         // Not allowed to all; it only is slower then.
         let _ = fs::write(setting, READ_AHEAD_KIB.to_string());
@@ -185,15 +246,56 @@ mod tests {
 
     #[test]
     fn mounts_are_read() {
-        let line = r"97 26 0:53 / /mnt/a\040b ro,nosuid,nodev - fuse.imgfs /var/lib/images ro,user_id=0,group_id=0";
+        let line = br"97 26 0:53 / /mnt/a\040b ro,nosuid,nodev shared:1 - fuse.imgfs /var/lib/images ro,user_id=0,group_id=0";
         let mount = parse(line).unwrap();
+        assert_eq!((mount.id, mount.parent, mount.is_own()), (97, 26, true));
         assert_eq!(mount.mountpoint, Path::new("/mnt/a b"));
         assert_eq!((mount.source.as_path(), mount.uid), (Path::new("/var/lib/images"), Some(0)));
         assert_eq!(mount.device, "0:53");
         for other in ["fuse", "fuse.sshfs", "ext4", "imgfs"] {
-            assert!(parse(&line.replace("fuse.imgfs", other)).is_none());
+            let line = String::from_utf8_lossy(line).replace("fuse.imgfs", other);
+            assert!(!parse(line.as_bytes()).unwrap().is_own());
         }
-        assert!(parse("").is_none());
-        assert_eq!(unescaped(r"a\134b\9"), Path::new(r"a\b\9"));
+        assert!(parse(b"").is_none());
+        // Neither text nor anything at all as the source.
+        let line = b"1 2 0:3 / /mnt/\xff\\011\\012\\134\\043 rw - tmpfs  rw";
+        let mount = parse(line).unwrap();
+        assert_eq!(mount.mountpoint.as_os_str().as_encoded_bytes(), b"/mnt/\xff\t\n\\#");
+        assert_eq!(mount.source, Path::new(""));
+        assert_eq!(shown(&mount.mountpoint), "/mnt/\u{fffd}\\011\\012\\134#");
+        assert_eq!(unescaped(br"a\134b\9\777\18"), OsString::from(r"a\b\9\777\18"));
+    }
+
+    #[test]
+    fn mount_points_have_many_names() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("run/mnt")).unwrap();
+        fs::create_dir(root.join("var")).unwrap();
+        let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, root.join(at)).unwrap();
+        link("../run", "var/run");
+        link("run/mnt", "link");
+        link("link", "chain");
+        link("round", "round");
+        let expected = root.join("run/mnt");
+        for name in [
+            "run/mnt",
+            "run/mnt/",
+            "run//mnt/.",
+            "var/run/mnt",
+            "var/run/../run/mnt",
+            "run/mnt/../mnt",
+            "run/mnt/x/..",
+            "link",
+            "link/",
+            "link/.",
+            "chain",
+        ] {
+            fs::create_dir_all(root.join("run/mnt/x")).unwrap();
+            assert_eq!(real_path(&root.join(name)).unwrap(), expected, "{name}");
+        }
+        assert!(real_path(&root.join("round")).is_err());
+        assert!(real_path(&root.join("missing/mnt")).is_err());
+        assert_eq!(real_path(Path::new("/")).unwrap(), Path::new("/"));
     }
 }

@@ -52,6 +52,7 @@ fn of_io(error: &io::Error) -> Errno {
         io::ErrorKind::PermissionDenied => Errno::EACCES,
         io::ErrorKind::IsADirectory => Errno::EISDIR,
         io::ErrorKind::NotADirectory => Errno::ENOTDIR,
+        io::ErrorKind::InvalidFilename => Errno::ENAMETOOLONG,
         _ => Errno::EIO,
     }
 }
@@ -76,5 +77,7 @@ mod tests {
             assert_eq!(of(kind).code(), expected.code(), "{shown}");
         }
         assert_eq!(errno(&ViewError::Offline("x".into())).code(), Errno::EHOSTUNREACH.code());
+        let too_long = ViewError::Wrong(io::ErrorKind::InvalidFilename);
+        assert_eq!(errno(&too_long).code(), Errno::ENAMETOOLONG.code());
     }
 }

@@ -10,7 +10,8 @@
 //!   that begin with `.wh..wh.` are not shown and mean nothing; hard links may point at them, as
 //!   AUFS did.
 //! - A directory over a directory keeps what is in it. Everything else replaces.
-//! - A hard link is to what its target is at that place of the archive.
+//! - A hard link is to what its target is at that place of the archive; a whiteout that comes after it has
+//!   removed nothing yet.
 //!
 //! The merged tree is made as a whole, from the lowest layer up: what a hard link means depends on
 //! everything before it. [`find_from_top`] answers for one path before all layers are known.
@@ -77,6 +78,8 @@ pub struct Attributes {
     pub gid: u32,
     /// Bytes of a file or of a symbolic link's target; 0 for everything else.
     pub size: u64,
+    /// Bytes of these that are stored; the rest are holes.
+    pub stored_bytes: u64,
     /// When it was modified.
     pub mtime: Time,
     /// Names that it has; of a directory, as Linux counts: 2, and one for each directory in it.
@@ -254,18 +257,21 @@ impl Rootfs {
             uid: 0,
             gid: 0,
             size: 0,
+            stored_bytes: 0,
             mtime: self.implied_times.get(usize::from(row.layer)).copied().unwrap_or_default(),
             links: 2 + row.subdirs,
             device: (0, 0),
         };
         let Some((_, table, number)) = self.entry(node) else { return implied };
         let Some(entry) = table.entry(number) else { return implied };
+        let target_bytes = table.symlink_target(&entry).map(|target| target.len() as u64);
         Attributes {
             kind: if entry.kind == Kind::Link { Kind::File } else { entry.kind },
             mode: entry.mode,
             uid: entry.uid,
             gid: entry.gid,
-            size: table.symlink_target(&entry).map_or(entry.size, |t| t.len() as u64),
+            size: target_bytes.unwrap_or(entry.size),
+            stored_bytes: target_bytes.unwrap_or_else(|| table.stored_bytes(number)),
             mtime: entry.mtime,
             links: match entry.kind {
                 Kind::Dir => 2 + row.subdirs,
@@ -308,6 +314,11 @@ impl Rootfs {
         }
         let at = self.broken.binary_search_by_key(&node.0, |(node, _)| *node).ok()?;
         Some(self.broken[at].1)
+    }
+
+    /// Whether any node cannot be read.
+    pub fn has_broken(&self) -> bool {
+        !self.broken.is_empty()
     }
 
     /// The number of the layer that a node comes from, from 0 for the lowest. A hard link comes

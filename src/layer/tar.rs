@@ -1,8 +1,8 @@
 //! A push parser of tar archives: ustar, GNU, PAX, and what star and libarchive add to them.
 //!
 //! Headers come out with the offset of their data in the stream; the data itself is passed over.
-//! What one entry is refused for (a name with `..`, say) is told and the next one is read. What
-//! leaves unclear where the next entry begins ends the archive: [`TarError`].
+//! What one entry is refused for (a name with `..`, a damaged PAX header) is told and the next one is read.
+//! What leaves unclear where the next entry begins ends the archive: [`TarError`].
 //!
 //! Sources: POSIX.1-2017 `pax`, the GNU tar manual ("Basic Tar Format", "Sparse Formats"), star(5),
 //! libarchive-formats(5). Where implementations differ, Go's `archive/tar` is followed, which is
@@ -30,6 +30,9 @@ pub(super) const MAX_HEADER_BYTES: u64 = 1 << 20;
 
 /// The most that global PAX headers may say. It is read again for every entry.
 const MAX_GLOBAL_BYTES: u64 = 16 << 10;
+
+/// What is wrong with a header that says more than that.
+const TOO_LONG: &str = "it is too long";
 
 /// What comes next in the stream.
 enum State {
@@ -79,6 +82,10 @@ pub(super) struct Parser {
     global: Arc<Records>,
     long_name: Option<Vec<u8>>,
     long_target: Option<Vec<u8>>,
+    /// Why the next entry is refused: what stands before it makes no sense.
+    refusal: Option<Refusal>,
+    /// What is wrong with a global header that has been passed over.
+    wrong_global: Option<&'static str>,
 }
 
 impl Parser {
@@ -95,6 +102,8 @@ impl Parser {
             global: Arc::default(),
             long_name: None,
             long_target: None,
+            refusal: None,
+            wrong_global: None,
         }
     }
 
@@ -128,7 +137,7 @@ impl Parser {
                     input = &input[count..];
                     self.at += count as u64;
                     if is_done {
-                        self.finish_meta()?;
+                        self.finish_meta();
                     }
                 }
                 State::Header | State::OldSparse(..) | State::MapText(..) => {
@@ -164,14 +173,16 @@ impl Parser {
     }
 
     fn has_pending(&self) -> bool {
-        self.local.is_some() || self.long_name.is_some() || self.long_target.is_some()
+        self.local.is_some()
+            || self.long_name.is_some()
+            || self.long_target.is_some()
+            || self.refusal.is_some()
     }
 
     fn take_block(&mut self, sink: &mut dyn FnMut(TarEvent)) -> Result<(), TarError> {
         match std::mem::replace(&mut self.state, State::Header) {
             State::OldSparse(draft, mut map) => {
-                let is_last = map.push_extension(&self.block, self.at - BLOCK_BYTES as u64)?;
-                if is_last {
+                if map.push_extension(&self.block) {
                     self.finish_old_sparse(*draft, map, sink);
                 } else {
                     self.state = State::OldSparse(draft, map);
@@ -212,31 +223,49 @@ impl Parser {
         self.zero_blocks = 0;
         block.check()?;
         let meta = match block.type_flag() {
-            b'x' | b'X' => Some((Meta::Local, "PAX header")),
-            b'g' => Some((Meta::Global, "PAX header")),
-            b'L' => Some((Meta::LongName, "long name")),
-            b'K' => Some((Meta::LongTarget, "long link target")),
+            b'x' | b'X' => Some(Meta::Local),
+            b'g' => Some(Meta::Global),
+            b'L' => Some(Meta::LongName),
+            b'K' => Some(Meta::LongTarget),
             _ => None,
         };
-        if let Some((meta, what)) = meta {
+        if let Some(meta) = meta {
             let bytes = block.size()?;
             if bytes > MAX_HEADER_BYTES {
-                return Err(TarError::TooLong { offset, what, bytes });
+                if !self.has_end(bytes) {
+                    return Err(TarError::Number { offset, field: "size" });
+                }
+                self.refuse_meta(meta, TOO_LONG);
+                self.skip(bytes + padding(bytes));
+                return Ok(());
             }
             self.state = State::Meta(meta, Vec::new(), bytes);
             if bytes == 0 {
-                self.finish_meta()?;
+                self.finish_meta();
             }
             return Ok(());
         }
         self.take_entry(&block, sink)
     }
 
-    fn finish_meta(&mut self) -> Result<(), TarError> {
+    /// Whether `bytes` bytes from here on end where offsets can be.
+    fn has_end(&self, bytes: u64) -> bool {
+        self.at.checked_add(bytes).is_some_and(|end| end < 1 << 62)
+    }
+
+    /// Notes that a header makes no sense. What it is about is refused; what follows is read all the same.
+    fn refuse_meta(&mut self, meta: Meta, what: &'static str) {
+        match meta {
+            Meta::Global => self.wrong_global = Some(what),
+            Meta::Local => self.refusal = Some(Refusal::Pax(what)),
+            Meta::LongName | Meta::LongTarget => self.refusal = Some(Refusal::LongName),
+        }
+    }
+
+    fn finish_meta(&mut self) {
         let State::Meta(meta, body, _) = std::mem::replace(&mut self.state, State::Header) else {
-            return Ok(());
+            return;
         };
-        let offset = self.at - body.len() as u64;
         let pad = padding(body.len() as u64);
         let text = |mut body: Vec<u8>| {
             body.truncate(body.iter().position(|b| *b == 0).unwrap_or(body.len()));
@@ -245,26 +274,29 @@ impl Parser {
         match meta {
             Meta::Local => {
                 let records = self.local.get_or_insert_default();
-                records.read(&body).map_err(|what| TarError::Pax { offset, what })?;
-                let bytes = records.bytes() as u64;
-                if bytes > MAX_HEADER_BYTES {
-                    return Err(TarError::TooLong { offset, what: "sum of PAX headers", bytes });
+                let read = records.read(&body);
+                let is_too_long = records.bytes() as u64 > MAX_HEADER_BYTES;
+                if is_too_long {
+                    self.local = None;
+                }
+                if let Err(what) = if is_too_long { Err(TOO_LONG) } else { read } {
+                    self.refuse_meta(meta, what);
                 }
             }
             Meta::Global => {
-                let records = Arc::make_mut(&mut self.global);
-                records.read(&body).map_err(|what| TarError::Pax { offset, what })?;
-                let bytes = records.bytes() as u64;
-                if bytes > MAX_GLOBAL_BYTES {
-                    let what = "sum of global PAX headers";
-                    return Err(TarError::TooLong { offset, what, bytes });
+                let mut records = Records::clone(&self.global);
+                match records.read(&body) {
+                    Ok(()) if records.bytes() as u64 <= MAX_GLOBAL_BYTES => {
+                        self.global = Arc::new(records);
+                    }
+                    Ok(()) => self.refuse_meta(meta, TOO_LONG),
+                    Err(what) => self.refuse_meta(meta, what),
                 }
             }
             Meta::LongName => self.long_name = Some(text(body)),
             Meta::LongTarget => self.long_target = Some(text(body)),
         }
         self.skip(pad);
-        Ok(())
     }
 
     fn skip(&mut self, bytes: u64) {
@@ -315,22 +347,23 @@ impl Parser {
             },
             Ok(_) => 0,
         };
-        let data_end = self.at.checked_add(stored).filter(|end| *end < 1 << 62);
-        if data_end.is_none() {
+        if !self.has_end(stored) {
             return Err(TarError::Number { offset, field: "size" });
         }
-        let mtime = match pax.mtime {
-            Some(time) => time,
-            None => Time { secs: block.mtime()?, nanos: 0 },
-        };
-        let uid = pax.uid.map_or_else(|| block.uid(), Ok)?;
-        let gid = pax.gid.map_or_else(|| block.gid(), Ok)?;
+        // What of a header does not tell where the next one is, need not be right.
+        let mut unreadable = pax.unreadable.clone();
+        let time = || block.mtime().map(|secs| Time { secs, nanos: 0 });
+        let mtime = or_nothing(pax.mtime.or_else(time), "time", &mut unreadable);
+        let uid = or_nothing(pax.uid.or_else(|| block.uid()), "owner", &mut unreadable);
+        let gid = or_nothing(pax.gid.or_else(|| block.gid()), "group", &mut unreadable);
         let device = match kind {
-            Ok(Kind::Char | Kind::Block) => block.device()?,
+            Ok(Kind::Char | Kind::Block) => {
+                or_nothing(block.device(), "device number", &mut unreadable)
+            }
             _ => (0, 0),
         };
-        let mode = block.mode()?;
-        let old_map = if flag == b'S' { Some(block.old_sparse()?) } else { None };
+        let mode = or_nothing(block.mode(), "mode", &mut unreadable);
+        let old_map = if flag == b'S' { Some(block.old_sparse()) } else { None };
         let target = match (long_target, pax.target) {
             (Some(target), _) => target,
             (None, Some(target)) => target.to_vec(),
@@ -341,7 +374,10 @@ impl Parser {
             raw_name = name.to_vec();
         }
         let mut refused = |why| sink(TarEvent::Refused { number, name: raw_name.clone(), why });
-        let checked = kind.and_then(|kind| {
+        if let Some(what) = self.wrong_global.take() {
+            refused(Refusal::Pax(what));
+        }
+        let checked = self.refusal.take().map_or(kind, Err).and_then(|kind| {
             let name = &raw_name;
             let target = &target;
             let data_offset = self.at;
@@ -365,6 +401,9 @@ impl Parser {
         };
         for why in entry.take_xattrs(pax.xattrs()) {
             refused(why);
+        }
+        for field in unreadable {
+            refused(Refusal::Unreadable(field));
         }
         let draft = Draft { entry, raw_name, number, stored };
         if let Some(map) = old_map {
@@ -418,7 +457,7 @@ impl Parser {
         draft.entry.data_offset = self.at;
         draft.entry.size = map.size;
         if !draft.entry.is_nameless() {
-            let extents = sparse::place(map.parts, self.at, stored, map.size);
+            let extents = map.finish(self.at, stored);
             self.finish_sparse(draft, extents, sink);
         }
         self.skip(stored + padding(stored));
@@ -442,6 +481,20 @@ impl Parser {
             }
         }
     }
+}
+
+/// `value`; if there is none, nothing in its place, and `field` among what is unreadable.
+fn or_nothing<T: Default>(
+    value: Option<T>,
+    field: &'static str,
+    unreadable: &mut Vec<&'static str>,
+) -> T {
+    value.unwrap_or_else(|| {
+        if !unreadable.contains(&field) {
+            unreadable.push(field);
+        }
+        T::default()
+    })
 }
 
 /// Bytes that fill up the last block of `bytes` bytes.

@@ -84,6 +84,37 @@ impl Handle {
         }
     }
 
+    /// Where the first byte from `offset` on is that is not in a hole; `None` if there is none. Only files inside
+    /// images have holes.
+    pub fn next_data(&self, offset: u64) -> Result<Option<u64>> {
+        match self {
+            Self::Inside(file) => Ok(file.next_data(offset)),
+            _ => Ok((offset < self.size()?).then_some(offset)),
+        }
+    }
+
+    /// Where the first hole from `offset` on is, at the latest the end of the file; `None` if `offset` is not in
+    /// the file.
+    pub fn next_hole(&self, offset: u64) -> Result<Option<u64>> {
+        match self {
+            Self::Inside(file) => Ok(file.next_hole(offset)),
+            _ => {
+                let size = self.size()?;
+                Ok((offset < size).then_some(size))
+            }
+        }
+    }
+
+    fn size(&self) -> Result<u64> {
+        match self {
+            Self::File(file) => Ok(file.metadata().map_err(failed)?.len()),
+            Self::Blob(blob) => Ok(blob.file().metadata().map_err(failed)?.len()),
+            Self::Content(content) | Self::Fresh(content) => Ok(content.len() as u64),
+            Self::Remote(remote) => Ok(remote.blob.size()),
+            Self::Inside(file) => Ok(file.size()),
+        }
+    }
+
     /// Reads without waiting, neither for a registry nor for the disk, if that can be. At most `length`
     /// bytes; fewer only at the end.
     pub fn read_now(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {

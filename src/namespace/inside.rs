@@ -457,6 +457,11 @@ impl Inside {
         self.root.get().is_some()
     }
 
+    /// Whether all that is shown is fixed and every file of it can be opened.
+    pub(super) fn opens_every_file(&self) -> bool {
+        self.root.get().is_some_and(|(_, tree)| !tree.rootfs().has_broken())
+    }
+
     // --- names above the trees ---
 
     /// What `path`, which is below `.imgfs`, is, if that can be told now.

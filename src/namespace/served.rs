@@ -73,6 +73,9 @@ pub trait Namespace: Send + Sync + 'static {
     /// Whether nothing that is shown can change any more.
     fn is_fixed(&self) -> bool;
 
+    /// Whether all that is shown is fixed and every file of it can be opened.
+    fn opens_every_file(&self) -> bool;
+
     /// What an inode belongs to, for logs.
     fn subject(&self, ino: u64) -> Subject;
 

@@ -18,6 +18,8 @@ pub struct Attributes {
     pub kind: FileKind,
     /// Its size in bytes.
     pub size: u64,
+    /// Bytes of these that are no holes.
+    pub stored_bytes: u64,
     /// When it was changed, in seconds and nanoseconds since 1970.
     pub mtime: (i64, u32),
     /// What an image says of a file in it.
@@ -72,16 +74,16 @@ pub struct InsideAttributes {
 
 impl Attributes {
     pub(super) fn directory(ino: u64, mtime: (i64, u32)) -> Self {
-        Self { ino, kind: FileKind::Dir, size: 0, mtime, inside: None, local: None }
+        Self { kind: FileKind::Dir, ..Self::file(ino, 0, mtime) }
     }
 
     pub(super) fn file(ino: u64, size: u64, mtime: (i64, u32)) -> Self {
-        Self { ino, kind: FileKind::File, size, mtime, inside: None, local: None }
+        let kind = FileKind::File;
+        Self { ino, kind, size, stored_bytes: size, mtime, inside: None, local: None }
     }
 
     pub(super) fn symlink(ino: u64, size: u64) -> Self {
-        let mtime = published_time(None);
-        Self { ino, kind: FileKind::Symlink, size, mtime, inside: None, local: None }
+        Self { kind: FileKind::Symlink, ..Self::file(ino, size, published_time(None)) }
     }
 
     pub(super) fn with_access(self, local: LocalAccess) -> Self {
@@ -165,7 +167,7 @@ pub enum ViewError {
     /// It is not local, and the network is not to be used.
     #[error("{0} is not local, and imgfs is offline")]
     Offline(String),
-    /// It is a directory, or it is none.
+    /// It is a directory, or it is none; or its name is too long.
     #[error("{0}")]
     Wrong(io::ErrorKind),
 }

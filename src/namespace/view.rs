@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    io,
     num::NonZeroUsize,
     os::unix::ffi::OsStrExt,
     sync::{Arc, Mutex},
@@ -13,8 +14,8 @@ use bytes::Bytes;
 use lru::LruCache;
 
 use super::{
-    ABSENT, Attributes, Entry, Found, Handle, Listing, Namespace, Question, Settings, Space,
-    Subject, ViewError, Xattrs, below,
+    ABSENT, Attributes, Entry, Found, Handle, Listing, MAX_NAME_BYTES, Namespace, Question,
+    Settings, Space, Subject, ViewError, Xattrs, below,
     inodes::{Inodes, Kind, Node},
     inside::{Inside, Place, TreeId, is_in_tree, tree_of},
     listing::{Content, Names},
@@ -199,6 +200,9 @@ impl View {
 #[async_trait]
 impl Namespace for View {
     fn lookup(&self, parent: u64, name: &OsStr) -> Result<Found> {
+        if name.len() > MAX_NAME_BYTES {
+            return Err(ViewError::Wrong(io::ErrorKind::InvalidFilename));
+        }
         let above = match self.part(parent)? {
             Part::Tree(inside, id, node) => return inside.lookup_in_tree(id, node, name),
             Part::Inside(inside, above) if name.to_str().is_none() => {
@@ -404,6 +408,10 @@ impl Namespace for View {
 
     fn is_fixed(&self) -> bool {
         self.inside.as_ref().is_some_and(Inside::is_fixed)
+    }
+
+    fn opens_every_file(&self) -> bool {
+        self.inside.as_ref().is_some_and(Inside::opens_every_file)
     }
 
     fn subject(&self, ino: u64) -> Subject {

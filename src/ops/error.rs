@@ -82,6 +82,9 @@ pub enum Error {
         /// Where the database is.
         path: String,
     },
+    /// A file has been read, but a layer above its own is damaged and may have had another one in its place.
+    #[error("the image may have another file here: {0}")]
+    Doubtful(backend::Error),
     /// A place for temporary files cannot be made.
     #[error("{}: {error}", .path.display())]
     Scratch {

@@ -18,8 +18,8 @@ use crate::{
     },
     cache::{Cache, CacheConfig},
     catalogue::{self, Catalogue},
-    image::{Manifest, Platform, PlatformError, PlatformFilter, Reference, ReferenceError},
-    layer::{Attributes, Kind, Node},
+    image::{Digest, Manifest, Platform, PlatformError, PlatformFilter, Reference, ReferenceError},
+    layer::{Attributes, Broken, Kind, Node},
     rootfs::{Files, Image, Images, IndexCache, Sources, Tree, Variant},
     transfer::Options,
     util::Budget,
@@ -97,6 +97,8 @@ pub struct FileEntry {
     pub path: Vec<u8>,
     /// Where it leads, if it is a symbolic link.
     pub target: Option<Vec<u8>>,
+    /// Why it cannot be read, if that is so.
+    pub broken: Option<Broken>,
     /// Everything else.
     pub attributes: Attributes,
 }
@@ -108,6 +110,8 @@ pub struct FileListing {
     pub entries: Vec<FileEntry>,
     /// Why these may not be all: a layer is damaged, though it is the one that the manifest means.
     pub damage: Option<backend::Error>,
+    /// Entries of its layers that no file system can have, or not as they are, with the reason.
+    pub notes: Vec<String>,
 }
 
 impl Opener {
@@ -241,16 +245,16 @@ impl OpenImage {
             false => Some((tree, node)),
         };
         let Some((tree, node)) = found else { return Ok(None) };
-        let mut entries = Vec::new();
-        let mut damage = None;
+        let mut listing = FileListing { entries: Vec::new(), damage: None, notes: Vec::new() };
         match is_directory(&tree, node) {
             true => {
-                list(&tree, node, &mut Vec::new(), recursive, &mut entries);
-                damage = tree.damage().cloned();
+                list(&tree, node, &mut Vec::new(), recursive, &mut listing.entries);
+                listing.damage = tree.damage().cloned();
+                listing.notes = notes(&tree);
             }
-            false => entries.push(FileEntry::new(&tree, node, tree.rootfs().name(node))),
+            false => listing.entries.push(FileEntry::new(&tree, node, tree.rootfs().name(node))),
         }
-        Ok(Some(FileListing { entries, damage }))
+        Ok(Some(listing))
     }
 
     /// All of its files. An error if they may not be all.
@@ -268,7 +272,8 @@ impl OpenImage {
     }
 
     /// Reads the file at `path` from its beginning to its end. What has been written is only known
-    /// to be right when this returns without an error.
+    /// to be right when this returns without an error. [`Error::Doubtful`] if all was written, and a damaged layer
+    /// may have had another file in its place.
     pub async fn read(&self, path: &str, into: &mut impl Write) -> Result<()> {
         let found = self.files.resolve(path.as_bytes(), true).await?;
         let (tree, node) = found.map_err(Error::Path)?;
@@ -287,7 +292,11 @@ impl OpenImage {
             into.write_all(&bytes).map_err(Error::Output)?;
         }
         file.verified().await?;
-        into.flush().map_err(Error::Output)
+        into.flush().map_err(Error::Output)?;
+        match self.files.damage_above(&file) {
+            Some(damage) => Err(Error::Doubtful(damage)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -296,6 +305,7 @@ impl FileEntry {
         Self {
             path: path.to_owned(),
             target: tree.rootfs().symlink_target(node).map(<[u8]>::to_owned),
+            broken: tree.rootfs().broken(node),
             attributes: tree.rootfs().attributes(node),
         }
     }
@@ -315,6 +325,17 @@ pub fn type_name(kind: Kind) -> &'static str {
 
 fn is_directory(tree: &Tree, node: Node) -> bool {
     tree.rootfs().attributes(node).kind == Kind::Dir
+}
+
+/// What the layers of an image have that is not shown, or not as it stands there. What is wrong with a layer as a
+/// whole is not in it.
+fn notes(tree: &Tree) -> Vec<String> {
+    let notes = tree.notes().filter(|(_, name, _)| !name.is_empty());
+    let text = |(layer, name, why): (Digest, &[u8], String)| {
+        let name = String::from_utf8_lossy(name);
+        format!("layer {layer} has an entry `{name}` that cannot be shown as it is: {why}")
+    };
+    notes.map(text).collect()
 }
 
 fn list(tree: &Tree, dir: Node, path: &mut Vec<u8>, recursive: bool, into: &mut Vec<FileEntry>) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Images, Tree, Variant, layer::Layer, scan::Scan};
+use super::{Images, Tree, TreeFile, Variant, layer::Layer, scan::Scan};
 use crate::{
     backend::{Error, Result},
     layer::{Found, Kind, Node, Rootfs, find_from_top},
@@ -10,6 +10,9 @@ use crate::{
 
 /// Symbolic links that a path may lead through.
 const MAX_LINKS: u32 = 40;
+
+/// The longest name of a file in bytes, as everywhere in Linux.
+const MAX_NAME_BYTES: usize = 255;
 
 /// The files of a platform or of a layer. Their tree is made when it is needed. Until then
 /// what a container sees of one path can often be told from the upper layers, so the first file does
@@ -49,6 +52,9 @@ pub enum PathError {
     /// Something on the way is no directory.
     #[error("something on the way there is no directory")]
     NotADirectory,
+    /// A part of it has more than 255 bytes.
+    #[error("a part of the path has more than 255 bytes, which no name of a file has")]
+    NameTooLong,
     /// It goes through more than 40 symbolic links.
     #[error("it goes through too many symbolic links")]
     Loop,
@@ -175,6 +181,21 @@ impl Files {
         }
     }
 
+    /// Why `file` may not be what the image has at its path: a layer above its own is damaged, and may have had
+    /// another file there, or a whiteout.
+    pub fn damage_above(&self, file: &TreeFile) -> Option<Error> {
+        if self.layer.is_some() {
+            return None;
+        }
+        let own = self.layers.iter().rposition(|layer| layer.at.blob.digest == file.layer());
+        let first = own.map_or(0, |own| own + 1);
+        let upper = (first..self.layers.len()).filter_map(|number| match self.made() {
+            Some(tree) => tree.damage_of(number),
+            None => self.images.known_tree(&self.variant, Some(number))?.damage().cloned(),
+        });
+        upper.last()
+    }
+
     fn damage(&self) -> Option<Error> {
         self.made().and_then(|tree| tree.damage().cloned())
     }
@@ -216,8 +237,11 @@ impl Files {
         let push = |left: &mut Vec<Vec<u8>>, path: &[u8]| {
             let names = path.split(|b| *b == b'/').rev().filter(|name| !name.is_empty());
             left.extend(names.map(<[u8]>::to_vec));
+            left.iter().any(|name| name.len() > MAX_NAME_BYTES)
         };
-        push(&mut left, path);
+        if push(&mut left, path) {
+            return Ok(Err(PathError::NameTooLong));
+        }
         let (mut at, mut links): (Vec<Vec<u8>>, _) = (Vec::new(), 0);
         loop {
             let FileFound::At(tree, node) = self.find(&at.join(&b'/')).await? else {
@@ -234,7 +258,9 @@ impl Files {
                 if target.starts_with(b"/") {
                     at.clear();
                 }
-                push(&mut left, target);
+                if push(&mut left, target) {
+                    return Ok(Err(PathError::NameTooLong));
+                }
                 continue;
             }
             let Some(name) = left.pop() else { return Ok(Ok((tree, node))) };

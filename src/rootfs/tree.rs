@@ -8,7 +8,7 @@ use super::{SIDE, stream::Stream};
 use crate::{
     backend::{Error, Kind, Result},
     image::Digest,
-    layer::{Extent, Kind as FileKind, Node, Rootfs},
+    layer::{Extent, Kind as FileKind, LayerIndex, Node, Rootfs},
     util::Reservation,
 };
 
@@ -44,11 +44,7 @@ pub struct Tree {
 impl Tree {
     /// `memory` is what the nodes take; who opens a layer holds what its index takes.
     pub(super) fn new(rootfs: Rootfs, origins: Vec<Origin>, memory: Reservation) -> Arc<Self> {
-        let damaged = rootfs.layers().iter().find_map(|layer| Some((layer, layer.damage()?)));
-        let damage = damaged.map(|(layer, note)| {
-            let doing = format!("reading layer {}", layer.blob());
-            Error::new(SIDE, doing, Kind::Layer(note.kind.to_string()))
-        });
+        let damage = rootfs.layers().iter().find_map(|layer| damage_of(layer));
         Arc::new(Self { rootfs, origins, damage, _memory: memory })
     }
 
@@ -56,6 +52,20 @@ impl Tree {
     /// the manifest means. What is not there is an error then.
     pub fn damage(&self) -> Option<&Error> {
         self.damage.as_ref()
+    }
+
+    /// Why there may be more in the layer with this number than can be seen.
+    pub(super) fn damage_of(&self, layer: usize) -> Option<Error> {
+        damage_of(self.rootfs.layers().get(layer)?)
+    }
+
+    /// Entries of its layers that are not shown, or not as they stand there, from the lowest layer up: the digest
+    /// of the layer, the name of the entry, and the reason. For each layer the first 256 of them.
+    pub fn notes(&self) -> impl Iterator<Item = (Digest, &[u8], String)> {
+        self.rootfs.layers().iter().flat_map(|layer| {
+            let notes = layer.notes().iter().filter(|note| note.entry.is_some());
+            notes.map(|note| (layer.blob(), &note.name[..], note.kind.to_string()))
+        })
     }
 
     /// Names and attributes.
@@ -119,6 +129,12 @@ impl Tree {
     }
 }
 
+fn damage_of(layer: &LayerIndex) -> Option<Error> {
+    let note = layer.damage()?;
+    let doing = format!("reading layer {}", layer.blob());
+    Some(Error::new(SIDE, doing, Kind::Layer(note.kind.to_string())))
+}
+
 /// An open file of a [`Tree`].
 pub struct TreeFile {
     size: u64,
@@ -161,6 +177,30 @@ impl TreeFile {
         self.layer
     }
 
+    /// Where the first byte from `offset` on is that is stored; `None` if there are only holes up to the end.
+    pub fn next_data(&self, offset: u64) -> Option<u64> {
+        let extent = self.extents.get(self.first_behind(offset))?;
+        Some(extent.file_offset.max(offset))
+    }
+
+    /// Where the first byte from `offset` on is that is in a hole, which may be the end of the file; `None` if
+    /// `offset` is not in the file.
+    pub fn next_hole(&self, offset: u64) -> Option<u64> {
+        let mut hole = offset;
+        for extent in &self.extents[self.first_behind(offset)..] {
+            if extent.file_offset > hole {
+                break;
+            }
+            hole = extent.file_offset + extent.length;
+        }
+        (offset < self.size).then_some(hole)
+    }
+
+    /// The first extent that ends behind `offset`.
+    fn first_behind(&self, offset: u64) -> usize {
+        self.extents.partition_point(|e| e.file_offset + e.length <= offset)
+    }
+
     /// Reads without waiting for a registry, if that can be. At most `length` bytes; fewer only at
     /// the end.
     pub fn read_now(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
@@ -201,9 +241,9 @@ impl TreeFile {
         let end = offset.saturating_add(length as u64).min(self.size);
         let mut pieces = Vec::new();
         let mut at = offset;
-        // The first extent that ends behind the beginning.
-        let first = self.extents.partition_point(|e| e.file_offset + e.length <= offset);
-        for extent in self.extents[first..].iter().take_while(|e| e.file_offset < end) {
+        for extent in
+            self.extents[self.first_behind(offset)..].iter().take_while(|e| e.file_offset < end)
+        {
             if extent.file_offset > at {
                 // No longer than what was asked for.
                 pieces.push(Piece::Zeros((extent.file_offset - at) as usize));

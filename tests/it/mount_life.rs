@@ -13,19 +13,19 @@ use std::time::Duration;
 const SOON: Duration = Duration::from_secs(10);
 
 /// A mount point for processes in the background. Whatever is mounted there ends when dropped, which ends them.
-struct Place {
+pub(crate) struct Place {
     directory: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         require_fuse();
         let directory = tempfile::tempdir().expect("making a temporary directory");
         std::fs::create_dir(directory.path().join("at")).expect("making a directory");
         Self { directory }
     }
 
-    fn at(&self) -> PathBuf {
+    pub(crate) fn at(&self) -> PathBuf {
         self.directory.path().join("at")
     }
 }
@@ -37,7 +37,7 @@ impl Drop for Place {
 }
 
 /// A directory with one image in it, the path of that image's layer, and what is in there.
-fn filled(hostile: &Hostile) -> (Imgfs, String, Built) {
+pub(crate) fn filled(hostile: &Hostile) -> (Imgfs, String, Built) {
     let image = Image::new().layer(1, 300_000).build();
     image.push_to(hostile, "app", "1");
     let imgfs = Imgfs::scratch().timeout(Duration::from_secs(20));
@@ -53,7 +53,7 @@ fn assert_readable(at: &Path, layer: &str) {
 }
 
 /// `imgfs mount` into the background.
-fn mount(imgfs: &Imgfs, at: &Path, further: &[&str]) -> Output {
+pub(crate) fn mount(imgfs: &Imgfs, at: &Path, further: &[&str]) -> Output {
     let args = ["mount", "--offline", "--images-dir", text(imgfs.images_dir())];
     imgfs.run(&[&args[..], further, &[text(at)]].concat())
 }

@@ -15,7 +15,7 @@ use crate::{image::Digest, layer::Compression};
 use body::parse_body;
 
 const MAGIC: &[u8; 8] = b"imgfslyr";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Where in the head its digest is, which covers what is before it and the body.
 const DIGEST_AT: usize = 184;
@@ -33,7 +33,7 @@ pub enum StoredError {
     #[error("it is no layer index")]
     Magic,
     /// Another imgfs has written it.
-    #[error("it is a layer index of version {0}; this imgfs reads version 1")]
+    #[error("it is a layer index of version {0}; this imgfs reads version {VERSION}")]
     Version(u32),
     /// It ends too early.
     #[error("the layer index has {found} bytes instead of {expected}")]

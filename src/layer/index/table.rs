@@ -228,19 +228,30 @@ impl Table {
         let Some(entry) = self.entry(number).filter(|e| e.kind == Kind::File) else {
             return Vec::new();
         };
-        match self.sparse.binary_search_by_key(&number, |(entry, _)| *entry) {
-            Ok(at) => {
-                let first = self.sparse[at].1 as usize;
-                let end = self.sparse.get(at + 1).map(|(_, first)| *first as usize);
-                let end = end.unwrap_or(self.extents.len());
-                self.extents.get(first..end).unwrap_or_default().to_vec()
-            }
-            Err(_) if entry.size == 0 => Vec::new(),
-            Err(_) => {
+        match self.sparse_extents(number) {
+            Some(extents) => extents.to_vec(),
+            None if entry.size == 0 => Vec::new(),
+            None => {
                 let stream_offset = entry.data_offset;
                 vec![Extent { file_offset: 0, stream_offset, length: entry.size }]
             }
         }
+    }
+
+    /// Bytes of a file that are stored: those of all its extents.
+    pub fn stored_bytes(&self, number: u32) -> u64 {
+        match self.sparse_extents(number) {
+            Some(extents) => extents.iter().map(|extent| extent.length).sum(),
+            None => self.entry(number).map_or(0, |entry| entry.size),
+        }
+    }
+
+    /// The extents of a sparse file; `None` if the entry is none.
+    fn sparse_extents(&self, number: u32) -> Option<&[Extent]> {
+        let at = self.sparse.binary_search_by_key(&number, |(entry, _)| *entry).ok()?;
+        let first = self.sparse[at].1 as usize;
+        let end = self.sparse.get(at + 1).map(|(_, first)| *first as usize);
+        Some(self.extents.get(first..end.unwrap_or(self.extents.len())).unwrap_or_default())
     }
 
     /// Bytes that it takes in memory.

@@ -25,8 +25,9 @@ pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 const NONE: u32 = u32::MAX;
 
 /// Memory for each path of each layer while a tree is made, in bytes: a node, an inode, a place among the
-/// children and one among the names, all of which may just have doubled their room.
-pub(super) const BYTES_PER_PATH: u64 = 192;
+/// children, one among the names and one among what whiteouts have removed, all of which may just have doubled
+/// their room.
+pub(super) const BYTES_PER_PATH: u64 = 224;
 
 /// The number of the root among the nodes.
 const TOP: u32 = 0;
@@ -107,6 +108,10 @@ struct Layer<'a> {
     is_hidden: Vec<bool>,
     /// Inodes of such paths, for the hard links of this layer.
     hidden: HashMap<u32, u32>,
+    /// Nodes of lower layers that whiteouts of this one have removed, and the entry that each whiteout is.
+    removed: HashMap<u32, u32>,
+    /// Of these, the ones in whose place this layer has something else, by directory and name.
+    replaced: HashMap<(u32, u32), u32>,
 }
 
 pub(super) fn build(
@@ -169,9 +174,10 @@ impl<'a> Builder<'a> {
             }
         }
         let hidden = HashMap::new();
-        let mut layer = Layer { number, table, names, nodes, is_hidden, hidden };
+        let (removed, replaced) = (HashMap::new(), HashMap::new());
+        let mut layer = Layer { number, table, names, nodes, is_hidden, hidden, removed, replaced };
         if self.whiteouts == Whiteouts::Obeyed && number > 0 {
-            self.obey(&layer);
+            self.obey(&mut layer);
         }
         for (number, entry) in (0..).zip(table.entries()) {
             if layer.is_hidden[entry.path as usize] {
@@ -185,7 +191,7 @@ impl<'a> Builder<'a> {
     /// Keeps what is not to be seen for links to it.
     fn add_hidden(&mut self, layer: &mut Layer<'a>, number: u32, entry: &Entry) {
         let inode = match layer.table.link_path(entry) {
-            Some(target) => self.link_target(layer, entry.path, target).ok(),
+            Some(target) => self.link_target(layer, number, entry.path, target).ok(),
             None if entry.kind == Kind::Dir => None,
             None => Some(self.add_inode(BuildInode {
                 layer: layer.number,
@@ -206,28 +212,30 @@ impl<'a> Builder<'a> {
     }
 
     /// Hides what the whiteouts of a layer say, before anything of the layer is there.
-    fn obey(&mut self, layer: &Layer<'a>) {
-        for path in 1..layer.table.path_count() {
-            // What only hard links name is no whiteout.
-            if layer.table.last_entry(path).is_none() {
-                continue;
-            }
-            let parent = layer.table.parent(path);
-            match meaning(layer.table.name(path)) {
-                Meaning::Name | Meaning::Hidden => {}
+    fn obey(&mut self, layer: &mut Layer<'a>) {
+        let is_whiteout = |path: &u32| {
+            matches!(meaning(layer.table.name(*path)), Meaning::Whiteout(_) | Meaning::Opaque)
+        };
+        let paths = (1..layer.table.path_count()).filter(is_whiteout);
+        // What only hard links name is no whiteout.
+        let entry_of = |path| layer.table.last_entry(path).map(|entry| (entry, path));
+        let mut whiteouts: Vec<(u32, u32)> = paths.filter_map(entry_of).collect();
+        // What several of them remove, the first one has removed.
+        whiteouts.sort_unstable();
+        for (entry, path) in whiteouts {
+            let Some(dir) = self.find(layer, layer.table.parent(path)) else { continue };
+            let removed = match meaning(layer.table.name(path)) {
+                Meaning::Name | Meaning::Hidden => continue,
                 Meaning::Whiteout(hidden) => {
-                    let Some(&name) = self.names.get(hidden) else { continue };
-                    let node = self.find(layer, parent).and_then(|dir| self.child(dir, name));
-                    if let Some(node) = node {
-                        self.kill(node);
+                    let name = self.names.get(hidden);
+                    match name.and_then(|name| self.child(dir, *name)) {
+                        Some(node) => self.kill(node),
+                        None => continue,
                     }
                 }
-                Meaning::Opaque => {
-                    if let Some(dir) = self.find(layer, parent) {
-                        self.kill_children(dir);
-                    }
-                }
-            }
+                Meaning::Opaque => self.kill_children(dir),
+            };
+            layer.removed.extend(removed.into_iter().map(|node| (node, entry)));
         }
     }
 
@@ -252,8 +260,10 @@ impl<'a> Builder<'a> {
         if let Some(node) = self.child(dir, layer.names[path as usize]) {
             self.kill(node);
         }
-        let target =
-            layer.table.link_path(entry).map(|target| self.link_target(layer, path, target));
+        let target = layer
+            .table
+            .link_path(entry)
+            .map(|target| self.link_target(layer, number, path, target));
         let inode = match target {
             None => self.add_inode(leaf),
             Some(Err(why)) => self.add_inode(BuildInode { kind: InodeKind::Broken(why), ..leaf }),
@@ -265,14 +275,22 @@ impl<'a> Builder<'a> {
         self.add_node(layer, dir, path, inode);
     }
 
-    fn link_target(&self, layer: &Layer<'a>, path: u32, target: u32) -> Result<u32, Broken> {
+    /// The inode that the hard link `entry`, which has the path `path`, is to.
+    fn link_target(
+        &self,
+        layer: &Layer<'a>,
+        entry: u32,
+        path: u32,
+        target: u32,
+    ) -> Result<u32, Broken> {
         if target == path {
             return Err(Broken::ToItself);
         }
         if layer.is_hidden[target as usize] {
             return layer.hidden.get(&target).copied().ok_or(Broken::Missing);
         }
-        let node = self.find(layer, target).ok_or(Broken::Missing)?;
+        let node = self.find(layer, target).or_else(|| self.find_removed(layer, target, entry));
+        let node = node.ok_or(Broken::Missing)?;
         let inode = self.nodes[node as usize].inode;
         match self.inodes[inode as usize].kind {
             InodeKind::Leaf => Ok(inode),
@@ -299,7 +317,11 @@ impl<'a> Builder<'a> {
             first_child: NONE,
             next,
         });
-        self.children.insert((dir, name), node);
+        if let Some(before) = self.children.insert((dir, name), node)
+            && layer.removed.contains_key(&before)
+        {
+            layer.replaced.entry((dir, name)).or_insert(before);
+        }
         layer.nodes[path as usize] = node;
         node
     }
@@ -340,6 +362,30 @@ impl<'a> Builder<'a> {
             at = layer.table.parent(at);
         };
         parts.iter().rev().try_fold(start, |dir, name| self.child(dir, *name))
+    }
+
+    /// What lower layers have at a path of the layer that a whiteout has removed which only comes after `entry`:
+    /// whoever extracts the layer in order finds it there.
+    fn find_removed(&self, layer: &Layer<'a>, path: u32, entry: u32) -> Option<u32> {
+        if layer.removed.is_empty() {
+            return None;
+        }
+        let mut parts = Vec::new();
+        let mut at = path;
+        while at != ROOT {
+            parts.push(layer.names[at as usize]);
+            at = layer.table.parent(at);
+        }
+        let was_there = |node: &u32| {
+            self.nodes[*node as usize].is_alive
+                || layer.removed.get(node).is_some_and(|whiteout| *whiteout > entry)
+        };
+        parts.iter().rev().try_fold(TOP, |dir, name| {
+            let place = (dir, *name);
+            let known = [layer.replaced.get(&place), self.children.get(&place)];
+            let node = known.into_iter().flatten().copied().find(was_there);
+            node.filter(|_| self.is_dir(dir))
+        })
     }
 
     /// The directory with a path of the layer, which is made if it is not there.
@@ -384,14 +430,16 @@ impl<'a> Builder<'a> {
         dir
     }
 
-    /// Removes a node and all that is in it.
-    fn kill(&mut self, node: u32) {
+    /// Removes a node and all that is in it. Gives the nodes that it was.
+    fn kill(&mut self, node: u32) -> Vec<u32> {
         let mut doomed = vec![node];
+        let mut killed = Vec::new();
         while let Some(node) = doomed.pop() {
             let dead = &mut self.nodes[node as usize];
             if !std::mem::replace(&mut dead.is_alive, false) {
                 continue;
             }
+            killed.push(node);
             self.inodes[dead.inode as usize].links -= 1;
             let mut child = dead.first_child;
             while child != NONE {
@@ -399,15 +447,18 @@ impl<'a> Builder<'a> {
                 child = self.nodes[child as usize].next;
             }
         }
+        killed
     }
 
-    fn kill_children(&mut self, dir: u32) {
+    fn kill_children(&mut self, dir: u32) -> Vec<u32> {
+        let mut killed = Vec::new();
         let mut child = std::mem::replace(&mut self.nodes[dir as usize].first_child, NONE);
         while child != NONE {
             let next = self.nodes[child as usize].next;
-            self.kill(child);
+            killed.append(&mut self.kill(child));
             child = next;
         }
+        killed
     }
 
     /// Puts what is alive into its final order.

@@ -84,38 +84,40 @@ impl<'a> Block<'a> {
         self.number(124..136, "size")
     }
 
-    pub(super) fn mode(&self) -> Result<u16, TarError> {
+    /// Permissions; `None` if they cannot be read.
+    pub(super) fn mode(&self) -> Option<u16> {
         // Some put the type of the file into the bits above.
-        self.number(100..108, "mode").map(|mode| (mode & 0o7777) as u16)
+        self.signed(100..108).map(|mode| (mode & 0o7777) as u16)
     }
 
-    pub(super) fn uid(&self) -> Result<u64, TarError> {
-        self.number(108..116, "owner")
+    /// The owner, which may be negative; `None` if it cannot be read.
+    pub(super) fn uid(&self) -> Option<i64> {
+        self.signed(108..116)
     }
 
-    pub(super) fn gid(&self) -> Result<u64, TarError> {
-        self.number(116..124, "group")
+    /// The group, which may be negative; `None` if it cannot be read.
+    pub(super) fn gid(&self) -> Option<i64> {
+        self.signed(116..124)
     }
 
-    pub(super) fn mtime(&self) -> Result<i64, TarError> {
-        let wrong = TarError::Number { offset: self.offset, field: "time" };
-        let number = parse_number(&self.bytes[136..148]).ok_or(wrong.clone())?;
-        i64::try_from(number).map_err(|_| wrong)
+    /// Seconds since 1970; `None` if they cannot be read.
+    pub(super) fn mtime(&self) -> Option<i64> {
+        self.signed(136..148)
     }
 
-    /// Major and minor number.
-    pub(super) fn device(&self) -> Result<(u64, u64), TarError> {
+    /// Major and minor number; `None` if they cannot be read.
+    pub(super) fn device(&self) -> Option<(u64, u64)> {
         if self.format() == Format::V7 {
-            return Ok((0, 0));
+            return Some((0, 0));
         }
-        Ok((self.number(329..337, "device")?, self.number(337..345, "device")?))
+        Some((self.unsigned(329..337)?, self.unsigned(337..345)?))
     }
 
     /// What the header itself has of a sparse map.
-    pub(super) fn old_sparse(&self) -> Result<OldMap, TarError> {
-        let mut map = OldMap::new(self.number(483..495, "size of a sparse file")?);
-        map.push(&self.bytes[386..482], self.bytes[482], self.offset)?;
-        Ok(map)
+    pub(super) fn old_sparse(&self) -> OldMap {
+        let mut map = OldMap::new(self.unsigned(483..495));
+        map.push(&self.bytes[386..482], self.bytes[482]);
+        map
     }
 
     fn text(&self, range: std::ops::Range<usize>) -> &'a [u8] {
@@ -124,9 +126,15 @@ impl<'a> Block<'a> {
     }
 
     fn number(&self, range: std::ops::Range<usize>, field: &'static str) -> Result<u64, TarError> {
-        parse_number(&self.bytes[range])
-            .and_then(|number| u64::try_from(number).ok())
-            .ok_or(TarError::Number { offset: self.offset, field })
+        self.unsigned(range).ok_or(TarError::Number { offset: self.offset, field })
+    }
+
+    fn unsigned(&self, range: std::ops::Range<usize>) -> Option<u64> {
+        parse_number(&self.bytes[range]).and_then(|number| u64::try_from(number).ok())
+    }
+
+    fn signed(&self, range: std::ops::Range<usize>) -> Option<i64> {
+        parse_number(&self.bytes[range]).and_then(|number| i64::try_from(number).ok())
     }
 }
 

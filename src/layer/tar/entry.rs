@@ -80,8 +80,9 @@ pub(in crate::layer) struct Claim<'a> {
     pub(in crate::layer) kind: Kind,
     /// 12 bits.
     pub(in crate::layer) mode: u16,
-    pub(in crate::layer) uid: u64,
-    pub(in crate::layer) gid: u64,
+    /// Any number: what `chown` makes of it is the owner.
+    pub(in crate::layer) uid: i64,
+    pub(in crate::layer) gid: i64,
     /// Of no meaning for what is no file.
     pub(in crate::layer) size: u64,
     pub(in crate::layer) mtime: Time,
@@ -103,15 +104,18 @@ impl Claim<'_> {
         let target = match kind {
             Kind::Link => normalise(self.target)?,
             Kind::Symlink if self.target.contains(&0) => return Err(Refusal::ZeroByte),
-            Kind::Symlink if self.target.len() > name::MAX_NAME_BYTES => {
+            // With the zero byte at its end it has to fit `PATH_MAX`.
+            Kind::Symlink if self.target.len() >= name::MAX_NAME_BYTES => {
                 return Err(Refusal::LongName);
             }
             Kind::Symlink => self.target.to_vec(),
             _ => Vec::new(),
         };
-        let owner = |id: u64| {
-            // The last one stands for "no owner" in chown(2).
-            u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or(Refusal::Owner(id))
+        // What comes of Go's `os.Lchown` by root, with which containerd and umoci extract: the lower 32
+        // bits. The last number says that the owner is to stay what it is, and that is root.
+        let owner = |id: i64| match id as u32 {
+            u32::MAX => 0,
+            id => id,
         };
         // What fits a Linux `dev_t` of 32 bits.
         let (major, minor) = match self.device {
@@ -122,8 +126,8 @@ impl Claim<'_> {
             name,
             kind,
             mode: self.mode,
-            uid: owner(self.uid)?,
-            gid: owner(self.gid)?,
+            uid: owner(self.uid),
+            gid: owner(self.gid),
             size: if kind == Kind::File { self.size } else { 0 },
             mtime: self.mtime,
             target,
@@ -166,9 +170,12 @@ pub enum Refusal {
     /// The numbers of its device are too large.
     #[error("its device number {0}:{1} is too large")]
     Device(u64, u64),
-    /// Its owner's number is too large.
-    #[error("its owner or group {0} is too large")]
-    Owner(u64),
+    /// A number in its header, which is named, is none. The entry is shown without it.
+    #[error("its {0} is not a number and is ignored")]
+    Unreadable(&'static str),
+    /// The PAX header before it is damaged, so that nobody knows what it is.
+    #[error("its PAX header is damaged: {0}")]
+    Pax(&'static str),
     /// The map of a sparse file is wrong.
     #[error("its sparse map is wrong: {0}")]
     Sparse(&'static str),
@@ -209,16 +216,6 @@ pub enum TarError {
         offset: u64,
         /// What is wrong with it.
         what: &'static str,
-    },
-    /// A PAX header, a long name or a sparse map is too long.
-    #[error("the {what} at {offset} has {bytes} bytes, which is too much")]
-    TooLong {
-        /// Where it begins.
-        offset: u64,
-        /// What it is.
-        what: &'static str,
-        /// Its length.
-        bytes: u64,
     },
     /// There are more entries than are accepted.
     #[error("the archive has more than {limit} entries")]

@@ -103,9 +103,13 @@ pub(super) struct Attributes<'a> {
     path: Option<&'a [u8]>,
     pub(super) target: Option<&'a [u8]>,
     pub(super) size: Option<u64>,
-    pub(super) uid: Option<u64>,
-    pub(super) gid: Option<u64>,
+    /// The owner, which may be negative.
+    pub(super) uid: Option<i64>,
+    /// The group, which may be negative.
+    pub(super) gid: Option<i64>,
     pub(super) mtime: Option<Time>,
+    /// What is said of the entry and cannot be read.
+    pub(super) unreadable: Vec<&'static str>,
     xattrs: Vec<(Encoding, &'a [u8], &'a [u8])>,
     sparse: Sparse<'a>,
 }
@@ -143,13 +147,14 @@ impl<'a> Attributes<'a> {
         match keyword {
             b"path" => self.path = some,
             b"linkpath" => self.target = some,
-            b"size" => self.size = some.map(|v| number(v, "size is no number")).transpose()?,
-            b"uid" => self.uid = some.map(|v| number(v, "uid is no number")).transpose()?,
-            b"gid" => self.gid = some.map(|v| number(v, "gid is no number")).transpose()?,
-            b"mtime" => {
-                let time = |v| parse_time(v).ok_or("mtime is no time");
-                self.mtime = some.map(time).transpose()?;
+            // Without it nobody knows where the next entry is.
+            b"size" => {
+                let size = |v| signed(v).and_then(|size| u64::try_from(size).ok());
+                self.size = some.map(|v| size(v).ok_or("size is no number")).transpose()?;
             }
+            b"uid" => self.uid = some.and_then(|v| self.read("owner", signed(v))),
+            b"gid" => self.gid = some.and_then(|v| self.read("group", signed(v))),
+            b"mtime" => self.mtime = some.and_then(|v| self.read("time", parse_time(v))),
             b"GNU.sparse.major" => self.sparse.major = some,
             b"GNU.sparse.minor" => self.sparse.minor = some,
             b"GNU.sparse.name" => self.sparse.name = some,
@@ -170,6 +175,14 @@ impl<'a> Attributes<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Notes that `field` cannot be read, if it cannot.
+    fn read<T>(&mut self, field: &'static str, value: Option<T>) -> Option<T> {
+        if value.is_none() {
+            self.unreadable.push(field);
+        }
+        value
     }
 
     pub(super) fn name(&self) -> Option<&'a [u8]> {
@@ -237,14 +250,15 @@ fn number(text: &[u8], what: &'static str) -> Result<u64, &'static str> {
     text.and_then(|text| text.parse().ok()).ok_or(what)
 }
 
+/// A decimal number of 64 bits with an optional sign, as Go's `strconv.ParseInt` takes it.
+fn signed(text: &[u8]) -> Option<i64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
 /// Seconds with an optional sign and fraction. Digits beyond nanoseconds are cut off.
 fn parse_time(text: &[u8]) -> Option<Time> {
-    let (is_negative, text) = match text.strip_prefix(b"-") {
-        Some(rest) => (true, rest),
-        None => (false, text),
-    };
     let mut parts = text.splitn(2, |b| *b == b'.');
-    let secs = i64::try_from(number(parts.next()?, "").ok()?).ok()?;
+    let secs = signed(parts.next()?)?;
     let mut nanos = 0;
     if let Some(digits) = parts.next() {
         if !digits.iter().all(u8::is_ascii_digit) {
@@ -254,11 +268,11 @@ fn parse_time(text: &[u8]) -> Option<Time> {
             nanos = nanos * 10 + digits.get(at).map_or(0, |digit| u32::from(digit - b'0'));
         }
     }
-    Some(match (is_negative, nanos) {
-        (false, nanos) => Time { secs, nanos },
-        (true, 0) => Time { secs: -secs, nanos: 0 },
-        (true, nanos) => Time { secs: -secs - 1, nanos: 1_000_000_000 - nanos },
-    })
+    // The fraction counts away from 0, also that of `-0.5`.
+    if text.starts_with(b"-") && nanos > 0 {
+        return Some(Time { secs: secs.checked_sub(1)?, nanos: 1_000_000_000 - nanos });
+    }
+    Some(Time { secs, nanos })
 }
 
 /// Names of libarchive's attributes have unusual bytes as `%XX`.
@@ -283,7 +297,7 @@ mod tests {
 
     #[test]
     fn times() {
-        let table: [(&str, Option<(i64, u32)>); 13] = [
+        let table: [(&str, Option<(i64, u32)>); 19] = [
             ("0", Some((0, 0))),
             ("1350244992.023960108", Some((1_350_244_992, 23_960_108))),
             ("1350244992.0239601089", Some((1_350_244_992, 23_960_108))),
@@ -297,6 +311,12 @@ mod tests {
             ("1.x", None),
             ("--1", None),
             ("99999999999999999999", None),
+            ("+5", Some((5, 0))),
+            (".5", None),
+            ("1.-5", None),
+            ("9223372036854775807.5", Some((i64::MAX, 500_000_000))),
+            ("-9223372036854775808", Some((i64::MIN, 0))),
+            ("-9223372036854775808.5", None),
         ];
         for (text, expected) in table {
             let expected = expected.map(|(secs, nanos)| Time { secs, nanos });

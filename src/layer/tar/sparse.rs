@@ -1,6 +1,6 @@
 //! The maps of sparse files.
 
-use super::{BLOCK_BYTES, Extent, MAX_HEADER_BYTES, TarError, block::parse_number};
+use super::{BLOCK_BYTES, Extent, MAX_HEADER_BYTES, block::parse_number};
 
 /// Bytes of an offset and a length in GNU's old format.
 const PAIR_BYTES: usize = 24;
@@ -10,15 +10,18 @@ pub(super) type Parts = Vec<(u64, u64)>;
 
 /// A map of GNU's old format: four parts in the header, more in blocks that follow it.
 pub(super) struct OldMap {
-    /// Bytes of the file.
+    /// Bytes of the file; 0 if the header does not say.
     pub(super) size: u64,
-    pub(super) parts: Parts,
+    parts: Parts,
     is_extended: bool,
+    wrong: Option<&'static str>,
 }
 
 impl OldMap {
-    pub(super) fn new(size: u64) -> Self {
-        Self { size, parts: Vec::new(), is_extended: false }
+    /// The map of a file of `size` bytes, which is `None` if that cannot be read.
+    pub(super) fn new(size: Option<u64>) -> Self {
+        let wrong = if size.is_none() { Some("its size is no number") } else { None };
+        Self { size: size.unwrap_or(0), parts: Vec::new(), is_extended: false, wrong }
     }
 
     /// Whether a block with more of it follows.
@@ -26,40 +29,38 @@ impl OldMap {
         self.is_extended
     }
 
-    pub(super) fn push(
-        &mut self,
-        pairs: &[u8],
-        is_extended: u8,
-        offset: u64,
-    ) -> Result<(), TarError> {
-        let wrong = TarError::Number { offset, field: "sparse map" };
+    pub(super) fn push(&mut self, pairs: &[u8], is_extended: u8) {
+        self.is_extended = is_extended != 0;
+        let number = |field| parse_number(field).and_then(|number| u64::try_from(number).ok());
         for pair in pairs.chunks_exact(PAIR_BYTES) {
             let (start, length) = pair.split_at(PAIR_BYTES / 2);
-            if start[0] == 0 || length[0] == 0 {
-                // What is not used is zeros.
+            // As in Go: what is not used is zeros; a length may be blank.
+            if start[0] == 0 || self.wrong.is_some() {
                 break;
             }
-            let number = |field| {
-                parse_number(field).and_then(|n| u64::try_from(n).ok()).ok_or(wrong.clone())
-            };
-            self.parts.push((number(start)?, number(length)?));
+            match (number(start), number(length)) {
+                (Some(start), Some(length)) => self.parts.push((start, length)),
+                _ => self.wrong = Some("it is not made of numbers"),
+            }
         }
-        self.is_extended = is_extended != 0;
-        Ok(())
     }
 
     /// Takes the block that follows; says whether it is the last one.
-    pub(super) fn push_extension(
-        &mut self,
-        block: &[u8; BLOCK_BYTES],
-        offset: u64,
-    ) -> Result<bool, TarError> {
-        self.push(&block[..504], block[504], offset)?;
-        let bytes = (self.parts.len() * PAIR_BYTES) as u64;
-        if bytes > MAX_HEADER_BYTES {
-            return Err(TarError::TooLong { offset, what: "sparse map", bytes });
+    pub(super) fn push_extension(&mut self, block: &[u8; BLOCK_BYTES]) -> bool {
+        self.push(&block[..504], block[504]);
+        if (self.parts.len() * PAIR_BYTES) as u64 > MAX_HEADER_BYTES {
+            self.wrong = Some("it has more than 1 MiB");
+            self.parts = Vec::new();
         }
-        Ok(!self.is_extended)
+        !self.is_extended
+    }
+
+    /// The extents of the file, whose data takes `stored` bytes from `data_offset` on.
+    pub(super) fn finish(self, data_offset: u64, stored: u64) -> Result<Vec<Extent>, &'static str> {
+        match self.wrong {
+            Some(what) => Err(what),
+            None => place(self.parts, data_offset, stored, self.size),
+        }
     }
 }
 

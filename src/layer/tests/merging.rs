@@ -345,8 +345,36 @@ fn broken_hard_links() {
         let attributes = tree.attributes(node);
         assert_eq!((attributes.kind, attributes.size, attributes.links), (Kind::File, 0, 1));
     }
-    let hidden = merged(&[a().file("t", b"1"), a().link("l", "t").file(".wh.t", b"")]);
-    assert_eq!(hidden.broken(hidden.find(b"l").unwrap()), Some(Broken::Missing));
+}
+
+/// As for whoever extracts the layer in order: umoci and containerd.
+#[test]
+fn hard_links_to_what_the_same_layer_removes() {
+    let base = || a().dir("d").file("d/t", b"1").file("d/k", b"2").link("d/also", "d/t");
+    let rest = ["d/ 755", "d/also 1 x2", "d/k 2", "l 1 x2"];
+    let whiteout = "d/.wh.t";
+    check("then the whiteout", &[base(), a().link("l", "d/t").file(whiteout, b"")], &rest);
+    let all = a().link("l", "d/t").link("m", "d/t").file(".wh.d", b"");
+    check("then one of its directory", &[base(), all], &["l 1 x2", "m 1 x2"]);
+    let opaque = a().link("l", "d/t").file("d/.wh..wh..opq", b"");
+    check("then all in its directory", &[base(), opaque], &["d/ 755", "l 1"]);
+    check(
+        "then something else of its name",
+        &[base(), a().dir("d").link("l", "d/t").file("d/t", b"new").file(".wh.d", b"")],
+        &["d/ 755", "d/t new", "l 1"],
+    );
+    let missing = |what: &str, layer: Archive, further: &[Archive]| {
+        let tree = merged(&[&[base()], further, &[layer]].concat());
+        let link = tree.find(b"l").unwrap();
+        assert_eq!(tree.broken(link), Some(Broken::Missing), "{what}");
+    };
+    missing("after the whiteout", a().file(whiteout, b"").link("l", "d/t"), &[]);
+    missing("after one of its directory", a().file(".wh.d", b"").link("l", "d/t"), &[]);
+    let twice = a().file(whiteout, b"").link("l", "d/t").file(".wh.d", b"");
+    missing("between two", twice, &[]);
+    missing("what never was there", a().link("l", "d/no").file("d/.wh.no", b""), &[]);
+    let gone = a().file(whiteout, b"");
+    missing("what a lower layer has removed", a().link("l", "d/t").file(whiteout, b""), &[gone]);
 }
 
 #[test]

@@ -94,28 +94,48 @@ fn make_dir(model: &mut Model, path: &str, mtime: i64) {
     model.insert(path.to_owned(), Rc::new(RefCell::new(dir)));
 }
 
-fn extract(model: &mut Model, layer: &[Item], number: usize) {
-    if number > 0 {
-        for item in layer {
-            let dir = parent(&item.path);
-            if !is_dir(model, dir) {
-                continue;
-            }
-            match name(&item.path) {
-                ".wh..wh..opq" => remove_children(model, dir),
-                name if name.starts_with(".wh..wh.") => {}
-                name => {
-                    if let Some(hidden) = name.strip_prefix(".wh.") {
-                        let path = format!("{dir}/{hidden}");
-                        remove(model, path.trim_start_matches('/'));
-                    }
-                }
+/// Obeys one whiteout.
+fn obey(model: &mut Model, item: &Item) {
+    let dir = parent(&item.path);
+    if !is_dir(model, dir) {
+        return;
+    }
+    match name(&item.path) {
+        ".wh..wh..opq" => remove_children(model, dir),
+        name if name.starts_with(".wh..wh.") => {}
+        name => {
+            if let Some(hidden) = name.strip_prefix(".wh.") {
+                let path = format!("{dir}/{hidden}");
+                remove(model, path.trim_start_matches('/'));
             }
         }
     }
+}
+
+fn extract(model: &mut Model, layer: &[Item], number: usize) {
+    // What lower layers have that no whiteout has removed so far, without anything of this layer.
+    let mut lower = model.clone();
+    if number > 0 {
+        layer.iter().for_each(|item| obey(model, item));
+    }
+    let kept = model.clone();
+    // What a link finds that comes before the whiteout of its target.
+    let removed_later = |model: &Model, lower: &Model, target: &str| {
+        let is_way = |end: usize| match kept.get(&target[..end]) {
+            Some(dir) => model.get(&target[..end]).is_some_and(|now| Rc::ptr_eq(now, dir)),
+            None => true,
+        };
+        let ways = target.match_indices('/').map(|(end, _)| end);
+        let is_removed = !kept.contains_key(target) && { ways }.all(is_way);
+        lower.get(target).filter(|_| is_removed).cloned()
+    };
     let earliest = layer.iter().map(|item| item.mtime).min().unwrap_or(0);
-    for item in layer {
+    for (at, item) in layer.iter().enumerate() {
         if name(&item.path).starts_with(".wh.") {
+            // The last one of several with the same path counts.
+            if number > 0 && !layer[at + 1..].iter().any(|later| later.path == item.path) {
+                obey(&mut lower, item);
+            }
             continue;
         }
         make_dir(model, parent(&item.path), earliest);
@@ -148,8 +168,13 @@ fn extract(model: &mut Model, layer: &[Item], number: usize) {
                 let device = u32::from(*minor);
                 Rc::new(RefCell::new(File { kind: Kind::Char, device, ..file }))
             }
-            What::Link(target) => match model.get(target) {
-                Some(t) if t.borrow().kind != Kind::Dir && !t.borrow().is_broken => Rc::clone(t),
+            What::Link(target) => match model
+                .get(target)
+                .cloned()
+                .or_else(|| removed_later(model, &lower, target))
+                .filter(|_| *target != item.path)
+            {
+                Some(t) if t.borrow().kind != Kind::Dir && !t.borrow().is_broken => t,
                 _ => Rc::new(RefCell::new(File { is_broken: true, ..file })),
             },
         };

@@ -79,6 +79,8 @@ fn see(index: &Arc<LayerIndex>, blob: &[u8]) -> BTreeMap<Vec<u8>, Seen> {
     let nodes = (0..tree.node_count()).filter_map(|number| tree.node(number));
     let seen = nodes.map(|node| {
         let mut attributes = tree.attributes(node);
+        // A table of contents tells of zeros that an archive has as data.
+        attributes.stored_bytes = 0;
         if tree.is_implied(node) {
             // It depends on the time of the table's own entry.
             attributes.mtime = Time::default();
@@ -247,7 +249,8 @@ fn holes_of_zeros_are_not_fetched() {
     });
     let (index, _) = read_toc(&built.blob, &built.layer, Limits::default()).unwrap();
     let tree = Rootfs::raw(Arc::new(index)).unwrap();
-    assert_eq!(tree.attributes(tree.find(b"zeros").unwrap()).size, 1 << 40);
+    let zeros = tree.attributes(tree.find(b"zeros").unwrap());
+    assert_eq!((zeros.size, zeros.stored_bytes), (1 << 40, 0));
 }
 
 #[test]

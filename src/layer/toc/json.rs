@@ -53,9 +53,9 @@ struct Listed<'a> {
     #[serde(default)]
     mode: u64,
     #[serde(default)]
-    uid: u64,
+    uid: i64,
     #[serde(default)]
-    gid: u64,
+    gid: i64,
     #[serde(default)]
     dev_major: u64,
     #[serde(default)]

@@ -92,13 +92,17 @@ fn xattrs_of(tree: &Tree, node: Node) -> Xattrs {
 
 fn attributes_of(ino: u64, tree: &Tree, node: Node) -> Attributes {
     let found = tree.rootfs().attributes(node);
+    // What nobody can read must not pass for an empty file: whoever reads no files of 0 bytes, as tar does,
+    // tries those that he has no permission to read.
+    let hidden = if tree.rootfs().broken(node).is_some() { 0o444 } else { 0 };
     Attributes {
         ino,
         kind: found.kind,
         size: found.size,
+        stored_bytes: found.stored_bytes,
         mtime: (found.mtime.secs, found.mtime.nanos),
         inside: Some(InsideAttributes {
-            mode: found.mode,
+            mode: found.mode & !hidden,
             uid: found.uid,
             gid: found.gid,
             links: found.links,

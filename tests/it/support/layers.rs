@@ -387,7 +387,11 @@ fn decimal(seconds: i64, nanoseconds: u32) -> String {
 
 /// Fills the map in the header, and gives the blocks with the rest of it.
 fn old_sparse(header: &mut tar::Header, sparse: &Sparse) -> Vec<u8> {
-    let field = |number: u64| format!("{number:011o}\0").into_bytes();
+    // In base 256 what is too large for digits.
+    let field = |number: u64| match number {
+        0..=0o777_7777_7777 => format!("{number:011o}\0").into_bytes(),
+        _ => [&[0x80, 0, 0, 0][..], &number.to_be_bytes()].concat(),
+    };
     let part = |(offset, length): &(u64, u64)| [field(*offset), field(*length)].concat();
     let map = sparse.map();
     let (here, rest) = map.split_at(map.len().min(4));

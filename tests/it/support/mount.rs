@@ -303,7 +303,9 @@ pub(crate) fn free(mountpoint: &Path) {
 
 /// Whether the kernel lists something as mounted there.
 pub(crate) fn is_mounted(mountpoint: &Path) -> bool {
-    let list = std::fs::read_to_string("/proc/self/mountinfo").expect("reading the mounts");
+    // Somebody may have mounted something at a name that is no text.
+    let list = std::fs::read("/proc/self/mountinfo").expect("reading the mounts");
+    let list = String::from_utf8_lossy(&list);
     let mountpoint = mountpoint.to_str().expect("a plain path");
     list.lines().any(|line| line.split(' ').nth(4) == Some(mountpoint))
 }

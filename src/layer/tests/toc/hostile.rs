@@ -63,7 +63,7 @@ fn entries_that_make_no_sense() {
             "`a`: it is more than 64 MiB behind the place where decompressing begins",
         ),
         (0, "size", json!(-1), "invalid value: integer `-1`, expected u64"),
-        (0, "uid", json!(-1), "invalid value: integer `-1`, expected u64"),
+        (0, "size", json!(-1), "invalid value: integer `-1`, expected u64"),
         (0, "mode", json!(1.5), "invalid type: floating point `1.5`, expected u64"),
         (0, "name", Value::Null, "invalid type: null, expected a string"),
         (0, "xattrs", json!({"a": 1}), "invalid type: integer `1`, expected a string"),
