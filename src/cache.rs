@@ -272,7 +272,7 @@ impl Cache {
 
     fn open_with(config: CacheConfig, tasks: Tasks) -> Result<Self> {
         let opening = format!("opening {}", config.dir.display());
-        let (root, lock, is_old) = load::lock(&config.dir, config.within.as_ref())?;
+        let (root, lock, version) = load::lock(&config.dir, config.within.as_ref())?;
         // Those of streams take memory that is counted where they are made.
         let requests = REQUEST_BYTES.saturating_mul(config.max_requests as u64);
         let memory = config.budget.reserve(requests.saturating_add(config.memory_bytes as u64));
@@ -304,7 +304,7 @@ impl Cache {
             #[cfg(test)]
             fails_to_write: std::sync::atomic::AtomicBool::new(false),
         });
-        core.load(is_old).map_err(|e| Error::new(SIDE, &opening, e))?;
+        core.load(version).map_err(|e| Error::new(SIDE, &opening, e))?;
         core.shrink();
         Ok(Self { core })
     }

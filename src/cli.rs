@@ -4,6 +4,9 @@ mod args;
 mod copy;
 mod daemon;
 mod declared;
+mod describe;
+mod diff;
+mod du;
 mod fstab;
 mod inside;
 mod inspect;
@@ -67,6 +70,11 @@ impl Failure {
         Self { status: SOME_FAILED, ..self }
     }
 
+    /// The same where status 1 says something else than failure.
+    pub(crate) fn trouble(self) -> Self {
+        Self { status: USAGE, ..self }
+    }
+
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
@@ -116,13 +124,15 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let output = Arc::new(Output::new(args.command.output()));
+    // As of diff(1): 1 says that there are differences.
+    let trouble = if matches!(args.command, Command::Diff(_)) { USAGE } else { SOME_FAILED };
     let result = args
         .log
         .install(args.command.log_level(), &output)
         .and_then(|()| carry_out(args.command, args.log.has_file(), &output));
     if let Some(error) = output.trouble() {
         output.error(&format!("standard output: {error}"), None);
-        return ExitCode::from(SOME_FAILED);
+        return ExitCode::from(trouble);
     }
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
@@ -150,6 +160,10 @@ fn carry_out(
         Command::Mounts(args) => mounts::list(&args, output),
         Command::Ls(args) => inspect::ls(&args, output),
         Command::Cat(args) => inside::cat(&args, output),
+        Command::Inspect(args) => describe::inspect(&args, output),
+        Command::Digest(args) => describe::digest(&args, output),
+        Command::Diff(args) => diff::run(&args, output),
+        Command::Du(args) => du::run(&args, output),
         Command::Verify(args) => inspect::verify(&args, output),
         Command::Prune(args) => inspect::prune(&args, output),
         Command::Render(args) => render::run(&args),

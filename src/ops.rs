@@ -4,9 +4,13 @@
 //! |---|---|
 //! | pull, push, copy | [`transfer`], or [`Transfer::prepare`] and [`Transfer::run`] |
 //! | list what a directory has | [`list`] |
+//! | list what a registry has | [`list_registry`] |
 //! | check a directory, and mend it | [`verify`], [`repair`] |
 //! | remove what no image needs | [`prune`] |
-//! | look into an image | [`OpenImage`] |
+//! | look into images | [`Opener`] |
+//! | tell what an image is | [`inspect`], [`digest`] |
+//! | compare images | [`diff`], [`package_diff`] |
+//! | tell what layers take | [`usage`] |
 //! | show images as a file system | [`namespace`], which `fuse::mount` then mounts |
 //!
 //! Nothing here prints, ends the process, or starts a runtime: functions that may ask a registry are
@@ -14,17 +18,33 @@
 //! tests and other programs all call these functions.
 
 mod check;
+mod diff;
 mod error;
+mod index_cache;
+mod inspect;
+mod listing;
 mod mount;
 mod open;
 mod request;
 mod route;
 mod transfer;
+mod usage;
 
+pub use crate::rootfs::IndexCache;
 pub use check::{ListRequest, Listing, list, prune, registries_of, repair, verify};
+pub use diff::{
+    Aspect, Change, DiffReport, DiffRequest, FileChange, FileState, LayerTally, PackageChange,
+    PackageDiff, Side, Tally, diff, package_diff,
+};
 pub use error::{Error, Result};
+pub use index_cache::user_index_cache;
+pub use inspect::{Child, Inspection, LayerReport, Selected, Step, digest, inspect};
+pub use listing::{RegistryListRequest, RegistryListing, RepositoryListing, list_registry};
 pub use mount::{NamespaceRequest, Shown, namespace};
-pub use open::{FileEntry, OpenImage, OpenRequest, Scratch, this_machine};
+pub use open::{
+    FileEntry, FileListing, NamedImage, OpenImage, OpenOptions, Opener, Scratch, this_machine,
+    type_name,
+};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};
@@ -32,3 +52,4 @@ pub use transfer::{
     Ending, NothingToDo, Observer, Project, Traffic, Transfer, TransferOptions, TransferReport,
     transfer,
 };
+pub use usage::{Amount, HiddenFile, ImageUsage, LayerUsage, Usage, usage};

@@ -56,6 +56,7 @@ use tokio::sync::Semaphore;
 
 pub use files::{FileFound, Files, PathError};
 pub use image::{Image, Images, Variant};
+pub use index_store::IndexCache;
 pub use tree::{Tree, TreeFile};
 
 use index_store::{IndexStore, Indexed};
@@ -93,6 +94,8 @@ pub struct Sources {
     pub verify_first: bool,
     /// The memory for all that is known of images.
     pub memory: Budget,
+    /// Where what is found out of images is kept, if that is not to be in the images_dir.
+    pub index_cache: Option<IndexCache>,
 }
 
 impl Sources {
@@ -133,8 +136,12 @@ impl Store {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let memory = &sources.memory;
         let store_bytes = (sources.cache.stats().limit_bytes / 10).max(INDEX_STORE_BYTES);
+        let index_store = match &sources.index_cache {
+            Some(cache) => IndexStore::in_cache(cache, memory),
+            None => IndexStore::new(sources.dir(), store_bytes, memory),
+        };
         Arc::new(Self {
-            index_store: IndexStore::new(sources.dir(), store_bytes, memory).into(),
+            index_store: index_store.into(),
             indexes: Kept::new(memory),
             indexing: SingleFlight::default(),
             decoding: SingleFlight::default(),

@@ -8,14 +8,17 @@
 //!
 //! Values are rendered first and decoded after, as in KubeKey; only the names of images stay
 //! templates ([`Request::source`](crate::ops::Request::source), [`Request::dest`](crate::ops::Request::dest)), which are rendered for each image. What
-//! KubeKey swallows is an error here. Nothing in this module does I/O.
+//! KubeKey swallows is an error here. Nothing in this module does I/O: the files beside a playbook
+//! ([`Playbook::parse_project`]) are read by who gives them ([`Files`]).
 
 mod convert;
 mod error;
 mod evaluate;
+mod modules;
 mod node;
 mod playbook;
 mod prepare;
+mod project;
 mod run;
 mod side;
 mod steps;
@@ -25,6 +28,7 @@ use std::path::PathBuf;
 pub use error::{Position, TaskError};
 pub use node::MAX_FILE_BYTES;
 pub use playbook::{Playbook, Task};
+pub use project::{Files, Project};
 pub use run::{RunEvent, RunReport, Runner, TaskOutcome, TaskStatus};
 
 use crate::{template::Value, transfer};

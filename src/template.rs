@@ -28,6 +28,7 @@ mod parser;
 mod print;
 mod run;
 mod tera;
+mod time;
 mod tree;
 mod value;
 
@@ -37,6 +38,7 @@ mod tests;
 use std::fmt;
 
 pub use error::{Cause, TemplateError};
+pub use time::Time;
 pub use value::{List, Map, PathError, Value};
 
 /// The longest template, in bytes.
@@ -52,8 +54,8 @@ const MAX_NESTING: usize = 100;
 const MAX_VARIABLES: usize = 1000;
 
 /// How deep evaluation may nest, with templates that call templates. What it takes of the stack
-/// must fit into the 2 MiB of a thread.
-const MAX_DEPTH: usize = 250;
+/// must fit into the 2 MiB of a thread, also where nothing is optimised: there it is 10 KiB a level.
+const MAX_DEPTH: usize = 150;
 
 /// How deep values may nest.
 const MAX_VALUE_DEPTH: usize = 200;

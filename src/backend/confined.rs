@@ -229,8 +229,8 @@ impl ConfinedDir {
             Ok(()) => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY;
                 let made = File::from(open_in(above.as_fd(), name, flags, Mode::empty())?);
-                made.set_permissions(Permissions::from_mode(DIRECTORY_MODE))?;
-                File::from(above.0).sync_all()
+                if_supported(made.set_permissions(Permissions::from_mode(DIRECTORY_MODE)))?;
+                if_supported(File::from(above.0).sync_all())
             }
             // Another process was faster.
             Err(Errno::EXIST) if self.is_dir(path) => Ok(()),
@@ -268,7 +268,7 @@ impl ConfinedDir {
 
     /// Flushes the directory `path`, so that the names in it survive a power cut.
     pub fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        File::from(self.open_dir(path)?.0).sync_all()
+        if_supported(File::from(self.open_dir(path)?.0).sync_all())
     }
 
     // --- resolving ---
@@ -433,6 +433,20 @@ fn has_openat2(dir: &OwnedFd) -> bool {
     *HAS.get_or_init(|| openat2(dir, ".", flags, Mode::empty(), resolve_flags()).is_ok())
 }
 
+/// What has come of giving a file that was just made a mode or time, or of flushing a directory. Not all file
+/// systems can do that (FAT, exFAT and SMB have neither modes nor owners, some servers do not flush
+/// directories), and a directory of images can do without.
+pub(super) fn if_supported(done: io::Result<()>) -> io::Result<()> {
+    let cannot = |error: &io::Error| {
+        let errno = Errno::from_io_error(error);
+        matches!(errno, Some(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS))
+    };
+    match done {
+        Err(error) if cannot(&error) => Ok(()),
+        done => done,
+    }
+}
+
 /// Creates `dir` and its parents with mode 0755, whatever the process's mask takes away.
 fn create_all(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
@@ -442,8 +456,8 @@ fn create_all(dir: &Path) -> io::Result<()> {
     above.map_or(Ok(()), create_all)?;
     match fs::create_dir(dir) {
         Ok(()) => {
-            fs::set_permissions(dir, Permissions::from_mode(DIRECTORY_MODE))?;
-            File::open(above.unwrap_or(Path::new(".")))?.sync_all()
+            if_supported(fs::set_permissions(dir, Permissions::from_mode(DIRECTORY_MODE)))?;
+            if_supported(File::open(above.unwrap_or(Path::new(".")))?.sync_all())
         }
         // Another process was faster.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),

@@ -90,6 +90,9 @@ pub enum Kind {
     /// A file of an images_dir is not what its name says.
     #[error("{0}")]
     Damaged(Box<Kind>),
+    /// The registry does not tell which repositories it has.
+    #[error("{0}")]
+    Unlisted(String),
     /// It is not local, and the network is not to be used.
     #[error("it is not local, and imgfs is offline")]
     Offline,
@@ -231,6 +234,9 @@ impl Error {
             }
             Kind::Connect(_) => {
                 "check the registry's name, the network, and HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+            }
+            Kind::Unlisted(_) => {
+                "not every registry lists its repositories, and few do for everybody; name one to see its tags: imgfs ls registry://HOST/REPOSITORY"
             }
             Kind::ForbiddenAddress(_) => {
                 "if this host is meant, name it: in --registries of a mount, or by an entry for it in --auths"

@@ -16,13 +16,17 @@
 //! ```
 //!
 //! All generations that KubeKey has written are read, mixed in one tree if need be; see
-//! [`Layout`]. Several processes may fill a tree at once: each blob and each repository has its
+//! [`Layout`]. A portable tree has the same files under names without colons. Several processes may fill a tree at once: each blob and each repository has its
 //! lock, and nothing appears under its name before it is whole and verified.
 
 pub mod cached;
 mod inventory;
 mod layout;
 mod manifests;
+mod medium;
+mod opening;
+mod other_tools;
+mod portable;
 mod prune;
 mod publish;
 mod receive;
@@ -56,7 +60,7 @@ use source::ReferrersCache;
 use store::Traffic;
 
 use super::{
-    Capabilities, ConfinedDir, Error, Kind, LocalFile, ManifestName, Names, Opened, Result, Sink,
+    Capabilities, ConfinedDir, Error, LocalFile, ManifestName, Names, Opened, Result, Sink,
 };
 use crate::image::{
     Algorithm, Descriptor, Digest, FilteredIndex, Hasher, Manifest, Reference, Repository,
@@ -136,122 +140,9 @@ struct Inner {
 }
 
 impl ImagesDir {
-    /// Opens the tree at `root` for reading. It must exist.
-    pub fn open(root: &Path) -> Result<Self> {
-        let root = ConfinedDir::open(root).map_err(|e| Error::io(root, "opening", e))?;
-        let layout = Self::find_layout(&root)?.unwrap_or_default();
-        Self::with(root, layout, Linking::default(), None)
-    }
-
-    /// Opens the tree at `root` to be filled, creating what is missing. `layout` is for a new
-    /// tree; one that exists keeps its own, and another one is refused.
-    pub fn create(root: &Path, layout: Option<Layout>, linking: Linking) -> Result<Self> {
-        let failed = |e| Error::io(root, "creating", e);
-        let dir = ConfinedDir::create(root).map_err(failed)?;
-        let existing = Self::find_layout(&dir)?;
-        let state = root.join(BLOBS).join(STATE);
-        let remembered = state.join("layout");
-        let is_there = |path: &Path| dir.stat(path).is_ok();
-        let chosen = match (existing, layout) {
-            // Without images of Docker Hub these two look the same.
-            (Some(Layout::Documented), Some(Layout::Kubekey403))
-                if !is_there(&root.join("docker.io")) && !is_there(&remembered) =>
-            {
-                Layout::Kubekey403
-            }
-            (Some(existing), Some(wanted)) if existing != wanted => {
-                let reason = format!(
-                    "this tree has the layout `{}`; --layout {} is for a new tree",
-                    existing.as_str(),
-                    wanted.as_str()
-                );
-                return Err(Error::new(
-                    SIDE,
-                    format_args!("opening {}", root.display()),
-                    Kind::Config(reason),
-                ));
-            }
-            (existing, wanted) => existing.or(wanted).unwrap_or_default(),
-        };
-        for name in [PARTIAL, SCRATCH, LOCKS] {
-            dir.create_dirs(&state.join(name)).map_err(failed)?;
-        }
-        if !is_there(&remembered) {
-            let text = format!("{}\n", chosen.as_str());
-            let time = publish::Time::Immutable;
-            publish::publish(&dir, &state.join(SCRATCH), &remembered, text.as_bytes(), time)
-                .map_err(failed)?;
-        }
-        let filling = dir.open_or_create(&state.join(LOCKS).join("tree")).map_err(failed)?;
-        // Waits while `prune` is at work, which does not take long.
-        filling.lock_shared().map_err(failed)?;
-        Self::with(dir, chosen, linking, Some(filling))
-    }
-
-    /// A tree at `root` that does not exist: for finding out what would have to be done.
-    pub fn absent(root: &Path) -> Self {
-        let root = ConfinedDir::absent(root);
-        let records = Records::absent(root.clone());
-        Self::new(root, Layout::default(), records, Linking::default(), None)
-    }
-
-    fn with(
-        root: ConfinedDir,
-        layout: Layout,
-        linking: Linking,
-        filling: Option<File>,
-    ) -> Result<Self> {
-        let path = root.path().join(BLOBS).join(STATE).join("records");
-        let records = Records::open(root.clone(), path.clone());
-        let records = records.map_err(|e| Error::io(&path, "reading", e))?;
-        Ok(Self::new(root, layout, records, linking, filling))
-    }
-
-    fn new(
-        root: ConfinedDir,
-        layout: Layout,
-        records: Records,
-        linking: Linking,
-        filling: Option<File>,
-    ) -> Self {
-        let inner = Inner {
-            root,
-            layout,
-            records,
-            linking,
-            traffic: Traffic::default(),
-            referrers: ReferrersCache::default(),
-            _filling: filling,
-        };
-        Self { inner: Arc::new(inner) }
-    }
-
-    /// The layout of the tree at `root`: the one that is remembered, or else what its files show.
-    /// `None` for an empty tree.
-    fn find_layout(root: &ConfinedDir) -> Result<Option<Layout>> {
-        let remembered = root.path().join(BLOBS).join(STATE).join("layout");
-        match root.read(&remembered, MAX_LAYOUT_NAME) {
-            Ok(text) => {
-                return String::from_utf8_lossy(&text).trim().parse().map(Some).map_err(|reason| {
-                    Error::new(
-                        SIDE,
-                        format_args!("reading {}", remembered.display()),
-                        Kind::Config(reason),
-                    )
-                });
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io(&remembered, "reading", e)),
-        }
-        let walk = layout::walk(root).map_err(|e| Error::io(root.path(), "reading", e))?;
-        let is_g2 = walk.repositories.iter().any(|r| r.map.is_some());
-        let is_kubekey = root.is_dir(&root.path().join("registry-1.docker.io"));
-        Ok(match (walk.repositories.is_empty(), is_g2, is_kubekey) {
-            (true, ..) => None,
-            (_, true, _) => Some(Layout::Kubekey),
-            (_, _, true) => Some(Layout::Kubekey403),
-            _ => Some(Layout::Documented),
-        })
+    /// How it is laid out.
+    pub fn layout(&self) -> Layout {
+        self.inner.layout
     }
 
     /// Where the tree is.
@@ -326,11 +217,12 @@ impl ImagesDir {
     pub fn manifests_by_origin(&self, repository: &Repository) -> BTreeMap<Digest, Digest> {
         let (root, dir) = (&self.inner.root, self.inner.manifests_dir(repository));
         let entries = root.open_dir(&dir).and_then(|dir| dir.entries()).unwrap_or_default();
-        let digests = entries.iter().filter_map(|entry| entry.name.to_str()?.parse().ok());
+        let layout = self.inner.layout;
+        let digests = entries.iter().filter_map(|e| layout.parse_digest(e.name.to_str()?));
         let mut found = BTreeMap::new();
         for digest in digests {
-            let digest: Digest = digest;
-            let manifest = read_manifest(root, &dir.join(digest.to_string()), digest.algorithm());
+            let path = dir.join(layout.digest_name(&digest));
+            let manifest = read_manifest(root, &path, digest.algorithm());
             if let Some(manifest) = manifest.ok().filter(|manifest| manifest.digest() == digest) {
                 let origin = manifest.annotations().get(FilteredIndex::ORIGINAL);
                 let origin = origin.and_then(|text| text.parse().ok()).unwrap_or(digest);
@@ -457,11 +349,11 @@ impl Inner {
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.root.path().join(BLOBS).join(digest.to_string())
+        self.root.path().join(BLOBS).join(self.layout.digest_name(digest))
     }
 
     fn partial_path(&self, digest: &Digest) -> PathBuf {
-        self.state_dir().join(PARTIAL).join(digest.to_string())
+        self.state_dir().join(PARTIAL).join(self.layout.digest_name(digest))
     }
 
     fn records_error(&self, error: io::Error) -> Error {

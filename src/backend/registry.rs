@@ -9,6 +9,7 @@ mod address;
 mod auth;
 mod auths;
 mod blob;
+mod catalog;
 mod challenge;
 mod client;
 mod config;
@@ -18,6 +19,7 @@ mod harbor;
 mod holders;
 mod limit;
 mod manifests;
+mod parallel;
 mod pattern;
 mod retry;
 mod session;
@@ -42,6 +44,7 @@ use reqwest::{Method, header::LINK};
 pub use auths::{Auths, AuthsError, EntryKeys};
 pub(crate) use auths::{describe as describe_yaml_error, flag};
 pub use blob::BlobStream;
+pub use catalog::Repositories;
 pub use config::{Access, Credentials, Entry, Reach, RegistryConfig, Requester};
 pub use credentials::default_files as default_credential_files;
 pub use pattern::{PatternError, RegistryPattern};
@@ -51,6 +54,7 @@ pub use stats::Stats;
 use auth::Auth;
 use client::Clients;
 use manifests::{fetch_manifest, manifest_ask};
+use parallel::ParallelStream;
 use session::{Ask, Scope, Session, content_digest, header};
 use wire::Wire;
 
@@ -394,13 +398,26 @@ impl Blobs for Registry {
                     };
                     let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
                     if let Ok(stream) = stream.at(url, blob.digest).start().await {
-                        return Ok(Box::new(stream));
+                        return Ok(in_parallel(stream));
                     }
                 }
                 Err(error)
             }
-            other => Ok(Box::new(other?)),
+            other => Ok(in_parallel(other?)),
         }
+    }
+}
+
+/// Lets a blob come over several connections, if it is so large that this may be faster.
+fn in_parallel(stream: BlobStream) -> BoxStream {
+    let session = stream.session().clone();
+    let (division, connections) = (session.division, session.wire.config.connections_per_blob);
+    match ParallelStream::serves(&stream, division, connections) {
+        true => {
+            let ahead = session.ahead.clone();
+            Box::new(ParallelStream::new(stream, division, connections, ahead))
+        }
+        false => Box::new(stream),
     }
 }
 

@@ -32,12 +32,26 @@ const RECENT: &str = "recent";
 /// More than a file `version` has, in bytes.
 const MAX_VERSION: u64 = 4096;
 
+/// The versions of a cache that are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Version {
+    /// This one.
+    Current,
+    /// Names have colons.
+    WithColons,
+    /// The same, and streams are among the blobs. Also what a power cut has left without a version.
+    WithoutStreams,
+}
+
 /// Creates what is missing of the cache at `dir`, and takes its lock. If it is in `within`, no link in there
 /// is followed on the way to it.
 ///
-/// The last value says whether it is of a version in which streams were among the blobs; then
-/// [`Core::load`] has to look at it first, and to write the version.
-pub(super) fn lock(dir: &Path, within: Option<&ConfinedDir>) -> Result<(ConfinedDir, File, bool)> {
+/// The last value says of which version it is; if that is an older one, [`Core::load`] has to bring it into form
+/// first, and to write the version.
+pub(super) fn lock(
+    dir: &Path,
+    within: Option<&ConfinedDir>,
+) -> Result<(ConfinedDir, File, Version)> {
     let failed = |doing: &str, path: &Path, error: io::Error| {
         Error::new(SIDE, format_args!("{doing} {}", path.display()), error)
     };
@@ -66,10 +80,10 @@ pub(super) fn lock(dir: &Path, within: Option<&ConfinedDir>) -> Result<(Confined
         Err(TryLockError::Error(e)) => return Err(failed("locking", &path, e)),
     }
     let version = dir.join("version");
-    let mut is_old = false;
-    match root.read(&version, MAX_VERSION) {
-        Ok(text) if text == cached::VERSION.as_bytes() => {}
-        Ok(text) if text == cached::VERSION_WITHOUT_STREAMS.as_bytes() => is_old = true,
+    let found = match root.read(&version, MAX_VERSION) {
+        Ok(text) if text == cached::VERSION.as_bytes() => Version::Current,
+        Ok(text) if text == cached::VERSION_WITH_COLONS.as_bytes() => Version::WithColons,
+        Ok(text) if text == cached::VERSION_WITHOUT_STREAMS.as_bytes() => Version::WithoutStreams,
         Ok(text) if text.starts_with(cached::VERSION_NAME.as_bytes()) => {
             return Err(refuse(format!(
                 "it is in the form `{}`, of a newer imgfs; give another directory (--cache-dir)",
@@ -78,8 +92,8 @@ pub(super) fn lock(dir: &Path, within: Option<&ConfinedDir>) -> Result<(Confined
         }
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("reading", &version, e)),
         // None, or what a power cut has left of it.
-        _ => is_old = true,
-    }
+        _ => Version::WithoutStreams,
+    };
     let streams = dir.join(STREAMS);
     let dirs = [dir, &streams].map(|base| [base.join(PART), base.join(WHOLE_DIR)]);
     for path in dirs.into_iter().flatten().chain([dir.join(GONE)]) {
@@ -91,20 +105,22 @@ pub(super) fn lock(dir: &Path, within: Option<&ConfinedDir>) -> Result<(Confined
         .and_then(|()| writeln!(lock, "{}", std::process::id()));
     // A full disk must not keep anybody from reading what is here; it is for a message only.
     drop(written);
-    Ok((root, lock, is_old))
+    Ok((root, lock, found))
 }
 
 impl Core {
     /// Finds what is here, and removes what makes no sense.
     ///
-    /// `is_old` says that whole files are those of a version in which their names were no proof of
-    /// their content: those are hashed.
-    pub(super) fn load(&self, is_old: bool) -> io::Result<()> {
+    /// Whole files of a version in which their names were no proof of their content are hashed.
+    pub(super) fn load(&self, version: Version) -> io::Result<()> {
         let root = &self.root;
         for (_, path) in entries(root, &self.dir.join(GONE))? {
             root.remove_file(&path)?;
         }
-        if is_old {
+        if version != Version::Current {
+            self.rename_with_colons()?;
+        }
+        if version == Version::WithoutStreams {
             for (content, path) in contents(root, &self.dir.join(WHOLE_DIR), ContentId::parse_blob)?
             {
                 let is_right = match content {
@@ -115,6 +131,8 @@ impl Core {
                     root.remove_file(&path)?;
                 }
             }
+        }
+        if version != Version::Current {
             root.write(&self.dir.join("version"), cached::VERSION.as_bytes())?;
         }
         let mut found = Vec::new();
@@ -136,6 +154,20 @@ impl Core {
             state.blobs.insert(key, blob);
             for unit in units {
                 state.touch(&key, unit);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives files whose names have colons the names that they have now.
+    fn rename_with_colons(&self) -> io::Result<()> {
+        for base in [self.dir.clone(), self.dir.join(STREAMS)] {
+            for dir in [base.join(PART), base.join(WHOLE_DIR)] {
+                for (name, path) in entries(&self.root, &dir)? {
+                    if name.contains(':') {
+                        self.root.rename(&path, &dir.join(name.replacen(':', "-", 1)))?;
+                    }
+                }
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! All commands and options. The manual pages and completions are made of this, too.
 
+mod look;
+
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
@@ -18,12 +20,39 @@ use tracing::level_filters::LevelFilter;
 
 use super::{log::LogArgs, vars::VarsArgs};
 
-const EXIT_STATUS: &str = "\
+pub(crate) use look::{CatArgs, DiffArgs, DigestArgs, DuArgs, InspectArgs, LsArgs};
+
+/// The exit statuses of most commands.
+macro_rules! exit_status {
+    () => {
+        "\
 Exit status:
   0  all done
   1  some images failed, or problems were found
   2  usage or configuration is wrong; nothing was done
-  3  nothing matched: there was nothing to do";
+  3  nothing matched: there was nothing to do"
+    };
+}
+
+/// The end of the help of a command: the exit statuses, and examples.
+macro_rules! ending {
+    ($status:expr, $examples:literal) => {
+        concat!($status, "\n\nExamples:\n", $examples)
+    };
+}
+
+use {ending, exit_status};
+
+const EXIT_STATUS: &str = exit_status!();
+
+/// The directory of images, if none is given.
+pub(crate) const DEFAULT_IMAGES_DIR: &str = "images";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  imgfs run tasks.yaml --set tag=v3.4.1
+  imgfs run tasks.yaml --dry-run
+  imgfs run playbooks/push.yaml --skip-other-modules --tags push --vars config.yaml";
 
 /// Container images as a file tree.
 ///
@@ -48,6 +77,10 @@ pub(crate) enum Command {
     Mounts(MountsArgs),
     Ls(Box<LsArgs>),
     Cat(Box<CatArgs>),
+    Inspect(Box<InspectArgs>),
+    Digest(Box<DigestArgs>),
+    Diff(Box<DiffArgs>),
+    Du(Box<DuArgs>),
     Verify(VerifyArgs),
     Prune(PruneArgs),
     Render(RenderArgs),
@@ -83,6 +116,10 @@ impl Command {
             Self::Mount(_) | Self::Umount(_) | Self::Cat(_) => OutputArgs::default(),
             Self::Mounts(args) => OutputArgs { json: args.json, quiet: false },
             Self::Ls(args) => OutputArgs { json: args.json, quiet: false },
+            Self::Inspect(args) => OutputArgs { json: args.json, quiet: false },
+            Self::Digest(args) => OutputArgs { json: args.json, quiet: false },
+            Self::Diff(args) => OutputArgs { json: args.json, quiet: false },
+            Self::Du(args) => OutputArgs { json: args.json, quiet: false },
             Self::Verify(args) => args.output,
             Self::Prune(args) => args.output,
             Self::Render(_) | Self::Completions { .. } | Self::Man { .. } => OutputArgs::default(),
@@ -97,7 +134,7 @@ pub(crate) struct TreeArgs {
         long,
         value_name = "DIR",
         env = "IMGFS_IMAGES_DIR",
-        default_value = "images",
+        default_value = DEFAULT_IMAGES_DIR,
         value_hint = ValueHint::DirPath
     )]
     pub(crate) images_dir: PathBuf,
@@ -151,6 +188,9 @@ pub(crate) struct RegistryArgs {
     /// Blobs to move from one registry at the same time; halved while it says that this is too much
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) concurrency: u16,
+    /// Connections over which one large blob may come; more than one are used where their sum is faster
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) connections_per_blob: u16,
     /// Longest wait that a registry may ask for before the image fails
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub(crate) max_wait: Duration,
@@ -344,7 +384,7 @@ pub(crate) struct CopyArgs {
 /// them, or a single task. The whole file is read and evaluated before anything is moved. A task
 /// that fails ends the run, if it does not say `ignore_errors`.
 #[derive(ClapArgs)]
-#[command(after_help = EXIT_STATUS)]
+#[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_STATUS}"))]
 pub(crate) struct RunArgs {
     /// The tasks; `-` is standard input
     #[arg(value_name = "TASKS", value_hint = ValueHint::FilePath)]
@@ -360,6 +400,16 @@ pub(crate) struct RunArgs {
     /// No tasks with one of these tags
     #[arg(long, value_name = "TAG", value_delimiter = ',')]
     pub(crate) skip_tags: Vec<String>,
+    /// Take a playbook of KubeKey's: follow its roles and included files, and skip the tasks of
+    /// other modules than `image`
+    ///
+    /// The files are looked for beside the playbook as KubeKey does: roles/NAME/tasks/main.yaml with
+    /// defaults, vars and meta, include_tasks, import_tasks, vars_files and import_playbook. None
+    /// may be outside of the playbook's directory, or the one above if that is called `playbooks`.
+    /// Each task that is skipped is told. A task of `image` that needs a variable which a skipped
+    /// task would set is an error; --set and --vars give such variables.
+    #[arg(long)]
+    pub(crate) skip_other_modules: bool,
     #[command(flatten)]
     pub(crate) extent: ExtentArgs,
     /// Layout of a new directory
@@ -483,6 +533,11 @@ fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).filter(|size| *size > 0).ok_or("it is out of range".into())
 }
 
+/// The same, or 0.
+fn size_or_zero(text: &str) -> Result<u64, String> {
+    if text.trim() == "0" { Ok(0) } else { size(text) }
+}
+
 /// End a mount
 #[derive(ClapArgs)]
 #[command(after_help = EXIT_STATUS)]
@@ -558,51 +613,8 @@ pub(crate) enum LayoutArg {
     /// As KubeKey 4.0.0 to 4.0.3 reads it
     #[value(name = "kubekey-4.0.3")]
     Kubekey403,
-}
-
-/// List the images in a directory with what they lack, or the files in an image
-///
-/// `imgfs ls` lists the images of a directory; `imgfs ls IMAGE:/PATH` lists what is inside an image,
-/// wherever it is, without pulling it.
-#[derive(ClapArgs)]
-#[command(after_help = EXIT_STATUS)]
-pub(crate) struct LsArgs {
-    /// Only images whose name contains this; or an image and a path in it, as in nginx:1.25:/etc
-    #[arg(value_name = "PATTERN|IMAGE:/PATH")]
-    pub(crate) pattern: Option<String>,
-    #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Show tags of signatures and the like, too
-    #[arg(long, short)]
-    pub(crate) all: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// List what is in directories within directories, too
-    #[arg(long, short = 'R')]
-    pub(crate) recursive: bool,
-    #[command(flatten)]
-    pub(crate) inside: InsideArgs,
-}
-
-/// Print a file that is inside an image
-///
-/// The image need not be pulled: of each layer that nobody has looked into before, from the top down
-/// to the one that has the file, an index is made once; from then on only the parts are fetched
-/// that are read. Indexes are kept in the directory of images, if there is one.
-#[derive(ClapArgs)]
-#[command(after_help = EXIT_STATUS)]
-pub(crate) struct CatArgs {
-    /// The image, such as nginx:1.25
-    #[arg(value_name = "IMAGE")]
-    pub(crate) image: String,
-    /// Paths in it, such as /etc/os-release
-    #[arg(value_name = "PATH", required = true)]
-    pub(crate) paths: Vec<String>,
-    #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    #[command(flatten)]
-    pub(crate) inside: InsideArgs,
+    /// For file systems that take no colons in names, such as FAT, exFAT and NTFS
+    Portable,
 }
 
 /// How to look into an image.
@@ -614,6 +626,20 @@ pub(crate) struct InsideArgs {
     /// Take what is local, and ask no registry
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Bytes that indexes of layers, manifests and configurations may take in $XDG_CACHE_HOME/imgfs
+    /// (~/.cache/imgfs), as in 1G or 500M; 0 keeps none
+    ///
+    /// They are kept there for images that are in no directory of images; those that are in one are kept
+    /// in it. With them, the next look at the same image costs a request. What has not been used for 30
+    /// days is removed. The directory is not used if others can write to it.
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "IMGFS_INDEX_CACHE_SIZE",
+        default_value = "1G",
+        value_parser = size_or_zero
+    )]
+    pub(crate) index_cache_size: u64,
     #[command(flatten)]
     pub(crate) registries: RegistryArgs,
 }

@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 31] = [
+const OPTIONS: [&str; 32] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -19,6 +19,7 @@ const OPTIONS: [&str; 31] = [
     "cache-size",
     "concurrency",
     "connect-timeout",
+    "connections-per-blob",
     "gid",
     "image",
     "index",

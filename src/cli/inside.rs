@@ -1,18 +1,10 @@
 //! `imgfs cat`, and `imgfs ls` of what is inside an image.
 
 use std::{
+    collections::BTreeSet,
     io,
     time::{Duration, UNIX_EPOCH},
 };
-
-use imgfs::{
-    image::{PlatformFilter, Reference},
-    layer::Kind,
-    ops::{self, FileEntry, OpenImage, OpenRequest},
-    transfer::Options,
-};
-use serde_json::{Value, json};
-use tokio::runtime::Runtime;
 
 use super::{
     Failure, Outcome,
@@ -21,6 +13,13 @@ use super::{
     output::{Output, table},
     registries, runtime,
 };
+use imgfs::{
+    image::{PlatformFilter, Reference},
+    layer::Kind,
+    ops::{self, FileEntry, NamedImage, OpenOptions, Opener},
+    transfer::Options,
+};
+use serde_json::{Value, json};
 
 /// How long what is under way in the end may take.
 const GRACE: Duration = Duration::from_secs(2);
@@ -34,84 +33,107 @@ pub(crate) fn split(text: &str) -> Option<(&str, &str)> {
     Some((&text[..at], &text[at + 1..]))
 }
 
+/// Whether `text` can be nothing but the name of one image: it has a tag or a digest.
+pub(crate) fn is_image(text: &str) -> bool {
+    let last = text.rsplit('/').next().unwrap_or_default();
+    (text.contains('@') || last.contains(':')) && text.parse::<Reference>().is_ok()
+}
+
 pub(crate) fn ls(
     args: &LsArgs,
     (image, path): (&str, &str),
     output: &Output,
 ) -> Result<Outcome, Failure> {
-    let runtime = runtime()?;
-    let entered = runtime.enter();
-    let opened = runtime.block_on(open(image, &args.tree, &args.inside, output))?;
-    let entries = runtime.block_on(opened.list(path, args.recursive));
-    drop(entered);
-    close(opened, runtime);
+    let looked = look(&[image], &args.tree, &args.inside, output, async |opener, images| {
+        opener.open(&images[0]).await?.list(path, args.recursive).await
+    });
     let missing = |reason: &str| Failure::new(format!("{image}:{path}: {reason}")).of_image();
-    let entries = match entries {
-        Ok(Some(entries)) => entries,
+    let listing = match looked? {
+        Ok(Some(listing)) => listing,
         Ok(None) => return Err(missing("it is not there")),
         Err(ops::Error::Path(error)) => return Err(missing(&error.to_string())),
         Err(error) => return Err(error.into()),
     };
-    let entries: Vec<Line> = entries.iter().map(Line::new).collect();
+    let entries: Vec<Line> = listing.entries.iter().map(Line::new).collect();
     let report: Vec<Value> = entries.iter().map(Line::json).collect();
-    output.event(&json!({"event": "report", "command": "ls", "image": image, "entries": report}));
+    let damage = listing.damage.as_ref().map(ToString::to_string);
+    output.event(&json!({
+        "event": "report",
+        "command": "ls",
+        "image": image,
+        "entries": report,
+        "damage": damage,
+    }));
     let rows: Vec<Vec<String>> = entries.iter().map(Line::row).collect();
     if !rows.is_empty() {
         output.line(&table(&rows));
     }
-    Ok(Outcome::Done)
+    let Some(damage) = damage else { return Ok(Outcome::Done) };
+    let message = format!("{image}:{path}: these are not all files, since a layer is damaged");
+    output.error(&format!("{message}: {damage}"), None);
+    Ok(Outcome::SomeFailed)
 }
 
 pub(crate) fn cat(args: &CatArgs, output: &Output) -> Result<Outcome, Failure> {
-    let runtime = runtime()?;
-    let entered = runtime.enter();
-    let mut outcome = Outcome::Done;
-    let opened = runtime.block_on(open(&args.image, &args.tree, &args.inside, output))?;
-    for path in &args.paths {
-        let failure = match runtime.block_on(opened.read(path, &mut io::stdout().lock())) {
-            Ok(()) => continue,
-            // Whoever closes it early wants no more of it.
-            Err(ops::Error::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => continue,
-            Err(ops::Error::Output(e)) => Failure::new(format!("standard output: {e}")),
-            Err(error) => error.into(),
-        };
-        let message = format!("{}:{path}: {}", args.image, failure.message);
-        output.error(&message, failure.hint.as_deref());
-        outcome = Outcome::SomeFailed;
-    }
-    drop(entered);
-    close(opened, runtime);
-    Ok(outcome)
+    let looked = look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
+        let opened = opener.open(&images[0]).await?;
+        let mut outcome = Outcome::Done;
+        for path in &args.paths {
+            let failure = match opened.read(path, &mut io::stdout().lock()).await {
+                Ok(()) => continue,
+                // Whoever closes it early wants no more of it.
+                Err(ops::Error::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => continue,
+                Err(ops::Error::Output(e)) => Failure::new(format!("standard output: {e}")),
+                Err(error) => error.into(),
+            };
+            let message = format!("{}:{path}: {}", args.image, failure.message);
+            output.error(&message, failure.hint.as_deref());
+            outcome = Outcome::SomeFailed;
+        }
+        Ok(outcome)
+    });
+    Ok(looked??)
 }
 
-async fn open(
-    image: &str,
+/// Looks into images: opens what opens them, does `work` with it, and ends what is still under way. The
+/// result of `work` is inside.
+pub(crate) fn look<T>(
+    images: &[&str],
     tree: &TreeArgs,
     args: &InsideArgs,
     output: &Output,
-) -> Result<OpenImage, Failure> {
-    let name: Reference = image.parse()?;
-    let registry = name.repository().registry().to_owned();
-    let config = registries::config(&args.registries, &[registry], output)?;
+    work: impl AsyncFnOnce(&Opener, &[NamedImage]) -> ops::Result<T>,
+) -> Result<ops::Result<T>, Failure> {
+    let images: Vec<NamedImage> =
+        images.iter().map(|image| image.parse()).collect::<Result<_, _>>()?;
+    let registries: BTreeSet<&str> =
+        images.iter().map(|image| image.reference.repository().registry()).collect();
+    let registries: Vec<String> = registries.into_iter().map(str::to_owned).collect();
+    let config = registries::config(&args.registries, &registries, output)?;
     let platforms: Vec<&str> = args.platform.as_deref().into_iter().collect();
     let platforms =
         PlatformFilter::parse(&platforms).map_err(|e| Failure::new(format!("--platform: {e}")))?;
-    let request = OpenRequest {
-        image: name,
-        shown: image.to_owned(),
+    let index_cache = match (args.index_cache_size, tree.images_dir.exists()) {
+        (0, _) | (_, true) => None,
+        (bytes, false) => ops::user_index_cache(bytes),
+    };
+    let options = OpenOptions {
         images_dir: tree.images_dir.clone(),
+        index_cache,
         platform: shown_platform(&Options { platforms, ..Options::default() })?,
         any_single_platform: args.platform.is_none(),
         offline: args.offline,
     };
-    Ok(OpenImage::open(&request, config).await?)
-}
-
-/// Ends what is still under way, and then removes what was for this process only.
-fn close(opened: OpenImage, runtime: Runtime) {
-    let scratch = opened.close();
+    let runtime = runtime()?;
+    let entered = runtime.enter();
+    let opener = Opener::new(options, config)?;
+    let done = runtime.block_on(work(&opener, &images));
+    drop(entered);
+    let scratch = opener.close();
     runtime.shutdown_timeout(GRACE);
+    // It was for this process only.
     drop(scratch);
+    Ok(done)
 }
 
 /// A file as it is listed.
@@ -145,6 +167,7 @@ impl Line {
             Some(target) => format!("{} -> {target}", self.path),
             None => self.path.clone(),
         };
+        let name = on_one_line(&name);
         vec![mode(a.kind, a.mode), format!("{}:{}", a.uid, a.gid), size, self.time(), name]
     }
 
@@ -152,7 +175,7 @@ impl Line {
         let a = &self.attributes;
         let mut line = json!({
             "path": self.path,
-            "type": type_name(a.kind),
+            "type": ops::type_name(a.kind),
             "mode": format!("{:04o}", a.mode),
             "uid": a.uid,
             "gid": a.gid,
@@ -167,15 +190,9 @@ impl Line {
     }
 }
 
-fn type_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::File | Kind::Link => "file",
-        Kind::Dir => "directory",
-        Kind::Symlink => "symlink",
-        Kind::Char => "char",
-        Kind::Block => "block",
-        Kind::Fifo => "fifo",
-    }
+/// A name in a table: a line break in it must not look like another line.
+pub(crate) fn on_one_line(name: &str) -> String {
+    name.replace('\n', "?")
 }
 
 /// A time in seconds since 1970, which need not be one that anybody has lived to see.
@@ -225,6 +242,19 @@ mod tests {
         assert_eq!(split("host:5000/a/b:/"), Some(("host:5000/a/b", "/")));
         assert_eq!(split("nginx:1.25"), None);
         assert_eq!(split("host:5000/a"), None);
+    }
+
+    #[test]
+    fn what_can_only_be_an_image() {
+        for text in ["nginx:1.25", "a/b:1", "host:5000/a/b:1", "host:5000/a@sha256:0"] {
+            let is_valid = !text.ends_with(":0");
+            assert_eq!(is_image(text), is_valid, "{text}");
+        }
+        let digest = format!("a/b@sha256:{}", "0".repeat(64));
+        assert!(is_image(&digest));
+        for text in ["nginx", "quay.io/a", "host:5000/a/b", ":1.25", "a/:1", ""] {
+            assert!(!is_image(text), "{text}");
+        }
     }
 
     #[test]

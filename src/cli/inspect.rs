@@ -13,7 +13,7 @@ use imgfs::{
     backend::images_dir::{
         ImageEntry, ImagesDir, Inventory, Linking, Problem, ProblemKind, Verified,
     },
-    ops::{self, ListRequest},
+    ops::{self, ListRequest, RegistryListRequest, TreeSpec, TreeSpecError},
     transfer::Observer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::{
     Failure, Outcome,
-    args::{LsArgs, PruneArgs, VerifyArgs},
+    args::{DEFAULT_IMAGES_DIR, LsArgs, PruneArgs, VerifyArgs},
     block_on, inside,
     output::{Output, bytes, count, table},
     progress::Progress,
@@ -33,17 +33,28 @@ use super::{
 const SHOWN_STRAYS: usize = 20;
 
 pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
-    if let Some(place) = args.pattern.as_deref().and_then(inside::split) {
-        return inside::ls(args, place, output);
+    let place = place(args)?;
+    let is_registry = matches!(place, Place::Registry(_));
+    if is_registry && is_for_images(args) {
+        return Err(Failure::new("--recursive, --platform and --offline are not for registries"));
     }
-    if args.recursive || args.inside.offline || args.inside.platform.is_some() {
-        let message = "--recursive, --platform and --offline are for IMAGE:/PATH";
-        return Err(Failure::new(message).hint("for instance: imgfs ls nginx:1.25:/etc"));
+    if args.repositories && !is_registry {
+        return Err(Failure::new("--repositories is for registry://HOST"));
+    }
+    match place {
+        Place::Inside(image, path) => return inside::ls(args, (image, path), output),
+        Place::Registry(prefix) => return registry(args, prefix, output),
+        Place::Directory => {}
     }
     let root = &args.tree.images_dir;
     let request =
         ListRequest { pattern: args.pattern.clone(), attachments: args.all || output.json };
-    let listing = ops::list(root, &request)?;
+    let listing = ops::list(root, &request).map_err(|error| match root.exists() {
+        true => Failure::from(error),
+        false => Failure::from(error).hint(
+            "`imgfs pull` fills a directory of images; `imgfs ls IMAGE` and `imgfs ls registry://HOST` need none",
+        ),
+    })?;
     let inventory = &listing.inventory;
     for problem in inventory.problems.iter().filter(|problem| problem.kind.is_harmful()) {
         output.warning(&describe(problem));
@@ -69,6 +80,85 @@ pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
         vec![name.clone(), "-".into(), "-".into(), "-".into(), "-".into(), "unreadable".into()]
     }));
     output.line(&table(&rows));
+    Ok(if listing.is_incomplete() { Outcome::SomeFailed } else { Outcome::Done })
+}
+
+/// What is to be listed.
+enum Place<'a> {
+    /// An image, and a path in it.
+    Inside(&'a str, &'a str),
+    /// What is in registries below this prefix.
+    Registry(String),
+    /// Images of the directory.
+    Directory,
+}
+
+/// Whether there are options that have to do with the files in images only.
+fn is_for_images(args: &LsArgs) -> bool {
+    args.recursive || args.inside.offline || args.inside.platform.is_some()
+}
+
+fn place(args: &LsArgs) -> Result<Place<'_>, Failure> {
+    let Some(text) = args.pattern.as_deref() else {
+        if is_for_images(args) {
+            let message = "--recursive, --platform and --offline are for IMAGE[:/PATH]";
+            return Err(Failure::new(message).hint("for instance: imgfs ls nginx:1.25:/etc"));
+        }
+        return Ok(Place::Directory);
+    };
+    let name = ops::bare_name(text);
+    if text.contains("://") {
+        match text.parse() {
+            Ok(TreeSpec::Registry { prefix }) => return Ok(Place::Registry(prefix)),
+            // With a tag or a path in it; or no scheme at all.
+            Err(TreeSpecError::Image(_)) | Ok(TreeSpec::Directory(_)) => {}
+            Err(error) => return Err(Failure::new(error.to_string())),
+        }
+    }
+    if let Some((image, path)) = inside::split(name) {
+        return Ok(Place::Inside(image, path));
+    }
+    let dir = &args.tree.images_dir;
+    let has_no_dir = dir == Path::new(DEFAULT_IMAGES_DIR) && !dir.exists();
+    Ok(match is_for_images(args) || inside::is_image(name) || has_no_dir {
+        true => Place::Inside(name, "/"),
+        false => Place::Directory,
+    })
+}
+
+/// `imgfs ls registry://HOST[/REPOSITORY]`
+fn registry(args: &LsArgs, prefix: String, output: &Output) -> Result<Outcome, Failure> {
+    let host = prefix.split('/').next().unwrap_or_default().to_owned();
+    let config = registries::config(&args.inside.registries, &[host], output)?;
+    let request =
+        RegistryListRequest { prefix, repositories_only: args.repositories, attachments: args.all };
+    let listing = block_on(ops::list_registry(&request, config))??;
+    output.report("ls", &listing);
+    for one in &listing.repositories {
+        match &one.error {
+            Some(error) => output.error(error, None),
+            None if one.tags.is_empty() => output.line(&one.repository),
+            None => {
+                let names = one.tags.iter().map(|tag| format!("{}:{tag}", one.repository));
+                output.line(&names.collect::<Vec<_>>().join("\n"));
+            }
+        }
+    }
+    for name in &listing.unnameable {
+        output.error(&format!("{}: `{name}` is no name of a repository", listing.registry), None);
+    }
+    if listing.repositories.is_empty() && listing.unnameable.is_empty() {
+        output.warning(&format!("{} has no repositories", listing.registry));
+        return Ok(Outcome::NothingMatched);
+    }
+    if let [one] = &listing.repositories[..]
+        && one.repository == listing.registry
+        && one.tags.is_empty()
+        && one.error.is_none()
+    {
+        output.warning(&format!("{} has no tags", one.repository));
+        return Ok(Outcome::NothingMatched);
+    }
     Ok(if listing.is_incomplete() { Outcome::SomeFailed } else { Outcome::Done })
 }
 

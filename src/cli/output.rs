@@ -7,7 +7,8 @@ use std::{
 };
 
 use indicatif::{DecimalBytes, MultiProgress};
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::args::OutputArgs;
 
@@ -47,6 +48,21 @@ impl Output {
         if self.json {
             self.stdout(&event.to_string());
         }
+    }
+
+    /// The report of `command`; only with `--json`.
+    pub(crate) fn report(&self, command: &str, report: &impl Serialize) {
+        if !self.json {
+            return;
+        }
+        let mut event = json!({"event": "report", "command": command});
+        // What is made of text, numbers, lists and maps with such names can always be written.
+        if let (Some(event), Ok(Value::Object(report))) =
+            (event.as_object_mut(), serde_json::to_value(report))
+        {
+            event.extend(report);
+        }
+        self.event(&event);
     }
 
     pub(crate) fn warning(&self, text: &str) {

@@ -113,5 +113,6 @@ pub(crate) fn layout(arg: Option<LayoutArg>) -> Option<Layout> {
         LayoutArg::Documented => Layout::Documented,
         LayoutArg::Kubekey => Layout::Kubekey,
         LayoutArg::Kubekey403 => Layout::Kubekey403,
+        LayoutArg::Portable => Layout::Portable,
     })
 }

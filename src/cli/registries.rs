@@ -29,6 +29,7 @@ pub(crate) fn config(
         },
         credential_files: default_credential_files(),
         concurrency: usize::from(args.concurrency),
+        connections_per_blob: usize::from(args.connections_per_blob),
         connect_timeout: args.connect_timeout,
         stall_timeout: args.stall_timeout,
         max_wait: args.max_wait,

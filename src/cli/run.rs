@@ -1,18 +1,20 @@
 //! `imgfs run`
 
 use std::{
-    fs::File,
+    ffi::OsStr,
+    fs::{self, File},
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use imgfs::{
+    backend::ConfinedDir,
     ops::{Request, TransferOptions, TreeSpec},
     task::{
-        MAX_FILE_BYTES, Playbook, RunEvent, Runner, Selection, Settings, Task, TaskError,
-        TaskOutcome, TaskStatus,
+        Files, MAX_FILE_BYTES, Playbook, Project, RunEvent, Runner, Selection, Settings, Task,
+        TaskError, TaskOutcome, TaskStatus,
     },
 };
 use serde_json::json;
@@ -34,12 +36,20 @@ pub(crate) fn run(args: &RunArgs, output: &Arc<Output>) -> Result<Outcome, Failu
     let refuse = |mut errors: Vec<TaskError>| {
         let last = errors.pop();
         for error in errors {
-            output.error(&format!("{name}: {error}"), None);
+            output.error(&placed(&name, &error), None);
         }
-        Failure::new(last.map_or_else(|| name.clone(), |error| format!("{name}: {error}")))
+        Failure::new(last.map_or_else(|| name.clone(), |error| placed(&name, &error)))
     };
     let dialect = args.template.map(Into::into);
-    let playbook = Playbook::parse(&read(args, &name)?, dialect).map_err(refuse)?;
+    let text = read(args, &name)?;
+    let playbook = if args.skip_other_modules {
+        let beside = Beside::open(&args.file, &name)?;
+        let project = Project { files: &beside, playbook: beside.playbook.clone() };
+        Playbook::parse_project(&text, dialect, &project)
+    } else {
+        Playbook::parse(&text, dialect)
+    };
+    let playbook = playbook.map_err(refuse)?;
     let settings = Settings {
         images_dir: args.tree.images_dir.clone(),
         base: args.file.parent().unwrap_or(Path::new("")).to_owned(),
@@ -49,13 +59,14 @@ pub(crate) fn run(args: &RunArgs, output: &Arc<Output>) -> Result<Outcome, Failu
     let selection = Selection { tags: args.tags.clone(), skip_tags: args.skip_tags.clone() };
     let warnings = playbook.check(&settings, &selection).map_err(refuse)?;
     for warning in playbook.warnings.iter().chain(&warnings) {
-        output.warning(&format!("{name}: {warning}"));
+        output.warning(&placed(&name, warning));
     }
 
     let report = playbook.run(&settings, &selection, &mut Teller { args, output });
     let tasks = playbook.tasks.iter().zip(&report).map(|(task, status)| {
         json!({
             "task": task.name,
+            "file": task.file.as_deref(),
             "line": task.at.line,
             "status": status.name(),
             "reason": status.reason(),
@@ -83,6 +94,63 @@ pub(crate) fn run(args: &RunArgs, output: &Arc<Output>) -> Result<Outcome, Failu
     } else {
         Outcome::Done
     })
+}
+
+/// An error with the file that it is in.
+fn placed(name: &str, error: &TaskError) -> String {
+    match error.file_name() {
+        Some(_) => error.to_string(),
+        None => format!("{name}: {error}"),
+    }
+}
+
+/// The files beside a playbook, none of which is reached through a symbolic link.
+struct Beside {
+    project: ConfinedDir,
+    /// The playbook within the project, and how it was named.
+    playbook: PathBuf,
+    name: String,
+}
+
+impl Beside {
+    /// The project of a playbook is the directory that it is in, or the one above if that is called
+    /// `playbooks`.
+    fn open(file: &Path, name: &str) -> Result<Self, Failure> {
+        let failed = |e: io::Error| Failure::new(format!("the directory of {name}: {e}"));
+        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let dir = fs::canonicalize(dir).map_err(failed)?;
+        let file = PathBuf::from(file.file_name().unwrap_or(OsStr::new("playbook.yaml")));
+        let (project, playbook) = match (dir.parent(), dir.file_name()) {
+            (Some(above), Some(last)) if last == "playbooks" => (above, Path::new(last).join(file)),
+            _ => (dir.as_path(), file),
+        };
+        let project = ConfinedDir::open(project).map_err(failed)?;
+        Ok(Self { project, playbook, name: name.to_owned() })
+    }
+}
+
+impl Files for Beside {
+    fn read(&self, path: &Path) -> io::Result<String> {
+        let (file, _) = self.project.open_file(&self.project.path().join(path))?;
+        read_tasks(file)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let dir = self.project.open_dir(&self.project.path().join(path))?;
+        let names = dir.entries()?.into_iter().map(|entry| entry.name.into_string());
+        names
+            .map(|name| {
+                name.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a name is no UTF-8"))
+            })
+            .collect()
+    }
+
+    fn shown(&self, path: &Path) -> String {
+        match path == self.playbook {
+            true => self.name.clone(),
+            false => self.project.path().join(path).display().to_string(),
+        }
+    }
 }
 
 /// The text that `args` means.
@@ -127,7 +195,7 @@ impl Runner for Teller<'_> {
 
     fn tell(&mut self, task: &Task, event: RunEvent<'_>) {
         let output = self.output;
-        let mut json = json!({"event": "task", "task": task.name, "line": task.at.line});
+        let mut json = json!({"event": "task", "task": task.name, "file": task.file.as_deref(), "line": task.at.line});
         match event {
             RunEvent::Started => {
                 output.line(&format!("TASK [{}]", task.name));

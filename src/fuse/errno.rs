@@ -40,6 +40,7 @@ fn of_tree(error: &Error) -> Errno {
         | Kind::Digest { .. }
         | Kind::Size { .. }
         | Kind::Manifest(_)
+        | Kind::Unlisted(_)
         | Kind::Config(_) => Errno::EIO,
     }
 }

@@ -26,7 +26,10 @@ use std::ops::Range;
 
 use crate::image::Digest;
 
-use super::{CodecError, Compression, TarError, tar::Refusal};
+use super::{
+    CodecError, Compression, TarError,
+    tar::{Extent, Refusal},
+};
 
 pub(super) use assembler::{Assembler, Piece, Source};
 pub(super) use cuts::{Cut, index_of_cuts};
@@ -261,6 +264,31 @@ impl LayerIndex {
         let rest = self.spans.get(at + 1..).unwrap_or_default();
         let end = rest.iter().position(Span::is_start).map_or(self.spans.len(), |n| at + 1 + n);
         begin.unwrap_or(0) as u32..end as u32
+    }
+
+    /// The digests of the pieces of a file whose content is in `extents`, by their places in the file, if
+    /// the index has digests of just these: the author of a table of contents has listed them. Of the
+    /// same pieces, equal digests are equal bytes.
+    pub fn chunk_digests(&self, extents: &[Extent]) -> Option<Vec<(Range<u64>, [u8; 32])>> {
+        if self.origin != Origin::Toc {
+            return None;
+        }
+        let mut found = Vec::new();
+        for extent in extents {
+            let (mut at, end) = (extent.stream_offset, extent.stream_offset + extent.length);
+            while at < end {
+                let span = self.span_of(at)?;
+                let range = self.stream_range(span);
+                if range.start != at || range.end > end {
+                    return None;
+                }
+                let begin = extent.file_offset + (at - extent.stream_offset);
+                let digest = self.spans.get(span as usize)?.digest;
+                found.push((begin..begin + (range.end - at), digest));
+                at = range.end;
+            }
+        }
+        Some(found)
     }
 
     /// Whether `span` is best read by decompressing the layer in order and keeping what passes,

@@ -15,7 +15,7 @@ use super::{
     names::{Form, form},
 };
 use crate::{
-    backend::OpenDir,
+    backend::{OpenDir, images_dir::Layout},
     image::Digest,
     layer::{Kind as FileKind, Node},
     rootfs::Tree,
@@ -50,6 +50,8 @@ pub(super) struct Names {
     pub(super) path: Box<str>,
     /// The directory of the images_dir that is shown in it.
     dir: Option<OpenDir>,
+    /// What names are called there.
+    layout: Layout,
     /// Whether a name in it that is a digest stands for what has that digest.
     holds_digests: bool,
     ahead: Mutex<Ahead>,
@@ -83,11 +85,12 @@ impl Names {
         entries: Vec<(String, FileKind)>,
         path: Box<str>,
         dir: Option<OpenDir>,
+        layout: Layout,
     ) -> Self {
         let anything = Digest::sha256(b"").to_string();
         let holds_digests =
             matches!(form(&below(&path, &anything)), Form::Blob(_) | Form::Manifest(_));
-        Self { entries, path, dir, holds_digests, ahead: Mutex::default() }
+        Self { entries, path, dir, layout, holds_digests, ahead: Mutex::default() }
     }
 
     /// What the images_dir has of the entry `at`, which is called `name`.
@@ -102,7 +105,8 @@ impl Names {
     }
 
     fn stat(&self, name: &str) -> Option<Stat> {
-        self.dir.as_ref()?.stat(name).ok()
+        let stored = self.layout.stored_name(&self.path, name);
+        self.dir.as_ref()?.stat(&*stored).ok()
     }
 
     fn look_ahead(&self) {

@@ -2,7 +2,10 @@
 //! directories of their repositories. What is in the images_dir is shown as it is there; above it lies what
 //! a pull would write for the images that have been declared or looked up.
 
-use std::{fs::Metadata, io, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow, fs::Metadata, io, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc,
+    time::Duration,
+};
 
 use rustix::fs::Stat;
 
@@ -17,7 +20,7 @@ use super::{
 use crate::{
     backend::{
         self, ConfinedDir, DirEntry, Error, FileType, OpenDir,
-        images_dir::{ImagesDir, holds_manifests, published_time},
+        images_dir::{ImagesDir, Layout, holds_manifests, published_time},
     },
     cache::Cache,
     catalogue::Catalogue,
@@ -64,8 +67,13 @@ impl Repositories {
         self.catalogue.dir().dir()
     }
 
+    /// What names are called in the images_dir.
+    pub(super) fn layout(&self) -> Layout {
+        self.catalogue.dir().layout()
+    }
+
     fn local_path(&self, path: &str) -> PathBuf {
-        self.catalogue.dir().root().join(path)
+        self.catalogue.dir().root().join(&*self.layout().stored_path(path))
     }
 
     /// Lists `image` although it has not been looked up yet.
@@ -372,7 +380,9 @@ impl Repositories {
         let holds_manifests = holds_manifests(path);
         let mut entries: Vec<(String, bool)> = Vec::with_capacity(local.len());
         for DirEntry { name, kind } in local {
-            let Ok(name) = name.into_string() else { continue };
+            let Ok(stored) = name.into_string() else { continue };
+            let shown = self.layout().shown_name(path, &stored);
+            let Some(name) = shown.map(Cow::into_owned) else { continue };
             let is_shown = match kind {
                 FileType::RegularFile => names::is_file_of_images(path, holds_manifests, &name),
                 FileType::Directory => names::is_directory_of_images(&below(path, &name)),

@@ -87,6 +87,7 @@ impl View {
                 patience: settings.patience,
                 verify_first: settings.verify_first,
                 memory: settings.budget.clone(),
+                index_cache: None,
             });
             Inside::new(inodes.clone(), repositories.clone(), images, catalogue, settings)
         });
@@ -190,7 +191,7 @@ impl View {
         };
         let above = path.rsplit_once('/').map_or("", |(above, _)| above);
         let parent = self.inodes.number(above, &[]);
-        let content = Content::Names(Names::new(entries, path, dir));
+        let content = Content::Names(Names::new(entries, path, dir, self.repositories.layout()));
         Ok(Listing { ino, parent, unchanged, content })
     }
 }

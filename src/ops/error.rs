@@ -59,6 +59,29 @@ pub enum Error {
     /// The path is not that of a regular file.
     #[error("it is {0}")]
     NotAFile(&'static str),
+    /// Not all files of the image can be told.
+    #[error("{image}: what is in it cannot be told in full, since a layer is damaged: {damage}")]
+    Incomplete {
+        /// The image, as it was named.
+        image: String,
+        /// What is wrong with it.
+        damage: backend::Error,
+    },
+    /// No package manager has noted anything.
+    #[error(
+        "{0}: there is no database of packages that imgfs knows: neither dpkg's, nor apk's, nor rpm's"
+    )]
+    NoPackages(String),
+    /// The packages of rpm cannot be told.
+    #[error(
+        "{image}: the packages in {path} are not known, since imgfs cannot read rpm's databases"
+    )]
+    RpmDatabase {
+        /// The image, as it was named.
+        image: String,
+        /// Where the database is.
+        path: String,
+    },
     /// A place for temporary files cannot be made.
     #[error("{}: {error}", .path.display())]
     Scratch {
@@ -75,13 +98,28 @@ pub enum Error {
 impl Error {
     /// Whether it is about the image that was asked for, and not about how that was done.
     pub fn is_of_image(&self) -> bool {
-        matches!(self, Self::Image(_) | Self::Only(_) | Self::NotForPlatform { .. } | Self::Path(_))
+        matches!(
+            self,
+            Self::Image(_)
+                | Self::Only(_)
+                | Self::NotForPlatform { .. }
+                | Self::Path(_)
+                | Self::Incomplete { .. }
+                | Self::NoPackages(_)
+                | Self::RpmDatabase { .. }
+        )
     }
 
     /// What the user can do about it, if there is something.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Backend(error) | Self::Image(error) => error.hint().map(str::to_owned),
+            Self::Unlistable(TreeSpec::Registry { prefix }) if prefix.is_empty() => {
+                Some("name one: registry://HOST".to_owned())
+            }
+            Self::RpmDatabase { image, path } => Some(format!(
+                "`imgfs cat {image} {path} > FILE` brings the database out for rpm itself: rpm --dbpath DIRECTORY -qa"
+            )),
             Self::NotForPlatform { platforms, .. } => {
                 Some(format!("give --platform; it is for {}", platforms.join(", ")))
             }

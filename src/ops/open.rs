@@ -1,25 +1,26 @@
-//! Looking into an image without pulling or unpacking it.
+//! Looking into images without pulling or unpacking them.
 
 use std::{
     fs::{self, DirBuilder},
     io::{self, Write},
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
+    str::FromStr,
     sync::Arc,
 };
 
 use super::{Error, Result};
 use crate::{
     backend::{
-        Backend,
+        self, Backend,
         images_dir::ImagesDir,
         registry::{Registry, RegistryConfig},
     },
     cache::{Cache, CacheConfig},
     catalogue::{self, Catalogue},
-    image::{Platform, PlatformError, PlatformFilter, Reference},
+    image::{Manifest, Platform, PlatformError, PlatformFilter, Reference, ReferenceError},
     layer::{Attributes, Kind, Node},
-    rootfs::{Files, Images, Sources, Tree},
+    rootfs::{Files, Image, Images, IndexCache, Sources, Tree, Variant},
     transfer::Options,
     util::Budget,
 };
@@ -38,28 +39,55 @@ pub fn this_machine() -> std::result::Result<Platform, PlatformError> {
     format!("linux/{}", std::env::consts::ARCH).parse()
 }
 
-/// Which image to look into.
+/// How images are looked into.
 #[derive(Clone, Debug)]
-pub struct OpenRequest {
-    /// The image.
-    pub image: Reference,
-    /// What it is called in errors.
-    pub shown: String,
-    /// Where it may be, and where indexes and blobs are kept if it exists.
+pub struct OpenOptions {
+    /// Where images may be, and where indexes and blobs are kept if it exists.
     pub images_dir: PathBuf,
-    /// The platform that is wanted. If it is only `preferred`, the single platform of an image is
-    /// taken in its place.
+    /// Where indexes of layers, manifests and configurations are kept if `images_dir` does not exist;
+    /// `None` if they are not to be kept longer than the images are open.
+    pub index_cache: Option<IndexCache>,
+    /// The platform that is wanted.
     pub platform: Platform,
-    /// Whether an image for one other platform will do.
+    /// Whether an image for one other platform, and no more, will do.
     pub any_single_platform: bool,
     /// Ask no registry.
     pub offline: bool,
 }
 
+/// An image as somebody has named it.
+#[derive(Clone, Debug)]
+pub struct NamedImage {
+    /// The image.
+    pub reference: Reference,
+    /// What it is called in reports and errors.
+    pub shown: String,
+}
+
+impl FromStr for NamedImage {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, ReferenceError> {
+        Ok(Self { reference: text.parse()?, shown: text.to_owned() })
+    }
+}
+
+/// Opens images to look into them. What several of them have in common is fetched once.
+pub struct Opener {
+    images: Images,
+    catalogue: Catalogue,
+    options: OpenOptions,
+    scratch: Option<Scratch>,
+}
+
 /// An image that is being looked into.
 pub struct OpenImage {
-    files: Files,
-    scratch: Option<Scratch>,
+    pub(super) shown: String,
+    pub(super) image: Arc<Image>,
+    /// The platform, as in `linux/arm64/v8`.
+    pub(super) platform: String,
+    pub(super) variant: Arc<Variant>,
+    pub(super) files: Files,
 }
 
 /// A file in an image.
@@ -73,72 +101,127 @@ pub struct FileEntry {
     pub attributes: Attributes,
 }
 
-impl OpenImage {
-    /// Opens an image. Has to be called in a runtime, and used there.
+/// What is in a directory of an image.
+#[derive(Clone, Debug)]
+pub struct FileListing {
+    /// The files, in the order of their names.
+    pub entries: Vec<FileEntry>,
+    /// Why these may not be all: a layer is damaged, though it is the one that the manifest means.
+    pub damage: Option<backend::Error>,
+}
+
+impl Opener {
+    /// Prepares to open images. Nothing is asked of any registry yet. Has to be called in a runtime,
+    /// and used there.
     ///
     /// ```
     /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
-    /// use imgfs::{backend::registry::RegistryConfig, ops::{OpenImage, OpenRequest, this_machine}};
+    /// use imgfs::{backend::registry::RegistryConfig, ops::{OpenOptions, Opener, this_machine}};
     ///
     /// let temporary = tempfile::tempdir()?;
-    /// let request = OpenRequest {
-    ///     image: "registry.example.com/team/app:v1".parse()?,
-    ///     shown: "app:v1".to_owned(),
+    /// let options = OpenOptions {
     ///     images_dir: temporary.path().to_owned(),
+    ///     index_cache: None,
     ///     platform: this_machine()?,
     ///     any_single_platform: true,
     ///     offline: true,
     /// };
+    /// let opener = Opener::new(options, RegistryConfig::default())?;
     /// // It is not there, and no registry is asked.
-    /// let error = OpenImage::open(&request, RegistryConfig::default()).await.err().unwrap();
+    /// let error = opener.open(&"registry.example.com/team/app:v1".parse()?).await.err().unwrap();
     /// assert!(error.is_of_image(), "{error}");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// # }).unwrap();
     /// ```
-    pub async fn open(request: &OpenRequest, config: RegistryConfig) -> Result<Self> {
+    pub fn new(options: OpenOptions, config: RegistryConfig) -> Result<Self> {
         let patience = config.patience();
-        let (dir, cache, scratch) = cache(request)?;
-        let remote: Option<Arc<dyn Backend>> = match request.offline {
+        let Place { dir, cache, index_cache, scratch } = place(&options)?;
+        let remote: Option<Arc<dyn Backend>> = match options.offline {
             true => None,
             false => Some(Arc::new(Registry::new(config))),
         };
-        let platforms = match request.any_single_platform {
+        let platforms = match options.any_single_platform {
             true => PlatformFilter::All,
-            false => PlatformFilter::Only(vec![request.platform.clone()]),
+            false => PlatformFilter::Only(vec![options.platform.clone()]),
         };
-        // One name is looked up, once.
+        // Each name is looked up once.
         let names = catalogue::Settings {
             options: Options { platforms, ..Options::default() },
             tag_ttl: patience,
             absent_ttl: patience,
         };
-        // An image that is open for a command is let go with it, and gives all memory back.
+        // Images that are open for a command are let go with it, and give all memory back.
         let memory = Budget::unlimited();
         let catalogue = Catalogue::new(dir, remote, names, &memory);
-        let verify_first = false;
-        let images = Images::new(Sources { catalogue, cache, patience, verify_first, memory });
-        let name = &request.image;
-        let digest = images.manifest(name).await.map_err(Error::Image)?.digest();
-        let opened = images.image(name.repository(), digest).await.map_err(Error::Image)?;
-        let only = || {
-            let mut all = opened.platforms();
-            all.next().filter(|_| all.next().is_none() && request.any_single_platform)
-        };
-        let image = request.shown.clone();
-        let wanted = &request.platform;
-        let Some(platform) = opened.platform_for(wanted).or_else(only) else {
-            let platforms = opened.platforms().map(str::to_owned).collect();
-            return Err(Error::NotForPlatform { image, wanted: wanted.to_string(), platforms });
-        };
-        let variant = images.variant(&opened, platform).await.map_err(Error::Image)?;
-        let platform = platform.to_owned();
-        let variant = variant.ok_or(Error::NoVariant { image, platform })?;
-        Ok(Self { files: images.files(&variant, None), scratch })
+        let images = Images::new(Sources {
+            catalogue: catalogue.clone(),
+            cache,
+            patience,
+            verify_first: false,
+            memory,
+            index_cache,
+        });
+        Ok(Self { images, catalogue, options, scratch })
     }
 
+    /// Opens an image for the platform that is wanted.
+    pub async fn open(&self, name: &NamedImage) -> Result<OpenImage> {
+        let image = self.image(name).await?;
+        let platform = self.platform_of(&image, name)?;
+        let variant = self.images.variant(&image, &platform).await.map_err(Error::Image)?;
+        let (shown, written) = (name.shown.clone(), image.written(&platform).into_owned());
+        let Some(variant) = variant else {
+            return Err(Error::NoVariant { image: shown, platform });
+        };
+        let files = self.images.files(&variant, None);
+        Ok(OpenImage { shown, image, platform: written, variant, files })
+    }
+
+    /// What `name` leads to, whatever it is for.
+    pub(super) async fn image(&self, name: &NamedImage) -> Result<Arc<Image>> {
+        let reference = &name.reference;
+        let digest = self.images.manifest(reference).await.map_err(Error::Image)?.digest();
+        self.images.image(reference.repository(), digest).await.map_err(Error::Image)
+    }
+
+    /// The manifest that `name` leads to, of which nothing else is fetched.
+    pub(super) async fn manifest(&self, name: &NamedImage) -> Result<Manifest> {
+        self.images.manifest(&name.reference).await.map_err(Error::Image)
+    }
+
+    /// The name of the platform of `image` that is wanted.
+    pub(super) fn platform_of(&self, image: &Image, name: &NamedImage) -> Result<String> {
+        let only = || {
+            let mut all = image.platforms();
+            all.next().filter(|_| all.next().is_none() && self.options.any_single_platform)
+        };
+        let wanted = &self.options.platform;
+        match image.platform_for(wanted).or_else(only) {
+            Some(platform) => Ok(platform.to_owned()),
+            None => Err(Error::NotForPlatform {
+                image: name.shown.clone(),
+                wanted: wanted.to_string(),
+                platforms: image.platforms().map(|name| image.written(name).into()).collect(),
+            }),
+        }
+    }
+
+    /// What names lead to.
+    pub(super) fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// Ends the use of it. What was kept for it alone goes with what is returned, which is to be
+    /// dropped when the runtime has ended.
+    pub fn close(self) -> Option<Scratch> {
+        self.scratch
+    }
+}
+
+impl OpenImage {
     /// Lists what is at `path`: the entries of a directory, also those further down if `recursive`,
     /// or the file itself. `None` if nothing is there.
-    pub async fn list(&self, path: &str, recursive: bool) -> Result<Option<Vec<FileEntry>>> {
+    pub async fn list(&self, path: &str, recursive: bool) -> Result<Option<FileListing>> {
         let found = self.files.resolve(path.as_bytes(), true).await.map_err(Error::Image)?;
         let (tree, node) = found.map_err(Error::Path)?;
         let found = match is_directory(&tree, node) {
@@ -152,11 +235,26 @@ impl OpenImage {
         };
         let Some((tree, node)) = found else { return Ok(None) };
         let mut entries = Vec::new();
+        let mut damage = None;
         match is_directory(&tree, node) {
-            true => list(&tree, node, &mut Vec::new(), recursive, &mut entries),
+            true => {
+                list(&tree, node, &mut Vec::new(), recursive, &mut entries);
+                damage = tree.damage().cloned();
+            }
             false => entries.push(FileEntry::new(&tree, node, tree.rootfs().name(node))),
         }
-        Ok(Some(entries))
+        Ok(Some(FileListing { entries, damage }))
+    }
+
+    /// All of its files. An error if they may not be all.
+    pub(super) async fn whole_tree(&self) -> Result<Arc<Tree>> {
+        let tree = self.files.tree().await.map_err(Error::Image)?;
+        match tree.damage() {
+            None => Ok(tree),
+            Some(damage) => {
+                Err(Error::Incomplete { image: self.shown.clone(), damage: damage.clone() })
+            }
+        }
     }
 
     /// Reads the file at `path` from its beginning to its end. What has been written is only known
@@ -181,12 +279,6 @@ impl OpenImage {
         file.verified().await?;
         into.flush().map_err(Error::Output)
     }
-
-    /// Closes the image. What was kept for it alone goes with what is returned, which is to be
-    /// dropped when the runtime has ended.
-    pub fn close(self) -> Option<Scratch> {
-        self.scratch
-    }
 }
 
 impl FileEntry {
@@ -196,6 +288,18 @@ impl FileEntry {
             target: tree.rootfs().symlink_target(node).map(<[u8]>::to_owned),
             attributes: tree.rootfs().attributes(node),
         }
+    }
+}
+
+/// What a file is, in one word.
+pub fn type_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::File | Kind::Link => "file",
+        Kind::Dir => "directory",
+        Kind::Symlink => "symlink",
+        Kind::Char => "char",
+        Kind::Block => "block",
+        Kind::Fifo => "fifo",
     }
 }
 
@@ -216,20 +320,33 @@ fn list(tree: &Tree, dir: Node, path: &mut Vec<u8>, recursive: bool, into: &mut 
     }
 }
 
+/// Where images are, and where what is found out of them is kept.
+struct Place {
+    dir: ImagesDir,
+    cache: Cache,
+    index_cache: Option<IndexCache>,
+    scratch: Option<Scratch>,
+}
+
 /// The images_dir, and where to keep what is fetched: in its cache, or in a directory that goes with
-/// the image if there is no images_dir, or somebody else has its cache open.
-fn cache(request: &OpenRequest) -> Result<(ImagesDir, Cache, Option<Scratch>)> {
-    let root = &request.images_dir;
+/// the images if there is no images_dir, or somebody else has its cache open. What is found out of them
+/// is kept longer than that, if there is a place for it.
+fn place(options: &OpenOptions) -> Result<Place> {
+    let root = &options.images_dir;
     let dir = if root.exists() { ImagesDir::open(root)? } else { ImagesDir::absent(root) };
     if root.exists()
         && let Ok(cache) = Cache::open(CacheConfig::in_images_dir(&dir, CACHE_BYTES))
     {
-        return Ok((dir, cache, None));
+        return Ok(Place { dir, cache, index_cache: None, scratch: None });
     }
     let scratch = Scratch::new()?;
     let cache = Cache::open(CacheConfig::new(scratch.0.clone(), SCRATCH_BYTES))?;
-    let dir = if root.exists() { dir } else { scratch.images_dir()? };
-    Ok((dir, cache, Some(scratch)))
+    let (dir, index_cache) = match (root.exists(), &options.index_cache) {
+        (true, _) => (dir, None),
+        (false, Some(index_cache)) => (dir, Some(index_cache.clone())),
+        (false, None) => (scratch.images_dir()?, None),
+    };
+    Ok(Place { dir, cache, index_cache, scratch: Some(scratch) })
 }
 
 /// A directory for what is needed as long as this exists.

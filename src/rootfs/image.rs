@@ -1,6 +1,6 @@
 //! Images: their manifests and configurations, and the trees that their layers make.
 
-use std::{future::ready, io, sync::Arc};
+use std::{borrow::Cow, future::ready, io, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{
@@ -112,6 +112,24 @@ impl Image {
         self.platforms.get(chosen).map(|(name, _)| name.as_str())
     }
 
+    /// A platform as people write it (`linux/arm64/v8`), by its name. The name, where nothing is said of it.
+    pub fn written<'a>(&self, platform: &'a str) -> Cow<'a, str> {
+        let found = self.platforms.iter().find(|(name, _)| name == platform);
+        match found.and_then(|(_, choice)| choice.platform()) {
+            Some(platform) => Cow::Owned(platform.to_string()),
+            None => Cow::Borrowed(platform),
+        }
+    }
+
+    /// The digest of the manifest of a platform, by its name.
+    pub fn manifest_of(&self, platform: &str) -> Option<Digest> {
+        let (_, choice) = self.platforms.iter().find(|(name, _)| name == platform)?;
+        Some(match choice {
+            Choice::Itself(variant) => variant.manifest.digest(),
+            Choice::Child(child) => child.digest,
+        })
+    }
+
     /// The name of the platform that is just this one.
     pub fn platform_named(&self, platform: &Platform) -> Option<&str> {
         let mut all = self.platforms.iter();
@@ -145,11 +163,18 @@ impl Variant {
         self.layers().len()
     }
 
-    fn layers(&self) -> &[Descriptor] {
+    /// Its layers, the lowest first.
+    pub fn layers(&self) -> &[Descriptor] {
         match self.manifest.view() {
             View::Image { layers, .. } => layers,
             View::Index { .. } => &[],
         }
+    }
+
+    /// The line of the history that made the layer with this number, from 0 for the lowest, as far as
+    /// the configuration tells.
+    pub fn created_by(&self, layer: usize) -> Option<&str> {
+        self.created_by.get(layer)?.as_deref()
     }
 
     fn new(

@@ -13,7 +13,8 @@
 //!
 //! All files together take at most a bound. When a new one would exceed it, those go that were used least
 //! recently: the time of last modification is set when a file is used, at most once an hour. `imgfs
-//! prune` removes what has not been used for long.
+//! prune` removes what has not been used for long; a store that is in no images_dir ([`IndexCache`]) does
+//! so itself when it is written to.
 //!
 //! Everything in here blocks.
 
@@ -34,7 +35,10 @@ use bytes::Bytes;
 
 use super::key::LayerKey;
 use crate::{
-    backend::{ConfinedDir, images_dir::ImagesDir},
+    backend::{
+        ConfinedDir,
+        images_dir::{ImagesDir, Layout},
+    },
     image::Digest,
     layer::{LayerIndex, Origin, StoredHead},
     util::{Budget, Counted, Kept, OutOfMemory, Reservation, locked},
@@ -52,6 +56,18 @@ const NOTE_USE_AFTER: Duration = Duration::from_secs(3600);
 
 /// After so long a file under a temporary name belongs to nobody any more.
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
+
+/// After so long an [`IndexCache`] lets go of what nobody has used.
+const UNUSED_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A directory of its own for what has been found out of images, for where there is no images_dir.
+#[derive(Clone, Debug)]
+pub struct IndexCache {
+    /// The directory. Whoever can write to it can make images look different.
+    pub dir: ConfinedDir,
+    /// Bytes that all files in it may take together.
+    pub limit_bytes: u64,
+}
 
 /// An index, with where it is stored and the memory that it takes.
 pub(super) struct Indexed {
@@ -77,10 +93,13 @@ impl Deref for Indexed {
 }
 
 pub(super) struct IndexStore {
-    /// The images_dir that `dir` is in.
+    /// The directory that `dir` is in, or is.
     root: ConfinedDir,
+    layout: Layout,
     dir: PathBuf,
     limit_bytes: u64,
+    /// After so long without use a file is removed, by this process.
+    lifetime: Option<Duration>,
     /// Bytes of all files, as far as this process knows; `None` before it has looked.
     held_bytes: Mutex<Option<u64>>,
     /// Tells temporary files apart.
@@ -93,10 +112,31 @@ pub(super) struct IndexStore {
 impl IndexStore {
     /// The store in `images`, which need not exist yet, of at most `limit_bytes`.
     pub(super) fn new(images: &ImagesDir, limit_bytes: u64, budget: &Budget) -> Self {
+        let (root, layout) = (images.dir().clone(), images.layout());
+        Self::at(root, layout, images.inside_dir(), limit_bytes, None, budget)
+    }
+
+    /// The store in a directory of its own.
+    pub(super) fn in_cache(cache: &IndexCache, budget: &Budget) -> Self {
+        let path = cache.dir.path().to_owned();
+        let (root, layout) = (cache.dir.clone(), Layout::default());
+        Self::at(root, layout, path, cache.limit_bytes, Some(UNUSED_AFTER), budget)
+    }
+
+    fn at(
+        root: ConfinedDir,
+        layout: Layout,
+        dir: PathBuf,
+        limit_bytes: u64,
+        lifetime: Option<Duration>,
+        budget: &Budget,
+    ) -> Self {
         Self {
-            root: images.dir().clone(),
-            dir: images.inside_dir(),
+            root,
+            layout,
+            dir,
             limit_bytes,
+            lifetime,
             held_bytes: Mutex::default(),
             next: AtomicU64::new(0),
             budget: budget.clone(),
@@ -104,8 +144,16 @@ impl IndexStore {
         }
     }
 
+    fn index_name(&self, layer: &LayerKey) -> String {
+        let name = self.layout.digest_name(&layer.digest);
+        match layer.toc {
+            Some(toc) => format!("{name}.{}", hex::encode(toc.as_bytes())),
+            None => name,
+        }
+    }
+
     fn index_path(&self, layer: &LayerKey) -> PathBuf {
-        self.dir.join(LAYERS).join(index_name(layer))
+        self.dir.join(LAYERS).join(self.index_name(layer))
     }
 
     /// Whether there is an index of `layer`, though it may turn out to be of no use.
@@ -155,7 +203,7 @@ impl IndexStore {
         memory.resize(index.memory_bytes())?;
         let writing = self.budget.reserve(index.memory_bytes())?;
         let stored = index.to_bytes().ok().and_then(|stored| {
-            let file = self.put(LAYERS, &index_name(layer), &stored).ok()?;
+            let file = self.put(LAYERS, &self.index_name(layer), &stored).ok()?;
             Some((StoredHead::parse(&stored).ok()?, file))
         });
         drop(writing);
@@ -195,7 +243,7 @@ impl IndexStore {
         if let Some(bytes) = self.unwritten.get(digest) {
             return Some((**bytes).clone());
         }
-        let path = self.dir.join(DOCUMENTS).join(digest.to_string());
+        let path = self.dir.join(DOCUMENTS).join(self.layout.digest_name(digest));
         let (file, _) = self.root.open_file(&path).ok()?;
         let mut bytes = Vec::new();
         (&file).take(MAX_DOCUMENT).read_to_end(&mut bytes).ok()?;
@@ -206,7 +254,7 @@ impl IndexStore {
     /// Keeps a document; one that cannot be written as long as there is room for it in memory.
     pub(super) fn put_document(&self, digest: &Digest, bytes: &Bytes) {
         if self.document(digest).is_none()
-            && self.put(DOCUMENTS, &digest.to_string(), bytes).is_err()
+            && self.put(DOCUMENTS, &self.layout.digest_name(digest), bytes).is_err()
             && let Ok(memory) = self.budget.reserve(bytes.len() as u64)
         {
             self.unwritten.insert(*digest, &Counted::new(bytes.clone(), memory).into());
@@ -249,6 +297,12 @@ impl IndexStore {
         }
         // Others may have written, and removed, here as well.
         let mut files = self.files();
+        if let Some(lifetime) = self.lifetime {
+            let now = SystemTime::now();
+            let is_unused =
+                |file: &StoredFile| now.duration_since(file.used).is_ok_and(|age| age > lifetime);
+            files.retain(|file| !is_unused(file) || self.root.remove_file(&file.path).is_err());
+        }
         let mut sum: u64 = files.iter().map(|file| file.bytes).sum();
         if sum + bytes > self.limit_bytes {
             // A tenth more, so that it is not looked through for each new file.
@@ -304,13 +358,6 @@ fn note_use(file: &File) {
     if noted.is_ok_and(|noted| now.duration_since(noted).is_ok_and(|age| age > NOTE_USE_AFTER)) {
         // Where that cannot be written, nothing is removed either.
         let _ = file.set_modified(now);
-    }
-}
-
-fn index_name(layer: &LayerKey) -> String {
-    match layer.toc {
-        Some(toc) => format!("{}.{}", layer.digest, hex::encode(toc.as_bytes())),
-        None => layer.digest.to_string(),
     }
 }
 
@@ -396,6 +443,24 @@ mod tests {
         assert_eq!(budget.stats().used_bytes, 1000);
         assert!(store.document(&document(0).0).is_none());
         assert!(store.document(&document(95).0).is_some());
+    }
+
+    #[test]
+    fn a_store_of_its_own_lets_go_of_what_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache =
+            IndexCache { dir: ConfinedDir::open(dir.path()).unwrap(), limit_bytes: 1 << 20 };
+        let documents: Vec<_> = (0..3).map(document).collect();
+        let first = IndexStore::in_cache(&cache, &Budget::unlimited());
+        for (digest, bytes) in &documents[..2] {
+            first.put_document(digest, bytes);
+        }
+        set_age(&first, &documents[0].0, 31 * 24);
+        set_age(&first, &documents[1].0, 29 * 24);
+        let later = IndexStore::in_cache(&cache, &Budget::unlimited());
+        later.put_document(&documents[2].0, &documents[2].1);
+        let has = documents.iter().map(|(digest, _)| later.document(digest).is_some());
+        assert_eq!(has.collect::<Vec<_>>(), [false, true, true]);
     }
 
     fn index_of(blob: &[u8]) -> LayerIndex {

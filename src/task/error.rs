@@ -1,6 +1,6 @@
 //! What is wrong with a file of tasks, and where.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 /// A place in the file; both count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +26,7 @@ impl fmt::Display for Position {
 /// Something that is wrong with the file or with the variables that it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskError {
+    file: Option<Arc<str>>,
     at: Option<Position>,
     task: Option<String>,
     key: Option<String>,
@@ -35,7 +36,7 @@ pub struct TaskError {
 impl TaskError {
     /// About the file as a whole.
     pub(super) fn file(reason: impl Into<String>) -> Self {
-        Self { at: None, task: None, key: None, reason: reason.into() }
+        Self { file: None, at: None, task: None, key: None, reason: reason.into() }
     }
 
     pub(super) fn at(at: Position, reason: impl Into<String>) -> Self {
@@ -54,6 +55,27 @@ impl TaskError {
         self
     }
 
+    /// Says in which file it is, if that is not said already.
+    pub(super) fn in_file(mut self, file: Option<&Arc<str>>) -> Self {
+        if self.file.is_none() {
+            self.file = file.cloned();
+        }
+        self
+    }
+
+    /// Says where in the file that is being read it is, if nothing is said of where it is.
+    pub(super) fn at_if_none(mut self, at: Position) -> Self {
+        if self.file.is_none() {
+            self.at.get_or_insert(at);
+        }
+        self
+    }
+
+    /// The file that it is in, where a playbook is made of several.
+    pub fn file_name(&self) -> Option<&str> {
+        self.file.as_deref()
+    }
+
     /// Where it is, if it is anywhere.
     pub fn position(&self) -> Option<Position> {
         self.at
@@ -63,8 +85,12 @@ impl TaskError {
 impl fmt::Display for TaskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
+        if let Some(file) = &self.file {
+            write!(f, "{file}")?;
+            separator = ": ";
+        }
         if let Some(at) = self.at {
-            write!(f, "{at}")?;
+            write!(f, "{separator}{at}")?;
             separator = ": ";
         }
         if let Some(task) = &self.task {

@@ -1,11 +1,15 @@
 //! Values of a task: templates are rendered first and decoded after, as KubeKey does, but what
 //! cannot be decoded is an error here.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use super::{
     error::{Findings, Position, TaskError},
     node::{Data, Kind, Node},
+    playbook::Vars,
 };
 use crate::{
     backend::registry::{Entry, EntryKeys, flag},
@@ -35,8 +39,13 @@ pub(super) struct Scope {
     pub(super) vars: Value,
     /// Names of variables that are not known yet.
     pub(super) unknown: BTreeSet<String>,
+    /// Variables that have no value, and why: paths of names such as `a`, `b` for `.a.b`.
+    pub(super) broken: Broken,
     pub(super) dialect: Option<Dialect>,
 }
+
+/// Why variables have no value, by their paths.
+pub(super) type Broken = BTreeMap<Vec<String>, TaskError>;
 
 /// A text of a list, with its place.
 #[derive(Debug)]
@@ -52,6 +61,17 @@ impl Scope {
         !self.unknown.iter().any(|name| mentions(text, name))
     }
 
+    /// That everything which the text needs has a value, as far as that can be seen.
+    pub(super) fn ready(&self, text: &str) -> Evaluated<()> {
+        let has_dot = self.dialect != Some(Dialect::Tera);
+        let broken = self.broken.iter().find(|(path, _)| refers_to(text, path, has_dot));
+        match broken {
+            Some((_, error)) => Err(error.clone().into()),
+            None if self.is_known(text) => Ok(()),
+            None => Err(Trouble::NotYet),
+        }
+    }
+
     pub(super) fn template(&self, at: Position, text: &str) -> Result<Template, TaskError> {
         Template::parse(text, self.dialect).map_err(|e| TaskError::at(at, format!("template {e}")))
     }
@@ -62,9 +82,7 @@ impl Scope {
             return Ok(text.to_owned());
         }
         let template = self.template(at, text)?;
-        if !self.is_known(text) {
-            return Err(Trouble::NotYet);
-        }
+        self.ready(text)?;
         let rendered = template.render(&self.vars, missing);
         Ok(rendered.map_err(|e| TaskError::at(at, format!("template {e}")))?)
     }
@@ -169,10 +187,76 @@ impl Scope {
             if let Some(over) = over {
                 value.merge(over.clone());
             }
-            self.unknown.remove(&key.name);
-            self.set(&key.name, value);
+            self.define_one(&key.name, value);
         }
         Ok(())
+    }
+
+    fn define_one(&mut self, name: &str, value: Value) {
+        self.unknown.remove(name);
+        self.broken.retain(|path, _| path.first().is_none_or(|first| first != name));
+        self.set(name, value);
+    }
+
+    /// The same for variables that need not all be used: one that cannot be evaluated is remembered
+    /// with the reason, down to its own place in a mapping.
+    pub(super) fn define_lazily(&mut self, vars: &Vars, stronger: &Value) {
+        let Data::Map(entries) = &vars.node.data else { return };
+        for (key, node) in entries {
+            let mut broken = Vec::new();
+            let mut path = vec![key.name.clone()];
+            let value = self.lazy(node, stronger.get(&key.name), &mut path, &mut broken);
+            match value {
+                Some(value) => self.define_one(&key.name, value),
+                None => self.define_one(&key.name, Value::Nil),
+            }
+            for (path, trouble) in broken {
+                match trouble {
+                    Trouble::NotYet => {
+                        self.unknown.insert(key.name.clone());
+                    }
+                    Trouble::Wrong(error) => {
+                        let error = error.key(&format!("vars.{}", path.join(".")));
+                        self.broken.insert(path, error.in_file(vars.file.as_ref()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn lazy(
+        &self,
+        node: &Node,
+        over: Option<&Value>,
+        path: &mut Vec<String>,
+        broken: &mut Vec<(Vec<String>, Trouble)>,
+    ) -> Option<Value> {
+        if let Some(over) = over.filter(|over| !matches!(over, Value::Map(_))) {
+            return Some(over.clone());
+        }
+        let Data::Map(entries) = &node.data else {
+            return match (over, self.value(node)) {
+                (Some(over), _) => Some(over.clone()),
+                (None, Ok(value)) => Some(value),
+                (None, Err(trouble)) => {
+                    broken.push((path.clone(), trouble));
+                    None
+                }
+            };
+        };
+        let mut value = Value::map();
+        for (key, node) in entries {
+            path.push(key.name.clone());
+            let over = over.and_then(|over| over.get(&key.name));
+            if let Some(inner) = self.lazy(node, over, path, broken) {
+                value.merge([(key.name.clone(), inner)].into_iter().collect());
+            }
+            path.pop();
+        }
+        if let Some(over) = over {
+            value.merge(over.clone());
+        }
+        Some(value)
     }
 
     /// Sets one variable.
@@ -333,6 +417,37 @@ fn expected(node: &Node, what: &str) -> TaskError {
     TaskError::at(node.at, format!("expected {what}, not {}", node.what()))
 }
 
+/// Whether a template refers to the variable at `path`, to something in it, or to all of a mapping
+/// that it is in. `has_dot`: variables are written with a dot in front, as Go has it.
+fn refers_to(text: &str, path: &[String], has_dot: bool) -> bool {
+    let Some((first, rest)) = path.split_first() else { return false };
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(first.as_str()).any(|(start, _)| {
+        let before = &text[..start];
+        let begins = match before.strip_suffix('.') {
+            // `.a`, `$.a`, but not `$x.a` or `.x.a`
+            Some(before) => !before.ends_with(|c: char| is_part(c) || c == ')'),
+            // `index . "a"`, and `a` in Tera
+            None if has_dot => {
+                before.ends_with(['"', '`']) && (text.contains("index") || text.contains("get"))
+            }
+            None => !before.ends_with(is_part),
+        };
+        let mut after = &text[start + first.len()..];
+        if !begins || after.starts_with(is_part) {
+            return false;
+        }
+        for name in rest {
+            let Some(inner) = after.strip_prefix('.') else { return true };
+            match inner.strip_prefix(name.as_str()) {
+                Some(inner) if !inner.starts_with(is_part) => after = inner,
+                _ => return false,
+            }
+        }
+        true
+    })
+}
+
 /// Whether the name stands in the text as a word.
 pub(super) fn mentions(text: &str, name: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
@@ -345,6 +460,29 @@ pub(super) fn mentions(text: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_template_refers_to() {
+        for (text, found) in [
+            ("{{ .a.b.c }}", true),
+            ("{{ .a.b.c.d | quote }}", true),
+            ("{{ .a.b | toJson }}", true),
+            ("{{ $.a }}", true),
+            ("{{ index . \"a\" }}", true),
+            (".a.b.c", true),
+            ("{{ .a.b.d }}", false),
+            ("{{ .a.bc }}", false),
+            ("{{ .x.a.b.c }}", false),
+            ("{{ $x.a.b.c }}", false),
+            ("{{ (f).a.b.c }}", false),
+            ("a/b/{{ .x }}", false),
+        ] {
+            let path = ["a", "b", "c"].map(str::to_owned);
+            assert_eq!(refers_to(text, &path, true), found, "{text}");
+        }
+        assert!(refers_to("{{ a.b.c }}", &["a".to_owned()], false));
+        assert!(!refers_to("{{ x.a }}", &["a".to_owned()], false));
+    }
 
     #[test]
     fn words_are_found() {

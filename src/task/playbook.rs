@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use super::{
     error::{Findings, Position, TaskError},
     evaluate::{Evaluated, Scope},
+    modules,
     node::{Data, Key, Kind, Node},
+    project::{Follow, Project},
     steps::{self, Step, did_you_mean},
 };
 use crate::{
@@ -29,6 +31,10 @@ pub struct Task {
     pub name: String,
     /// Where it stands.
     pub at: Position,
+    /// The file that it is in, where a playbook is made of several.
+    pub file: Option<Arc<str>>,
+    /// The module of KubeKey that it is for, if that is not `image`: it is skipped then.
+    pub skipped: Option<&'static str>,
     /// Its tags, with those of the blocks and the play that it is in.
     pub tags: Vec<String>,
     /// How often it is repeated after it has failed.
@@ -46,6 +52,8 @@ pub struct Task {
     pub(super) vars: Option<Node>,
     pub(super) dialect: Option<Dialect>,
     pub(super) steps: Vec<Step>,
+    /// Variables that a skipped task would set.
+    pub(super) sets: Vec<String>,
 }
 
 /// Variables of a play or a block, and the dialect of the templates in them.
@@ -53,6 +61,11 @@ pub struct Task {
 pub(super) struct Vars {
     pub(super) node: Arc<Node>,
     pub(super) dialect: Option<Dialect>,
+    /// The file that they are in, where a playbook is made of several.
+    pub(super) file: Option<Arc<str>>,
+    /// Whether one that cannot be evaluated is an error only where it is used. A role has defaults
+    /// for everything that its tasks could need.
+    pub(super) lazy: bool,
 }
 
 /// An expression that must give `true` for the task to be carried out.
@@ -63,7 +76,11 @@ pub(super) struct Condition {
     pub(super) text: String,
     constant: Option<bool>,
     dialect: Option<Dialect>,
+    file: Option<Arc<str>>,
 }
+
+/// What the hint of an error names.
+const SKIP_OPTION: &str = "--skip-other-modules";
 
 /// How long to wait before a task is repeated, if it does not say so itself: Ansible's default.
 const DELAY: Duration = Duration::from_secs(5);
@@ -109,16 +126,24 @@ impl Playbook {
     /// included; see [`Playbook::check`] for its values. Templates of tasks that do not say their
     /// `template` are of this dialect.
     pub fn parse(text: &str, dialect: Option<Dialect>) -> Result<Self, Vec<TaskError>> {
+        Self::read(text, Reader { dialect, ..Reader::default() })
+    }
+
+    /// The same with the files beside the playbook: `roles`, `include_tasks`, `vars_files` and
+    /// `import_playbook` are followed, and tasks of KubeKey's other modules are skipped.
+    pub fn parse_project(
+        text: &str,
+        dialect: Option<Dialect>,
+        project: &Project<'_>,
+    ) -> Result<Self, Vec<TaskError>> {
+        let project = Some(Follow::new(project));
+        Self::read(text, Reader { dialect, project, ..Reader::default() })
+    }
+
+    fn read(text: &str, mut reader: Reader<'_>) -> Result<Self, Vec<TaskError>> {
         let node = Node::parse(text).map_err(|error| vec![error])?;
-        let mut reader = Reader { dialect, ..Reader::default() };
-        match &node.data {
-            Data::List(items) => items.iter().for_each(|item| reader.play_or_task(item)),
-            Data::Map(_) => reader.play_or_task(&node),
-            _ => reader.findings.error(TaskError::at(
-                node.at,
-                format!("expected a list of tasks, not {}", node.what()),
-            )),
-        }
+        let inherited = Inherited { dialect: reader.dialect, ..Inherited::default() };
+        reader.marked(|reader| reader.document_of_plays(&node, &inherited));
         match reader.findings.errors.is_empty() {
             true => Ok(Self { tasks: reader.tasks, warnings: reader.findings.warnings }),
             false => Err(reader.findings.errors),
@@ -128,23 +153,40 @@ impl Playbook {
 
 /// What tasks have from the play and the blocks that they are in.
 #[derive(Clone, Default)]
-struct Inherited {
-    vars: Vec<Vars>,
-    when: Vec<Condition>,
-    tags: Vec<String>,
-    ignore_errors: bool,
+pub(super) struct Inherited {
+    pub(super) vars: Vec<Vars>,
+    pub(super) when: Vec<Condition>,
+    pub(super) tags: Vec<String>,
+    pub(super) ignore_errors: bool,
     dialect: Option<Dialect>,
 }
 
+/// A file, or several of them, being read.
 #[derive(Default)]
-struct Reader {
+pub(super) struct Reader<'p> {
     tasks: Vec<Task>,
-    findings: Findings,
-    dialect: Option<Dialect>,
+    pub(super) findings: Findings,
+    pub(super) dialect: Option<Dialect>,
+    /// The files beside the playbook, where those may be followed.
+    pub(super) project: Option<Follow<'p>>,
 }
 
-impl Reader {
-    fn play_or_task(&mut self, node: &Node) {
+impl Reader<'_> {
+    /// A whole file of plays or tasks.
+    pub(super) fn document_of_plays(&mut self, node: &Node, inherited: &Inherited) {
+        match &node.data {
+            Data::List(items) => {
+                items.iter().for_each(|item| self.play_or_task(item, inherited));
+            }
+            Data::Map(_) => self.play_or_task(node, inherited),
+            _ => self.findings.error(TaskError::at(
+                node.at,
+                format!("expected a list of tasks, not {}", node.what()),
+            )),
+        }
+    }
+
+    fn play_or_task(&mut self, node: &Node, inherited: &Inherited) {
         let Data::Map(entries) = &node.data else {
             let reason = format!("expected a task, not {}", node.what());
             return self.findings.error(TaskError::at(node.at, reason));
@@ -156,26 +198,26 @@ impl Reader {
             )
         };
         match entries.iter().any(|(key, _)| is_play(&key.name)) {
-            true => self.play(entries),
-            false => {
-                let inherited = Inherited { dialect: self.dialect, ..Inherited::default() };
-                self.task(node.at, entries, &inherited);
-            }
+            true => self.play(entries, inherited),
+            false => self.task(node.at, entries, inherited),
         }
     }
 
-    fn play(&mut self, entries: &[(Key, Node)]) {
-        let mut play = Inherited { dialect: self.dialect, ..Inherited::default() };
+    fn play(&mut self, entries: &[(Key, Node)], inherited: &Inherited) {
+        let mut play = inherited.clone();
+        let follows = self.project.is_some();
         for (key, node) in entries {
             let name = key.name.as_str();
             let refuse = |reason: String| Err(TaskError::at(key.at, reason).key(name));
             let result = match name {
                 "name" => Ok(()),
                 "vars" => vars(node).map(|vars| {
-                    let dialect = self.dialect;
-                    play.vars.extend(vars.map(|node| Vars { node: Arc::new(node), dialect }));
+                    let (dialect, file) = (self.dialect, self.file());
+                    let vars =
+                        vars.map(|node| Vars { node: Arc::new(node), dialect, file, lazy: false });
+                    play.vars.extend(vars);
                 }),
-                "tags" => words(node).map(|tags| play.tags = tags),
+                "tags" => words(node).map(|tags| play.tags.extend(tags)),
                 "ignore_errors" => boolean(node).map(|ignore| play.ignore_errors = ignore),
                 "pre_tasks" | "tasks" | "post_tasks" => Ok(()),
                 "hosts" => {
@@ -183,13 +225,27 @@ impl Reader {
                     Ok(())
                 }
                 "gather_facts" => match boolean(node) {
-                    Ok(true) => refuse("imgfs knows no facts of hosts; give variables".into()),
+                    Ok(true) if follows => {
+                        let reason = "facts of hosts are not gathered; what needs them is an error";
+                        self.findings.warn(TaskError::at(node.at, reason).key(name));
+                        Ok(())
+                    }
+                    Ok(true) => refuse(format!(
+                        "imgfs knows no facts of hosts; give variables, and {SKIP_OPTION} to go on \
+                         without facts"
+                    )),
                     other => other.map(|_| ()),
                 },
-                "vars_files" => refuse("give them as --vars FILE".into()),
-                "roles" | "import_playbook" => {
-                    refuse("imgfs reads one file; write the tasks into it, or run each file".into())
+                "vars_files" if follows => {
+                    self.vars_files(node, &mut play);
+                    Ok(())
                 }
+                "vars_files" => refuse("give them as --vars FILE".into()),
+                "roles" | "import_playbook" if follows => Ok(()),
+                "roles" | "import_playbook" => refuse(format!(
+                    "imgfs reads one file; write the tasks into it, or run each file, or follow the \
+                     files beside this one with {SKIP_OPTION}"
+                )),
                 _ => refuse(match refused(name) {
                     Some(reason) => reason.to_owned(),
                     None => format!(
@@ -202,13 +258,35 @@ impl Reader {
                 self.findings.error(error.key(name));
             }
         }
-        for vars in &play.vars {
+        for vars in play.vars[inherited.vars.len()..].iter().filter(|vars| !vars.lazy) {
             self.templates(&vars.node, vars.dialect);
         }
-        for name in ["pre_tasks", "tasks", "post_tasks"] {
+        for name in ["import_playbook", "pre_tasks", "roles", "tasks", "post_tasks"] {
             for (key, node) in entries.iter().filter(|(key, _)| key.name == name) {
-                self.list(key, node, &play);
+                match name {
+                    "import_playbook" if follows => self.import_playbook(node, &play),
+                    "roles" if follows => self.roles(name, node, &play),
+                    "import_playbook" | "roles" => {}
+                    _ => self.list(key, node, &play),
+                }
             }
+        }
+    }
+
+    /// That the templates in variables of another file can be read.
+    pub(super) fn check_vars(&mut self, vars: &Vars) {
+        let before = self.findings.errors.len();
+        self.templates(&vars.node, vars.dialect);
+        for error in &mut self.findings.errors[before..] {
+            *error = error.clone().in_file(vars.file.as_ref());
+        }
+    }
+
+    /// That conditions can be read.
+    pub(super) fn check_conditions(&mut self, conditions: &[Condition]) {
+        for condition in conditions {
+            let result = condition.template();
+            self.findings.take(result.map_err(|e| e.key("when")));
         }
     }
 
@@ -222,7 +300,7 @@ impl Reader {
         }
     }
 
-    fn list(&mut self, key: &Key, node: &Node, inherited: &Inherited) {
+    pub(super) fn list(&mut self, key: &Key, node: &Node, inherited: &Inherited) {
         match &node.data {
             Data::Null => {}
             Data::List(items) => {
@@ -262,9 +340,16 @@ impl Reader {
         entries: &[(Key, Node)],
         inherited: &Inherited,
     ) {
+        let other = modules::other(entries);
+        if let (Some((module, node)), true) = (other, self.project.is_some()) {
+            return self.skipped_task(name, at, entries, inherited, module, node);
+        }
         let mut task = Task {
             name,
             at,
+            file: self.file(),
+            skipped: None,
+            sets: Vec::new(),
             tags: inherited.tags.clone(),
             retries: 0,
             delay: DELAY,
@@ -277,7 +362,11 @@ impl Reader {
             dialect: inherited.dialect,
             steps: Vec::new(),
         };
-        let block = entries.iter().find(|(key, _)| key.name == "block");
+        let block = entries.iter().find(|(key, _)| match key.name.as_str() {
+            "block" => true,
+            "include_tasks" | "import_tasks" => self.project.is_some(),
+            _ => false,
+        });
         // The order of keys means nothing: this one is for all of them.
         if let Some((key, node)) = entries.iter().find(|(key, _)| key.name == "template") {
             match dialect(node) {
@@ -289,12 +378,18 @@ impl Reader {
             let name = key.name.as_str();
             let refuse = |reason: String| Err(TaskError::at(key.at, reason));
             let result = match name {
+                "include_tasks" | "import_tasks" if block.is_some() => Ok(()),
+                _ if other.is_some_and(|(module, _)| module == name) => refuse(format!(
+                    "imgfs has no module `{name}`; it carries out `image` only, and skips tasks of \
+                     KubeKey's other modules with {SKIP_OPTION}"
+                )),
                 "name" | "block" | "template" => Ok(()),
                 "loop" | "retries" | "delay" | "register" | "run_once" | "image" | "pull"
                 | "push" | "copy"
                     if block.is_some() =>
                 {
-                    refuse("this cannot stand beside `block`; it belongs to a task in it".into())
+                    let key = block.map_or("block", |(key, _)| &key.name);
+                    refuse(format!("this cannot stand beside `{key}`; it belongs to a task in it"))
                 }
                 "image" => {
                     task.steps.extend(steps::module(node, &mut self.findings));
@@ -304,10 +399,8 @@ impl Reader {
                     true => refuse("this belongs under `image`, which the task has, too".into()),
                     false => Ok(()),
                 },
-                "when" => conditions(node).map(|when| {
-                    let dialect = task.dialect;
-                    task.when.extend(when.into_iter().map(|c| Condition { dialect, ..c }));
-                }),
+                "when" => conditions(node, task.dialect, task.file.as_ref())
+                    .map(|when| task.when.extend(when)),
                 "loop" => {
                     task.items = Some(node.clone()).filter(|node| !node.is_null());
                     Ok(())
@@ -323,6 +416,10 @@ impl Reader {
                 "vars" => vars(node).map(|vars| task.vars = vars),
                 _ => refuse(match refused(name) {
                     Some(reason) => format!("refused: {reason}"),
+                    None if matches!(name, "include_tasks" | "import_tasks") => format!(
+                        "imgfs reads one file; write the tasks into it, or follow the files beside \
+                         this one with {SKIP_OPTION}"
+                    ),
                     None => match did_you_mean(name, TASK_KEYS.iter().copied()) {
                         hint if hint.is_empty() => {
                             format!("imgfs has no module `{name}`; it carries out `image` only")
@@ -344,9 +441,12 @@ impl Reader {
                 vars: task
                     .outer_vars
                     .into_iter()
-                    .chain(
-                        task.vars.map(|node| Vars { node: Arc::new(node), dialect: task.dialect }),
-                    )
+                    .chain(task.vars.map(|node| Vars {
+                        node: Arc::new(node),
+                        dialect: task.dialect,
+                        file: task.file,
+                        lazy: false,
+                    }))
                     .collect(),
                 when: task.when,
                 tags: task.tags,
@@ -356,11 +456,11 @@ impl Reader {
             for vars in &inside.vars[inherited.vars.len()..] {
                 self.templates(&vars.node, vars.dialect);
             }
-            for condition in &inside.when[inherited.when.len()..] {
-                let result = condition.template();
-                self.findings.take(result.map_err(|e| e.key("when")));
-            }
-            return self.list(key, node, &inside);
+            self.check_conditions(&inside.when[inherited.when.len()..]);
+            return match key.name.as_str() {
+                "block" => self.list(key, node, &inside),
+                _ => self.include(key, node, &inside),
+            };
         }
         let is = |known: fn(&str) -> bool| entries.iter().any(|(key, _)| known(&key.name));
         if !is(|key| key == "image" || steps::form(key).is_some()) {
@@ -375,12 +475,57 @@ impl Reader {
         self.tasks.push(task);
     }
 
+    /// A task that is for another module of KubeKey. How it would be carried out does not matter,
+    /// so its values are not looked at.
+    fn skipped_task(
+        &mut self,
+        name: String,
+        at: Position,
+        entries: &[(Key, Node)],
+        inherited: &Inherited,
+        module: &'static str,
+        argument: &Node,
+    ) {
+        let mut task = Task {
+            name,
+            at,
+            file: self.file(),
+            skipped: Some(module),
+            sets: modules::variables(module, argument),
+            tags: inherited.tags.clone(),
+            retries: 0,
+            delay: DELAY,
+            ignore_errors: false,
+            register: None,
+            when: Vec::new(),
+            items: None,
+            outer_vars: Vec::new(),
+            vars: None,
+            dialect: inherited.dialect,
+            steps: Vec::new(),
+        };
+        for (key, node) in entries {
+            let result = match key.name.as_str() {
+                "register" => register(node).map(|name| task.sets.push(name)),
+                "tags" => words(node).map(|tags| task.tags.extend(tags)),
+                key if key == module => Ok(()),
+                "image" | "pull" | "push" | "copy" | "block" => {
+                    Err(TaskError::at(key.at, format!("this cannot stand beside `{module}`")))
+                }
+                other if TASK_KEYS.contains(&other) || refused(other).is_some() => Ok(()),
+                other => {
+                    let hint = did_you_mean(other, TASK_KEYS.iter().copied());
+                    Err(TaskError::at(key.at, format!("a task has no such key{hint}")))
+                }
+            };
+            self.findings.take(result.map_err(|e| e.key(&key.name)));
+        }
+        self.tasks.push(task);
+    }
+
     /// That all templates of a task can be read, also those that will not be rendered.
     fn check_templates(&mut self, task: &Task, inherited: &Inherited) {
-        for condition in &task.when[inherited.when.len()..] {
-            let result = condition.template();
-            self.findings.take(result.map_err(|e| e.key("when")));
-        }
+        self.check_conditions(&task.when[inherited.when.len()..]);
         for node in task.vars.iter().chain(&task.items) {
             self.templates(node, task.dialect);
         }
@@ -413,7 +558,11 @@ impl Condition {
             false => format!("{{{{ {} }}}}", self.text),
         };
         Template::parse(&text, self.dialect)
-            .map_err(|error| TaskError::at(self.at, format!("template {error}")))
+            .map_err(|error| self.error(format!("template {error}")))
+    }
+
+    fn error(&self, reason: String) -> TaskError {
+        TaskError::at(self.at, reason).in_file(self.file.as_ref())
     }
 
     /// Whether it gives `true`; nothing, and what has no value, is `false`.
@@ -422,19 +571,16 @@ impl Condition {
             return Ok(constant);
         }
         let template = self.template()?;
-        if !scope.is_known(&self.text) {
-            return Err(super::evaluate::Trouble::NotYet);
-        }
+        scope.ready(&self.text)?;
         let rendered = template.render(&scope.vars, Missing::NoValue);
-        let rendered =
-            rendered.map_err(|error| TaskError::at(self.at, format!("template {error}")))?;
+        let rendered = rendered.map_err(|error| self.error(format!("template {error}")))?;
         match rendered.trim().to_ascii_lowercase().as_str() {
             "true" => Ok(true),
             "false" | "" | "<no value>" => Ok(false),
             // What it gives is not shown: it may be anything.
             _ => {
                 let reason = format!("`{}` gives neither true nor false", self.text);
-                Err(TaskError::at(self.at, reason).into())
+                Err(self.error(reason).into())
             }
         }
     }
@@ -474,7 +620,7 @@ fn refused(key: &str) -> Option<&'static str> {
     })
 }
 
-fn vars(node: &Node) -> Result<Option<Node>, TaskError> {
+pub(super) fn vars(node: &Node) -> Result<Option<Node>, TaskError> {
     match &node.data {
         Data::Map(_) => Ok(Some(node.clone())),
         Data::Null => Ok(None),
@@ -483,7 +629,7 @@ fn vars(node: &Node) -> Result<Option<Node>, TaskError> {
 }
 
 /// A list of words, or a text with commas between them.
-fn words(node: &Node) -> Result<Vec<String>, TaskError> {
+pub(super) fn words(node: &Node) -> Result<Vec<String>, TaskError> {
     let split = |text: &str| -> Vec<String> {
         text.split(',').map(str::trim).filter(|w| !w.is_empty()).map(str::to_owned).collect()
     };
@@ -498,7 +644,7 @@ fn words(node: &Node) -> Result<Vec<String>, TaskError> {
     }
 }
 
-fn boolean(node: &Node) -> Result<bool, TaskError> {
+pub(super) fn boolean(node: &Node) -> Result<bool, TaskError> {
     let value = node.text().and_then(|text| flag(text).ok()).flatten();
     value.ok_or_else(|| TaskError::at(node.at, "expected true or false"))
 }
@@ -529,7 +675,12 @@ fn dialect(node: &Node) -> Result<Dialect, TaskError> {
     }
 }
 
-fn conditions(node: &Node) -> Result<Vec<Condition>, TaskError> {
+pub(super) fn conditions(
+    node: &Node,
+    dialect: Option<Dialect>,
+    file: Option<&Arc<str>>,
+) -> Result<Vec<Condition>, TaskError> {
+    let condition = |node: &Node| condition(node, dialect, file);
     match &node.data {
         Data::Null => Ok(Vec::new()),
         Data::List(items) => items.iter().map(condition).collect(),
@@ -537,15 +688,19 @@ fn conditions(node: &Node) -> Result<Vec<Condition>, TaskError> {
     }
 }
 
-fn condition(node: &Node) -> Result<Condition, TaskError> {
-    let (at, dialect) = (node.at, None);
-    match &node.data {
-        Data::Scalar { kind: Kind::Bool(value), text } => {
-            Ok(Condition { at, text: text.clone(), constant: Some(*value), dialect })
+fn condition(
+    node: &Node,
+    dialect: Option<Dialect>,
+    file: Option<&Arc<str>>,
+) -> Result<Condition, TaskError> {
+    let at = node.at;
+    let (text, constant) = match &node.data {
+        Data::Scalar { kind: Kind::Bool(value), text } => (text.as_str(), Some(*value)),
+        Data::Scalar { text, .. } if !text.trim().is_empty() => (text.trim(), None),
+        _ => {
+            let reason = format!("expected an expression, not {}", node.what());
+            return Err(TaskError::at(at, reason));
         }
-        Data::Scalar { text, .. } if !text.trim().is_empty() => {
-            Ok(Condition { at, text: text.trim().to_owned(), constant: None, dialect })
-        }
-        _ => Err(TaskError::at(at, format!("expected an expression, not {}", node.what()))),
-    }
+    };
+    Ok(Condition { at, text: text.to_owned(), constant, dialect, file: file.cloned() })
 }

@@ -6,7 +6,7 @@ use super::{
     Playbook, Selection, Settings,
     convert::Converter,
     error::{Findings, TaskError},
-    evaluate::{Scope, Trouble},
+    evaluate::{Broken, Scope, Trouble},
     playbook::Task,
 };
 use crate::{ops::Request, template::Value};
@@ -34,6 +34,35 @@ pub(super) struct Iteration {
     pub(super) requests: Result<Vec<Request>, String>,
 }
 
+/// Variables that have no value at the moment.
+#[derive(Debug, Default)]
+pub(super) struct Absent {
+    /// Those that tasks still to come will set.
+    pub(super) unknown: BTreeSet<String>,
+    /// Those that skipped tasks would have set.
+    pub(super) lost: Broken,
+}
+
+impl Absent {
+    /// Goes past a task that is skipped: nothing can be made of what it would set.
+    pub(super) fn skip(&mut self, task: &Task, settings: &Settings) {
+        for name in task.sets.iter().filter(|name| settings.vars.get(name).is_none()) {
+            let module = task.skipped.unwrap_or_default();
+            let reason = format!(
+                "`{name}` is set by the task `{}`, which is skipped as one for the module \
+                 `{module}`; give it with --set {name}=VALUE or --vars FILE",
+                task.name
+            );
+            self.lost.insert(vec![name.clone()], TaskError::file(reason));
+        }
+    }
+
+    /// Goes past a task that sets this variable.
+    pub(super) fn set(&mut self, name: &str) {
+        self.lost.retain(|path, _| path.first().is_none_or(|first| first != name));
+    }
+}
+
 /// Whether a task is to be carried out.
 enum Verdict {
     Met,
@@ -54,10 +83,17 @@ impl Playbook {
         selection: &Selection,
     ) -> Result<Vec<TaskError>, Vec<TaskError>> {
         let mut findings = Findings::default();
-        let mut unknown = BTreeSet::new();
+        let mut absent = Absent::default();
         for task in self.tasks.iter().filter(|task| selection.takes(task)) {
-            task.prepare(settings, &Value::map(), &unknown, &mut findings);
-            unknown.extend(task.register.clone());
+            if task.skipped.is_some() {
+                absent.skip(task, settings);
+                continue;
+            }
+            task.prepare(settings, &Value::map(), &absent, &mut findings);
+            if let Some(name) = &task.register {
+                absent.set(name);
+                absent.unknown.insert(name.clone());
+            }
         }
         match findings.errors.is_empty() {
             true => Ok(findings.warnings),
@@ -68,19 +104,19 @@ impl Playbook {
 
 impl Task {
     /// What it has to do with the variables of the moment: `registered` are the results of earlier
-    /// tasks, `unknown` the names of those that are still to come. `None` where something is wrong.
+    /// tasks. `None` where something is wrong.
     pub(super) fn prepare(
         &self,
         settings: &Settings,
         registered: &Value,
-        unknown: &BTreeSet<String>,
+        absent: &Absent,
         findings: &mut Findings,
     ) -> Option<Prepared> {
         let before = (findings.errors.len(), findings.warnings.len());
-        let prepared = self.evaluate(settings, registered, unknown, findings);
+        let prepared = self.evaluate(settings, registered, absent, findings);
         let (errors, warnings) = (&mut findings.errors, &mut findings.warnings);
         for found in errors[before.0..].iter_mut().chain(&mut warnings[before.1..]) {
-            *found = found.clone().task(&self.name);
+            *found = found.clone().in_file(self.file.as_ref()).task(&self.name);
         }
         prepared.filter(|_| findings.errors.len() == before.0)
     }
@@ -89,17 +125,26 @@ impl Task {
         &self,
         settings: &Settings,
         registered: &Value,
-        unknown: &BTreeSet<String>,
+        absent: &Absent,
         findings: &mut Findings,
     ) -> Option<Prepared> {
         // What the command line and earlier tasks say is stronger than the file.
         let mut stronger = settings.vars.clone();
         stronger.merge(registered.clone());
-        let mut scope =
-            Scope { vars: stronger.clone(), unknown: unknown.clone(), dialect: self.dialect };
+        let mut scope = Scope {
+            vars: stronger.clone(),
+            unknown: absent.unknown.clone(),
+            broken: absent.lost.clone(),
+            dialect: self.dialect,
+        };
         for vars in &self.outer_vars {
             scope.dialect = vars.dialect;
-            findings.take(scope.define(&vars.node, &stronger))?;
+            if vars.lazy {
+                scope.define_lazily(vars, &stronger);
+                continue;
+            }
+            let defined = scope.define(&vars.node, &stronger);
+            findings.take(defined.map_err(|error| error.in_file(vars.file.as_ref())))?;
         }
         scope.dialect = self.dialect;
         let mut first = scope.clone();

@@ -1,8 +1,12 @@
 //! Carrying out tasks one after another, as KubeKey does.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
-use super::{Playbook, Selection, Settings, Task, error::Findings, prepare::Prepared};
+use super::{
+    Playbook, Selection, Settings, Task,
+    error::Findings,
+    prepare::{Absent, Prepared},
+};
 use crate::{
     ops::{Ending, Images, Request},
     template::Value,
@@ -145,6 +149,7 @@ impl Playbook {
         let mut report = RunReport::new();
         let mut registered = Value::map();
         let mut stopped = false;
+        let mut absent = Absent::default();
         for task in &self.tasks {
             let status = if !selection.takes(task) {
                 TaskStatus::NotSelected
@@ -152,8 +157,16 @@ impl Playbook {
                 TaskStatus::NotRun
             } else {
                 runner.tell(task, RunEvent::Started);
-                let (outcome, items) = task.run(settings, &registered, runner);
+                let (outcome, items) = match task.skipped {
+                    Some(module) => {
+                        absent.skip(task, settings);
+                        let reason = format!("imgfs has no module `{module}`");
+                        (TaskOutcome::Skip(reason), Vec::new())
+                    }
+                    None => task.run(settings, &registered, &absent, runner),
+                };
                 if let Some(name) = &task.register {
+                    absent.set(name);
                     let mut value = outcome.value();
                     if task.items.is_some() {
                         let results = items.iter().map(TaskOutcome::value).collect();
@@ -184,10 +197,11 @@ impl Task {
         &self,
         settings: &Settings,
         registered: &Value,
+        absent: &Absent,
         runner: &mut dyn Runner,
     ) -> (TaskOutcome, Vec<TaskOutcome>) {
         let mut findings = Findings::default();
-        let prepared = self.prepare(settings, registered, &BTreeSet::new(), &mut findings);
+        let prepared = self.prepare(settings, registered, absent, &mut findings);
         let iterations = match prepared {
             Some(Prepared::Ready(iterations)) => iterations,
             Some(Prepared::Skip(reason)) => return (TaskOutcome::Skip(reason), Vec::new()),

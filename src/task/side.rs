@@ -74,9 +74,7 @@ impl Scope {
         };
         let wrong = |reason: String| TaskError::at(node.at, reason);
         let template = self.template(node.at, text)?;
-        if !self.is_known(text) {
-            return Err(Trouble::NotYet);
-        }
+        self.ready(text)?;
         for image in images {
             let rendered = template
                 .render(&with_image(&self.vars, image), Missing::Error)

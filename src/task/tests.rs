@@ -3,6 +3,7 @@
 mod documents;
 mod forms;
 mod mistakes;
+mod project;
 mod running;
 
 use std::fmt::{Display, Write};

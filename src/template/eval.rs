@@ -480,12 +480,12 @@ impl<'t> Evaluator<'t, '_> {
                 Some(int) => return Ok(Some(int.into())),
                 None => number.float.to_string(),
             },
-            (OperandKind::Number(number), b's' | b'b' | b'm') => match number.int {
+            (OperandKind::Number(number), b's' | b'b' | b'm' | b't') => match number.int {
                 Some(int) => int.to_string(),
                 None => number.float.to_string(),
             },
-            (OperandKind::Bool(value), b's' | b'i' | b'f' | b'm') => value.to_string(),
-            (OperandKind::String(text), b'i' | b'f' | b'b' | b'm') => format!("{text:?}"),
+            (OperandKind::Bool(value), b's' | b'i' | b'f' | b'm' | b't') => value.to_string(),
+            (OperandKind::String(text), b'i' | b'f' | b'b' | b'm' | b't') => format!("{text:?}"),
             _ => {
                 let value = self.operand(dot, operand, tolerant)?;
                 return checked(at, value, wanted);
@@ -494,7 +494,6 @@ impl<'t> Evaluator<'t, '_> {
         let expected = match wanted {
             b'i' => "integer",
             b'f' => "float",
-            b'm' => type_name(wanted),
             other => type_name(other),
         };
         let found: String = found.chars().take(60).collect();
@@ -509,6 +508,7 @@ fn type_name(wanted: u8) -> &'static str {
         b'f' => "float64",
         b'b' => "bool",
         b'm' => "map[string]interface {}",
+        b't' => "time.Time",
         _ => "interface {}",
     }
 }
@@ -527,6 +527,7 @@ fn checked(at: usize, value: Datum, wanted: u8) -> Evaluated<Datum> {
         b'f' => matches!(value, Value::Float(_)),
         b'b' => matches!(value, Value::Bool(_)),
         b'm' => matches!(value, Value::Map(_)),
+        b't' => matches!(value, Value::Time(_)),
         _ => true,
     };
     if fits {

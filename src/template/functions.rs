@@ -5,14 +5,21 @@
 //! go where Go would complain about the type.
 
 mod builtin;
+mod dates;
 mod dicts;
 mod encoding;
+mod floats;
+mod kubekey;
 mod lists;
 mod math;
 mod network;
+mod paths;
 mod regexes;
 mod semver;
 mod strings;
+mod toml;
+mod urls;
+mod words;
 mod yaml;
 
 use std::{
@@ -33,8 +40,8 @@ use super::{
 /// A function that templates can call.
 pub(super) struct Function {
     pub(super) name: &'static str,
-    /// Types of the parameters: `a`ny, `s`tring, `i`nteger, `f`loat, `b`ool, `m`ap. A `*` at the
-    /// end: the last one as often as one likes.
+    /// Types of the parameters: `a`ny, `s`tring, `i`nteger, `f`loat, `b`ool, `m`ap, `t`ime. A `*` at
+    /// the end: the last one as often as one likes.
     signature: &'static str,
     run: Body,
 }
@@ -186,6 +193,7 @@ fn kind(value: &Value) -> &'static str {
         Value::Nil => "invalid",
         Value::List(_) => "slice",
         Value::Map(_) => "map",
+        Value::Time(_) => "struct",
         scalar => scalar.type_name(),
     }
 }
@@ -200,20 +208,27 @@ pub(super) fn is_empty(run: &Run, value: &Value) -> bool {
         Value::String(text) => text.is_empty(),
         Value::List(list) => list.is_empty(),
         Value::Map(map) => run.entries(map).is_empty(),
+        Value::Time(_) => false,
     }
 }
 
 static FUNCTIONS: LazyLock<HashMap<&str, &Function>> = LazyLock::new(|| {
     let all = [
         builtin::FUNCTIONS,
+        dates::FUNCTIONS,
         dicts::FUNCTIONS,
         encoding::FUNCTIONS,
+        floats::FUNCTIONS,
+        kubekey::FUNCTIONS,
         lists::FUNCTIONS,
         math::FUNCTIONS,
         network::FUNCTIONS,
+        paths::FUNCTIONS,
         regexes::FUNCTIONS,
         semver::FUNCTIONS,
         strings::FUNCTIONS,
+        urls::FUNCTIONS,
+        words::FUNCTIONS,
     ];
     all.into_iter().flatten().map(|function| (function.name, function)).collect()
 });
@@ -239,28 +254,19 @@ const NOT_OFFERED: &[(&str, &str)] = &[
     ("fileExist fileExists", "templates do not see files"),
     ("getHostByName", "templates do not see the network"),
     (
-        "now date ago htmlDate htmlDateInZone dateInZone date_in_zone dateModify date_modify \
-         mustDateModify must_date_modify toDate mustToDate unixEpoch duration durationRound",
-        "the same template and variables always give the same text",
+        "now ago",
+        "it depends on the present time, and the same template and variables always give the same \
+         text; give a date with --set or --vars",
     ),
     (
         "randAlphaNum randAlpha randAscii randNumeric randBytes randInt shuffle uuidv4",
-        "the same template and variables always give the same text",
+        "it is random, and the same template and variables always give the same text",
     ),
     (
-        "bcrypt htpasswd genPrivateKey derivePassword buildCustomCert genCA genCAWithKey \
+        "bcrypt htpasswd derivePassword genPrivateKey buildCustomCert genCA genCAWithKey \
          genSelfSignedCert genSelfSignedCertWithKey genSignedCert genSignedCertWithKey encryptAES \
-         decryptAES sha1sum sha512sum adler32sum",
-        "names of images need no such cryptography; there is sha256sum",
-    ),
-    ("add1f addf subf mulf divf maxf minf", "there is only the arithmetic of integers"),
-    ("b32enc b32dec", "there is b64enc and b64dec"),
-    ("toToml fromTOML fromToml", "there is toYaml and toJson"),
-    (
-        "abbrevboth wrap wrapWith plural initials swapcase snakecase camelcase kebabcase hello \
-         osBase osDir osExt osClean osIsAbs urlParse urlJoin toDecimal toLowerByteUnit \
-         mapToNamedStringArgs getStringSlice ipInCIDR",
-        "names of images have not needed it so far",
+         decryptAES",
+        "templates make no passwords, keys or certificates",
     ),
 ];
 

@@ -111,6 +111,8 @@ impl<'r> Printer<'r> {
                 'q' => self.quote(text),
                 _ => self.bad_verb(value, verb),
             },
+            // As what it is as a text, whatever the verb.
+            Value::Time(time) => self.value(&Value::from(time.to_string()), verb, depth),
             Value::List(_) | Value::Map(_) if verb == 'p' => self.bad_verb(value, verb),
             Value::List(list) => {
                 let (open, close, separator) = self.brackets(value, "[");

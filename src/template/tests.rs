@@ -2,6 +2,7 @@
 //! `text/template` and `fmt` and of sprig, not from what this implementation prints.
 
 mod errors;
+mod functions;
 mod hostile;
 mod kubekey;
 mod language;

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt, ops::Deref, sync::Arc};
 
+use super::time::Time;
+
 /// A value in a template. A clone costs a reference count.
 ///
 /// What Go distinguishes beyond these (`int64` and `int`, `[]string` and `[]interface {}`) is one
@@ -23,6 +25,8 @@ pub enum Value {
     List(List),
     /// A map of names to values
     Map(Map),
+    /// A point in time
+    Time(Time),
 }
 
 /// A list of values; dereferences to a slice.
@@ -74,6 +78,7 @@ impl Value {
             Self::String(_) => "string",
             Self::List(_) => "[]interface {}",
             Self::Map(_) => "map[string]interface {}",
+            Self::Time(_) => "time.Time",
         }
     }
 
@@ -279,7 +284,7 @@ impl From<serde_json::Value> for Value {
     }
 }
 
-/// Numbers that JSON does not have become `null`.
+/// Numbers that JSON does not have become `null`, and times texts in the form of RFC 3339.
 impl From<&Value> for serde_json::Value {
     fn from(value: &Value) -> Self {
         match value {
@@ -292,6 +297,7 @@ impl From<&Value> for serde_json::Value {
             Value::Map(entries) => Self::Object(
                 entries.iter().map(|(key, value)| (key.clone(), Self::from(value))).collect(),
             ),
+            Value::Time(time) => Self::String(time.rfc3339()),
         }
     }
 }
@@ -335,6 +341,11 @@ mod tests {
             assert!(error.contains(reason), "{path}: {error}");
         }
         assert_eq!(serde_json::Value::from(&own), expected, "a failure changes nothing");
+    }
+
+    #[test]
+    fn values_are_small() {
+        assert_eq!(size_of::<Value>(), 24);
     }
 
     #[test]

@@ -51,3 +51,42 @@ fn nothing_to_do_is_said() {
     let output = run("- {name: a, pull: [a], when: .go}\n", &[]).expect_code(3);
     assert!(output.stdout.starts_with("TASK [a]\nskip: `.go` (line 1) is not true\n"), "{output}");
 }
+
+/// A role beside the playbook; one that is a link to elsewhere is not followed.
+#[test]
+fn other_modules_are_skipped_on_demand() {
+    let imgfs = Imgfs::scratch();
+    let project = imgfs.home().join("project");
+    let write = |path: &str, text: &str| {
+        let path = project.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("playbooks/pull.yaml", "- hosts: all\n  roles: [images]\n");
+    write(
+        "roles/images/tasks/main.yaml",
+        "- name: prepare\n  command: make\n- name: pull\n  pull: [a]\n  when: .go\n",
+    );
+    let file = project.join("playbooks/pull.yaml");
+    let file = file.to_str().unwrap();
+    imgfs.run(&["run", file]).expect_code(2).stderr_has("roles: imgfs reads one file");
+    let output = imgfs
+        .run(&["run", file, "--skip-other-modules", "--set", "go=false"])
+        .expect_code(3)
+        .stderr_has("all tasks were skipped");
+    let said = "TASK [prepare]\nskip: imgfs has no module `command`\nTASK [pull]\nskip: `.go`";
+    assert!(output.stdout.starts_with(said), "{output}");
+    write("roles/images/tasks/main.yaml", "- name: pull\n  pull: ['B:c:d']\n");
+    imgfs
+        .run(&["run", file, "--skip-other-modules"])
+        .expect_code(2)
+        .stderr_has("roles/images/tasks/main.yaml: line 2, column")
+        .stderr_has("task `pull`: pull: `B:c:d` is not an image");
+    std::fs::rename(project.join("roles/images"), imgfs.home().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(imgfs.home().join("elsewhere"), project.join("roles/images"))
+        .unwrap();
+    imgfs
+        .run(&["run", file, "--skip-other-modules"])
+        .expect_code(2)
+        .stderr_has("roles/images is a symbolic link");
+}

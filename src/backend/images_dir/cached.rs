@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! blobs/.imgfs/cache/        or the directory of `--cache-dir`
-//!   version                    `imgfs cache 2`
+//!   version                    `imgfs cache 3`
 //!   lock                       locked by the process whose cache this is
 //!   part/<digest>              the blocks of a blob that are here, each at its offset; holes between
 //!   part/<digest>.map          which blocks these are
@@ -17,9 +17,12 @@
 //! has checked. So streams have directories of their own: no blob that a registry sends can take the
 //! place of a stream, and no stream that of a blob.
 //!
+//! Digests are written `sha256-<hex>` here, which every file system takes. Version 2 wrote `sha256:<hex>`; its files
+//! are renamed when it is opened for the first time.
+//!
 //! Version 1 kept streams among the blobs, under digests of texts. When a cache of version 1 is
 //! opened for the first time, whole files whose content has not the digest in their name are removed,
-//! and only then the version becomes 2. Parts stay: they are hashed before the end of a blob is
+//! and only then the version becomes 3. Parts stay: they are hashed before the end of a blob is
 //! given out, and by a pull, as they always were.
 //!
 //! A map is a header and a checksum for each block of [`BLOCK_BYTES`], all little-endian:
@@ -53,7 +56,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::publish;
+use super::{Layout, portable, publish};
 use crate::{backend::ConfinedDir, image::Digest};
 
 /// Content is kept and checked in blocks of this many bytes.
@@ -63,7 +66,10 @@ pub const BLOCK_BYTES: u64 = 128 << 10;
 pub const HEADER_BYTES: u64 = 32;
 
 /// The content of the file `version`.
-pub const VERSION: &str = "imgfs cache 2\n";
+pub const VERSION: &str = "imgfs cache 3\n";
+
+/// What it was when names had colons.
+pub const VERSION_WITH_COLONS: &str = "imgfs cache 2\n";
 
 /// What it was when streams were among the blobs.
 pub const VERSION_WITHOUT_STREAMS: &str = "imgfs cache 1\n";
@@ -109,7 +115,7 @@ pub enum ContentId {
 impl ContentId {
     /// The content that a file with this name holds in the directories of blobs.
     pub fn parse_blob(name: &str) -> Option<Self> {
-        name.parse().ok().map(Self::Blob)
+        portable::digest(name).map(Self::Blob)
     }
 
     /// The content that a file with this name holds in the directories of streams.
@@ -125,7 +131,7 @@ impl ContentId {
     /// The name of its files.
     pub fn file_name(&self) -> String {
         match self {
-            Self::Blob(digest) => digest.to_string(),
+            Self::Blob(digest) => Layout::Portable.digest_name(digest),
             Self::Stream(id) => id.to_string(),
         }
     }
@@ -179,9 +185,10 @@ impl StreamId {
 }
 
 impl Display for StreamId {
-    /// As its files are called: `<digest of the layer>.<64 hexadecimal digits>`.
+    /// As its files are called: `<digest of the layer, with - for the colon>.<64 hexadecimal digits>`.
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.layer, hex::encode(self.form))
+        let layer = Layout::Portable.digest_name(&self.layer);
+        write!(f, "{layer}.{}", hex::encode(self.form))
     }
 }
 
@@ -190,7 +197,7 @@ impl FromStr for StreamId {
 
     fn from_str(name: &str) -> Result<Self, ()> {
         let (layer, form) = name.split_once('.').ok_or(())?;
-        let mut id = Self { layer: layer.parse().map_err(|_| ())?, form: [0; 32] };
+        let mut id = Self { layer: portable::digest(layer).ok_or(())?, form: [0; 32] };
         hex::decode_to_slice(form, &mut id.form).map_err(|_| ())?;
         // One stream has one name: no capital letters.
         if id.to_string() == name { Ok(id) } else { Err(()) }
@@ -312,7 +319,7 @@ pub fn has_digest(root: &ConfinedDir, path: &Path, digest: &Digest) -> io::Resul
 
 /// Whether a file looks like a published blob.
 pub fn is_sealed(meta: &fs::Metadata) -> bool {
-    publish::is_sealed(meta)
+    publish::looks_sealed(meta)
 }
 
 /// Adds to `to`, which holds the first `have` bytes of a blob, what the cache at `dir` has next.

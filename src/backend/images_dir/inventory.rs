@@ -121,7 +121,7 @@ impl ImagesDir {
     /// Reads all names and manifests.
     pub fn inventory(&self) -> Result<Inventory> {
         let inner = &self.inner;
-        let walk = layout::walk(&inner.root);
+        let walk = layout::walk(&inner.root, inner.layout);
         let walk = walk.map_err(|e| Error::io(inner.root.path(), "reading", e))?;
         let mut inventory = Inventory::default();
         let stray_blobs = inner.list_blobs(&mut inventory)?;
@@ -165,7 +165,7 @@ impl Inner {
         };
         let mut stray = Vec::new();
         for DirEntry { name, kind } in dir.entries().map_err(failed)? {
-            let digest = name.to_str().and_then(|name| name.parse().ok());
+            let digest = name.to_str().and_then(|name| self.layout.parse_digest(name));
             match (digest, kind) {
                 (Some(digest), FileType::RegularFile) => {
                     // What has gone meanwhile is not there.
@@ -214,12 +214,14 @@ impl<'a> Scan<'a> {
                 continue;
             }
             let reference = repository.tagged(tag);
-            match read_manifest(&self.inner.root, &dir.manifests.join(tag), Algorithm::Sha256) {
+            let stored = self.inner.layout.tag_name(tag);
+            let path = dir.manifests.join(&*stored);
+            match read_manifest(&self.inner.root, &path, Algorithm::Sha256) {
                 Ok(manifest) => self.add_image(reference, &manifest),
                 Err(error) => {
                     let name = Subject::Tag(reference);
                     self.problem(
-                        tag,
+                        &stored,
                         ProblemKind::Unreadable,
                         "a manifest",
                         &error.kind().to_string(),
@@ -268,7 +270,8 @@ impl<'a> Scan<'a> {
     fn note_links(&mut self) {
         for name in &self.dir.links {
             let repository = self.dir.repository.clone();
-            let path = self.inner.relative(&self.dir.manifests.join(name));
+            let stored = self.inner.layout.stored_name(layout::MANIFESTS, name);
+            let path = self.inner.relative(&self.dir.manifests.join(&*stored));
             let mut problem = Problem::link(path);
             problem.expected = "a file".to_owned();
             problem.subject = match name.parse::<Digest>() {
@@ -312,7 +315,8 @@ impl<'a> Scan<'a> {
     }
 
     fn read_by_digest(&mut self, digest: &Digest) {
-        let name = digest.to_string();
+        let name = self.inner.layout.digest_name(digest);
+        let expected = digest.to_string();
         let path = self.dir.manifests.join(&name);
         let subject = || Subject::Manifest {
             repository: self.dir.repository.clone(),
@@ -326,7 +330,7 @@ impl<'a> Scan<'a> {
             }
             Ok(manifest) => {
                 let (found, subject) = (manifest.digest().to_string(), subject());
-                self.problem(&name, ProblemKind::Corrupt, &name, &found, subject);
+                self.problem(&name, ProblemKind::Corrupt, &expected, &found, subject);
             }
             Err(error) => {
                 let kind = match error.kind() {
@@ -335,7 +339,7 @@ impl<'a> Scan<'a> {
                     _ => ProblemKind::Corrupt,
                 };
                 let (found, subject) = (format!("{size} bytes: {}", error.kind()), subject());
-                self.problem(&name, kind, &name, &found, subject);
+                self.problem(&name, kind, &expected, &found, subject);
             }
         }
     }
@@ -467,7 +471,8 @@ impl<'a> Scan<'a> {
 
     fn note_orphans(&mut self) {
         for digest in self.manifests.keys().filter(|digest| !self.reached.contains(digest)) {
-            self.inventory.orphans.push(self.dir.manifests.join(digest.to_string()));
+            let name = self.inner.layout.digest_name(digest);
+            self.inventory.orphans.push(self.dir.manifests.join(name));
         }
     }
 }

@@ -6,18 +6,21 @@
 //! | G1 | KubeKey 4.0.0 to 4.0.3 | `<registry>/<repository>/manifests/<tag>` | beside it | `registry-1.docker.io` |
 //! | G2 | KubeKey 4.0.5 and later | key of the map `manifests/layout` | `manifests/<digest>` | `registry-1.docker.io` |
 //! | documented | imgfs | as G1 | as G1 | `docker.io` |
+//! | portable | imgfs | as G1, under names as [`portable`] has them | as G1, likewise | `docker.io` |
 //!
 //! A repository may have components called `manifests`, `blobs` or `layout`: a directory
 //! `manifests` belongs to the repository above it as far as it holds files, and is a component of
 //! longer names as far as it holds directories.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
+use super::portable;
 use crate::{
     backend::{ConfinedDir, FileType},
     image::{Digest, Repository, is_tag},
@@ -49,24 +52,104 @@ pub enum Layout {
     Kubekey,
     /// As KubeKey 4.0.0 to 4.0.3 reads (G1).
     Kubekey403,
+    /// As the documented one, under names that every file system takes.
+    Portable,
 }
 
 impl Layout {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Documented, Self::Kubekey, Self::Kubekey403, Self::Portable];
+
     /// Its name on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Documented => "documented",
             Self::Kubekey => "kubekey",
             Self::Kubekey403 => "kubekey-4.0.3",
+            Self::Portable => "portable",
         }
     }
 
-    /// The directory of a registry.
-    pub(super) fn registry_dir(self, registry: &str) -> &str {
+    /// The directory of a registry, under its documented name.
+    fn registry_dir(self, registry: &str) -> &str {
         match (self, registry) {
             (Self::Kubekey | Self::Kubekey403, "docker.io") => "registry-1.docker.io",
             _ => registry,
         }
+    }
+
+    /// What `name` is called on the disk: a file or directory that has this name in the directory `above` of
+    /// the documented layout, seen from the root.
+    pub fn stored_name<'a>(self, above: &str, name: &'a str) -> Cow<'a, str> {
+        match self {
+            Self::Portable => portable::encode(name, above.is_empty()),
+            _ => name.into(),
+        }
+    }
+
+    /// The name in the documented layout of what is called `stored` on the disk, in the directory that is
+    /// `above` in the documented layout. `None` if this layout has no such name.
+    pub fn shown_name<'a>(self, above: &str, stored: &'a str) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Portable => portable::decode(stored, above.is_empty()),
+            _ => Some(stored.into()),
+        }
+    }
+
+    /// Where on the disk, seen from the root, is what has this path in the documented layout.
+    pub fn stored_path(self, path: &str) -> Cow<'_, str> {
+        if self != Self::Portable {
+            return path.into();
+        }
+        let mut stored = String::with_capacity(path.len() + 8);
+        for (number, name) in path.split('/').enumerate() {
+            if number > 0 {
+                stored.push('/');
+            }
+            stored.push_str(&portable::encode(name, number == 0));
+        }
+        stored.into()
+    }
+
+    /// What a file is called that is named by `digest`.
+    pub fn digest_name(self, digest: &Digest) -> String {
+        match self {
+            Self::Portable => portable::encode(&digest.to_string(), false).into_owned(),
+            _ => digest.to_string(),
+        }
+    }
+
+    /// The digest that a file is named by.
+    pub(super) fn parse_digest(self, stored: &str) -> Option<Digest> {
+        match self {
+            Self::Portable => portable::digest(stored),
+            _ => stored.parse().ok(),
+        }
+    }
+
+    /// What the file of a tag is called.
+    pub(super) fn tag_name(self, tag: &str) -> Cow<'_, str> {
+        self.stored_name(MANIFESTS, tag)
+    }
+
+    /// The tag that a file is named by, if that is not the name of a digest.
+    pub(super) fn parse_tag(self, stored: &str) -> Option<Cow<'_, str>> {
+        self.shown_name(MANIFESTS, stored).filter(|tag| is_tag(tag))
+    }
+
+    /// The directory of `repository` where this layout puts it.
+    pub(super) fn repository_dir(self, root: &Path, repository: &Repository) -> PathBuf {
+        let registry = self.registry_dir(repository.registry());
+        root.join(&*self.stored_path(&format!("{registry}/{}", repository.path())))
+    }
+
+    /// The directories in which `repository` may be, in the order in which they are asked.
+    pub(super) fn candidates(self, root: &Path, repository: &Repository) -> Vec<PathBuf> {
+        let (registry, path) = (repository.registry(), repository.path());
+        let hosts = if registry == HUB[0] { &HUB[..] } else { &[registry] };
+        let in_hosts = hosts.iter().map(|host| format!("{host}/{path}"));
+        let alone = (registry == HUB[0]).then(|| path.to_owned()); // G0
+        in_hosts.chain(alone).map(|path| root.join(&*self.stored_path(&path))).collect()
     }
 }
 
@@ -74,25 +157,10 @@ impl FromStr for Layout {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Documented, Self::Kubekey, Self::Kubekey403]
-            .into_iter()
-            .find(|layout| layout.as_str() == text)
-            .ok_or_else(|| format!("`{text}` is none of documented, kubekey and kubekey-4.0.3"))
+        Self::ALL.into_iter().find(|layout| layout.as_str() == text).ok_or_else(|| {
+            format!("`{text}` is none of documented, kubekey, kubekey-4.0.3 and portable")
+        })
     }
-}
-
-/// The directories in which `repository` may be, in the order in which they are asked.
-pub(super) fn candidates(root: &Path, repository: &Repository) -> Vec<PathBuf> {
-    let path = repository.path();
-    let mut found: Vec<PathBuf> = if repository.registry() == HUB[0] {
-        HUB.iter().map(|host| root.join(host).join(path)).collect()
-    } else {
-        vec![root.join(repository.registry()).join(path)]
-    };
-    if repository.registry() == HUB[0] {
-        found.push(root.join(path)); // G0
-    }
-    found
 }
 
 /// The repository that a directory below the root stands for; `None` if its name cannot be one.
@@ -225,15 +293,17 @@ pub(super) struct Walk {
 }
 
 /// Walks the tree at `root`, in the order of names. Symbolic links are listed and not followed.
-pub(super) fn walk(root: &ConfinedDir) -> io::Result<Walk> {
+pub(super) fn walk(root: &ConfinedDir, layout: Layout) -> io::Result<Walk> {
     let mut found = Walk::default();
-    walk_into(root, root.path(), &mut Vec::new(), &mut found)?;
+    walk_into(root, layout, root.path(), &mut Vec::new(), &mut found)?;
     found.repositories.sort_by(|a, b| a.manifests.cmp(&b.manifests));
     Ok(found)
 }
 
+/// Walks the directory `dir`, which is `components` in the documented layout.
 fn walk_into(
     root: &ConfinedDir,
+    layout: Layout,
     dir: &Path,
     components: &mut Vec<String>,
     found: &mut Walk,
@@ -241,6 +311,7 @@ fn walk_into(
     let holds_manifests = components.last().is_some_and(|name| name == MANIFESTS);
     let owner =
         if holds_manifests { repository_at(&components[..components.len() - 1]) } else { None };
+    let above = if components.is_empty() { "" } else { "/" };
     let (mut files, mut links) = (Vec::new(), Vec::new());
     for entry in root.open_dir(dir)?.entries()? {
         let path = dir.join(&entry.name);
@@ -254,8 +325,12 @@ fn walk_into(
             // Blobs are not names.
             FileType::Directory if components.is_empty() && name == BLOBS => {}
             FileType::Directory if components.len() < MAX_DEPTH => {
-                components.push(name);
-                walk_into(root, &path, components, found)?;
+                let Some(shown) = layout.shown_name(above, &name) else {
+                    found.stray.push(path);
+                    continue;
+                };
+                components.push(shown.into_owned());
+                walk_into(root, layout, &path, components, found)?;
                 components.pop();
             }
             _ => found.stray.push(path),
@@ -266,12 +341,16 @@ fn walk_into(
         found.links.extend(links.into_iter().map(|name| dir.join(name)));
         return Ok(());
     };
-    let is_named = |name: &String| is_tag(name) || name.parse::<Digest>().is_ok();
-    let (mut links, others) = links.into_iter().partition::<Vec<_>, _>(is_named);
+    let shown = |name: &String| match layout.parse_digest(name) {
+        Some(digest) => Some(digest.to_string()),
+        None => layout.parse_tag(name).map(Cow::into_owned),
+    };
+    let (links, others) = links.into_iter().partition::<Vec<_>, _>(|name| shown(name).is_some());
     found.links.extend(others.into_iter().map(|name| dir.join(name)));
     if files.is_empty() && links.is_empty() {
         return Ok(());
     }
+    let mut links: Vec<String> = links.iter().filter_map(shown).collect();
     let has_map = files.iter().any(|name| name == LAYOUT_MAP);
     let map = if has_map { read_layout_map(root, dir)? } else { None };
     let (mut tags, mut digests) = (Vec::new(), Vec::new());
@@ -279,10 +358,10 @@ fn walk_into(
         if name == LAYOUT_MAP && map.is_some() {
             continue;
         }
-        match name.parse::<Digest>() {
-            Ok(digest) => digests.push(digest),
-            Err(_) if is_tag(&name) => tags.push(name),
-            Err(_) => found.stray.push(dir.join(name)),
+        match (layout.parse_digest(&name), layout.parse_tag(&name)) {
+            (Some(digest), _) => digests.push(digest),
+            (None, Some(tag)) => tags.push(tag.into_owned()),
+            (None, None) => found.stray.push(dir.join(name)),
         }
     }
     tags.sort_unstable();
@@ -337,7 +416,8 @@ mod tests {
         ] {
             put(dir.path(), path, text);
         }
-        let found = walk(&ConfinedDir::open(dir.path()).unwrap()).unwrap();
+        let root = ConfinedDir::open(dir.path()).unwrap();
+        let found = walk(&root, Layout::Documented).unwrap();
         let names: Vec<String> = found
             .repositories
             .iter()

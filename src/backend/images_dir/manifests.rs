@@ -10,13 +10,12 @@ use std::{
 use super::{
     Inner, LOCKS, Layout, SCRATCH, SIDE,
     layout::{self, LAYOUT_MAP, LayoutMap, MANIFESTS, MAX_LAYOUT_MAP},
-    publish,
+    medium, publish,
 };
 use crate::{
     backend::{ConfinedDir, Error, FileType, Kind, ManifestName, Result},
     image::{
         Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, ManifestError, Reference, Repository,
-        is_tag,
     },
 };
 
@@ -24,15 +23,19 @@ impl Inner {
     /// Looks a manifest up, in all generations.
     pub(super) fn manifest(&self, reference: &Reference) -> Result<Manifest> {
         let repository = reference.repository();
-        for dir in layout::candidates(self.root.path(), repository) {
+        for dir in self.layout.candidates(self.root.path(), repository) {
             let manifests = dir.join(MANIFESTS);
             let failed = |e| Error::io(&manifests, "reading", e);
             let path = match (reference.digest(), reference.tag()) {
-                (Some(digest), _) => Some(manifests.join(digest.to_string())),
-                (None, Some(tag)) => tag_path(&self.root, &manifests, tag).map_err(failed)?,
+                (Some(digest), _) => Some(manifests.join(self.layout.digest_name(&digest))),
+                (None, Some(tag)) => self.tag_path(&manifests, tag).map_err(failed)?,
                 (None, None) => None,
             };
             let Some(path) = path else { continue };
+            let is_tag = reference.digest().is_none();
+            if is_tag && medium::is_another_spelling(&self.root, &path).map_err(failed)? {
+                continue;
+            }
             let algorithm = reference.digest().map_or(Algorithm::Sha256, |d| d.algorithm());
             let manifest = match read_manifest(&self.root, &path, algorithm) {
                 Err(error) if is_absent(&error) => continue,
@@ -61,10 +64,10 @@ impl Inner {
     ) -> bool {
         let dir = self.manifests_dir(repository);
         let path = match name {
-            ManifestName::Tag(tag) => tag_path(&self.root, &dir, tag).ok().flatten(),
-            ManifestName::Digest => Some(dir.join(digest.to_string())),
+            ManifestName::Tag(tag) => self.tag_path(&dir, tag).ok().flatten(),
+            ManifestName::Digest => Some(dir.join(self.layout.digest_name(&digest))),
             ManifestName::Pinned if self.records.is_pinned(&repository.pinned(digest)) => {
-                Some(dir.join(digest.to_string()))
+                Some(dir.join(self.layout.digest_name(&digest)))
             }
             ManifestName::Pinned => None,
         };
@@ -76,14 +79,16 @@ impl Inner {
     /// layout has it.
     pub(super) fn manifests_dir(&self, repository: &Repository) -> PathBuf {
         let root = self.root.path();
-        let own = root.join(self.layout.registry_dir(repository.registry()));
-        layout::candidates(root, repository)
+        let own = self.layout.repository_dir(root, repository);
+        let alone = root.join(&*self.layout.stored_path(repository.path()));
+        self.layout
+            .candidates(root, repository)
             .into_iter()
             // Not into a tree without registries: what is there may be from anywhere.
-            .filter(|dir| dir != &root.join(repository.path()))
+            .filter(|dir| *dir != alone)
             .map(|dir| dir.join(MANIFESTS))
             .find(|dir| self.root.is_dir(dir))
-            .unwrap_or_else(|| own.join(repository.path()).join(MANIFESTS))
+            .unwrap_or_else(|| own.join(MANIFESTS))
     }
 
     pub(super) fn put(
@@ -114,23 +119,26 @@ impl Inner {
                         ));
                     }
                 };
-                self.put_file(&dir, &manifest.digest().to_string(), manifest)?;
+                self.put_digest(&dir, manifest)?;
                 map.insert(tag.clone(), manifest.digest());
                 self.put_map(&dir, &map).map_err(failed)?;
                 if tag == LAYOUT_MAP {
                     return Ok(()); // The file of this name is the map.
                 }
                 // A file of the older generation would say something else from now on.
-                let older = dir.join(tag);
+                let older = dir.join(&*self.layout.tag_name(tag));
                 match self.root.is_dir(&older) {
                     false => self.root.remove_if_there(&older).map_err(failed),
                     true => Ok(()),
                 }
             }
-            ManifestName::Tag(tag) => self.put_file(&dir, tag, manifest),
-            ManifestName::Digest => self.put_file(&dir, &manifest.digest().to_string(), manifest),
+            ManifestName::Tag(tag) => {
+                let time = publish::Time::Of(manifest.digest());
+                self.put_file(&dir, &self.layout.tag_name(tag), manifest, time)
+            }
+            ManifestName::Digest => self.put_digest(&dir, manifest),
             ManifestName::Pinned => {
-                self.put_file(&dir, &manifest.digest().to_string(), manifest)?;
+                self.put_digest(&dir, manifest)?;
                 let pin = repository.pinned(manifest.digest());
                 self.records.pin(&pin).map_err(|e| self.records_error(e))
             }
@@ -149,7 +157,7 @@ impl Inner {
         let old = self.root.read(&path, MAX_LAYOUT_MAP).map_err(failed)?;
         let mut map = layout::salvage_layout_map(&old);
         map.extend(tags);
-        map.retain(|_, digest| self.root.is_file(&dir.join(digest.to_string())));
+        map.retain(|_, digest| self.root.is_file(&dir.join(self.layout.digest_name(digest))));
         if map.is_empty() {
             let reason = "no tag of the registry leads to a manifest that is here, and nothing of the map can be read";
             let doing = format!("mending {}", path.display());
@@ -175,14 +183,29 @@ impl Inner {
         publish::publish(&self.root, &scratch, &dir.join(LAYOUT_MAP), &text, time)
     }
 
-    fn put_file(&self, dir: &Path, name: &str, manifest: &Manifest) -> Result<()> {
+    fn put_digest(&self, dir: &Path, manifest: &Manifest) -> Result<()> {
+        let name = self.layout.digest_name(&manifest.digest());
+        self.put_file(dir, &name, manifest, publish::Time::Immutable)
+    }
+
+    fn put_file(
+        &self,
+        dir: &Path,
+        name: &str,
+        manifest: &Manifest,
+        time: publish::Time,
+    ) -> Result<()> {
         let target = dir.join(name);
-        let time = match name.parse::<Digest>() {
-            Ok(_) => publish::Time::Immutable,
-            Err(_) => publish::Time::Of(manifest.digest()),
-        };
         if self.root.is_dir(&target) {
             let reason = "a repository of this name is in the way; this layout cannot hold both";
+            let doing = format!("writing {}", target.display());
+            return Err(Error::new(SIDE, doing, Kind::Config(reason.into())));
+        }
+        if medium::is_another_spelling(&self.root, &target)
+            .map_err(|e| Error::io(&target, "writing", e))?
+        {
+            let reason = "this file system does not tell capitals from small letters, and a tag of the other \
+                          spelling is there; a directory that is made with --layout portable can hold both";
             let doing = format!("writing {}", target.display());
             return Err(Error::new(SIDE, doing, Kind::Config(reason.into())));
         }
@@ -195,12 +218,26 @@ impl Inner {
             .map_err(|e| Error::io(&target, "writing", e))
     }
 
+    /// The file of the manifest that `tag` names in a `manifests` directory, if any.
+    fn tag_path(&self, manifests: &Path, tag: &str) -> io::Result<Option<PathBuf>> {
+        let map = layout::read_layout_map(&self.root, manifests)?;
+        if let Some(LayoutMap::Map(map)) = &map
+            && let Some(digest) = map.get(tag)
+        {
+            return Ok(Some(manifests.join(self.layout.digest_name(digest))));
+        }
+        let is_the_map = tag == LAYOUT_MAP && map.is_some();
+        Ok((!is_the_map).then(|| manifests.join(&*self.layout.tag_name(tag))))
+    }
+
     /// Whether a `manifests` directory has tags in the way of the generations before G2.
     fn has_tag_files(&self, manifests: &Path) -> bool {
         let entries = self.root.open_dir(manifests).and_then(|dir| dir.entries());
         entries.is_ok_and(|entries| {
             entries.iter().any(|entry| {
-                entry.kind == FileType::RegularFile && entry.name.to_str().is_some_and(is_tag)
+                let name = entry.name.to_str();
+                let is_tag = name.is_some_and(|name| self.layout.parse_tag(name).is_some());
+                entry.kind == FileType::RegularFile && is_tag
             })
         })
     }
@@ -210,18 +247,6 @@ impl Inner {
 fn is_absent(error: &Error) -> bool {
     use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
     matches!(error.kind(), Kind::Io(e) if matches!(e.kind(), NotFound | NotADirectory | IsADirectory))
-}
-
-/// The file of the manifest that `tag` names in a `manifests` directory, if any.
-fn tag_path(root: &ConfinedDir, manifests: &Path, tag: &str) -> io::Result<Option<PathBuf>> {
-    let map = layout::read_layout_map(root, manifests)?;
-    if let Some(LayoutMap::Map(map)) = &map
-        && let Some(digest) = map.get(tag)
-    {
-        return Ok(Some(manifests.join(digest.to_string())));
-    }
-    let is_the_map = tag == LAYOUT_MAP && map.is_some();
-    Ok((!is_the_map).then(|| manifests.join(tag)))
 }
 
 /// Reads a manifest's file, whatever its size claims to be.

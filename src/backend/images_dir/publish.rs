@@ -17,19 +17,26 @@ use std::{
 
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
 
-use crate::{backend::ConfinedDir, image::Digest};
+use crate::{
+    backend::{ConfinedDir, confined::if_supported},
+    image::Digest,
+};
 
 /// The mtime of everything that is named by its digest, in seconds: it never changes, and 0 is
 /// taken by some tools for "unknown".
 const IMMUTABLE: i64 = 1;
+
+/// 2 January 1980, in seconds: FAT's times begin a day earlier, in whatever zone it is read.
+const FIRST_TAG_TIME: i64 = 315_619_200;
 
 /// The mtime of a file that is named by a tag, computed from the digest that the tag points at:
 /// `rsync` compares size and time, and the manifest of a moved tag often has just the old size.
 pub(super) fn tag_mtime(digest: &Digest) -> i64 {
     let mut head = [0; 4];
     head.copy_from_slice(&digest.as_bytes()[..4]);
-    // Between 1970 and 2004: never in the future, and apart from `IMMUTABLE`.
-    i64::from(u32::from_be_bytes(head) >> 2) + 2
+    // An even number of seconds between 1980 and 2014, which also FAT can tell: never in the future, and apart
+    // from `IMMUTABLE`.
+    FIRST_TAG_TIME + 2 * i64::from(u32::from_be_bytes(head) >> 3)
 }
 
 /// The mtime of a file that is published here, in seconds and nanoseconds: of one that is named by
@@ -55,20 +62,18 @@ pub(super) enum Time {
     Of(Digest),
 }
 
-/// Gives a file its mode and time, and flushes it.
+/// Gives a file its mode and time, as far as the file system has these, and flushes it.
 pub(super) fn seal(file: &File, time: Time) -> io::Result<()> {
-    file.set_permissions(Permissions::from_mode(0o644))?;
+    if_supported(file.set_permissions(Permissions::from_mode(0o644)))?;
     let seconds = match time {
         Time::Immutable => IMMUTABLE,
         Time::Of(digest) => tag_mtime(&digest),
     };
-    futimens(
-        file,
-        &Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 },
-        },
-    )?;
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 },
+    };
+    if_supported(futimens(file, &times).map_err(io::Error::from))?;
     file.sync_all()
 }
 
@@ -76,6 +81,15 @@ pub(super) fn seal(file: &File, time: Time) -> io::Result<()> {
 pub(super) fn is_sealed(meta: &Metadata) -> bool {
     meta.permissions().mode() & 0o7777 == 0o644
         && (meta.mtime(), meta.mtime_nsec()) == (IMMUTABLE, 0)
+}
+
+/// Whether it has them as far as the file system may have them: without modes, all files look as if they could
+/// be executed, and FAT's times begin in 1980 of some zone.
+pub(super) fn looks_sealed(meta: &Metadata) -> bool {
+    let mode = meta.permissions().mode() & 0o7777;
+    let first_day = FIRST_TAG_TIME - 2 * 86_400..=FIRST_TAG_TIME;
+    (mode == 0o644 || mode & 0o100 != 0)
+        && (meta.mtime() == IMMUTABLE || first_day.contains(&meta.mtime()))
 }
 
 /// Publishes `content` as `target` in `root`, by way of the directory `scratch` there.
@@ -122,7 +136,7 @@ mod tests {
         let times: std::collections::HashSet<i64> =
             (0..1000u32).map(|i| tag_mtime(&Digest::sha256(&i.to_be_bytes()))).collect();
         assert_eq!(times.len(), 1000);
-        assert!(times.iter().all(|&t| t > IMMUTABLE && t < 1 << 31));
+        assert!(times.iter().all(|&t| t >= FIRST_TAG_TIME && t < 1_400_000_000 && t % 2 == 0));
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl PartialBlob {
         };
         let target = self.inner.blob_path(&self.blob.digest);
         if found.digest != self.blob.digest
-            || !publish::is_sealed(&found.meta)
+            || !publish::looks_sealed(&found.meta)
             || root.rename(&path, &target).is_err()
         {
             return Ok(false);

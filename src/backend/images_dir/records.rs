@@ -16,6 +16,9 @@
 //! its mtime is set back. A line that cannot be read (cut short by a power cut) is skipped; at
 //! worst something is hashed once more. A file with another first line belongs to a newer imgfs
 //! and is refused.
+//!
+//! On a file system without lasting inode numbers (FAT, exFAT) nothing of this tells one file from another, so
+//! what has been verified there is known to the process that has done it, and not written down.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -73,6 +76,8 @@ pub(super) struct Records {
     reading: Mutex<Reading>,
     /// Never held while reading or writing, so that asking for what is known waits for no disk.
     state: Mutex<State>,
+    /// What this process has verified, where that must not be believed by another one.
+    of_this_run: Option<Mutex<HashMap<Digest, Stamp>>>,
 }
 
 /// What has been read of the file.
@@ -94,17 +99,25 @@ struct State {
 }
 
 impl Records {
-    /// Those in the file `path` of `root`, which need not be there.
-    pub(super) fn open(root: ConfinedDir, path: PathBuf) -> io::Result<Self> {
+    /// Those in the file `path` of `root`, which need not be there. `knows_again` says whether files can be
+    /// told by their inode numbers and times.
+    pub(super) fn open(root: ConfinedDir, path: PathBuf, knows_again: bool) -> io::Result<Self> {
         let (reading, state) = (Mutex::default(), Mutex::default());
-        let records = Self { root, path, reading, state };
+        let of_this_run = (!knows_again).then(Mutex::default);
+        let records = Self { root, path, reading, state, of_this_run };
         records.reload()?;
         Ok(records)
     }
 
     /// The records of a tree that does not exist.
     pub(super) fn absent(root: ConfinedDir) -> Self {
-        Self { root, path: PathBuf::new(), reading: Mutex::default(), state: Mutex::default() }
+        Self {
+            root,
+            path: PathBuf::new(),
+            reading: Mutex::default(),
+            state: Mutex::default(),
+            of_this_run: None,
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -119,6 +132,9 @@ impl Records {
 
     /// Whether the file with `meta` is the one that has been found to be `blob`.
     pub(super) fn is_verified(&self, blob: &Digest, meta: &Metadata) -> bool {
+        if let Some(of_this_run) = &self.of_this_run {
+            return locked(of_this_run).get(blob) == Some(&Stamp::of(meta));
+        }
         let known = || self.state().blobs.get(blob) == Some(&Stamp::of(meta));
         // Another process may have verified it since.
         known() || (self.reload().is_ok() && known())
@@ -127,6 +143,10 @@ impl Records {
     /// Notes that the file with `meta` has been found to be `blob`.
     pub(super) fn verified(&self, blob: Digest, meta: &Metadata) -> io::Result<()> {
         let s = Stamp::of(meta);
+        if let Some(of_this_run) = &self.of_this_run {
+            locked(of_this_run).insert(blob, s);
+            return Ok(());
+        }
         self.append(
             &format!("blob {blob} {} {} {} {}\n", s.size, s.inode, s.mtime_ns, s.ctime_ns),
             false,
@@ -172,6 +192,10 @@ impl Records {
 
     /// Takes back what `verified` noted.
     pub(super) fn distrust(&self, blob: Digest) -> io::Result<()> {
+        if let Some(of_this_run) = &self.of_this_run {
+            locked(of_this_run).remove(&blob);
+            return Ok(());
+        }
         // No file has this stamp.
         self.append(&format!("blob {blob} 0 0 0 0\n"), false)
     }
@@ -368,7 +392,7 @@ mod tests {
 
     fn open(path: PathBuf) -> io::Result<Records> {
         let root = ConfinedDir::open(path.parent().unwrap()).unwrap();
-        Records::open(root, path)
+        Records::open(root, path, true)
     }
 
     fn file(dir: &Path, name: &str, text: &str) -> (PathBuf, Metadata) {
@@ -405,6 +429,30 @@ mod tests {
             (meta.modified().unwrap(), meta.ino())
         );
         assert!(!records.is_verified(&digest, &changed));
+    }
+
+    #[test]
+    fn where_files_are_not_known_again_nothing_is_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("records");
+        let of_stick = || {
+            let root = ConfinedDir::open(dir.path()).unwrap();
+            Records::open(root, path.clone(), false).unwrap()
+        };
+        let digest = Digest::sha256(b"x");
+        let (_, meta) = file(dir.path(), "x", "hello");
+        // By somebody who has taken it for another file system, or on one.
+        open(path.clone()).unwrap().verified(digest, &meta).unwrap();
+        let records = of_stick();
+        assert!(!records.is_verified(&digest, &meta));
+        records.verified(digest, &meta).unwrap();
+        assert!(records.is_verified(&digest, &meta) && !of_stick().is_verified(&digest, &meta));
+        records.distrust(digest).unwrap();
+        assert!(!records.is_verified(&digest, &meta));
+        // What cannot be found out again is kept.
+        let reference: Reference = format!("quay.io/a/b@{digest}").parse().unwrap();
+        records.pin(&reference).unwrap();
+        assert!(of_stick().is_pinned(&reference));
     }
 
     #[test]

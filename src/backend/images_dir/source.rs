@@ -2,6 +2,7 @@
 //! manifests.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     fs::Metadata,
     io,
@@ -23,7 +24,7 @@ use crate::{
         Attachments, Blobs, BoxStream, Error, FileType, Kind, LocalFile, Result, SymlinkRefused,
         Tags,
     },
-    image::{Descriptor, Digest, Repository, is_tag, referrers_tag},
+    image::{Descriptor, Digest, Repository, referrers_tag},
     util::locked,
 };
 
@@ -90,7 +91,7 @@ impl Inner {
     fn referrers(&self, repository: &Repository) -> Result<Arc<Referrers>> {
         let mut found = Vec::new();
         let mut stamps = Vec::new();
-        for dir in layout::candidates(self.root.path(), repository) {
+        for dir in self.layout.candidates(self.root.path(), repository) {
             let dir = dir.join(MANIFESTS);
             match self.root.stat(&dir) {
                 Ok(meta) if !meta.is_dir() => continue,
@@ -108,8 +109,8 @@ impl Inner {
         for dir in found {
             let entries = self.root.open_dir(&dir).and_then(|dir| dir.entries());
             for entry in entries.map_err(|e| Error::io(&dir, "reading", e))? {
-                let Some(digest) = entry.name.to_str().and_then(|n| n.parse::<Digest>().ok())
-                else {
+                let name = entry.name.to_str();
+                let Some(digest) = name.and_then(|name| self.layout.parse_digest(name)) else {
                     continue;
                 };
                 let path = dir.join(&entry.name);
@@ -133,7 +134,7 @@ impl Inner {
 
     fn tags(&self, repository: &Repository) -> Result<Vec<String>> {
         let mut tags = Vec::new();
-        for dir in layout::candidates(self.root.path(), repository) {
+        for dir in self.layout.candidates(self.root.path(), repository) {
             let dir = dir.join(MANIFESTS);
             let failed = |e| Error::io(&dir, "reading", e);
             let map = layout::read_layout_map(&self.root, &dir).map_err(failed)?;
@@ -149,9 +150,9 @@ impl Inner {
             for entry in entries {
                 let is_file = entry.kind == FileType::RegularFile;
                 let name = entry.name.into_string().unwrap_or_default();
-                if is_file && is_tag(&name) && !(is_map && name == layout::LAYOUT_MAP) {
-                    tags.push(name);
-                }
+                let tag = self.layout.parse_tag(&name);
+                let tag = tag.filter(|_| is_file && !(is_map && name == layout::LAYOUT_MAP));
+                tags.extend(tag.map(Cow::into_owned));
             }
         }
         tags.sort_unstable();

@@ -308,7 +308,8 @@ fn missing(inventory: &Inventory, inner: &super::Inner) -> Vec<Problem> {
     for image in &inventory.images {
         for lack in image.missing.iter().filter(|lack| lack.is_manifest) {
             let repository = image.reference.repository().clone();
-            let path = inner.manifests_dir(&repository).join(lack.digest.to_string());
+            let path =
+                inner.manifests_dir(&repository).join(inner.layout.digest_name(&lack.digest));
             let path = inner.relative(&path);
             if let Some(known) = problems.iter_mut().find(|p: &&mut Problem| p.path == path) {
                 known.images.push(image.reference.to_string());

@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{
-    Method, StatusCode, Url,
+    Method, StatusCode, Url, Version,
     header::{CONTENT_RANGE, HeaderMap, HeaderValue},
 };
 
@@ -32,6 +32,8 @@ pub struct BlobStream {
     /// Where the registry's redirect led.
     redirected: Option<Url>,
     doing: String,
+    /// See [`Ask::connection`].
+    connection: usize,
     /// Next byte that the caller gets.
     offset: u64,
     /// The end of what is wanted.
@@ -65,6 +67,7 @@ impl BlobStream {
             retry: session.wire.retry(),
             session,
             repository: repository.clone(),
+            connection: 0,
             offset,
             end,
             size: blob.size,
@@ -93,6 +96,44 @@ impl BlobStream {
         Ok(self)
     }
 
+    /// Another stream of the same blob, from where the registry's redirect has led this one. Over
+    /// HTTP/2 it has the given connection, as with that protocol one would carry both.
+    pub(super) fn fork(&self, range: Range<u64>, connection: usize) -> Self {
+        let answer = self.answer.as_ref();
+        let shares = answer.is_some_and(|answer| answer.response.version() == Version::HTTP_2);
+        Self {
+            session: self.session.clone(),
+            repository: self.repository.clone(),
+            url: self.url.clone(),
+            redirected: self.redirected.clone(),
+            doing: self.doing.clone(),
+            connection: if shares { connection } else { 0 },
+            offset: range.start,
+            end: range.end,
+            size: self.size,
+            answer: None,
+            skip: 0,
+            answer_end: range.end,
+            ranges_work: self.ranges_work,
+            retry: self.session.wire.retry(),
+            trouble_at: range.start,
+        }
+    }
+
+    /// What has not been read.
+    pub(super) fn rest(&self) -> Range<u64> {
+        self.offset..self.end
+    }
+
+    /// Leaves the bytes from `end` on to somebody else.
+    pub(super) fn end_at(&mut self, end: u64) {
+        self.end = self.end.min(end.max(self.offset));
+    }
+
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
     fn error(&self, kind: Kind) -> Error {
         self.session.wire.error(&self.doing, kind)
     }
@@ -114,6 +155,7 @@ impl BlobStream {
             via: self.redirected.clone(),
             range,
             lane: Lane::Blobs,
+            connection: self.connection,
             ..Ask::new(Method::GET, self.url.clone(), &self.repository, &self.doing)
         };
         let answer = match self.session.attempt(&ask).await {

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use reqwest::{Client, redirect};
+use reqwest::{Client, Url, redirect};
 use tokio::{sync::OnceCell, task};
 
 use super::{
@@ -30,7 +30,24 @@ const IDLE_CONNECTIONS: usize = 24;
 pub(super) struct Clients {
     config: Arc<RegistryConfig>,
     zones: Arc<Zones>,
-    made: Mutex<HashMap<(Access, Zone), Slot>>,
+    made: Mutex<HashMap<Use, Slot>>,
+}
+
+/// What a client is for.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Use {
+    access: Access,
+    limit: Zone,
+    certificates: Certificates,
+    connection: usize,
+}
+
+/// Whether a client knows the system's authorities: reading them takes longer than asking a registry
+/// nearby whether a tag has changed, and over plain HTTP nobody shows a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Certificates {
+    System,
+    None,
 }
 
 /// A client, made by whoever needs it first.
@@ -46,14 +63,30 @@ impl Clients {
         &self.zones
     }
 
-    /// The client for registries with `access`, whose connections lead no further than `limit`.
-    pub(super) async fn get(&self, access: &Access, limit: Zone) -> Result<Client> {
-        let slot = locked(&self.made).entry((access.clone(), limit)).or_default().clone();
+    /// The client for requests to `url` with `access`, whose connections lead no further than `limit`.
+    ///
+    /// Over HTTP/2 a client has one connection to a host, for all that is asked of it. Those for another
+    /// `connection` than 0 have one of their own.
+    pub(super) async fn get(
+        &self,
+        url: &Url,
+        access: &Access,
+        limit: Zone,
+        connection: usize,
+    ) -> Result<Client> {
+        let certificates = match url.scheme() == "http" && !has_proxy_for_http() {
+            true => Certificates::None,
+            false => Certificates::System,
+        };
+        let wanted = Use { access: access.clone(), limit, certificates, connection };
+        let slot = locked(&self.made).entry(wanted).or_default().clone();
         let client = slot.get_or_try_init(|| async {
             let (access, config) = (access.clone(), self.config.clone());
             let resolver = Resolver::new(limit, self.zones.clone());
             // It reads certificates from files.
-            let made = task::spawn_blocking(move || client(&access, &config, resolver)).await;
+            let made =
+                task::spawn_blocking(move || client(&access, certificates, &config, resolver))
+                    .await;
             made.unwrap_or_else(|panic| Err(wrong(panic.to_string())))
         });
         client.await.cloned()
@@ -65,10 +98,17 @@ pub(super) fn check(config: &RegistryConfig) -> Result<()> {
     let entries = (0..config.entries.len()).map(Some);
     for access in entries.chain([None]).map(|entry| config.access(entry)) {
         if access.ca_file.is_some() || access.cert_file.is_some() {
-            client(&access, config, Resolver::new(Zone::Public, Arc::default()))?;
+            let resolver = Resolver::new(Zone::Public, Arc::default());
+            client(&access, Certificates::System, config, resolver)?;
         }
     }
     Ok(())
+}
+
+/// Whether requests over plain HTTP may go to a proxy, and perhaps over TLS to there.
+fn has_proxy_for_http() -> bool {
+    let names = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
+    names.iter().any(|name| std::env::var_os(name).is_some())
 }
 
 fn wrong(reason: String) -> Error {
@@ -77,7 +117,12 @@ fn wrong(reason: String) -> Error {
 
 /// Makes the client for one way of talking to registries. It has no deadline but that for connecting:
 /// whoever uses it waits with [`super::stall`].
-fn client(access: &Access, config: &RegistryConfig, resolver: Resolver) -> Result<Client> {
+fn client(
+    access: &Access,
+    certificates: Certificates,
+    config: &RegistryConfig,
+    resolver: Resolver,
+) -> Result<Client> {
     tls::choose_provider();
     let read = |path: &Path| fs::read(path).map_err(|e| wrong(format!("{}: {e}", path.display())));
     let mut builder = Client::builder()
@@ -96,6 +141,9 @@ fn client(access: &Access, config: &RegistryConfig, resolver: Resolver) -> Resul
         |name| std::env::var(name).is_ok_and(|list| list.split(',').any(|h| h.trim() == "*"));
     if everything("NO_PROXY") || everything("no_proxy") {
         builder = builder.no_proxy();
+    }
+    if certificates == Certificates::None {
+        return builder.tls_certs_only([]).build().map_err(|e| wrong(root_cause(&e)));
     }
     let client_certificate = match (&access.cert_file, &access.key_file) {
         (Some(cert), Some(key)) => Some((cert, read(cert)?, read(key)?)),

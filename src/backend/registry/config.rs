@@ -23,6 +23,8 @@ pub struct RegistryConfig {
     pub credential_files: Vec<PathBuf>,
     /// Simultaneous blob downloads from one registry; halved while it says 429 or 503.
     pub concurrency: usize,
+    /// Connections over which one blob comes at most, where one is slower than all of them.
+    pub connections_per_blob: usize,
     /// Longest time to establish a connection.
     pub connect_timeout: Duration,
     /// Longest time without a single byte.
@@ -81,6 +83,7 @@ impl Default for RegistryConfig {
             auths_file: None,
             credential_files: Vec::new(),
             concurrency: 8,
+            connections_per_blob: 8,
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
             max_wait: Duration::from_secs(300),

@@ -68,6 +68,11 @@ impl Limiter {
         Permit { limiter: self.clone(), permit }
     }
 
+    /// Whether one more request would neither wait nor be more than the registry can take.
+    pub(crate) fn has_room(&self) -> bool {
+        self.state().limit == self.max && self.permits.available_permits() > 0
+    }
+
     /// The registry answered 429 or 503: do half as much, and nothing before `pause` is over.
     pub(crate) fn back_off(&self, pause: Option<Duration>) {
         let mut state = self.state();

@@ -10,6 +10,7 @@ use reqwest::{
 };
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::{
     abilities::{Receiving, ReferrersApi},
@@ -17,6 +18,7 @@ use super::{
     challenge::Scheme,
     failure,
     limit::{Limiter, Permit},
+    parallel::{Division, SEGMENTS_AHEAD},
     wire::Wire,
 };
 use crate::{
@@ -46,8 +48,12 @@ pub(super) struct Session {
     /// What is known of how it takes content.
     pub(super) receiving: Receiving,
     pub(super) referrers_api: ReferrersApi,
+    /// How a large blob is divided among connections.
+    pub(super) division: Division,
+    /// A permit for each segment that is fetched ahead of its reader.
+    pub(super) ahead: Arc<Semaphore>,
     names: Arc<Limiter>,
-    blobs: Arc<Limiter>,
+    pub(super) blobs: Arc<Limiter>,
     uploads: Arc<Limiter>,
 }
 
@@ -65,12 +71,15 @@ pub(super) enum Scope<'a> {
     Pull,
     /// Pushing, and pulling from another repository of the registry, if one is named.
     Push(Option<&'a Repository>),
+    /// Listing the repositories of the registry.
+    Catalog,
 }
 
 impl Scope<'_> {
     /// The scopes of a token, as its server wants to have them written.
     pub(super) fn names(&self, repository: &Repository) -> Vec<String> {
         match self {
+            Self::Catalog => vec!["registry:catalog:*".to_owned()],
             Self::Pull => vec![format!("repository:{}:pull", repository.path())],
             Self::Push(other) => {
                 let own = format!("repository:{}:pull,push", repository.path());
@@ -107,6 +116,8 @@ pub(super) struct Ask<'a> {
     /// Further headers.
     pub headers: HeaderMap,
     pub lane: Lane,
+    /// Which connection it goes over, where one would carry all. See [`super::client::Clients::get`].
+    pub connection: usize,
     /// For error messages: `fetching manifest 1.25`.
     pub doing: &'a str,
 }
@@ -130,6 +141,7 @@ impl<'a> Ask<'a> {
             payload: Payload::Nothing,
             headers: HeaderMap::new(),
             lane: Lane::Names,
+            connection: 0,
             doing,
         }
     }
@@ -160,6 +172,8 @@ impl Session {
             names: Limiter::new(NAME_REQUESTS),
             blobs: Limiter::new(transfers),
             uploads: Limiter::new(transfers),
+            division: Division::USUAL,
+            ahead: Arc::new(Semaphore::new(SEGMENTS_AHEAD)),
             receiving: Receiving::default(),
             referrers_api: ReferrersApi::default(),
             wire,
@@ -260,7 +274,7 @@ impl Session {
         authorization: Option<HeaderValue>,
     ) -> Result<Response> {
         let (wire, doing) = (&self.wire, ask.doing);
-        let mut request = wire.request(ask.method.clone(), url, doing).await?;
+        let mut request = wire.request_over(ask.connection, ask.method.clone(), url, doing).await?;
         request = request.headers(ask.headers.clone());
         if matches!(ask.method, Method::POST | Method::PUT)
             && matches!(ask.payload, Payload::Nothing)

@@ -105,9 +105,20 @@ impl Wire {
         url: &Url,
         doing: &str,
     ) -> Result<RequestBuilder> {
+        self.request_over(0, method, url, doing).await
+    }
+
+    /// The same over another connection than requests usually have. See [`Clients::get`].
+    pub(super) async fn request_over(
+        &self,
+        connection: usize,
+        method: Method,
+        url: &Url,
+        doing: &str,
+    ) -> Result<RequestBuilder> {
         let limit = self.limit(url);
         address::check_literal(url, limit).map_err(|refused| self.refused(doing, &refused))?;
-        let client = self.clients.get(&self.access, limit).await?;
+        let client = self.clients.get(url, &self.access, limit, connection).await?;
         Ok(client.request(method, url.clone()))
     }
 

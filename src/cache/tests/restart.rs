@@ -80,7 +80,7 @@ async fn what_was_damaged_meanwhile_is_fetched_again() {
 async fn newer_versions_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     close(cache(dir.path(), MIB)).await;
-    fs::write(dir.path().join("cache/version"), "imgfs cache 3\n").unwrap();
+    fs::write(dir.path().join("cache/version"), "imgfs cache 4\n").unwrap();
     let error = Cache::open(CacheConfig::new(dir.path().join("cache"), MIB)).err().unwrap();
     assert!(matches!(error.kind(), Kind::Config(_)), "{error}");
     fs::write(dir.path().join("cache/version"), "").unwrap();

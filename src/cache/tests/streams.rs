@@ -76,7 +76,7 @@ async fn a_stream_cannot_take_the_place_of_a_blob() {
     until("both are whole", || first.stats().complete == 2).await;
     drop(opened);
     close(first).await;
-    assert_eq!(files(dir.path(), "whole"), [layer.blob().digest.to_string()]);
+    assert_eq!(files(dir.path(), "whole"), [ContentId::Blob(layer.blob().digest).file_name()]);
     assert_eq!(files(dir.path(), "streams/whole"), [id.to_string()]);
     let second = cache(dir.path(), 64 * MIB);
     assert_eq!(second.stats().complete, 2);
@@ -102,6 +102,7 @@ async fn of_an_older_version_only_what_is_right_is_believed() {
     let old = fs::File::create(path(named)).unwrap();
     std::io::Write::write_all(&mut &old, &attacked.part(0, usize::MAX)).unwrap();
     cached::seal(&old).unwrap();
+    name_as_before(&dir.path().join("cache"));
     fs::write(dir.path().join("cache/version"), cached::VERSION_WITHOUT_STREAMS).unwrap();
     let second = cache(dir.path(), 64 * MIB);
     assert_eq!(fs::read(dir.path().join("cache/version")).unwrap(), cached::VERSION.as_bytes());
@@ -111,4 +112,34 @@ async fn of_an_older_version_only_what_is_right_is_believed() {
     let error = attacked.open_in(&second).read(MIB - 5, 5).await.unwrap_err();
     assert!(matches!(error.kind(), Kind::Digest { .. }), "{error}");
     assert!(path(whole.blob().digest).exists() && !path(named).exists());
+}
+
+/// Gives all files the names that they had before version 3.
+fn name_as_before(cache: &std::path::Path) {
+    for dir in ["part", "whole", "streams/part", "streams/whole"].map(|dir| cache.join(dir)) {
+        for entry in fs::read_dir(&dir).unwrap().map(Result::unwrap) {
+            let name = entry.file_name().into_string().unwrap().replacen('-', ":", 1);
+            fs::rename(entry.path(), dir.join(name)).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn files_whose_names_have_colons_are_renamed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (Fake::new(MIB, 1), Fake::new(4 * MIB, 2));
+    let first = cache(dir.path(), 64 * MIB);
+    read_all(&whole, &whole.open_in(&first), 100_000).await.unwrap();
+    until("it is sealed", || first.stats().complete == 1).await;
+    parts.open_in(&first).read(0, 100).await.unwrap();
+    rest(&first).await;
+    close(first).await;
+    let cache_dir = dir.path().join("cache");
+    name_as_before(&cache_dir);
+    fs::write(cache_dir.join("version"), cached::VERSION_WITH_COLONS).unwrap();
+    let second = cache(dir.path(), 64 * MIB);
+    assert_eq!(fs::read(cache_dir.join("version")).unwrap(), cached::VERSION.as_bytes());
+    assert_eq!((second.stats().complete, second.stats().blobs), (1, 2));
+    read_held(&whole, &whole.open_in(&second), MIB - 5, 5).await;
+    read_held(&parts, &parts.open_in(&second), 0, 100).await;
 }

@@ -1,5 +1,7 @@
 //! Times as Go writes them into JSON.
 
+use chrono::{NaiveDate, NaiveTime};
+
 use crate::layer::Time;
 
 /// Year 1, which Go has for "no time"; in archives that is 1970.
@@ -18,10 +20,12 @@ pub(super) fn parse(text: &str) -> Option<Time> {
         return None;
     }
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let day = NaiveDate::from_ymd_opt(
+        i32::try_from(year).ok()?,
+        u32::try_from(month).ok()?,
+        u32::try_from(day).ok()?,
+    )?;
     let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    if !(1..=12).contains(&month) || !(1..=days_of(year, month)).contains(&day) {
-        return None;
-    }
     if hour > 23 || minute > 59 || second > 59 {
         return None;
     }
@@ -49,7 +53,7 @@ pub(super) fn parse(text: &str) -> Option<Time> {
         _ => return None,
     };
     let of_day = hour * 3600 + minute * 60 + second;
-    let secs = days_since_1970(year, month, day) * 86_400 + of_day - east;
+    let secs = day.and_time(NaiveTime::MIN).and_utc().timestamp() + of_day - east;
     if secs == GO_ZERO && nanos == 0 {
         return Some(Time::default());
     }
@@ -60,30 +64,6 @@ fn number(digits: &[u8]) -> Option<i64> {
     digits
         .iter()
         .try_fold(0, |number, b| b.is_ascii_digit().then(|| number * 10 + i64::from(b - b'0')))
-}
-
-fn is_leap(year: i64) -> bool {
-    year % 4 == 0 && (year % 100 != 0 || year % 400 == 0)
-}
-
-fn days_of(year: i64, month: i64) -> i64 {
-    match month {
-        2 if is_leap(year) => 29,
-        2 => 28,
-        4 | 6 | 9 | 11 => 30,
-        _ => 31,
-    }
-}
-
-/// Days from 1970-01-01 to a day of the Gregorian calendar, from the year 0 on.
-fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
-    // Leap days up to the beginning of the year; the year 0 was one.
-    let leaps = |year: i64| match year {
-        0 => 0,
-        year => (year - 1) / 4 - (year - 1) / 100 + (year - 1) / 400 + 1,
-    };
-    let days_of_year: i64 = (1..month).map(|month| days_of(year, month)).sum();
-    (year - 1970) * 365 + leaps(year) - leaps(1970) + days_of_year + day - 1
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ pub(super) const FUNCTIONS: &[Function] = &[
     }),
     function("index", "aa*", index),
     function("slice", "aa*", slice),
+    function("mustSlice", "aa*", slice),
     function("print", "a*", |call| Ok(print::print(call.run, &call.args)?.into())),
     function("println", "a*", |call| Ok(print::println(call.run, &call.args)?.into())),
     function("printf", "sa*", |call| {
@@ -110,6 +111,7 @@ fn equal(run: &Run, a: &Value, b: &Value) -> Result<bool, Cause> {
             run.work(a.len().min(b.len()))?;
             Ok(a == b)
         }
+        (Value::Time(a), Value::Time(b)) => Ok(a == b),
         (Value::Nil, Value::Nil) => Ok(true),
         (Value::Nil, _) | (_, Value::Nil) => Ok(false),
         (Value::List(_), Value::List(_)) | (Value::Map(_), Value::Map(_)) => {
@@ -132,7 +134,9 @@ fn less(call: &Call<'_>) -> Result<bool, Cause> {
         }
         (Value::Bool(_), Value::Bool(_)) => return Err(INVALID.into()),
         (a, b) => {
-            let is_basic = |v: &Value| !matches!(v, Value::Nil | Value::List(_) | Value::Map(_));
+            let is_basic = |v: &Value| {
+                !matches!(v, Value::Nil | Value::List(_) | Value::Map(_) | Value::Time(_))
+            };
             let reason = if is_basic(a) && is_basic(b) { INCOMPATIBLE } else { INVALID };
             return Err(reason.into());
         }

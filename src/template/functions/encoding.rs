@@ -1,7 +1,9 @@
-//! JSON, YAML, base64 and digests.
+//! JSON, YAML, base 64, base 32, and digests.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use sha2::{Digest, Sha256};
+use data_encoding::BASE32;
+use sha1::Sha1;
+use sha2::{Digest, Sha256, Sha512};
 
 use super::{Call, Function, function, yaml};
 use crate::template::{
@@ -28,25 +30,45 @@ pub(super) const FUNCTIONS: &[Function] = &[
     }),
     function("b64enc", "s", |call| Ok(BASE64_STANDARD.encode(call.text(0).as_bytes()).into())),
     function("b64dec", "s", |call| {
-        // Go's decoder passes over line ends.
-        let text: String = call.text(0).chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
-        let bytes =
-            BASE64_STANDARD.decode(text).map_err(|e| format!("illegal base64 data: {e}"))?;
+        let bytes = BASE64_STANDARD
+            .decode(without_line_ends(&call.text(0)))
+            .map_err(|e| format!("illegal base64 data: {e}"))?;
         Ok(String::from_utf8_lossy(&bytes).as_ref().into())
     }),
-    function("sha256sum", "s", |call| {
-        call.run.work(call.text(0).len())?;
-        Ok(hex::encode(Sha256::digest(call.text(0).as_bytes())).into())
+    function("b32enc", "s", |call| Ok(BASE32.encode(call.text(0).as_bytes()).into())),
+    function("b32dec", "s", |call| {
+        let bytes = BASE32
+            .decode(without_line_ends(&call.text(0)).as_bytes())
+            .map_err(|e| format!("illegal base32 data: {e}"))?;
+        Ok(String::from_utf8_lossy(&bytes).as_ref().into())
     }),
-    function("toBool", "a", |call| {
-        Ok(match call.value(0) {
-            Value::Bool(value) => *value,
-            Value::String(text) => text.trim().eq_ignore_ascii_case("true"),
-            other => super::math::to_int(other) != 0,
-        }
-        .into())
+    function("sha256sum", "s", digest::<Sha256>),
+    function("sha1sum", "s", digest::<Sha1>),
+    function("sha512sum", "s", digest::<Sha512>),
+    function("adler32sum", "s", |call| {
+        let text = call.text(0);
+        call.run.work(text.len())?;
+        let (a, b) = text.bytes().fold((1u32, 0u32), |(a, b), byte| {
+            let a = (a + u32::from(byte)) % ADLER_PRIME;
+            (a, (b + a) % ADLER_PRIME)
+        });
+        Ok((b << 16 | a).to_string().into())
     }),
 ];
+
+/// The largest prime number below 2^16, as in RFC 1950.
+const ADLER_PRIME: u32 = 65521;
+
+fn digest<D: Digest>(call: &mut Call<'_>) -> Result<Value, Cause> {
+    let text = call.text(0);
+    call.run.work(text.len())?;
+    Ok(hex::encode(D::digest(text.as_bytes())).into())
+}
+
+/// Go's decoders pass over line ends.
+fn without_line_ends(text: &str) -> String {
+    text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect()
+}
 
 #[derive(Clone, Copy)]
 struct Style {
@@ -86,6 +108,7 @@ fn json(text: &mut Text<'_>, value: &Value, style: Style, depth: usize) -> Resul
         }
         Value::Float(number) => text.push(&float::json(*number)),
         Value::String(content) => string(text, content, style.escape),
+        Value::Time(time) => string(text, &time.rfc3339(), style.escape),
         Value::List(list) if list.is_empty() => text.push("[]"),
         Value::List(list) => {
             text.push("[")?;

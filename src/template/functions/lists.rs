@@ -60,16 +60,6 @@ pub(super) const FUNCTIONS: &[Function] = &[
         crate::template::run::check_output(bytes)?;
         Ok(texts.join(separator.as_ref()).into())
     }),
-    function("subtractList", "aa", |call| {
-        let (all, without) = (list_or_empty(call, 0)?, list_or_empty(call, 1)?);
-        let mut kept = Vec::new();
-        for value in all {
-            if !contains(call, &without, &value)? {
-                kept.push(value);
-            }
-        }
-        Ok(kept.into_iter().collect())
-    }),
     function("default", "aa*", |call| {
         let given = call.value(1);
         Ok(if is_empty(call.run, given) { call.value(0).clone() } else { given.clone() })
@@ -179,18 +169,11 @@ fn chunk(call: &mut Call<'_>) -> Result<Value, Cause> {
     Ok(list.chunks(size).map(|chunk| chunk.iter().cloned().collect::<Value>()).collect())
 }
 
-fn contains(call: &Call<'_>, list: &[Value], needle: &Value) -> Result<bool, Cause> {
+pub(super) fn contains(call: &Call<'_>, list: &[Value], needle: &Value) -> Result<bool, Cause> {
     for value in list {
         if call.run.deep_equal(value, needle)? {
             return Ok(true);
         }
     }
     Ok(false)
-}
-
-fn list_or_empty(call: &Call<'_>, index: usize) -> Result<Vec<Value>, Cause> {
-    match call.value(index) {
-        Value::Nil => Ok(Vec::new()),
-        _ => Ok(call.list(index, "subtract")?.to_vec()),
-    }
 }

@@ -7,6 +7,11 @@ pub(super) const FUNCTIONS: &[Function] = &[
     function("int", "a", |call| Ok(to_int(call.value(0)).into())),
     function("int64", "a", |call| Ok(to_int(call.value(0)).into())),
     function("float64", "a", |call| Ok(to_float(call.value(0)).into())),
+    // Go's way to write what is octal on Unix: `toDecimal 777` is 511.
+    function("toDecimal", "a", |call| {
+        let text = call.text_of(call.value(0))?;
+        Ok(parse_int(&text, 8).unwrap_or(0).into())
+    }),
     function("atoi", "s", |call| Ok(atoi(&call.text(0)).into())),
     function("add", "a*", |call| Ok(ints(call).fold(0, i64::wrapping_add).into())),
     function("add1", "a", |call| Ok(to_int(call.value(0)).wrapping_add(1).into())),
@@ -34,7 +39,6 @@ pub(super) const FUNCTIONS: &[Function] = &[
         let whole = if scaled.fract() >= round_on { scaled.ceil() } else { scaled.floor() };
         Ok((whole / scale).into())
     }),
-    function("pow", "aa", |call| Ok(to_float(call.value(0)).powf(to_float(call.value(1))).into())),
     function("until", "i", |call| {
         let count = call.int(0);
         steps(call, 0, count, if count < 0 { -1 } else { 1 })
@@ -99,7 +103,7 @@ pub(super) fn to_int(value: &Value) -> i64 {
             };
             literal::integer(whole).unwrap_or(0)
         }
-        Value::Nil | Value::List(_) | Value::Map(_) => 0,
+        Value::Nil | Value::List(_) | Value::Map(_) | Value::Time(_) => 0,
     }
 }
 
@@ -110,7 +114,7 @@ pub(super) fn to_float(value: &Value) -> f64 {
         Value::Float(number) => *number,
         Value::Bool(value) => f64::from(u8::from(*value)),
         Value::String(text) => literal::decimal_float(text).unwrap_or(0.0),
-        Value::Nil | Value::List(_) | Value::Map(_) => 0.0,
+        Value::Nil | Value::List(_) | Value::Map(_) | Value::Time(_) => 0.0,
     }
 }
 
@@ -122,4 +126,9 @@ fn atoi(text: &str) -> i64 {
     }
     let nearest = if text.starts_with('-') { i64::MIN } else { i64::MAX };
     text.parse().unwrap_or(nearest)
+}
+
+/// `strconv.ParseInt` with a base that is said: digits, perhaps after a sign.
+pub(super) fn parse_int(text: &str, radix: u32) -> Option<i64> {
+    i64::from_str_radix(text, radix).ok()
 }

@@ -91,11 +91,6 @@ pub(super) const FUNCTIONS: &[Function] = &[
         }
         joined(call, &parts)
     }),
-    function("unquote", "s", |call| {
-        let text = call.text(0);
-        let said = crate::template::literal::unquote(&text);
-        Ok(said.map_or_else(|_| Value::String(text.clone()), Value::from))
-    }),
     function("cat", "a*", |call| {
         let mut parts = Vec::new();
         for value in call.args.iter().filter(|value| !matches!(value, Value::Nil)) {
@@ -115,29 +110,6 @@ pub(super) const FUNCTIONS: &[Function] = &[
         let parts = split(call, &call.text(1), &call.text(0), usize::MAX)?;
         Ok(parts.into_iter().map(Value::from).collect())
     }),
-    function("base", "s", |call| {
-        let text = call.text(0);
-        let name = text.trim_end_matches('/');
-        Ok(match (text.is_empty(), name.rsplit('/').next()) {
-            (true, _) => ".".into(),
-            (false, Some("") | None) => "/".into(),
-            (false, Some(name)) => name.into(),
-        })
-    }),
-    function("dir", "s", |call| {
-        let text = call.text(0);
-        Ok(match text.rfind('/') {
-            None => ".".into(),
-            Some(slash) => clean(&text[..=slash]).into(),
-        })
-    }),
-    function("clean", "s", |call| Ok(clean(&call.text(0)).into())),
-    function("ext", "s", |call| {
-        let text = call.text(0);
-        let name = text.rsplit('/').next().unwrap_or_default();
-        Ok(name.rfind('.').map_or("", |dot| &name[dot..]).into())
-    }),
-    function("isAbs", "s", |call| Ok(call.text(0).starts_with('/').into())),
 ];
 
 fn lossy(bytes: &[u8]) -> Value {
@@ -238,25 +210,4 @@ fn untitle(text: &str) -> String {
         is_start = c.is_whitespace();
     }
     result
-}
-
-/// `path.Clean`
-fn clean(path: &str) -> String {
-    let is_absolute = path.starts_with('/');
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." if parts.last().is_some_and(|last| *last != "..") => {
-                parts.pop();
-            }
-            ".." if is_absolute => {}
-            part => parts.push(part),
-        }
-    }
-    match (is_absolute, parts.is_empty()) {
-        (true, _) => format!("/{}", parts.join("/")),
-        (false, true) => ".".into(),
-        (false, false) => parts.join("/"),
-    }
 }

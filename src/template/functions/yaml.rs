@@ -99,6 +99,7 @@ fn node(
             let sign = if number.is_sign_negative() { "-" } else { "" };
             text.push(&format!("{sign}{}", float::format(number.abs(), 'g', None)))
         }
+        Value::Time(time) => text.push(&time.rfc3339()),
         Value::String(content) => string(text, content, Some(literal)),
     }
 }

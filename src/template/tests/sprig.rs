@@ -356,9 +356,8 @@ fn kubekeys_own() {
             "IPv4 IPv6 true false",
         ),
         ("{{ ipFamily \"a\" }}", "ERROR a is not ip or cidr"),
-        (
-            "{{ unquote \"\\\"a b\\\"\" }} {{ toBool \"True\" }} {{ toBool \"x\" }}",
-            "a b true false",
-        ),
+        ("{{ unquote \"\\\"a b\\\"\" }} {{ toBool \"True\" }}", "a b true"),
+        ("{{ toBool \"yes\" }}", "ERROR \"yes\" is neither true nor false"),
+        ("{{ toBool nil }}", "ERROR a <nil> is neither true nor false"),
     ]);
 }
