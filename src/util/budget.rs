@@ -25,7 +25,7 @@ use tokio::{sync::Notify, time::timeout_at};
 use super::locked;
 
 /// Memory of a process that no budget counts, in bytes: the program itself, stacks and connections.
-const UNCOUNTED: u64 = 24 << 20;
+const UNCOUNTED: u64 = 20 << 20;
 
 /// One part in so many of a process's memory is what the allocator has been given back and cannot use.
 const FRAGMENTED_PART: u64 = 8;
@@ -121,7 +121,7 @@ impl Budget {
     }
 
     /// One for a process that is to take `memory_bytes` in all: less what it takes without anything that is
-    /// counted, for which 24 MiB and an eighth of all are left, but no more than half.
+    /// counted, for which 20 MiB and an eighth of all are left, but no more than half.
     pub fn of_process(memory_bytes: u64) -> Self {
         let uncounted = UNCOUNTED + memory_bytes / FRAGMENTED_PART;
         Self::new(memory_bytes - uncounted.min(memory_bytes / 2))

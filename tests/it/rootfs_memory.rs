@@ -123,7 +123,7 @@ fn memory_has_a_bound_whatever_is_looked_at() {
     let at = |number: usize| pinned(&host, &format!("honest/{number}"), &honest[number], "");
     let memory = status(&mount, &format!("{}status.json", at(0)))["memory"].clone();
     let bytes = |name: &str| memory[name].as_u64().unwrap();
-    let uncounted = (24 * MIB + memory_mib * MIB / 8).min(memory_mib * MIB / 2);
+    let uncounted = (20 * MIB + memory_mib * MIB / 8).min(memory_mib * MIB / 2);
     assert_eq!(bytes("limit_bytes"), memory_mib * MIB - uncounted);
     // It was full, and never fuller.
     assert!(bytes("peak_bytes") <= bytes("limit_bytes"), "{memory}");
