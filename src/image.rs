@@ -9,7 +9,7 @@ mod media_type;
 mod platform;
 mod reference;
 
-pub use attachment::{is_attachment_tag, is_referrers_tag, referrers_tag};
+pub use attachment::{attached_to, is_attachment_tag, is_referrers_tag, referrers_tag};
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use manifest::{
     Descriptor, FilteredIndex, MAX_MANIFEST_BYTES, Manifest, ManifestError, View, choose,

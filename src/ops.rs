@@ -6,6 +6,7 @@
 //! | list what a directory has | [`list`] |
 //! | check a directory, and mend it | [`verify`], [`repair`] |
 //! | remove what no image needs | [`prune`] |
+//! | remove images by their names | [`remove`] |
 //! | look into an image | [`OpenImage`] |
 //! | show images as a file system | [`namespace`], which `fuse::mount` then mounts |
 //!
@@ -17,6 +18,7 @@ mod check;
 mod error;
 mod mount;
 mod open;
+mod remove;
 mod request;
 mod route;
 mod transfer;
@@ -25,6 +27,7 @@ pub use check::{ListRequest, Listing, list, prune, registries_of, repair, verify
 pub use error::{Error, Result};
 pub use mount::{NamespaceRequest, Shown, namespace};
 pub use open::{FileEntry, OpenImage, OpenRequest, Scratch, this_machine};
+pub use remove::{RemoveReport, RemoveRequest, RemovedImage, remove};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};

@@ -17,8 +17,10 @@ mod failure;
 mod harbor;
 mod holders;
 mod limit;
+mod logins;
 mod manifests;
 mod pattern;
+mod remove;
 mod retry;
 mod session;
 mod sink;
@@ -44,6 +46,9 @@ pub(crate) use auths::{describe as describe_yaml_error, flag};
 pub use blob::BlobStream;
 pub use config::{Access, Credentials, Entry, Reach, RegistryConfig, Requester};
 pub use credentials::default_files as default_credential_files;
+pub use logins::{
+    LoginError, Place, docker_config_file, erase_login, is_what_is_found, store_login,
+};
 pub use pattern::{PatternError, RegistryPattern};
 pub use sink::RegistrySink;
 pub use stats::Stats;
@@ -155,6 +160,22 @@ impl Registry {
         }
         let reason = format!("it has more than {MAX_TAGS_PAGES} pages of them");
         Err(session.wire.error(&doing, Kind::Config(reason)))
+    }
+
+    /// Asks `registry` whether it takes the credentials that the configuration has for it. [`Kind::Unauthorized`]
+    /// if it does not; `false` if it asked for none, so that nobody knows whether they are right.
+    pub async fn check_login(&self, registry: &str) -> Result<bool> {
+        let doing = "checking the user name and password".to_owned();
+        // A session is that of a repository; of it, only where it is counts here.
+        let any = Repository::new(registry, "any/any");
+        let any = any.map_err(|e| {
+            Error::new(format!("registry {registry}"), &doing, Kind::Config(e.to_string()))
+        })?;
+        let session = self.session(&any).await?;
+        let url = session.wire.root();
+        let ask = Ask { scope: Scope::Nothing, ..Ask::new(Method::GET, url, &any, &doing) };
+        session.send(&ask).await?;
+        Ok(session.auth.asks_for_credentials())
     }
 
     async fn session(&self, repository: &Repository) -> Result<Arc<Session>> {

@@ -8,12 +8,17 @@ pub fn referrers_tag(subject: &Digest) -> String {
     subject.to_string().replacen(':', "-", 1)
 }
 
+/// The digest to whose manifest a tag attaches something: cosign's tags, and [`referrers_tag`].
+pub fn attached_to(tag: &str) -> Option<Digest> {
+    let name = tag.split('.').next().unwrap_or_default();
+    let (algorithm, hex) = name.split_once('-')?;
+    format!("{algorithm}:{hex}").parse().ok()
+}
+
 /// Whether a tag is one that tools attach to another manifest: cosign's `sha256-<hex>.sig`, and
 /// [`referrers_tag`].
 pub fn is_attachment_tag(tag: &str) -> bool {
-    let name = tag.split('.').next().unwrap_or_default();
-    name.split_once('-')
-        .is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
+    attached_to(tag).is_some()
 }
 
 /// Whether a tag is a [`referrers_tag`].

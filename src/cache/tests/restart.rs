@@ -98,14 +98,14 @@ async fn a_lower_limit_holds_at_once_and_what_was_read_last_stays() {
     until("all are sealed", || first.stats().complete == 8).await;
     // Used again, and so the last ones.
     for fake in &fakes[..2] {
-        read_held(&fake, &fake.open_in(&first), 0, 10).await;
+        read_held(fake, &fake.open_in(&first), 0, 10).await;
     }
     close(first).await;
     let second = cache(dir.path(), 5 * MIB);
     assert!(disk_use(dir.path()) <= 5 * MIB);
     assert_eq!(second.stats().complete, 2);
     for fake in &fakes[..2] {
-        read_held(&fake, &fake.open_in(&second), 0, 10).await;
+        read_held(fake, &fake.open_in(&second), 0, 10).await;
     }
 }
 
