@@ -148,9 +148,8 @@ pub(crate) fn tag(args: &TagArgs, output: &Arc<Output>) -> Result<Outcome, Failu
         || (source.in_registry && registry(&source) != registry(&target))
     {
         let message = "source and target have to be in the same directory, or with registry:// in the same registry";
-        return Err(
-            Failure::new(message).hint("from one to the other goes `imgfs pull`, `push` or `copy`")
-        );
+        return Err(Failure::new(message)
+            .hint("from one to the other goes `imgfs pull`, `imgfs push` or `imgfs copy`"));
     }
     if source.reference == target.reference {
         return Err(Failure::new("source and target are the same name"));
