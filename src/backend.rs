@@ -253,6 +253,29 @@ pub trait Sink: Names {
     async fn close(&self);
 }
 
+/// What goes when a name is removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// The manifest that it leads to; `None` if that cannot be read.
+    pub digest: Option<Digest>,
+    /// All names that go: first the one that was asked for; then in a directory those of its attachments that are
+    /// of no use without it, and in a registry the others of the same manifest.
+    pub names: Vec<Reference>,
+    /// Whether others may go, too, of which nobody knows.
+    pub may_be_more: bool,
+}
+
+/// A medium of which names can be removed.
+#[async_trait]
+pub trait Remover: Names {
+    /// What goes with `name`. [`Kind::NotFound`] if it is not there; [`Kind::Unfit`] if something else would not
+    /// be whole without it.
+    async fn removal(&self, name: &Reference) -> Result<Removal>;
+
+    /// Removes it.
+    async fn remove(&self, removal: &Removal) -> Result<()>;
+}
+
 /// How a manifest is to be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManifestName {

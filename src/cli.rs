@@ -11,9 +11,11 @@ mod fstab;
 mod inside;
 mod inspect;
 mod log;
+mod login;
 mod manual;
 mod mount;
 mod mounts;
+mod names;
 mod output;
 mod progress;
 mod pull;
@@ -162,6 +164,10 @@ fn carry_out(command: Command, output: &Arc<Output>) -> Result<Outcome, Failure>
         Command::Du(args) => du::run(&args, output),
         Command::Verify(args) => inspect::verify(&args, output),
         Command::Prune(args) => inspect::prune(&args, output),
+        Command::Rm(args) => names::rm(&args, output),
+        Command::Tag(args) => names::tag(&args, output),
+        Command::Login(args) => login::login(&args, output),
+        Command::Logout(args) => login::logout(&args, output),
         Command::Render(args) => render::run(&args),
         Command::Completions { shell } => manual::completions(shell, Args::command()),
         Command::Man { dir } => manual::pages(&dir, Args::command()),

@@ -11,6 +11,7 @@
 //! | tell what an image is | [`inspect`], [`digest`] |
 //! | compare images | [`diff`], [`package_diff`] |
 //! | tell what layers take | [`usage`] |
+//! | remove images by their names | [`remove`] |
 //! | show images as a file system | [`namespace`], which `fuse::mount` then mounts |
 //!
 //! Nothing here prints, ends the process, or starts a runtime: functions that may ask a registry are
@@ -25,6 +26,7 @@ mod inspect;
 mod listing;
 mod mount;
 mod open;
+mod remove;
 mod request;
 mod route;
 mod transfer;
@@ -45,6 +47,7 @@ pub use open::{
     FileEntry, FileListing, NamedImage, OpenImage, OpenOptions, Opener, Scratch, this_machine,
     type_name,
 };
+pub use remove::{RemoveReport, RemoveRequest, RemovedImage, remove};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};

@@ -259,7 +259,7 @@ impl Error {
                 "the project must be there before anything in it; a push or copy creates it with --create-projects"
             }
             Kind::Unauthorized(_) => {
-                "give credentials with --auths FILE, --username and --password-stdin, or log in with your usual tool (~/.docker/config.json is read)"
+                "give credentials with --auths FILE, --username and --password-stdin, or store them with `imgfs login` (what docker and podman have stored is read, too)"
             }
             Kind::Denied(_) => {
                 "these credentials lack the right to do this; ask the registry's owner"

@@ -31,6 +31,7 @@ mod prune;
 mod publish;
 mod receive;
 mod records;
+mod remove;
 mod source;
 mod store;
 mod verify;

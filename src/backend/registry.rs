@@ -20,10 +20,12 @@ mod harbor;
 mod holders;
 mod limit;
 mod lists;
+mod logins;
 mod manifests;
 mod pages;
 mod parallel;
 mod pattern;
+mod remove;
 mod retry;
 mod session;
 mod sink;
@@ -50,6 +52,9 @@ pub use blob::BlobStream;
 pub use catalog::Repositories;
 pub use config::{Access, Credentials, Entry, Reach, RegistryConfig, Requester};
 pub use credentials::default_files as default_credential_files;
+pub use logins::{
+    LoginError, Place, docker_config_file, erase_login, is_what_is_found, store_login,
+};
 pub use pattern::{PatternError, RegistryPattern};
 pub use sink::RegistrySink;
 pub use stats::Stats;
@@ -60,7 +65,7 @@ use client::Clients;
 use lists::Found;
 use manifests::{fetch_manifest, manifest_ask};
 use parallel::ParallelStream;
-use session::{Scope, Session, content_digest};
+use session::{Ask, Scope, Session, content_digest};
 use wire::Wire;
 
 use super::{Attachments, Blobs, BoxStream, Capabilities, Error, Kind, Names, Result, Tags};
@@ -143,6 +148,22 @@ impl Registry {
         let session = self.session(repository).await?;
         let tags = lists::all_tags(&session, repository).await?;
         Ok(tags.into_iter().partition(|tag| is_tag(tag)))
+    }
+
+    /// Asks `registry` whether it takes the credentials that the configuration has for it. [`Kind::Unauthorized`]
+    /// if it does not; `false` if it asked for none, so that nobody knows whether they are right.
+    pub async fn check_login(&self, registry: &str) -> Result<bool> {
+        let doing = "checking the user name and password".to_owned();
+        // A session is that of a repository; of it, only where it is counts here.
+        let any = Repository::new(registry, "any/any");
+        let any = any.map_err(|e| {
+            Error::new(format!("registry {registry}"), &doing, Kind::Config(e.to_string()))
+        })?;
+        let session = self.session(&any).await?;
+        let url = session.wire.root();
+        let ask = Ask { scope: Scope::Nothing, ..Ask::new(Method::GET, url, &any, &doing) };
+        session.send(&ask).await?;
+        Ok(session.auth.asks_for_credentials())
     }
 
     async fn session(&self, repository: &Repository) -> Result<Arc<Session>> {

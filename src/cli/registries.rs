@@ -84,7 +84,7 @@ fn command_line_entry(
 }
 
 /// Reads the password from standard input.
-fn read_password() -> Result<String, Failure> {
+pub(crate) fn read_password() -> Result<String, Failure> {
     let mut password = String::new();
     io::stdin()
         .take(MAX_PASSWORD)

@@ -60,7 +60,7 @@ impl Teller<'_> {
         let (report, traffic) = (&transfer.report, &transfer.traffic);
         let (moved_blobs, moved_bytes) = match self.verb {
             Verb::Pull => ("fetched_blobs", "fetched_bytes"),
-            Verb::Push | Verb::Copy => ("moved_blobs", "moved_bytes"),
+            Verb::Push | Verb::Copy | Verb::Tag => ("moved_blobs", "moved_bytes"),
         };
         let images: Vec<Value> = report.images.iter().map(|image| self.image_json(image)).collect();
         let mut summary = json!({

@@ -8,6 +8,7 @@ pub(crate) enum Verb {
     Pull,
     Push,
     Copy,
+    Tag,
 }
 
 impl Verb {
@@ -16,6 +17,7 @@ impl Verb {
             Self::Pull => "pull",
             Self::Push => "push",
             Self::Copy => "copy",
+            Self::Tag => "tag",
         }
     }
 
@@ -25,6 +27,7 @@ impl Verb {
             Self::Pull => "pulled",
             Self::Push => "pushed",
             Self::Copy => "copied",
+            Self::Tag => "tagged",
         }
     }
 
@@ -33,7 +36,7 @@ impl Verb {
         match self {
             Self::Pull => ("fetch", "fetched"),
             Self::Push => ("send", "sent"),
-            Self::Copy => ("copy", "copied"),
+            Self::Copy | Self::Tag => ("copy", "copied"),
         }
     }
 }

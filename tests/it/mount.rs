@@ -476,7 +476,8 @@ fn a_pull_and_a_mount_use_what_the_other_has_fetched() {
     assert_eq!(digest(&layer), image.layers()[0]);
     // What is whole in the cache, the pull takes.
     wait_for("the whole blob", Duration::from_secs(10), || {
-        imgfs.images_dir().join("blobs/.imgfs/cache/whole").join(&image.layers()[0]).exists()
+        let name = content::cached_name(&image.layers()[0]);
+        imgfs.images_dir().join("blobs/.imgfs/cache/whole").join(name).exists()
     });
     hostile.clear_log();
     imgfs.pull(&names[..1]).success();

@@ -1,6 +1,7 @@
 //! The cache of a mount as its users see it: its bound, a full disk under it, and pulls beside it.
 
 use crate::support::cli::Imgfs;
+use crate::support::content::cached_name;
 use crate::support::disk::{SmallDisk, Watch, used, used_below};
 use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image};
@@ -115,7 +116,7 @@ fn a_full_disk_is_told_once_and_hinders_nobody() {
     mount.restart();
     all_layers_are_right(&mount, &image);
     wait_for("a complete blob", SOON, || {
-        image.layers().iter().all(|digest| cache.join("whole").join(digest).exists())
+        image.layers().iter().all(|digest| cache.join("whole").join(cached_name(digest)).exists())
     });
     assert_eq!(mount.log().len(), 1, "{:?}", mount.log());
 }

@@ -1,7 +1,7 @@
 //! A mount under readers while things go wrong: it is killed, its registry fails, its cache is too small.
 
 use crate::support::cli::Imgfs;
-use crate::support::content::{Random, digest_of_reader};
+use crate::support::content::{Random, cached_name, digest_of_reader};
 use crate::support::disk::used_below;
 use crate::support::hostile::{Fault, Hostile, Kinds, Match};
 use crate::support::image::{Built, Image};
@@ -41,8 +41,9 @@ fn whole(cache: &Path) -> BTreeSet<String> {
         .map(|file| {
             let name = file.file_name().into_string().expect("a digest");
             let mut content = std::fs::File::open(file.path()).expect("opening");
-            assert_eq!(digest_of_reader(&mut content).expect("reading"), name);
-            name
+            let digest = digest_of_reader(&mut content).expect("reading");
+            assert_eq!(cached_name(&digest), name);
+            digest
         })
         .collect()
 }
@@ -51,7 +52,7 @@ fn whole(cache: &Path) -> BTreeSet<String> {
 fn held(cache: &Path, image: &Built) -> BTreeMap<String, u64> {
     use std::os::unix::fs::MetadataExt as _;
     let size = |digest: &String| {
-        let part = std::fs::metadata(cache.join("part").join(digest));
+        let part = std::fs::metadata(cache.join("part").join(cached_name(digest)));
         part.map_or(0, |meta| meta.blocks() * 512)
     };
     image.blobs.keys().map(|digest| (digest.clone(), size(digest))).collect()

@@ -109,15 +109,7 @@ impl Inner {
                 let mut map = match map {
                     Some(LayoutMap::Map(map)) => map,
                     None => Default::default(),
-                    Some(LayoutMap::Broken) => {
-                        let reason = "the map of tags is damaged; `imgfs verify --repair` rebuilds what can be saved";
-                        let path = dir.join(LAYOUT_MAP);
-                        return Err(Error::new(
-                            SIDE,
-                            format_args!("reading {}", path.display()),
-                            Kind::Config(reason.into()),
-                        ));
-                    }
+                    Some(LayoutMap::Broken) => return Err(broken_map(&dir)),
                 };
                 self.put_digest(&dir, manifest)?;
                 map.insert(tag.clone(), manifest.digest());
@@ -169,14 +161,14 @@ impl Inner {
         self.put_map(&dir, &map).map_err(failed)
     }
 
-    fn lock_repository(&self, repository: &Repository) -> io::Result<File> {
+    pub(super) fn lock_repository(&self, repository: &Repository) -> io::Result<File> {
         let path = self.state_dir().join(LOCKS).join(lock_name(repository));
         let lock = self.root.open_or_create(&path)?;
         lock.lock()?;
         Ok(lock)
     }
 
-    fn put_map(&self, dir: &Path, map: &BTreeMap<String, Digest>) -> io::Result<()> {
+    pub(super) fn put_map(&self, dir: &Path, map: &BTreeMap<String, Digest>) -> io::Result<()> {
         let text = layout::format_layout_map(map);
         let time = publish::Time::Of(Digest::sha256(&text));
         let scratch = self.state_dir().join(SCRATCH);
@@ -241,6 +233,13 @@ impl Inner {
             })
         })
     }
+}
+
+/// The error for a map of tags that cannot be changed, since it is damaged.
+pub(super) fn broken_map(dir: &Path) -> Error {
+    let reason = "the map of tags is damaged; `imgfs verify --repair` rebuilds what can be saved";
+    let doing = format!("reading {}", dir.join(LAYOUT_MAP).display());
+    Error::new(SIDE, doing, Kind::Config(reason.into()))
 }
 
 /// Whether `error` says that a file is not there, or that a directory has its name.

@@ -208,7 +208,15 @@ impl BlobNames {
         let failed = |e| Error::io(&path, "reading", e);
         let dir = match root.open_dir(&path) {
             Ok(dir) => dir,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            // What must not be listed can be read by name all the same.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                return Ok(Self::default());
+            }
             Err(e) => return Err(failed(e)),
         };
         let mut found = Self::default();

@@ -7,6 +7,7 @@
 //! imgfs records 1
 //! blob sha256:<hex> <size> <inode> <mtime in ns> <ctime in ns>
 //! pin <registry>/<repository>@sha256:<hex>
+//! unpin <registry>/<repository>@sha256:<hex>
 //! sparse sha256:<hex> <platforms>
 //! no-referrers <registry> <seconds since 1970>
 //! ```
@@ -171,6 +172,14 @@ impl Records {
             return Ok(());
         }
         self.append(&format!("pin {reference}\n"), true)
+    }
+
+    /// Takes back what `pin` noted.
+    pub(super) fn unpin(&self, reference: &Reference) -> io::Result<()> {
+        if !self.is_pinned(reference) {
+            return Ok(());
+        }
+        self.append(&format!("unpin {reference}\n"), true)
     }
 
     pub(super) fn is_pinned(&self, reference: &Reference) -> bool {
@@ -370,6 +379,9 @@ impl State {
             "pin" => {
                 self.pins.insert(rest.parse().ok()?);
             }
+            "unpin" => {
+                self.pins.remove(&rest.parse().ok()?);
+            }
             "no-referrers" => {
                 let (registry, at) = rest.split_once(' ')?;
                 self.no_referrers.insert(registry.to_owned(), at.parse().ok()?);
@@ -467,9 +479,12 @@ mod tests {
         let again = open(path.clone()).unwrap();
         assert!(again.is_pinned(&reference));
         assert_eq!(again.sparse(&Digest::sha256(b"i")).as_deref(), Some("linux/amd64"));
+        again.unpin(&reference).unwrap();
+        again.unpin(&reference).unwrap();
+        assert!(!open(path.clone()).unwrap().is_pinned(&reference));
         again.set_sparse(Digest::sha256(b"i"), "all").unwrap();
         assert_eq!(again.sparse(&Digest::sha256(b"i")), None);
-        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 4);
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 5);
     }
 
     #[test]

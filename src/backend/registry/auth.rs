@@ -142,6 +142,11 @@ impl Auth {
         }
     }
 
+    /// Whether the registry has asked for credentials, as far as it has been asked.
+    pub(super) fn asks_for_credentials(&self) -> bool {
+        !matches!(self.scheme(), None | Some(Scheme::None))
+    }
+
     fn scheme(&self) -> Option<Scheme> {
         locked(&self.scheme).clone()
     }

@@ -23,16 +23,37 @@ use crate::image::Repository;
 /// The files that are asked, in this order: `$REGISTRY_AUTH_FILE`, Docker's `config.json`
 /// (in `$DOCKER_CONFIG` or `~/.docker`), `$XDG_RUNTIME_DIR/containers/auth.json`.
 pub fn default_files() -> Vec<PathBuf> {
-    let var = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let docker = var("DOCKER_CONFIG").or_else(|| Some(var("HOME")?.join(".docker")));
     [
         var("REGISTRY_AUTH_FILE"),
-        docker.map(|dir| dir.join("config.json")),
+        docker_config_file(),
         var("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Docker's own file of these.
+pub(super) fn docker_config_file() -> Option<PathBuf> {
+    let dir = var("DOCKER_CONFIG").or_else(|| Some(var("HOME")?.join(".docker")));
+    Some(dir?.join("config.json"))
+}
+
+fn var(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// What Docker calls the entry of `registry`.
+pub(super) fn server_key(registry: &str) -> String {
+    match registry {
+        "docker.io" => "https://index.docker.io/v1/".to_owned(),
+        host => host.to_owned(),
+    }
+}
+
+/// The program of a credential helper.
+pub(super) fn helper_program(name: &str) -> String {
+    format!("docker-credential-{name}")
 }
 
 /// What a file says beside the credentials that are in it. Any of it may be null.
@@ -172,13 +193,13 @@ struct HelperAnswer {
 }
 
 /// Runs a credential helper, which may ask the user for something.
-async fn ask_helper(
+pub(super) async fn ask_helper(
     name: &str,
     key: &str,
     patience: Duration,
 ) -> Result<Option<Credentials>, String> {
-    let program = format!("docker-credential-{name}");
-    let answered = match timeout(patience, run(&program, key)).await {
+    let program = helper_program(name);
+    let answered = match timeout(patience, run(&program, "get", key)).await {
         Ok(answered) => answered.map_err(|error| format!("{program}: {error}"))?,
         Err(_) => return Err(format!("{program} has not answered within {patience:?}")),
     };
@@ -199,17 +220,21 @@ async fn ask_helper(
     }))
 }
 
-/// Runs a helper. It is killed if nobody waits any more.
-async fn run(program: &str, key: &str) -> io::Result<std::process::Output> {
+/// Runs a helper, with `input` on its standard input. It is killed if nobody waits any more.
+pub(super) async fn run(
+    program: &str,
+    verb: &str,
+    input: &str,
+) -> io::Result<std::process::Output> {
     let mut child = Command::new(Path::new(program))
-        .arg("get")
+        .arg(verb)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(key.as_bytes()).await {
+        match stdin.write_all(input.as_bytes()).await {
             // It has read nothing, and may answer all the same.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
             written => written?,

@@ -67,6 +67,10 @@ pub(super) enum Lane {
 #[derive(Clone, Copy)]
 pub(super) enum Scope<'a> {
     Pull,
+    /// Nothing of any repository: for finding out who may come in at all.
+    Nothing,
+    /// Pulling, and removing manifests.
+    Delete,
     /// Pushing, and pulling from another repository of the registry, if one is named.
     Push(Option<&'a Repository>),
     /// Listing the repositories of the registry.
@@ -79,6 +83,8 @@ impl Scope<'_> {
         match self {
             Self::Catalog => vec!["registry:catalog:*".to_owned()],
             Self::Pull => vec![format!("repository:{}:pull", repository.path())],
+            Self::Nothing => Vec::new(),
+            Self::Delete => vec![format!("repository:{}:pull,delete", repository.path())],
             Self::Push(other) => {
                 let own = format!("repository:{}:pull,push", repository.path());
                 let other = other.filter(|other| *other != repository);

@@ -71,6 +71,11 @@ impl Wire {
         url
     }
 
+    /// The root of its API.
+    pub(super) fn root(&self) -> Url {
+        self.base.clone()
+    }
+
     /// Whether `url` is the registry's own: only there are its credentials sent.
     pub(super) fn is_own(&self, url: &Url) -> bool {
         same_origin(url, &self.base)

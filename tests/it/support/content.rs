@@ -143,6 +143,11 @@ impl Read for ContentReader {
     }
 }
 
+/// What the cache of a mount calls the files of a blob.
+pub(crate) fn cached_name(digest: &str) -> String {
+    digest.replacen(':', "-", 1)
+}
+
 /// `sha256:<hex>` of some bytes.
 pub(crate) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))

@@ -15,23 +15,36 @@ pub(crate) enum Need {
     Root,
     /// The same, and FUSE.
     Mounts,
+    /// The same, and file systems of sticks: exfatprogs, exfat-fuse and ntfs-3g.
+    Sticks,
     /// The long form of the tests: `scripts/test --long`.
     Long,
 }
+
+/// Programs that make and mount the file systems of sticks.
+const STICKS: [&str; 4] = [
+    "/usr/sbin/mkfs.exfat",
+    "/usr/sbin/mkfs.ntfs",
+    "/sbin/mount.exfat-fuse",
+    "/sbin/mount.ntfs-3g",
+];
 
 impl Need {
     /// What of it is missing here.
     fn missing(self) -> Option<&'static str> {
         let is_root = rustix::process::geteuid().is_root();
         match self {
-            Self::Root | Self::Mounts if !is_root => Some("it has to run as root"),
-            Self::Mounts if !Path::new("/dev/fuse").exists() => {
+            Self::Root | Self::Mounts | Self::Sticks if !is_root => Some("it has to run as root"),
+            Self::Mounts | Self::Sticks if !Path::new("/dev/fuse").exists() => {
                 Some("there is no /dev/fuse: load the kernel's module (modprobe fuse)")
             }
             Self::Long if super::scale(0, 1) == 0 => {
                 Some("it is run by `scripts/test --long` only")
             }
-            Self::Root | Self::Mounts | Self::Long => None,
+            Self::Sticks if !STICKS.iter().all(|path| Path::new(path).exists()) => {
+                Some("exfatprogs, exfat-fuse or ntfs-3g is missing")
+            }
+            Self::Root | Self::Mounts | Self::Sticks | Self::Long => None,
         }
     }
 }
