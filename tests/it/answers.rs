@@ -620,7 +620,7 @@ fn what_an_index_does_not_say_is_in_the_configurations() {
     let hostile = Hostile::start();
     flat.push_to(&hostile, "app", "1");
     assert_eq!(cat(&hostile, "linux/arm64", "/etc/which").success().stdout, "arm");
-    cat(&hostile, "linux/s390x", "/etc/which").expect_code(1).stderr_has("linux-arm64");
+    cat(&hostile, "linux/s390x", "/etc/which").expect_code(1).stderr_has("linux/arm64");
     let (imgfs, output) = pull(&hostile, "app", &[]);
     output.success();
     let listed = imgfs.ls().success().images()[0]["platforms"].clone();
