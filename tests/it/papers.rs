@@ -16,8 +16,8 @@ const PAGES: &[(&str, usize, usize)] = &[
     ("docs/kubekey.md", 22, 0),
     ("docs/layer-index.md", 0, 0),
     ("docs/mount.md", 26, 0),
-    ("docs/moving-images.md", 32, 1),
-    ("docs/registries.md", 17, 2),
+    ("docs/moving-images.md", 34, 0),
+    ("docs/registries.md", 23, 0),
     ("docs/security.md", 0, 0),
     ("docs/troubleshooting.md", 6, 0),
 ];
