@@ -189,11 +189,11 @@ impl Files {
         }
         let own = self.layers.iter().rposition(|layer| layer.at.blob.digest == file.layer());
         let first = own.map_or(0, |own| own + 1);
-        let upper = (first..self.layers.len()).filter_map(|number| match self.made() {
+        // From the top, where it is decided.
+        (first..self.layers.len()).rev().find_map(|number| match self.made() {
             Some(tree) => tree.damage_of(number),
             None => self.images.known_tree(&self.variant, Some(number))?.damage().cloned(),
-        });
-        upper.last()
+        })
     }
 
     fn damage(&self) -> Option<Error> {

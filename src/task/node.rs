@@ -55,12 +55,13 @@ impl Node {
                 MAX_FILE_BYTES >> 20
             )));
         }
-        // With YAML 1.1's booleans, a user called `no` would be `false`. Depth, aliases and merge
-        // keys are bounded by default (64, 50 000 and 10 000); a node of ours is of some size.
+        // With YAML 1.1's booleans, a user called `no` would be `false`. Aliases and merge keys are bounded
+        // by default (50 000 and 10 000). A node of ours is of some size, and so is a level of the stack
+        // where nothing has been optimised.
         let options = options! {
             strict_booleans: true,
             leading_zero_numbers_as_strings: true,
-            budget: serde_saphyr::budget! { max_nodes: 1_000_000 },
+            budget: serde_saphyr::budget! { max_depth: 40, max_nodes: 1_000_000 },
             alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 200_000 },
         };
         let raw: Spanned<Raw> =

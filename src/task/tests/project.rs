@@ -179,7 +179,8 @@ fn a_default_that_cannot_be_evaluated_is_an_error_where_it_is_used() {
 
 #[test]
 fn mistakes_have_their_file() {
-    let cases: &[(&str, &[(&str, &str)], &str)] = &[
+    type Files<'a> = &'a [(&'a str, &'a str)];
+    let cases: &[(&str, Files<'_>, &str)] = &[
         (
             "- hosts: all\n  roles: [r]\n",
             &[("roles/r/tasks/main.yaml", "- name: x\n  wehn: y\n  pull: [a]\n")],
