@@ -6,7 +6,6 @@ use crate::support::hostile::Hostile;
 use crate::support::image::Image;
 use crate::support::need::require;
 use crate::support::tree::{self, assert_tree_sound};
-use rustix::mount::MountFlags;
 use std::path::PathBuf;
 
 fn disk(mib: u32) -> (SmallDisk, PathBuf) {
@@ -104,7 +103,7 @@ fn a_directory_that_may_not_be_written() {
     let name = format!("{}/app:1", hostile.host());
     let imgfs = Imgfs::new(&images);
     imgfs.pull(&[&name]).success();
-    rustix::mount::mount_remount(disk.path(), MountFlags::RDONLY, c"").expect("remounting");
+    disk.make_read_only();
     // Looking needs no writing.
     assert_eq!(imgfs.ls().success().images().len(), 1);
     imgfs.verify().success();
@@ -121,7 +120,7 @@ fn a_directory_that_may_not_be_written_is_a_source_like_any_other() {
     let (disk, images) = disk(4);
     let app = Image::new().layer(1, 500_000).build();
     tree::kubekey_g1(&images, "quay.io", "team/app", "1", &app);
-    rustix::mount::mount_remount(disk.path(), MountFlags::RDONLY, c"").expect("remounting");
+    disk.make_read_only();
     let hostile = Hostile::start();
     let imgfs = Imgfs::new(&images);
     let dest = format!("{}/app:1", hostile.host());

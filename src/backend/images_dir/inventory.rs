@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use super::{
@@ -78,6 +78,9 @@ pub struct Inventory {
     pub odd_blobs: BTreeMap<Digest, FileType>,
     /// What each blob should be, and who needs it.
     pub needed: BTreeMap<Digest, Need>,
+    /// Symbolic links to a directory above themselves, below the root of the tree: all that they could show is
+    /// shown without them.
+    upward_links: HashSet<String>,
     /// Digest-named manifests that no tag, pin or referrer leads to.
     pub(super) orphans: Vec<PathBuf>,
 }
@@ -106,7 +109,9 @@ impl Inventory {
             Some(Subject::Tag(_) | Subject::Map(_)) => true,
             Some(Subject::Manifest { tag, .. }) => tag.is_some(),
             Some(Subject::Blob(..)) => false,
-            None => problem.kind == ProblemKind::Symlink,
+            None => {
+                problem.kind == ProblemKind::Symlink && !self.upward_links.contains(&problem.path)
+            }
         })
     }
 
@@ -114,6 +119,15 @@ impl Inventory {
     pub fn shared_bytes(&self, image: &ImageEntry) -> u64 {
         let shared = |digest: &Digest| self.needed.get(digest).is_some_and(|n| n.images.len() > 1);
         image.blobs.iter().filter(|(digest, _)| shared(digest)).map(|(_, size)| size).sum()
+    }
+}
+
+/// Whether a symbolic link leads to a directory that it is in.
+fn leads_upwards(link: &Path) -> bool {
+    let above = link.parent().map(Path::canonicalize);
+    match (link.canonicalize(), above) {
+        (Ok(target), Some(Ok(above))) => above.starts_with(target),
+        _ => false,
     }
 }
 
@@ -129,6 +143,9 @@ impl ImagesDir {
             inventory.problems.push(Problem::stray(inner.relative(&path)));
         }
         for path in walk.links {
+            if leads_upwards(&path) {
+                inventory.upward_links.insert(inner.relative(&path));
+            }
             inventory.problems.push(Problem::link(inner.relative(&path)));
         }
         for dir in walk.repositories {

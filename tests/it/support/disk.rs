@@ -1,5 +1,6 @@
 //! Small disks, and how much of a disk is in use.
 
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -8,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A small file system in memory; gone when dropped.
 pub(crate) struct SmallDisk {
@@ -30,6 +31,17 @@ impl SmallDisk {
     pub(crate) fn grow(&self, mib: u32) {
         rustix::mount::mount_remount(self.path(), MountFlags::empty(), options(mib).as_c_str())
             .expect("making the disk larger");
+    }
+
+    pub(crate) fn make_read_only(&self) {
+        // A program that another test is just starting has this process's open files for a moment, too.
+        let start = Instant::now();
+        let remount = || rustix::mount::mount_remount(self.path(), MountFlags::RDONLY, c"");
+        while let Err(error) = remount() {
+            let may_pass = error == Errno::BUSY && start.elapsed() < Duration::from_secs(20);
+            assert!(may_pass, "making the disk read-only: {error}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
