@@ -97,9 +97,11 @@ pub const STREAMS: &str = "streams";
 /// ```
 /// use imgfs::{backend::images_dir::cached::ContentId, image::Digest};
 ///
-/// let name = Digest::sha256(b"content").to_string();
+/// let digest = Digest::sha256(b"content");
+/// // Every file system takes such a name.
+/// let name = digest.to_string().replace(':', "-");
 /// let blob = ContentId::parse_blob(&name).unwrap();
-/// assert!(!blob.is_stream());
+/// assert_eq!(blob, ContentId::Blob(digest));
 /// assert_eq!(blob.file_name(), name);
 /// // What names a blob names no stream.
 /// assert_eq!(ContentId::parse_stream(&name), None);
