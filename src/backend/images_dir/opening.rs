@@ -22,7 +22,7 @@ impl ImagesDir {
     /// Opens the tree at `root` for reading. It must exist. A directory of another tool is refused.
     pub fn open(root: &Path) -> Result<Self> {
         let dir = ConfinedDir::open(root).map_err(|e| no_directory(root, "opening", e))?;
-        let layout = find_layout(&dir)?.unwrap_or_default();
+        let layout = find_layout(&dir, BlobNames::of(&dir)?)?.unwrap_or_default();
         Self::with(dir, layout, Linking::default(), None)
     }
 
@@ -35,11 +35,11 @@ impl ImagesDir {
             Error::new(SIDE, format_args!("opening {}", root.display()), Kind::Config(reason))
         };
         let dir = ConfinedDir::create(root).map_err(|e| no_directory(root, "creating", e))?;
-        let existing = find_layout(&dir)?;
+        let blobs = BlobNames::of(&dir)?;
+        let existing = find_layout(&dir, blobs)?;
         let state = root.join(BLOBS).join(STATE);
         let remembered = state.join(LAYOUT);
         let is_there = |path: &Path| dir.stat(path).is_ok();
-        let blobs = BlobNames::of(&dir)?;
         let chosen = match (existing, layout) {
             // Without images of Docker Hub these two look the same.
             (Some(Layout::Documented), Some(Layout::Kubekey403))
@@ -141,9 +141,9 @@ fn no_directory(root: &Path, doing: &str, error: io::Error) -> Error {
     }
 }
 
-/// The layout of the tree at `root`: the one that is remembered, or else what its files show.
-/// `None` for an empty tree.
-fn find_layout(root: &ConfinedDir) -> Result<Option<Layout>> {
+/// The layout of the tree at `root`, which has such `blobs`: the one that is remembered, or else what its
+/// files show. `None` for an empty tree.
+fn find_layout(root: &ConfinedDir, blobs: BlobNames) -> Result<Option<Layout>> {
     let refuse = |path: &Path, reason: String| {
         Error::new(SIDE, format_args!("reading {}", path.display()), Kind::Config(reason))
     };
@@ -156,7 +156,6 @@ fn find_layout(root: &ConfinedDir) -> Result<Option<Layout>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => return Err(Error::io(&remembered, "reading", e)),
     };
-    let blobs = BlobNames::of(root)?;
     let is_portable = layout.map_or(blobs.portable, |layout| layout == Layout::Portable);
     if (is_portable && blobs.with_colons) || (!is_portable && blobs.portable) {
         let reason = "it has blobs of the layout `portable` (sha256-...) and of another one (sha256:...), as if \
@@ -194,7 +193,7 @@ fn is_bare(root: &ConfinedDir) -> Result<bool> {
 }
 
 /// Which names digests have among the blobs.
-#[derive(Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct BlobNames {
     /// `sha256:...`
     with_colons: bool,
