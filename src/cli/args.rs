@@ -1,6 +1,7 @@
 //! All commands and options. The manual pages and completions are made of this, too.
 
 mod look;
+mod names;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,7 +14,7 @@ use std::{
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 
 use imgfs::{
-    backend::registry::{PatternError, RegistryPattern},
+    backend::registry::{Access, PatternError, RegistryPattern},
     template::Dialect,
 };
 use tracing::level_filters::LevelFilter;
@@ -21,6 +22,7 @@ use tracing::level_filters::LevelFilter;
 use super::{log::LogArgs, vars::VarsArgs};
 
 pub(crate) use look::{CatArgs, DiffArgs, DigestArgs, DuArgs, InspectArgs, LsArgs};
+pub(crate) use names::{LoginArgs, LogoutArgs, RmArgs, TagArgs};
 
 /// The exit statuses of most commands.
 macro_rules! exit_status {
@@ -181,18 +183,8 @@ pub(crate) struct RegistryArgs {
     /// What has been read there.
     #[arg(skip)]
     pub(crate) password: OnceLock<String>,
-    /// Accept any certificate
-    #[arg(long)]
-    pub(crate) insecure: bool,
-    /// Use HTTP instead of HTTPS
-    #[arg(long)]
-    pub(crate) plain_http: bool,
-    /// PEM file with authorities to trust besides the system's
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) ca_file: Option<PathBuf>,
-    /// Reach a host at this address, whatever its name resolves to; may be repeated
-    #[arg(long, value_name = "HOST=ADDRESS[:PORT]", value_parser = resolution)]
-    pub(crate) resolve: Vec<(String, SocketAddr)>,
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
     /// Blobs to move from one registry at the same time; halved while it says that this is too much
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) concurrency: u16,
@@ -208,6 +200,35 @@ pub(crate) struct RegistryArgs {
     /// Longest time without a single byte before a request is repeated
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub(crate) stall_timeout: Duration,
+}
+
+// How connections to registries are made.
+#[derive(ClapArgs)]
+pub(crate) struct AccessArgs {
+    /// Accept any certificate
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// Use HTTP instead of HTTPS
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+    /// PEM file with authorities to trust besides the system's
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Reach a host at this address, whatever its name resolves to; may be repeated
+    #[arg(long, value_name = "HOST=ADDRESS[:PORT]", value_parser = resolution)]
+    pub(crate) resolve: Vec<(String, SocketAddr)>,
+}
+
+impl AccessArgs {
+    /// What holds where no entry of `--auths` says otherwise.
+    pub(crate) fn settings(&self) -> Access {
+        Access {
+            plain_http: self.plain_http,
+            skip_tls_verify: self.insecure,
+            ca_file: self.ca_file.clone(),
+            ..Access::default()
+        }
+    }
 }
 
 /// `HOST=ADDRESS[:PORT]`
@@ -684,151 +705,6 @@ pub(crate) struct PruneArgs {
     /// Say what would be removed, and remove nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-}
-
-const RM_EXAMPLES: &str = "\
-Examples:
-  imgfs rm quay.io/team/app:v1                          the tag; its content stays until `imgfs prune`
-  imgfs rm --prune nginx:1.24 nginx:1.25                and what no other image needs
-  imgfs rm --dry-run registry://quay.io/team/app:v1     what would go from the registry
-  imgfs rm --yes registry://quay.io/team/app:v1
-
-Exit status:
-  0  all removed
-  1  some images are not there, or could not be removed
-  2  usage or configuration is wrong, or --yes is missing; nothing was removed";
-
-/// Remove images from a directory, or with registry:// from a registry
-///
-/// Of a directory, the names go: the tag, or the digest that somebody asked for, and the signatures that are of no
-/// use without the image. No other image changes. A registry removes manifests only by their digests, so all tags
-/// go that lead to the same one; they are named, and --yes is asked for.
-#[derive(ClapArgs)]
-#[command(after_help = RM_EXAMPLES)]
-pub(crate) struct RmArgs {
-    /// Images, such as quay.io/a/b:1, or registry://quay.io/a/b:1 in the registry itself
-    #[arg(value_name = "IMAGE", required = true)]
-    pub(crate) images: Vec<String>,
-    #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Remove from the directory what no image needs any more, too, as `imgfs prune` does
-    #[arg(long)]
-    pub(crate) prune: bool,
-    /// Remove from registries, where it cannot be undone
-    #[arg(long, short)]
-    pub(crate) yes: bool,
-    /// Say what would be removed, and remove nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    pub(crate) registries: RegistryArgs,
-}
-
-const TAG_EXAMPLES: &str = "\
-Examples:
-  imgfs tag nginx:1.25 registry.example.com/mirror/nginx:stable
-  imgfs tag --yes registry://quay.io/team/app:v1 registry://quay.io/team/app:latest
-
-Exit status:
-  0  done
-  1  the source is not there, or not whole
-  2  usage or configuration is wrong, or --yes is missing; nothing was done";
-
-/// Give an image another name in the same directory, or with registry:// in the same registry
-///
-/// The manifest stays what it is. A directory stores no content twice; a registry mounts what the other repository
-/// lacks. A tag that is there already is moved.
-#[derive(ClapArgs)]
-#[command(after_help = TAG_EXAMPLES)]
-pub(crate) struct TagArgs {
-    /// The image, such as nginx:1.25, or registry://HOST[:PORT]/REPOSITORY:TAG in a registry
-    #[arg(value_name = "SOURCE")]
-    pub(crate) source: String,
-    /// Its new name, written likewise
-    #[arg(value_name = "TARGET")]
-    pub(crate) target: String,
-    #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Change the registry
-    #[arg(long, short)]
-    pub(crate) yes: bool,
-    /// Say what would be done, and do nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    pub(crate) registries: RegistryArgs,
-}
-
-const LOGIN_EXAMPLES: &str = "\
-Examples:
-  imgfs login quay.io                                   asks for user name and password
-  imgfs login --username robot --password-stdin registry.example.com:5000 < FILE
-  imgfs login docker.io                                 Docker Hub
-
-Exit status:
-  0  stored
-  1  the registry or the credential helper refuses; nothing was stored
-  2  usage or configuration is wrong; nothing was done";
-
-/// Store a user name and password for a registry, where docker stores them
-///
-/// They are checked at the registry first. Then they go into the credential helper that docker's config.json
-/// names (credsStore, credHelpers), or into that file itself, which is in $DOCKER_CONFIG or ~/.docker. All
-/// commands find them there, and so do docker, podman and others.
-#[derive(ClapArgs)]
-#[command(after_help = LOGIN_EXAMPLES)]
-pub(crate) struct LoginArgs {
-    /// The registry, HOST[:PORT]
-    #[arg(value_name = "HOST")]
-    pub(crate) registry: String,
-    /// User name; asked for if it is not given
-    #[arg(long, short, value_name = "NAME")]
-    pub(crate) username: Option<String>,
-    /// Read the password from standard input, and do not ask for it
-    #[arg(long, requires = "username")]
-    pub(crate) password_stdin: bool,
-    /// Store them without asking the registry whether they are right
-    #[arg(long)]
-    pub(crate) no_check: bool,
-    /// Accept any certificate
-    #[arg(long)]
-    pub(crate) insecure: bool,
-    /// Use HTTP instead of HTTPS
-    #[arg(long)]
-    pub(crate) plain_http: bool,
-    /// PEM file with authorities to trust besides the system's
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) ca_file: Option<PathBuf>,
-    /// Reach a host at this address, whatever its name resolves to; may be repeated
-    #[arg(long, value_name = "HOST=ADDRESS[:PORT]", value_parser = resolution)]
-    pub(crate) resolve: Vec<(String, SocketAddr)>,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-}
-
-const LOGOUT_EXAMPLES: &str = "\
-Examples:
-  imgfs logout quay.io
-
-Exit status:
-  0  removed
-  1  the file or the credential helper refuses
-  2  usage or configuration is wrong; nothing was done
-  3  nothing was stored for it";
-
-/// Remove what is stored for a registry in docker's config.json or its credential helper
-#[derive(ClapArgs)]
-#[command(after_help = LOGOUT_EXAMPLES)]
-pub(crate) struct LogoutArgs {
-    /// The registry, HOST[:PORT]
-    #[arg(value_name = "HOST")]
-    pub(crate) registry: String,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

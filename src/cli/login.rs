@@ -10,7 +10,7 @@ use std::{
 
 use imgfs::{
     backend::registry::{
-        Access, Credentials, Entry, Place, Registry, RegistryConfig, default_credential_files,
+        Credentials, Entry, Place, Registry, RegistryConfig, default_credential_files,
         docker_config_file, erase_login, is_what_is_found, store_login,
     },
     image::Repository,
@@ -166,18 +166,13 @@ fn config(
     credentials: &Credentials,
 ) -> Result<RegistryConfig, Failure> {
     let config = RegistryConfig {
-        defaults: Access {
-            plain_http: args.plain_http,
-            skip_tls_verify: args.insecure,
-            ca_file: args.ca_file.clone(),
-            ..Access::default()
-        },
+        defaults: args.access.settings(),
         entries: vec![Entry {
             prefix: registry.to_owned(),
             credentials: Some(credentials.clone()),
             ..Entry::default()
         }],
-        resolve: args.resolve.clone(),
+        resolve: args.access.resolve.clone(),
         ..RegistryConfig::default()
     };
     Registry::check(&config)?;

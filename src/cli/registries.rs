@@ -6,7 +6,7 @@ use std::{
 };
 
 use imgfs::backend::registry::{
-    Access, Auths, Credentials, Entry, Registry, RegistryConfig, default_credential_files,
+    Auths, Credentials, Entry, Registry, RegistryConfig, default_credential_files,
 };
 
 use super::{Failure, args::RegistryArgs, output::Output};
@@ -21,19 +21,14 @@ pub(crate) fn config(
     output: &Output,
 ) -> Result<RegistryConfig, Failure> {
     let mut config = RegistryConfig {
-        defaults: Access {
-            plain_http: args.plain_http,
-            skip_tls_verify: args.insecure,
-            ca_file: args.ca_file.clone(),
-            ..Access::default()
-        },
+        defaults: args.access.settings(),
         credential_files: default_credential_files(),
         concurrency: usize::from(args.concurrency),
         connections_per_blob: usize::from(args.connections_per_blob),
         connect_timeout: args.connect_timeout,
         stall_timeout: args.stall_timeout,
         max_wait: args.max_wait,
-        resolve: args.resolve.clone(),
+        resolve: args.access.resolve.clone(),
         ..RegistryConfig::default()
     };
     if let Some(username) = &args.username {
