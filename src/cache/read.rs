@@ -234,18 +234,17 @@ impl CachedBlob {
         }
     }
 
-    /// The same without waiting, not even for the disk: `None` if not all of the bytes are in
-    /// memory, or not all may be given out.
+    /// The same without waiting, not even for the disk, but to open the blob's files: `None` if not all of the
+    /// bytes are in memory, or not all may be given out.
     pub fn try_read(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
         let range = match self.range(offset, length) {
             Ok(Some(range)) => range,
             Ok(None) => return Some(Ok(Bytes::new())),
             Err(error) => return Some(Err(error)),
         };
-        // Opening them may wait for the disk.
-        if self.handle.core.is_closed(&self.handle.key) {
-            return None;
-        }
+        // They are closed whenever nobody reads, which is after each small file of an image. To hand that to
+        // another thread would cost more than the read.
+        self.handle.core.open_files(&self.handle.key);
         let found = self.handle.look(&range, false)?;
         let bytes = match found {
             Ok(Found::Whole(file)) => read_file_now(&file, &range)?,

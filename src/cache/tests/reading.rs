@@ -26,6 +26,28 @@ async fn one_small_read_in_the_middle_costs_one_request_and_256_kib() {
     assert_eq!(stats.fetched_bytes, 256 << 10);
 }
 
+/// The small files of an image are opened, read and closed one after another. None of that is handed to
+/// another thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_has_open_is_read_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 64 * MIB);
+    let (whole, parts) = (Fake::new(MIB, 1), Fake::new(20 * MIB, 2));
+    read_all(&whole, &whole.open_in(&cache), 100_000).await.unwrap();
+    parts.open_in(&cache).read(0, 100).await.unwrap();
+    until("it is sealed", || cache.stats().complete == 1).await;
+    rest(&cache).await;
+    for fake in [whole, parts] {
+        let sent = fake.sent();
+        for _ in 0..3 {
+            let blob = fake.open_in(&cache);
+            // The system may be writing it to the disk at this moment.
+            until("it is read", || blob.try_read(10, 20).is_some()).await;
+        }
+        assert_eq!(fake.sent(), sent);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sequential_reading_takes_few_requests_and_fetches_nothing_twice() {
     let dir = tempfile::tempdir().unwrap();
