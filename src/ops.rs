@@ -34,6 +34,8 @@ mod usage;
 
 pub use crate::rootfs::IndexCache;
 pub use check::{ListRequest, Listing, list, prune, registries_of, repair, verify};
+#[cfg(feature = "fuzzing")]
+pub use diff::fuzzing;
 pub use diff::{
     Aspect, Change, DiffReport, DiffRequest, FileChange, FileState, LayerTally, PackageChange,
     PackageDiff, Side, Tally, diff, package_diff,

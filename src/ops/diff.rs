@@ -6,6 +6,7 @@
 
 mod content;
 mod packages;
+mod rpm;
 
 use std::{
     cmp::Ordering,
@@ -611,6 +612,15 @@ async fn compare_contents(a: &Tree, b: &Tree, pairs: &mut [Pair]) -> Result<u64>
         }
     }
     Ok(compared.iter().map(|(_, bytes)| bytes).sum())
+}
+
+/// An entry point of the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    /// Reads `file` as a database of rpm.
+    pub fn rpm_database(file: &[u8]) {
+        let _ = super::rpm::packages(file);
+    }
 }
 
 #[cfg(test)]

@@ -72,15 +72,15 @@ pub enum Error {
         "{0}: there is no database of packages that imgfs knows: neither dpkg's, nor apk's, nor rpm's"
     )]
     NoPackages(String),
-    /// The packages of rpm cannot be told.
-    #[error(
-        "{image}: the packages in {path} are not known, since imgfs cannot read rpm's databases"
-    )]
+    /// A database of rpm cannot be read.
+    #[error("{image}: rpm's database {path} cannot be read: {reason}")]
     RpmDatabase {
         /// The image, as it was named.
         image: String,
         /// Where the database is.
         path: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A file has been read, but a layer above its own is damaged and may have had another one in its place.
     #[error("the image may have another file here: {0}")]
@@ -120,7 +120,7 @@ impl Error {
             Self::Unlistable(TreeSpec::Registry { prefix }) if prefix.is_empty() => {
                 Some("name one: registry://HOST".to_owned())
             }
-            Self::RpmDatabase { image, path } => Some(format!(
+            Self::RpmDatabase { image, path, .. } => Some(format!(
                 "`imgfs cat {image} {path} > FILE` brings the database out for rpm itself: rpm --dbpath DIRECTORY -qa"
             )),
             Self::NotForPlatform { platforms, .. } => {

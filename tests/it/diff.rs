@@ -11,6 +11,7 @@ use crate::support::umoci::Unpacked;
 use crate::support::{model, scale, seed};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
 
 /// What differs, by path: `added`, `removed`, or what is not the same.
 type Differences = BTreeMap<String, Vec<String>>;
@@ -403,7 +404,12 @@ fn packages_are_compared() {
             .file("usr/lib/apk/db/installed", text)
             .symlink("lib", "usr/lib")
     };
-    let rpm = Archive::new().file("usr/lib/sysimage/rpm/rpmdb.sqlite", b"SQLite format 3\0");
+    let mut database = Vec::new();
+    let packed: &[u8] = include_bytes!("../../src/ops/diff/rpm/fixtures/rpmdb.sqlite.gz");
+    flate2::read::GzDecoder::new(packed).read_to_end(&mut database).unwrap();
+    let rpm = Archive::new().file("usr/lib/sysimage/rpm/rpmdb.sqlite", &database);
+    let unmerged = Archive::new().file("usr/lib/sysimage/rpm/rpmdb.sqlite-wal", b"newer");
+    let cut = Archive::new().file("var/lib/rpm/rpmdb.sqlite", &database[..5000]);
     let images = [
         ("1", built(&[&base], Packing::Gzip)),
         ("2", built(&[&base, &top], Packing::Gzip)),
@@ -411,6 +417,8 @@ fn packages_are_compared() {
         ("alpine1", built(&[&alpine("1.2.4")], Packing::Gzip)),
         ("alpine2", built(&[&alpine("1.2.5")], Packing::Gzip)),
         ("rpm", built(&[&rpm], Packing::Gzip)),
+        ("unmerged", built(&[&rpm, &unmerged], Packing::Gzip)),
+        ("cut", built(&[&cut], Packing::Gzip)),
         ("none", built(&[&Archive::new().file("x", b"x")], Packing::Gzip)),
     ];
     let images: Vec<(&str, &Built)> = images.iter().map(|(tag, image)| (*tag, image)).collect();
@@ -426,8 +434,13 @@ fn packages_are_compared() {
     assert_eq!(lines("alpine1", "alpine2"), ["C musl:x86_64 1.2.4 1.2.5"]);
     assert_eq!(lines("none", "alpine1"), ["A busybox:x86_64 - 1", "A musl:x86_64 - 1.2.4"]);
     assert_eq!(bench.run("diff", &["--packages"], &["1", "1"]).expect_code(0).stdout, "");
-    let failed = bench.run("diff", &["--packages"], &["1", "rpm"]).expect_code(2);
-    failed.stderr_has("rpmdb.sqlite").stderr_has("cannot read").stderr_has("hint:");
+    let rpm = lines("none", "rpm");
+    assert_eq!(rpm.len(), 42, "{rpm:?}");
+    assert!(rpm.contains(&"A beta:noarch - 2:2.0~rc1-1".to_owned()), "{rpm:?}");
+    for (tag, why) in [("unmerged", "newest changes"), ("cut", "ends in the middle")] {
+        let failed = bench.run("diff", &["--packages"], &["1", tag]).expect_code(2);
+        failed.stderr_has("rpmdb.sqlite").stderr_has(why).stderr_has("hint:");
+    }
     bench.run("diff", &["--packages"], &["none", "none"]).expect_code(2).stderr_has("dpkg");
     let report = bench.run("diff", &["--packages", "--json"], &["1", "2"]).expect_code(1).report();
     assert_eq!(report["packages"][1]["before"][0], "2.36");

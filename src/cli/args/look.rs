@@ -157,7 +157,7 @@ pub(crate) struct DiffArgs {
     /// Count what differs, layer by layer, instead of listing it
     #[arg(long)]
     pub(crate) stat: bool,
-    /// Compare the packages that dpkg or apk has installed; rpm's databases cannot be read
+    /// Compare the packages that dpkg, apk or rpm has installed
     #[arg(long, conflicts_with_all = ["path", "stat", "times"])]
     pub(crate) packages: bool,
     /// Take another time of modification for a difference

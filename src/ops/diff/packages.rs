@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/var/lib/dpkg/status`, and those in `/var/lib/dpkg/status.d/` | dpkg's; the latter in distroless images |
 //! | `/lib/apk/db/installed`, `/usr/lib/apk/db/installed` | apk's |
-//! | `rpmdb.sqlite`, `Packages.db`, `Packages` in `/var/lib/rpm` or `/usr/lib/sysimage/rpm` | rpm's, which are known but not read: three formats of databases |
+//! | `rpmdb.sqlite`, `Packages.db`, `Packages` in `/var/lib/rpm` or `/usr/lib/sysimage/rpm` | rpm's (`rpm.rs`) |
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::{
     Change, Side,
     content::{Sameness, known_sameness},
+    rpm,
 };
 use crate::{
     backend::{self, Kind as ErrorKind},
@@ -51,7 +52,7 @@ pub struct PackageDiff {
 /// A package that one of the images has, or both in other versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PackageChange {
-    /// `dpkg` or `apk`.
+    /// `dpkg`, `apk` or `rpm`.
     pub manager: &'static str,
     /// Its name.
     pub name: String,
@@ -217,8 +218,18 @@ impl Database {
             Manager::Dpkg => dpkg(&self.bytes(path).await?, into),
             Manager::Apk => apk(&self.bytes(path).await?, into),
             Manager::Rpm => {
-                let (image, path) = (image.shown.clone(), path.to_owned());
-                return Err(Error::RpmDatabase { image, path });
+                let damaged = |reason: String| {
+                    let (image, path) = (image.shown.clone(), path.to_owned());
+                    Error::RpmDatabase { image, path, reason }
+                };
+                if has_unmerged_changes(path, image).await? {
+                    return Err(damaged(format!("the newest changes are still in {path}-wal")));
+                }
+                let found = rpm::packages(&self.bytes(path).await?);
+                for package in found.map_err(|damage| damaged(damage.to_string()))? {
+                    let rpm::Package { name, version, architecture } = package;
+                    into.entry(("rpm", name, architecture)).or_default().insert(version);
+                }
             }
         }
         Ok(())
@@ -242,6 +253,13 @@ impl Database {
         file.verified().await.map_err(Error::Image)?;
         Ok(all.freeze())
     }
+}
+
+/// Whether SQLite has changes in its write-ahead log that are not in the database itself, as a build that was
+/// stopped in the middle leaves them.
+async fn has_unmerged_changes(path: &str, image: &OpenImage) -> Result<bool> {
+    let log = find(image, &format!("{path}-wal")).await?;
+    Ok(log.is_some_and(|(tree, node)| tree.rootfs().attributes(node).size > 0))
 }
 
 /// Reads paragraphs of fields (Debian policy, chapter 5). What is not installed does not count, though dpkg
