@@ -59,6 +59,13 @@ impl Tree {
         damage_of(self.rootfs.layers().get(layer)?)
     }
 
+    /// Why `node` may not be what the image has at its path: a layer above the one that it comes from is damaged,
+    /// and may have had something else there, or a whiteout.
+    pub fn damage_above(&self, node: Node) -> Option<Error> {
+        let above = self.rootfs.content_layer(node) + 1;
+        self.rootfs.layers().get(above..)?.iter().rev().find_map(|layer| damage_of(layer))
+    }
+
     /// Entries of its layers that are not shown, or not as they stand there, from the lowest layer up: the digest
     /// of the layer, the name of the entry, and the reason. For each layer the first 256 of them.
     pub fn notes(&self) -> impl Iterator<Item = (Digest, &[u8], String)> {

@@ -181,6 +181,11 @@ fn a_list_that_is_not_complete_is_no_success() {
             assert!(!done.status.success(), "attempt {attempt}: {}", done.text());
             assert!(done.stderr.contains("Input/output error"), "{}", done.stderr);
         }
+        // Of these the damaged layer may have had others.
+        for name in ["lower", "behind"] {
+            mount.cat(&format!("{below}{name}")).fails_with("Input/output error");
+        }
+        assert_eq!(mount.cat(&format!("{below}a")).success().text(), "before");
     }
     drop(alone);
     let of = |path: &str| format!("{}:{path}", inside.name());

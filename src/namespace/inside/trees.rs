@@ -35,7 +35,11 @@ fn number(id: TreeId, node: u32) -> u64 {
 }
 
 pub(super) fn open_node(tree: &Tree, node: Node) -> Result<Handle, ViewError> {
-    match tree.open(node)? {
+    let file = tree.open(node)?;
+    if let Some(damage) = tree.damage_above(node) {
+        return Err(damage.into());
+    }
+    match file {
         Some(file) => Ok(Handle::Inside(Box::new(file))),
         None => Err(ViewError::Wrong(std::io::ErrorKind::IsADirectory)),
     }
