@@ -11,6 +11,7 @@
 //! KubeKey swallows is an error here. Nothing in this module does I/O: the files beside a playbook
 //! ([`Playbook::parse_project`]) are read by who gives them ([`Files`]).
 
+mod condition;
 mod convert;
 mod error;
 mod evaluate;
@@ -19,9 +20,11 @@ mod node;
 mod playbook;
 mod prepare;
 mod project;
+mod reader;
 mod run;
 mod side;
 mod steps;
+mod values;
 
 use std::path::PathBuf;
 

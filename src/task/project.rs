@@ -19,10 +19,13 @@ use std::{
 };
 
 use super::{
+    condition::conditions,
     error::{Position, TaskError},
     node::{Data, Key, MAX_FILE_BYTES, Node},
-    playbook::{Inherited, Reader, Vars, boolean, conditions, vars, words},
+    playbook::Vars,
+    reader::{Inherited, Reader},
     steps::did_you_mean,
+    values::{boolean, vars, words},
 };
 use crate::template::Template;
 
