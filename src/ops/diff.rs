@@ -1,31 +1,30 @@
 //! What differs between the files of two images, file by file, without pulling either.
 //!
 //! Both trees are walked side by side. What they say of a file (mode, owner, links, extended attributes)
-//! is compared as it is; content is only read where its place does not tell whether it is the same
+//! is compared as it is (`walk.rs`); content is only read where its place does not tell whether it is the same
 //! (`content.rs`). [`package_diff`] compares what package managers have noted instead (`packages.rs`).
 
 mod content;
 mod packages;
+mod report;
 mod rpm;
+mod walk;
 
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Serialize;
 
 pub use packages::{PackageChange, PackageDiff, package_diff};
+pub use report::{Aspect, Change, DiffReport, FileChange, FileState, LayerTally, Side, Tally};
 
-use super::{Error, NamedImage, OpenImage, Opener, Result, type_name};
+use super::{Error, NamedImage, OpenImage, Opener, Result};
 use crate::{
-    image::{Descriptor, Digest},
-    layer::{Attributes, Kind, LayerIndex, Node, Rootfs},
+    image::Descriptor,
+    layer::{Kind, LayerIndex, Node, Rootfs},
     rootfs::{PathError, Tree},
 };
-use content::{Sameness, is_same_content, known_sameness, place};
+use content::{is_same_content, place};
+use walk::{Pair, Place, walk};
 
 /// Files that are read and compared at the same time.
 const AT_A_TIME: usize = 8;
@@ -42,156 +41,6 @@ pub struct DiffRequest {
     pub path: String,
     /// Whether another time of modification is a difference.
     pub times: bool,
-}
-
-/// What differs between two images.
-#[derive(Clone, Debug, Serialize)]
-pub struct DiffReport {
-    /// The old image.
-    pub a: Side,
-    /// The new image.
-    pub b: Side,
-    /// What was compared of them.
-    pub path: String,
-    /// What differs, by path.
-    pub changes: Vec<FileChange>,
-    /// How much that is.
-    pub total: Tally,
-    /// Bytes of files that were read of either image to compare them.
-    pub compared_bytes: u64,
-}
-
-/// One of two images.
-#[derive(Clone, Debug, Serialize)]
-pub struct Side {
-    /// What it was called.
-    pub image: String,
-    /// Its name, by its digest.
-    pub name: String,
-    /// What it runs on, as in `linux/arm64/v8`.
-    pub platform: String,
-    /// Its layers from which something comes or that have something which is no longer there.
-    pub layers: Vec<LayerTally>,
-}
-
-/// A layer, and what of the differences it has.
-#[derive(Clone, Debug, Serialize)]
-pub struct LayerTally {
-    /// From 0 for the lowest.
-    pub number: usize,
-    /// The digest of the blob.
-    pub digest: Digest,
-    /// The line of the history that made it.
-    pub created_by: Option<String>,
-    /// What of the differences is in it.
-    #[serde(flatten)]
-    pub tally: Tally,
-}
-
-/// How much differs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Tally {
-    /// Files, directories and the like that only the new image has.
-    pub added: u64,
-    /// Their content, in bytes.
-    pub added_bytes: u64,
-    /// What only the old image has.
-    pub removed: u64,
-    /// Its content, in bytes.
-    pub removed_bytes: u64,
-    /// What both have, but not the same.
-    pub changed: u64,
-}
-
-/// How something differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Change {
-    /// Only the new image has it.
-    Added,
-    /// Only the old image has it.
-    Removed,
-    /// Both have it, but not the same.
-    Changed,
-}
-
-/// What of a file is not the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Aspect {
-    /// What it is.
-    Type,
-    /// Its bytes.
-    Content,
-    /// Its permissions, with set-uid, set-gid and sticky.
-    Mode,
-    /// Its owner or group.
-    Owner,
-    /// Where the symbolic link leads.
-    Target,
-    /// Which other names it has, or how many (hard links).
-    Links,
-    /// Major or minor number of the device.
-    Device,
-    /// Its extended attributes.
-    Xattrs,
-    /// When it was modified.
-    Mtime,
-}
-
-/// A file that differs.
-#[derive(Clone, Debug, Serialize)]
-pub struct FileChange {
-    /// Its path.
-    pub path: String,
-    /// How it differs.
-    pub change: Change,
-    /// What is not the same, if both images have it.
-    pub aspects: Vec<Aspect>,
-    /// What it is in the old image.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub a: Option<FileState>,
-    /// What it is in the new image.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub b: Option<FileState>,
-}
-
-/// What a file is in one of the images.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FileState {
-    /// `file`, `directory`, `symlink`, `char`, `block` or `fifo`.
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// Permissions in octal digits, with set-uid, set-gid and sticky.
-    pub mode: String,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Bytes of a file or of a symbolic link's target.
-    pub size: u64,
-    /// Names that it has.
-    pub links: u32,
-    /// When it was modified, in seconds since 1970.
-    pub mtime: i64,
-    /// Where it leads, if it is a symbolic link.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub target: Option<String>,
-    /// Major and minor number, if it is a device.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub device: Option<(u16, u32)>,
-    /// Names of its extended attributes, and their values as text.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub xattrs: BTreeMap<String, String>,
-    /// The number of the layer that it comes from, from 0 for the lowest.
-    pub layer: usize,
-}
-
-impl DiffReport {
-    /// Whether nothing differs.
-    pub fn is_same(&self) -> bool {
-        self.changes.is_empty()
-    }
 }
 
 /// Compares the files of two images. Layers that nobody has looked into before are read once, those that
@@ -288,38 +137,6 @@ pub async fn diff(opener: &Opener, request: &DiffRequest) -> Result<DiffReport> 
     Ok(DiffReport { a: old, b: new, path, changes, total, compared_bytes })
 }
 
-impl Side {
-    fn new(opened: &OpenImage) -> Self {
-        let layers = opened.variant.layers().iter().enumerate().map(|(number, layer)| LayerTally {
-            number,
-            digest: layer.digest,
-            created_by: opened.variant.created_by(number).map(str::to_owned),
-            tally: Tally::default(),
-        });
-        Self {
-            image: opened.shown.clone(),
-            name: opened.image.name().to_string(),
-            platform: opened.platform.clone(),
-            layers: layers.collect(),
-        }
-    }
-
-    /// For what is told by image only.
-    fn without_layers(opened: &OpenImage) -> Self {
-        Self { layers: Vec::new(), ..Self::new(opened) }
-    }
-}
-
-impl Tally {
-    fn add(&mut self, other: &Self) {
-        self.added += other.added;
-        self.added_bytes += other.added_bytes;
-        self.removed += other.removed;
-        self.removed_bytes += other.removed_bytes;
-        self.changed += other.changed;
-    }
-}
-
 /// `/a/b` for everything that means the same; `..` stays, since a link may be before it.
 fn clean(path: &str) -> String {
     let parts: Vec<&str> =
@@ -406,194 +223,6 @@ fn has_same_shape(a: &Place, b: &Place) -> bool {
     true
 }
 
-/// A tree, and where in it the comparison begins.
-struct Place {
-    tree: Arc<Tree>,
-    start: Option<Node>,
-    /// The names of files with several, as seen from `start`; by the node that stands for all of them.
-    names: HashMap<Node, Vec<Vec<u8>>>,
-    /// The number of the lowest layer of the tree.
-    first_layer: usize,
-}
-
-impl Place {
-    async fn find(opened: &OpenImage, path: &str) -> Result<Self> {
-        let tree = opened.whole_tree().await?;
-        let found = opened.files.resolve(path.as_bytes(), true).await.map_err(Error::Image)?;
-        let path = match found {
-            Ok((of, node)) => Some(of.rootfs().path(node)),
-            Err(PathError::Missing | PathError::NotADirectory) => None,
-            Err(error) => return Err(Error::Path(error)),
-        };
-        Ok(Self::new(tree, path, 0))
-    }
-
-    fn new(tree: Arc<Tree>, path: Option<Vec<u8>>, first_layer: usize) -> Self {
-        let rootfs = tree.rootfs();
-        let start = path.as_ref().and_then(|path| rootfs.find(path));
-        let path = path.unwrap_or_default();
-        let mut names: HashMap<Node, Vec<Vec<u8>>> = HashMap::new();
-        for node in (0..rootfs.node_count()).filter_map(|number| rootfs.node(number)) {
-            let attributes = rootfs.attributes(node);
-            if attributes.kind != Kind::Dir && attributes.links > 1 {
-                let name = from(&path, rootfs.path(node));
-                names.entry(rootfs.inode(node)).or_default().push(name);
-            }
-        }
-        names.values_mut().for_each(|names| names.sort_unstable());
-        Self { tree, start, names, first_layer }
-    }
-
-    /// The bytes of a file that `other` does not have. Of one with several names they count for the first,
-    /// and not at all if `other` has something under one of them.
-    fn own_bytes(&self, node: Node, path: &[u8], other: &Self) -> u64 {
-        let attributes = self.tree.rootfs().attributes(node);
-        if attributes.kind != Kind::File {
-            return 0;
-        }
-        let names = self.names(node);
-        let is_first = names.first().is_none_or(|first| first == path);
-        let is_elsewhere = || names.iter().any(|name| other.has(name));
-        if is_first && !is_elsewhere() { attributes.size } else { 0 }
-    }
-
-    /// Whether there is something at `path`, as seen from where the comparison begins.
-    fn has(&self, path: &[u8]) -> bool {
-        let rootfs = self.tree.rootfs();
-        let mut parts = path.split(|b| *b == b'/').filter(|part| !part.is_empty());
-        self.start.and_then(|at| parts.try_fold(at, |at, part| rootfs.lookup(at, part))).is_some()
-    }
-
-    fn state(&self, node: Node) -> FileState {
-        let rootfs = self.tree.rootfs();
-        let of = rootfs.attributes(node);
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        FileState {
-            kind: type_name(of.kind),
-            mode: format!("{:04o}", of.mode),
-            uid: of.uid,
-            gid: of.gid,
-            size: of.size,
-            links: of.links,
-            mtime: of.mtime.secs,
-            target: rootfs.symlink_target(node).map(text),
-            device: matches!(of.kind, Kind::Char | Kind::Block).then_some(of.device),
-            xattrs: rootfs.xattrs(node).map(|(name, value)| (text(name), text(value))).collect(),
-            layer: self.first_layer + rootfs.content_layer(node),
-        }
-    }
-
-    /// The names of a file that has several.
-    fn names(&self, node: Node) -> &[Vec<u8>] {
-        self.names.get(&self.tree.rootfs().inode(node)).map(Vec::as_slice).unwrap_or_default()
-    }
-}
-
-/// A path as it is seen from `start`, if it is below that.
-fn from(start: &[u8], path: Vec<u8>) -> Vec<u8> {
-    let below = path.strip_prefix(start).and_then(|below| match start.is_empty() {
-        true => Some(below),
-        false => below.strip_prefix(b"/"),
-    });
-    below.map(<[u8]>::to_vec).unwrap_or(path)
-}
-
-/// Something that is in one of the trees or in both.
-struct Pair {
-    /// From where the comparison begins.
-    path: Vec<u8>,
-    a: Option<Node>,
-    b: Option<Node>,
-    /// What is not the same of what both have.
-    aspects: Vec<Aspect>,
-    /// Whether only reading tells if the content is the same.
-    must_be_read: bool,
-}
-
-/// Goes through both trees side by side, in the order of the paths. Leaves out what is the same for sure.
-fn walk(a: &Place, b: &Place, times: bool) -> Vec<Pair> {
-    let mut found = Vec::new();
-    let mut waiting = vec![(Vec::new(), a.start, b.start)];
-    while let Some((path, in_a, in_b)) = waiting.pop() {
-        let (mut aspects, mut must_be_read) = (Vec::new(), false);
-        if let (Some(in_a), Some(in_b)) = (in_a, in_b) {
-            aspects = differing(a, in_a, b, in_b, times);
-            match known_sameness(&a.tree, in_a, &b.tree, in_b) {
-                Sameness::Same => {}
-                Sameness::Different => aspects.push(Aspect::Content),
-                Sameness::Unknown => must_be_read = true,
-            }
-            aspects.sort_unstable();
-        }
-        let first = waiting.len();
-        for (name, in_a, in_b) in merged(&entries(&a.tree, in_a), &entries(&b.tree, in_b)) {
-            let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
-            waiting.push(([&path, slash, name].concat(), in_a, in_b));
-        }
-        // The last one is taken first.
-        waiting[first..].reverse();
-        if in_a.is_none() || in_b.is_none() || must_be_read || !aspects.is_empty() {
-            found.push(Pair { path, a: in_a, b: in_b, aspects, must_be_read });
-        }
-    }
-    found
-}
-
-type Names<'a> = Vec<(&'a [u8], Node)>;
-
-fn entries(tree: &Tree, node: Option<Node>) -> Names<'_> {
-    node.map(|node| tree.rootfs().entries(node).collect()).unwrap_or_default()
-}
-
-/// The entries of two directories, which are in the order of their names, as those of one.
-fn merged<'a>(a: &Names<'a>, b: &Names<'a>) -> Vec<(&'a [u8], Option<Node>, Option<Node>)> {
-    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
-    let mut all = Vec::new();
-    loop {
-        let order = match (a.peek(), b.peek()) {
-            (None, None) => return all,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some((one, _)), Some((other, _))) => one.cmp(other),
-        };
-        let in_a = if order.is_le() { a.next() } else { None };
-        let in_b = if order.is_ge() { b.next() } else { None };
-        if let Some((name, _)) = in_a.or(in_b) {
-            all.push((*name, in_a.map(|(_, node)| *node), in_b.map(|(_, node)| *node)));
-        }
-    }
-}
-
-/// What two files do not have in common, but for their content.
-fn differing(a: &Place, in_a: Node, b: &Place, in_b: Node, times: bool) -> Vec<Aspect> {
-    let (of_a, of_b) = (a.tree.rootfs(), b.tree.rootfs());
-    let (one, other) = (of_a.attributes(in_a), of_b.attributes(in_b));
-    let has_names = |attributes: &Attributes| attributes.kind != Kind::Dir;
-    let xattrs = |tree: &Tree, node| -> BTreeMap<Vec<u8>, Vec<u8>> {
-        let all = tree.rootfs().xattrs(node);
-        all.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
-    };
-    let checks = [
-        (Aspect::Type, one.kind != other.kind),
-        // Linux has no permissions for symbolic links, and those who write archives note what they like.
-        (Aspect::Mode, one.mode != other.mode && one.kind != Kind::Symlink),
-        (Aspect::Owner, (one.uid, one.gid) != (other.uid, other.gid)),
-        (Aspect::Target, of_a.symlink_target(in_a) != of_b.symlink_target(in_b)),
-        (Aspect::Links, has_names(&one) && has_names(&other) && a.names(in_a) != b.names(in_b)),
-        (Aspect::Device, one.device != other.device),
-        (Aspect::Xattrs, xattrs(&a.tree, in_a) != xattrs(&b.tree, in_b)),
-        (Aspect::Mtime, times && one.mtime != other.mtime),
-    ];
-    let is_other_thing = one.kind != other.kind;
-    let counts = |aspect: Aspect| match aspect {
-        // That it leads somewhere else, or is another device, says nothing more then.
-        Aspect::Mode | Aspect::Target | Aspect::Links | Aspect::Device => !is_other_thing,
-        _ => true,
-    };
-    let differing = checks.into_iter().filter(|(aspect, differs)| *differs && counts(*aspect));
-    differing.map(|(aspect, _)| aspect).collect()
-}
-
 /// Reads what has to be read, in the order in which it is in the layers of the old image. Returns how many
 /// bytes that were.
 async fn compare_contents(a: &Tree, b: &Tree, pairs: &mut [Pair]) -> Result<u64> {
@@ -638,9 +267,6 @@ mod tests {
         ] {
             assert_eq!(clean(path), expected);
         }
-        assert_eq!(from(b"", b"a/b".to_vec()), b"a/b");
-        assert_eq!(from(b"a", b"a/b".to_vec()), b"b");
-        assert_eq!(from(b"a", b"ab/b".to_vec()), b"ab/b");
         assert_eq!(shown("/", b""), "/");
         assert_eq!(shown("/", b"a/b"), "/a/b");
         assert_eq!(shown("/etc", b"a"), "/etc/a");
