@@ -32,7 +32,7 @@ mod route;
 mod transfer;
 mod usage;
 
-pub use crate::rootfs::IndexCache;
+pub use crate::rootfs::{IndexCache, Profiles};
 pub use check::{ListRequest, Listing, list, prune, registries_of, repair, verify};
 pub use diff::{
     Aspect, Change, DiffReport, DiffRequest, FileChange, FileState, LayerTally, PackageChange,

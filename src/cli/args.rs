@@ -492,6 +492,29 @@ pub(crate) struct MountArgs {
     /// they have passed, when nobody knows yet whether it is the right layer.
     #[arg(long)]
     pub(crate) verify_first: bool,
+    /// What is done with start-up profiles: record what images read when they start and fetch it ahead the next
+    /// time (local), do so and look for profiles that are attached to images (find), or nothing (off)
+    ///
+    /// What an image reads from the first file that is read until a pause of 5 s is kept beside the indexes. The
+    /// next mount fetches it as soon as something is read that is in it. `--profiles` alone means find, which
+    /// costs each image two requests more, once. A profile changes nothing of what is read; see `imgfs profile`.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHICH",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = ProfilesArg::Local,
+        default_missing_value = "find"
+    )]
+    pub(crate) profiles: ProfilesArg,
+    /// Use the indexes of layers that are attached to images in these repositories, instead of passing over each
+    /// layer once: quay.io/team, host:5000, or *; may be repeated
+    ///
+    /// Nothing in an image vouches for such an index: whoever can push to the repository decides what the image
+    /// seems to contain, for this mount and this image only. Without this option they are not looked for.
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = pattern)]
+    pub(crate) trust_indexes: Vec<RegistryPattern>,
     /// Directory of the cache; by default in the directory of images, where each mount has its own
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) cache_dir: Option<PathBuf>,
@@ -613,6 +636,13 @@ impl From<DialectArg> for Dialect {
             DialectArg::Tera => Self::Tera,
         }
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProfilesArg {
+    Off,
+    Local,
+    Find,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -20,7 +20,7 @@ use crate::{
     catalogue::{self, Catalogue},
     image::{Digest, Manifest, Platform, PlatformError, PlatformFilter, Reference, ReferenceError},
     layer::{Attributes, Broken, Kind, Node},
-    rootfs::{Files, Image, Images, IndexCache, Sources, Tree, Variant},
+    rootfs::{Files, Image, Images, IndexCache, Profiles, Sources, Tree, Variant},
     transfer::Options,
     util::Budget,
 };
@@ -164,6 +164,8 @@ impl Opener {
             verify_first: false,
             memory,
             index_cache,
+            profiles: Profiles::Off,
+            trusted_indexes: Vec::new(),
         });
         Ok(Self { images, catalogue, options, scratch })
     }
@@ -215,6 +217,11 @@ impl Opener {
     pub(super) async fn upper_tree(&self, opened: &OpenImage, first: usize) -> Result<Arc<Tree>> {
         let tree = self.images.upper_tree(&opened.variant, first).await.map_err(Error::Image)?;
         opened.whole(tree)
+    }
+
+    /// The images that it opens.
+    pub(super) fn images(&self) -> &Images {
+        &self.images
     }
 
     /// What names lead to.
