@@ -11,6 +11,7 @@
 //! | tell what an image is | [`inspect`], [`digest`] |
 //! | compare images | [`diff`], [`package_diff`] |
 //! | tell what layers take | [`usage`] |
+//! | carry profiles and indexes of layers to other machines | [`Opener`] |
 //! | remove images by their names | [`remove`] |
 //! | show images as a file system | [`namespace`], which `fuse::mount` then mounts |
 //!
@@ -18,21 +19,27 @@
 //! asynchronous, and what happens on the way is reported to an [`Observer`]. The `imgfs` command, the
 //! tests and other programs all call these functions.
 
+mod artifact;
 mod check;
 mod diff;
 mod error;
 mod index_cache;
+mod index_layers;
+mod indexes;
 mod inspect;
 mod listing;
 mod mount;
 mod open;
+mod profiles;
 mod remove;
 mod request;
 mod route;
 mod transfer;
 mod usage;
 
-pub use crate::rootfs::{IndexCache, Profiles};
+pub use crate::rootfs::{
+    IndexCache, LayerState, MadeBy, Profiles, Pulled, PulledIndex, StoredIndex,
+};
 pub use check::{ListRequest, Listing, list, prune, registries_of, repair, verify};
 pub use diff::{
     Aspect, Change, DiffReport, DiffRequest, FileChange, FileState, LayerTally, PackageChange,
@@ -40,6 +47,8 @@ pub use diff::{
 };
 pub use error::{Error, Result};
 pub use index_cache::user_index_cache;
+pub use index_layers::IndexedLayers;
+pub use indexes::PushedIndexes;
 pub use inspect::{Child, Inspection, LayerReport, Selected, Step, digest, inspect};
 pub use listing::{RegistryListRequest, RegistryListing, RepositoryListing, list_registry};
 pub use mount::{NamespaceRequest, Shown, namespace};
@@ -48,6 +57,7 @@ pub use open::{
     type_name,
 };
 pub use remove::{RemoveReport, RemoveRequest, RemovedImage, remove};
+pub use profiles::{AttachReport, AttachTo};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};

@@ -2,6 +2,7 @@
 
 mod look;
 mod names;
+mod shared;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -23,6 +24,11 @@ use super::{log::LogArgs, vars::VarsArgs};
 
 pub(crate) use look::{CatArgs, DiffArgs, DigestArgs, DuArgs, InspectArgs, LsArgs};
 pub(crate) use names::{LoginArgs, LogoutArgs, RmArgs, TagArgs};
+pub(crate) use shared::{
+    IndexArgs, IndexCommand, IndexLsArgs, IndexPullArgs, IndexPushArgs, IndexRmArgs, ProfileArgs,
+    ProfileCommand, ProfileExportArgs, ProfileImportArgs, ProfileLsArgs, ProfilePullArgs,
+    ProfilePushArgs, ProfileRmArgs, ProfileShowArgs,
+};
 
 /// The exit statuses of most commands.
 macro_rules! exit_status {
@@ -83,6 +89,8 @@ pub(crate) enum Command {
     Digest(Box<DigestArgs>),
     Diff(Box<DiffArgs>),
     Du(Box<DuArgs>),
+    Index(Box<IndexArgs>),
+    Profile(Box<ProfileArgs>),
     Verify(VerifyArgs),
     Prune(PruneArgs),
     Rm(RmArgs),
@@ -126,6 +134,8 @@ impl Command {
             Self::Digest(args) => OutputArgs { json: args.json, quiet: false },
             Self::Diff(args) => OutputArgs { json: args.json, quiet: false },
             Self::Du(args) => OutputArgs { json: args.json, quiet: false },
+            Self::Index(args) => OutputArgs { json: args.command.is_json(), quiet: false },
+            Self::Profile(args) => OutputArgs { json: args.command.is_json(), quiet: false },
             Self::Verify(args) => args.output,
             Self::Prune(args) => args.output,
             Self::Rm(args) => args.output,
@@ -272,6 +282,13 @@ pub(crate) struct PullArgs {
     pub(crate) tree: TreeArgs,
     #[command(flatten)]
     pub(crate) selection: SelectionArgs,
+    /// Make the indexes of the layers, too, of the bytes that pass, so that a mount of the directory shows what is
+    /// inside the images at once
+    ///
+    /// Of layers that are there already, those without an index are read once. The transfer waits for the indexes:
+    /// a processor takes about as long for a layer as `gzip -dc`.
+    #[arg(long)]
+    pub(crate) index_layers: bool,
     /// Layout of a new directory
     #[arg(long, value_enum)]
     pub(crate) layout: Option<LayoutArg>,
@@ -390,6 +407,13 @@ pub(crate) struct CopyArgs {
     /// Layout of a new directory
     #[arg(long, value_enum)]
     pub(crate) layout: Option<LayoutArg>,
+    /// Make the indexes of the layers, too, of the bytes that pass, if --to is a directory: a mount of it shows
+    /// what is inside the images at once
+    ///
+    /// Of layers that are there already, those without an index are read once. The transfer waits for the indexes:
+    /// a processor takes about as long for a layer as `gzip -dc`.
+    #[arg(long)]
+    pub(crate) index_layers: bool,
     /// From directory to directory: share blobs by reflinks or hard links, or copy and hash them
     #[arg(long, value_enum, default_value_t = LinkArg::Auto)]
     pub(crate) link: LinkArg,

@@ -185,7 +185,7 @@ impl Store {
 }
 
 /// The manifests of artifacts of ours that are attached to `name` at `place`.
-async fn artifacts_of(place: &dyn Backend, name: &Reference) -> Result<Vec<Manifest>> {
+pub(super) async fn artifacts_of(place: &dyn Backend, name: &Reference) -> Result<Vec<Manifest>> {
     let (repository, Some(subject)) = (name.repository(), name.digest()) else {
         return Ok(Vec::new());
     };

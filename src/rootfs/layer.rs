@@ -254,7 +254,8 @@ impl Layer {
         for blob in attached.indexes.get(&self.at.blob.digest).into_iter().flatten() {
             match self.take_attached(name, blob).await {
                 Ok(index) => return Ok(Some(index)),
-                Err(error) if matches!(error.kind(), Kind::Memory(_)) => return Err(error),
+                // One that says that it needs more than there is at all is of no use.
+                Err(error) if error.is_short_of_memory() => return Err(error),
                 Err(error) => {
                     tracing::warn!(image = %name, digest = %self.at.blob.digest, "{error}");
                     self.store().note(&error);

@@ -1,19 +1,19 @@
 //! Profiles and indexes of layers, as commands handle them: what is kept here, and what is attached to images.
 
-use std::{io, sync::Arc};
+use std::{collections::HashSet, io, sync::Arc};
 
 use bytes::Bytes;
 
 use super::{
     Images, Variant,
-    attached::Attached,
+    attached::{Attached, artifacts_of},
     index_store::{IndexStore, MadeBy, StoredIndex},
     key::{LayerKey, Source},
     layer::Layer,
 };
 use crate::{
-    backend::{Error, Kind, Result, images_dir::ImagesDir},
-    image::{Descriptor, Digest},
+    backend::{Backend, Error, Kind, Result, images_dir::ImagesDir},
+    image::{Descriptor, Digest, Manifest, Reference},
     layer::{LayerIndex, Profile},
     util::Budget,
 };
@@ -104,6 +104,16 @@ impl Images {
             }
         }
         failure.map_or(Ok(None), Err)
+    }
+
+    /// The digests of all blobs of profiles and indexes that are attached to the manifest `name` at `place`.
+    pub async fn attached_blobs(
+        &self,
+        place: &dyn Backend,
+        name: &Reference,
+    ) -> Result<HashSet<Digest>> {
+        let artifacts = artifacts_of(place, name).await?;
+        Ok(artifacts.iter().flat_map(Manifest::blobs).map(|blob| blob.digest).collect())
     }
 
     /// Ends the recording of what images read when they start, and keeps what has been recorded. Blocks.
