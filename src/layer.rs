@@ -37,8 +37,8 @@ pub use index::{
 };
 pub use merge::{Attributes, Broken, Data, Found, MergeError, Node, Rootfs, find_from_top};
 pub use profile::{
-    PROFILE_ARTIFACT_TYPE, PROFILE_MEDIA_TYPE, Profile, ProfileError, ProfileRecorder, ProfiledRead,
-    ProfiledStream, StreamKind,
+    PROFILE_ARTIFACT_TYPE, PROFILE_MEDIA_TYPE, Profile, ProfileError, ProfileRecorder,
+    ProfiledRead, ProfiledStream, StreamKind,
 };
 pub use tar::{Extent, Kind, Refusal, TarError, Time};
 pub use toc::{MAX_ZTOC_BYTES, TocError, TocReader, soci_index, ztoc_of};

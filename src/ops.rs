@@ -56,8 +56,8 @@ pub use open::{
     FileEntry, FileListing, NamedImage, OpenImage, OpenOptions, Opener, Scratch, this_machine,
     type_name,
 };
-pub use remove::{RemoveReport, RemoveRequest, RemovedImage, remove};
 pub use profiles::{AttachReport, AttachTo};
+pub use remove::{RemoveReport, RemoveRequest, RemovedImage, remove};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};

@@ -59,9 +59,9 @@ use std::{
 
 use tokio::sync::Semaphore;
 
+pub use attached::{INDEX_ARTIFACT_TYPE, INDEX_LAYER, INDEX_MEDIA_TYPE};
 pub use files::{FileFound, Files, PathError};
 pub use image::{Image, Images, Variant};
-pub use attached::{INDEX_ARTIFACT_TYPE, INDEX_LAYER, INDEX_MEDIA_TYPE};
 pub use index_store::{IndexCache, MadeBy, StoredIndex};
 pub use shared::{LayerIndexes, LayerState, Pulled, PulledIndex};
 pub use starts::Profiles;
@@ -171,7 +171,7 @@ impl Store {
             processors: Semaphore::new(processors.clamp(1, 4)),
             memory_turn: tokio::sync::Mutex::default(),
             replacing: Mutex::default(),
-            starts: Starts::new(sources.profiles),
+            starts: Starts::new(sources.profiles, memory),
             attached: attached::Found::default(),
             errors: Mutex::default(),
             sources,
@@ -205,5 +205,34 @@ impl Store {
     ) -> Result<T> {
         let patience = self.sources.patience.min(MEMORY_PATIENCE);
         self.sources.memory.retry(patience, Error::is_short_of_memory, work).await
+    }
+}
+
+/// Entry points of the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use crate::image::{Descriptor, Digest};
+
+    /// Checks an index that was attached to an image, and reads what it promises of the layer that it says it is of.
+    pub fn attached_index(stored: &[u8]) {
+        let Ok(reading) = super::attached::checking_bytes(stored) else { return };
+        // As much as a mount would refuse for want of memory.
+        if reading > 64 << 20 {
+            return;
+        }
+        let Ok(claim) = crate::layer::LayerIndex::from_bytes(stored) else { return };
+        let other = Descriptor::new("", Digest::sha256(b"other"), claim.blob_bytes());
+        assert!(super::attached::checked(stored, &other, None).is_err());
+        let layer = Descriptor::new("", claim.blob(), claim.blob_bytes());
+        let wrong = Some(Digest::sha256(b"other"));
+        assert!(super::attached::checked(stored, &layer, wrong).is_err());
+        if let Ok(index) = super::attached::checked(stored, &layer, claim.diff_id()) {
+            for span in 0..index.span_count().min(64) {
+                // Nothing comes of what is not the layer.
+                assert!(
+                    index.decode(span, &[0; 64]).is_err() || index.stream_range(span).is_empty()
+                );
+            }
+        }
     }
 }

@@ -70,17 +70,19 @@ fn ls(args: &IndexLsArgs, output: &Output) -> Result<Outcome, Failure> {
 
 fn push(args: &IndexPushArgs, output: &Output) -> Result<Outcome, Failure> {
     let to = place(args.local);
-    let pushed = look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
-        let opened = opener.open(&images[0]).await?;
-        opener.push_indexes(&opened, to).await
-    })??;
+    let pushed =
+        look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
+            let opened = opener.open(&images[0]).await?;
+            opener.push_indexes(&opened, to).await
+        })??;
     let mut report = match &pushed.attached {
         Some(report) => attached(&args.image, report),
         None => json!({"image": args.image, "artifact": null, "blobs": 0, "bytes": 0}),
     };
-    let failed = pushed.failed.iter().map(|(layer, error)| {
-        json!({"layer": layer.to_string(), "error": error.to_string()})
-    });
+    let failed = pushed
+        .failed
+        .iter()
+        .map(|(layer, error)| json!({"layer": layer.to_string(), "error": error.to_string()}));
     report["failed"] = failed.collect();
     output.report("index push", &report);
     if let Some(report) = &pushed.attached {
@@ -99,10 +101,11 @@ fn push(args: &IndexPushArgs, output: &Output) -> Result<Outcome, Failure> {
 
 fn pull(args: &IndexPullArgs, output: &Output) -> Result<Outcome, Failure> {
     create(&args.tree)?;
-    let pulled = look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
-        let opened = opener.open(&images[0]).await?;
-        opener.pull_indexes(&opened).await
-    })??;
+    let pulled =
+        look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
+            let opened = opener.open(&images[0]).await?;
+            opener.pull_indexes(&opened).await
+        })??;
     if pulled.is_empty() {
         let message = format!("{}: no indexes of its layers are attached to it", args.image);
         let hint = "`imgfs index push` attaches them; each platform has its own";
@@ -138,10 +141,11 @@ fn pull(args: &IndexPullArgs, output: &Output) -> Result<Outcome, Failure> {
 
 fn rm(args: &IndexRmArgs, output: &Output) -> Result<Outcome, Failure> {
     let only_attached = args.attached;
-    let removed = look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
-        let opened = opener.open(&images[0]).await?;
-        opener.remove_indexes(&opened, only_attached).await
-    })??;
+    let removed =
+        look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
+            let opened = opener.open(&images[0]).await?;
+            opener.remove_indexes(&opened, only_attached).await
+        })??;
     output.report("index rm", &json!({"image": args.image, "removed": removed}));
     if removed == 0 {
         output.warning(&format!("{}: there are no such indexes here: nothing to do", args.image));

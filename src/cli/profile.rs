@@ -123,9 +123,7 @@ fn import(args: &ProfileImportArgs, output: &Output) -> Result<Outcome, Failure>
     let limit = Profile::MAX_BYTES + 1;
     match args.file == Path::new("-") {
         true => io::stdin().take(limit).read_to_end(&mut written),
-        false => {
-            File::open(&args.file).and_then(|file| file.take(limit).read_to_end(&mut written))
-        }
+        false => File::open(&args.file).and_then(|file| file.take(limit).read_to_end(&mut written)),
     }
     .map_err(failed)?;
     // What is wrong with it is known before a directory is made for it.
@@ -133,7 +131,11 @@ fn import(args: &ProfileImportArgs, output: &Output) -> Result<Outcome, Failure>
     create(&args.tree)?;
     let profile = here(&args.tree, async |opener| opener.import_profile(&written).await)??;
     output.report("profile import", &summary(&profile));
-    output.line(&format!("{}: imported, {}", profile.image(), count(profile.reads().len(), "read")));
+    output.line(&format!(
+        "{}: imported, {}",
+        profile.image(),
+        count(profile.reads().len(), "read")
+    ));
     Ok(Outcome::Done)
 }
 

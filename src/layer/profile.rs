@@ -268,8 +268,8 @@ impl Profile {
         });
         let streams: Vec<String> = streams.collect();
         let reads: Vec<String> = reads.collect();
-        let _ = write!(out, "\"streams\":[{}],\n", streams.join(",\n"));
-        let _ = write!(out, "\"reads\":[{}]}}\n", reads.join(",\n"));
+        let _ = writeln!(out, "\"streams\":[{}],", streams.join(",\n"));
+        let _ = writeln!(out, "\"reads\":[{}]}}", reads.join(",\n"));
         out.into_bytes()
     }
 
@@ -360,11 +360,21 @@ impl Profile {
         if number >= Self::MAX_STREAMS {
             return None;
         }
+        let place = u16::try_from(number).ok()?;
         match self.streams.get_mut(number) {
-            Some(known) => known.bytes = known.bytes.min(stream.bytes),
+            Some(known) if stream.bytes < known.bytes => {
+                // What has been read of it knows better.
+                let is_within =
+                    |read: &ProfiledRead| read.stream != place || read.range.end <= stream.bytes;
+                if !self.reads.iter().all(is_within) {
+                    return None;
+                }
+                known.bytes = stream.bytes;
+            }
+            Some(_) => {}
             None => self.streams.push(*stream),
         }
-        u16::try_from(number).ok()
+        Some(place)
     }
 }
 
@@ -432,21 +442,17 @@ impl ProfileRecorder {
         let Some(number) = self.profile.number(stream) else { return false };
         self.covered.resize_with(self.profile.streams.len(), Covered::default);
         for new in self.covered[usize::from(number)].add(&(start..end)) {
-            self.sum += new.end - new.start;
-            if self.sum > Profile::MAX_READ_BYTES {
-                return false;
-            }
             let is_full = self.profile.reads.len() >= Profile::MAX_READS;
-            match self.profile.reads.last_mut() {
-                Some(last)
-                    if last.stream == number
-                        && (last.range.end..=last.range.end + JOINED_GAP).contains(&new.start) =>
-                {
-                    self.sum += new.start - last.range.end;
-                    last.range.end = new.end;
-                }
-                _ if is_full => return false,
-                _ => {
+            let last = self.profile.reads.last_mut().filter(|last| {
+                let near = last.range.end..=last.range.end.saturating_add(JOINED_GAP);
+                last.stream == number && near.contains(&new.start)
+            });
+            self.sum += new.end - last.as_ref().map_or(new.start, |last| last.range.end);
+            match last {
+                _ if self.sum > Profile::MAX_READ_BYTES => return false,
+                Some(last) => last.range.end = new.end,
+                None if is_full => return false,
+                None => {
                     self.profile.reads.push(ProfiledRead { stream: number, range: new, missed: 0 });
                 }
             }
@@ -486,7 +492,8 @@ mod tests {
     }
 
     fn recorded(reads: &[(&str, Range<u64>)]) -> Profile {
-        let mut recorder = ProfileRecorder::new(Digest::sha256(b"image"), Some("linux/arm64".into()));
+        let mut recorder =
+            ProfileRecorder::new(Digest::sha256(b"image"), Some("linux/arm64".into()));
         for (name, range) in reads {
             assert!(recorder.note(&stream(name), range.clone()));
         }
@@ -527,7 +534,8 @@ mod tests {
     #[test]
     fn it_is_read_as_it_was_written() {
         let profile = recorded(&[("a", 0..1), ("b", 5..100_000), ("a", 2 << 20..3 << 20)]);
-        let profile = profile.with_earlier(&recorded(&[("c", 0..1)])).seen_in("quay.io/a\"b".into());
+        let profile =
+            profile.with_earlier(&recorded(&[("c", 0..1)])).seen_in("quay.io/a\"b".into());
         let written = profile.to_bytes();
         let read = Profile::parse(&written).unwrap();
         assert_eq!(read, profile);

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::Observer;
 use crate::{
     backend::{Error, Kind, Names, Result, images_dir::ImagesDir},
-    image::{Algorithm, Descriptor, Digest, Repository, View},
+    image::{Algorithm, Descriptor, Digest, Reference, View},
     layer::{Expected, IndexError, Indexer, Options},
     rootfs::LayerIndexes,
     transfer::{self as engine, Event, Passing, Report, Status},
@@ -84,11 +84,13 @@ impl LayerIndexing {
     pub(super) async fn finish(self: Arc<Self>, dir: &ImagesDir, report: &Report) -> IndexedLayers {
         let mut layers = BTreeMap::new();
         for image in &report.images {
-            let (Status::Copied | Status::Unchanged, Some(digest)) = (&image.status, image.digest)
-            else {
-                continue;
-            };
-            layers_of(dir, image.route.to.repository(), digest, 0, &mut layers).await;
+            if let Status::Copied | Status::Unchanged = image.status {
+                let to = match (image.route.to.tag(), image.digest) {
+                    (None, Some(digest)) => image.route.to.repository().pinned(digest),
+                    _ => image.route.to.clone(),
+                };
+                layers_of(dir, to, 0, &mut layers).await;
+            }
         }
         let layers: Vec<Descriptor> = layers.into_values().collect();
         let finish = move || self.finish_all(&layers);
@@ -143,21 +145,21 @@ impl LayerIndexing {
 /// Collects the layers of an image that is in `dir`, and of its platforms that are there.
 fn layers_of<'a>(
     dir: &'a ImagesDir,
-    repository: &'a Repository,
-    digest: Digest,
+    image: Reference,
     depth: usize,
     layers: &'a mut BTreeMap<Digest, Descriptor>,
 ) -> BoxFuture<'a, ()> {
     async move {
         // What is not there, `verify` tells, and whoever wanted it has been told.
-        let Ok(manifest) = dir.manifest(&repository.pinned(digest)).await else { return };
+        let Ok(manifest) = dir.manifest(&image).await else { return };
         match manifest.view() {
             View::Image { layers: found, .. } => {
                 layers.extend(found.iter().map(|layer| (layer.digest, layer.clone())));
             }
             View::Index { children } if depth < MAX_DEPTH => {
                 for child in children {
-                    layers_of(dir, repository, child.digest, depth + 1, layers).await;
+                    let child = image.repository().pinned(child.digest);
+                    layers_of(dir, child, depth + 1, layers).await;
                 }
             }
             View::Index { .. } => {}
@@ -169,7 +171,8 @@ fn layers_of<'a>(
 /// Whether a blob is a layer that can be looked into.
 fn is_layer(blob: &Descriptor) -> bool {
     let kind = blob.media_type.as_str();
-    let is_tar = kind.contains(".tar") || kind.contains("rootfs.diff") || kind.contains("rootfs.foreign");
+    let is_tar =
+        kind.contains(".tar") || kind.contains("rootfs.diff") || kind.contains("rootfs.foreign");
     let is_of_images = ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."]
         .iter()
         .any(|begin| kind.starts_with(begin));

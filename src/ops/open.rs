@@ -244,7 +244,8 @@ impl Opener {
     }
 
     fn registry(&self) -> Result<Arc<Registry>> {
-        let offline = || backend::Error::new("registry", "attaching to an image", backend::Kind::Offline);
+        let offline =
+            || backend::Error::new("registry", "attaching to an image", backend::Kind::Offline);
         Ok(self.registry.clone().ok_or_else(offline)?)
     }
 

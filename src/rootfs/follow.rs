@@ -49,10 +49,10 @@ const DECODING: usize = 3;
 const GAP: u64 = 128 << 10;
 
 /// What one request fetches, if it does not take more for one span.
-const REQUEST_BYTES: u64 = 4 << 20;
+const REQUEST_BYTES: u64 = 8 << 20;
 
 /// Reads that are sorted by where they are: few at first, so that what is needed at once comes at once.
-const BATCHES: [usize; 4] = [8, 32, 128, 512];
+const BATCHES: [usize; 4] = [16, 64, 256, 1024];
 
 /// Failures after which a profile is given up.
 const MOST_FAILURES: usize = 8;
@@ -124,10 +124,10 @@ pub(super) async fn follow(images: &Images, variant: &Arc<Variant>, profile: &Pr
                 *is_followed = source.is_some();
             }
         }
-        let is_layer = |of: &ProfiledStream| {
-            variant.layers().iter().any(|layer| layer.digest == of.layer)
-        };
-        let waits = profile.streams().iter().zip(&is_followed).any(|(of, done)| !done && is_layer(of));
+        let mut open = profile.streams().iter().zip(&is_followed).filter(|(_, done)| !**done);
+        let waits = open.any(|(of, _)| {
+            layer_of(images, variant, of).is_some_and(|layer| layer.known_index().is_none())
+        });
         if !waits || round + 1 == ROUNDS {
             break;
         }
@@ -136,10 +136,15 @@ pub(super) async fn follow(images: &Images, variant: &Arc<Variant>, profile: &Pr
     limit - bound.compressed
 }
 
+/// The layer of the image that a profile speaks of, if it has such a one.
+fn layer_of(images: &Images, variant: &Variant, of: &ProfiledStream) -> Option<Arc<Layer>> {
+    let number = variant.layers().iter().position(|layer| layer.digest == of.layer)?;
+    images.layers(variant).into_iter().nth(number)
+}
+
 /// Opens a stream of the image, if its layer has an index and that has the stream that is meant.
 async fn open(images: &Images, variant: &Arc<Variant>, of: &ProfiledStream) -> Option<Source> {
-    let number = variant.layers().iter().position(|layer| layer.digest == of.layer)?;
-    let layer = images.layers(variant).into_iter().nth(number)?;
+    let layer = layer_of(images, variant, of)?;
     // It is made for those who read, and not for this.
     let index = layer.known_index()?;
     if !of.is_of(&index.blob(), StreamKind::of(index.origin()), index.stream_bytes()) {
@@ -288,21 +293,22 @@ mod tests {
         let mib = 1 << 20;
         let made = steps(vec![
             (1, 0..100, 0..1),
-            (0, 8 * mib..9 * mib, 70..71),
+            (0, 20 * mib..21 * mib, 70..71),
             (0, 0..mib, 5..6),
             (0, 0..mib, 2..3),
             (0, mib + GAP..2 * mib, 20..21),
-            (0, 3 * mib..4 * mib + 1, 30..31),
+            (0, 3 * mib..8 * mib + 1, 30..31),
         ]);
-        let made: Vec<_> =
-            made.into_iter().map(|step| (step.source, step.compressed, step.reads)).collect();
+        let begins = |step: Step| step.reads.iter().map(|read| read.start).collect::<Vec<_>>();
+        let made =
+            made.into_iter().map(|step| (step.source, step.compressed.clone(), begins(step)));
         assert_eq!(
-            made,
+            made.collect::<Vec<_>>(),
             [
-                (0, 0..2 * mib, vec![2..3, 5..6, 20..21]),
-                (0, 3 * mib..4 * mib + 1, vec![30..31]),
-                (0, 8 * mib..9 * mib, vec![70..71]),
-                (1, 0..100, vec![0..1]),
+                (0, 0..2 * mib, vec![2, 5, 20]),
+                (0, 3 * mib..8 * mib + 1, vec![30]),
+                (0, 20 * mib..21 * mib, vec![70]),
+                (1, 0..100, vec![0]),
             ]
         );
     }

@@ -24,7 +24,7 @@ use super::{
     key::LayerKey,
     layer::{Claims, Layer},
     scan::Scan,
-    starts::Start,
+    starts::{Start, Ways},
     stream::{scanned_stream, stream},
     tree::{Origin, Tree},
 };
@@ -34,7 +34,7 @@ use crate::{
         Descriptor, Digest, ImageConfig, Manifest, MediaType, Platform, PlatformFilter, Reference,
         Repository, View,
     },
-    layer::{Profile, ProfiledStream, Rootfs, StreamKind, soci_index},
+    layer::{ProfiledStream, Rootfs, StreamKind, soci_index},
     util::{Kept, Reservation, SingleFlight},
 };
 
@@ -500,31 +500,33 @@ impl Images {
         let store = &self.inner.store;
         let platform = variant.platform.as_ref().map(Platform::to_string);
         let repository = variant.repository.to_string();
-        let (inner, of) = (Arc::downgrade(&self.inner), variant.clone());
-        let begin = |start: &Arc<Start>| -> Box<dyn FnOnce(Profile) + Send> {
-            let (images, variant, start) = (self.clone(), variant.clone(), Arc::downgrade(start));
-            // Early, so that it is there when the first file is read.
-            let find = async move {
-                let profile = images.profile(&variant, images.inner.store.starts.finds()).await;
-                if let (Some(profile), Some(start)) = (profile, start.upgrade()) {
-                    start.offer(profile);
-                }
-            };
-            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                runtime.spawn(find);
+        let ways = || {
+            let (to_find, to_follow) = (Arc::downgrade(&self.inner), Arc::downgrade(&self.inner));
+            let (of, to) = (variant.clone(), variant.clone());
+            Ways {
+                find: Box::new(move |start| {
+                    let Some(inner) = to_find.upgrade() else { return };
+                    let Some(runtime) = inner.store.starts.runtime().cloned() else { return };
+                    runtime.spawn(async move {
+                        let finds = inner.store.starts.finds();
+                        if let Some(profile) = (Self { inner }).profile(&of, finds).await {
+                            start.offer(profile);
+                        }
+                    });
+                }),
+                follow: Box::new(move |profile| {
+                    let Some(inner) = to_follow.upgrade() else { return };
+                    let Some(runtime) = inner.store.starts.runtime().cloned() else { return };
+                    runtime.spawn(async move {
+                        let bytes = follow(&Self { inner }, &to, &profile).await;
+                        let image = to.name();
+                        tracing::info!(%image, bytes, "has fetched what its profile has");
+                    });
+                }),
             }
-            Box::new(move |profile| {
-                let Some(inner) = inner.upgrade() else { return };
-                let Some(runtime) = inner.store.starts.runtime().cloned() else { return };
-                runtime.spawn(async move {
-                    let bytes = follow(&Images { inner }, &of, &profile).await;
-                    let image = of.name();
-                    tracing::info!(%image, bytes, "has fetched what its profile has");
-                });
-            })
         };
         let image = variant.manifest.digest();
-        store.starts.of(image, platform, repository, &store.index_store, begin)
+        store.starts.of(image, platform, repository, &store.index_store, ways)
     }
 
     /// The files of a platform, or of its layer with this number, from 0 for the lowest. Nothing is

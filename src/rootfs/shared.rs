@@ -139,12 +139,12 @@ impl Images {
         let mut states = Vec::new();
         for (layer, key) in variant.layers().iter().zip(keys) {
             let of = |made_by| {
-                let is_it = |index: &&StoredIndex| {
-                    index.layer == layer.digest && index.made_by == made_by
-                };
+                let is_it =
+                    |index: &&StoredIndex| index.layer == layer.digest && index.made_by == made_by;
                 stored.iter().find(is_it).cloned()
             };
-            let for_this = self.blocking("reading an index", move |s| Ok(s.has_index(&key))).await?;
+            let for_this =
+                self.blocking("reading an index", move |s| Ok(s.has_index(&key))).await?;
             let stored = of(MadeBy::Pass);
             let stored = stored.or_else(|| for_this.then(|| of(MadeBy::Attached)).flatten());
             let stored = stored.or_else(|| of(MadeBy::Author));
@@ -172,7 +172,8 @@ impl Images {
             layer.scan_now().await?;
         }
         let (of, diff_id) = (layer.clone(), layer.diff_id());
-        let stored = self.blocking("reading an index", move |store| store.stored_form(&key)).await?;
+        let stored =
+            self.blocking("reading an index", move |store| store.stored_form(&key)).await?;
         let check = move || {
             // Nobody is given what would not be taken.
             let checked = super::attached::checked(&stored, &of.at.blob, diff_id);

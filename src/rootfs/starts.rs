@@ -20,7 +20,7 @@ use super::index_store::IndexStore;
 use crate::{
     image::Digest,
     layer::{Profile, ProfileRecorder, ProfiledStream},
-    util::locked,
+    util::{Budget, Reservation, locked},
 };
 
 /// A start is over when nothing has been read for so long.
@@ -31,6 +31,10 @@ const LONGEST: Duration = Duration::from_secs(120);
 
 /// A profile that has none of the first reads is not that of this start.
 const FIRST_READS: usize = 64;
+
+/// Memory that is taken for a start while it lasts, in bytes: for what is recorded, and for the profile that is
+/// followed.
+const MEMORY_BYTES: u64 = 2 << 20;
 
 /// Images of which is remembered that they have started.
 const REMEMBERED: usize = 4096;
@@ -52,13 +56,17 @@ pub(super) struct Starts {
     profiles: Profiles,
     /// Where a start waits for its end.
     runtime: Option<Handle>,
+    budget: Budget,
     known: Mutex<HashMap<Digest, Arc<Start>>>,
 }
 
 /// The start of one image.
 pub(super) struct Start {
     runtime: Handle,
+    budget: Budget,
     store: Arc<IndexStore>,
+    image: Digest,
+    platform: Option<String>,
     repository: String,
     is_over: AtomicBool,
     /// Reads that are under way.
@@ -66,19 +74,30 @@ pub(super) struct Start {
     state: Mutex<State>,
 }
 
-/// Is called with the profile that is to be followed.
-type Follow = Box<dyn FnOnce(Profile) + Send>;
+/// What a start needs of the image.
+pub(super) struct Ways {
+    /// Finds the profile of earlier starts, and offers it.
+    pub find: Box<dyn FnOnce(Arc<Start>) + Send>,
+    /// Is called with the profile if that is to be followed.
+    pub follow: Box<dyn FnOnce(Profile) + Send>,
+}
 
-struct State {
+enum State {
+    /// Nothing has been read.
+    Waiting(Ways),
+    Recording(Box<Recording>),
+    Over,
+}
+
+struct Recording {
     recorder: ProfileRecorder,
     reads: usize,
-    /// The first read and the last.
-    began: Option<Instant>,
+    /// When something was read last.
     last: Instant,
-    /// Reads that have begun, among them those of what has been noted already.
-    follow: Option<Follow>,
+    follow: Option<Box<dyn FnOnce(Profile) + Send>>,
     /// What is to be followed as soon as something is read that is in it.
     profile: Option<Profile>,
+    _memory: Reservation,
 }
 
 /// What notes the reads of a stream.
@@ -93,8 +112,9 @@ pub(super) struct Reading<'a>(Option<&'a Start>);
 
 impl Starts {
     /// Has to be called in the runtime that images are read in.
-    pub(super) fn new(profiles: Profiles) -> Self {
-        Self { profiles, runtime: Handle::try_current().ok(), known: Mutex::default() }
+    pub(super) fn new(profiles: Profiles, budget: &Budget) -> Self {
+        let (runtime, budget) = (Handle::try_current().ok(), budget.clone());
+        Self { profiles, runtime, budget, known: Mutex::default() }
     }
 
     /// Where what a start needs is done.
@@ -107,46 +127,36 @@ impl Starts {
         self.profiles == Profiles::Find
     }
 
-    /// The start of the manifest `image`, which may be over; `None` if starts are of no interest. `new` makes what
-    /// is called when it is to be followed, if it has just begun.
+    /// The start of the manifest `image`, which may be over; `None` if starts are of no interest. `ways` is called if
+    /// nobody has asked for it before.
     pub(super) fn of(
         &self,
         image: Digest,
         platform: Option<String>,
         repository: String,
         store: &Arc<IndexStore>,
-        new: impl FnOnce(&Arc<Start>) -> Follow,
+        ways: impl FnOnce() -> Ways,
     ) -> Option<Arc<Start>> {
         let runtime = self.runtime.clone().filter(|_| self.profiles != Profiles::Off)?;
-        let start = {
-            let mut known = locked(&self.known);
-            if let Some(start) = known.get(&image) {
-                return Some(start.clone());
-            }
-            if known.len() >= REMEMBERED {
-                known.retain(|_, start| !start.is_over());
-            }
-            let state = State {
-                recorder: ProfileRecorder::new(image, platform),
-                reads: 0,
-                began: None,
-                last: Instant::now(),
-                follow: None,
-                profile: None,
-            };
-            let start = Arc::new(Start {
-                runtime,
-                store: store.clone(),
-                repository,
-                is_over: AtomicBool::new(false),
-                reading: AtomicUsize::new(0),
-                state: Mutex::new(state),
-            });
-            known.insert(image, start.clone());
-            start
-        };
-        let follow = new(&start);
-        locked(&start.state).follow = Some(follow);
+        let mut known = locked(&self.known);
+        if let Some(start) = known.get(&image) {
+            return Some(start.clone());
+        }
+        if known.len() >= REMEMBERED {
+            known.clear();
+        }
+        let start = Arc::new(Start {
+            runtime,
+            budget: self.budget.clone(),
+            store: store.clone(),
+            image,
+            platform,
+            repository,
+            is_over: AtomicBool::new(false),
+            reading: AtomicUsize::new(0),
+            state: Mutex::new(State::Waiting(ways())),
+        });
+        known.insert(image, start.clone());
         Some(start)
     }
 
@@ -169,66 +179,101 @@ impl Start {
 
     /// What was read in earlier starts.
     pub(super) fn offer(&self, profile: Profile) {
-        let mut state = locked(&self.state);
-        match state.recorder.meets(&profile) {
-            true => follow(state, profile),
-            false => state.profile = Some(profile),
+        let follow = match &mut *locked(&self.state) {
+            State::Recording(recording) if recording.recorder.meets(&profile) => {
+                recording.follow.take()
+            }
+            State::Recording(recording) => {
+                recording.profile = Some(profile);
+                return;
+            }
+            State::Waiting(_) | State::Over => return,
+        };
+        if let Some(follow) = follow {
+            follow(profile);
         }
     }
 
     fn note(self: &Arc<Self>, stream: &ProfiledStream, range: Range<u64>) {
         let mut state = locked(&self.state);
-        state.last = Instant::now();
-        state.reads += 1;
-        if state.began.is_none() {
-            state.began = Some(state.last);
-            self.runtime.spawn(self.clone().watch());
+        if matches!(*state, State::Waiting(_)) {
+            self.begin(&mut state);
         }
-        if !state.recorder.note(stream, range) {
+        let State::Recording(recording) = &mut *state else { return };
+        recording.last = Instant::now();
+        recording.reads += 1;
+        if !recording.recorder.note(stream, range) {
             drop(state);
             let start = self.clone();
             // Nobody who reads waits for the disk.
             self.runtime.spawn_blocking(move || start.finish());
             return;
         }
-        if let Some(profile) = state.profile.take() {
-            if state.recorder.meets(&profile) {
-                return follow(state, profile);
+        let Some(profile) = recording.profile.take() else { return };
+        if recording.recorder.meets(&profile) {
+            let follow = recording.follow.take();
+            drop(state);
+            if let Some(follow) = follow {
+                follow(profile);
             }
-            if state.reads < FIRST_READS {
-                state.profile = Some(profile);
-            }
+        } else if recording.reads < FIRST_READS {
+            recording.profile = Some(profile);
+        }
+    }
+
+    /// The first read.
+    fn begin(self: &Arc<Self>, state: &mut State) {
+        let State::Waiting(ways) = std::mem::replace(state, State::Over) else { return };
+        // Where there is no room, everything is as it would be without profiles.
+        let Ok(memory) = self.budget.reserve(MEMORY_BYTES) else {
+            self.is_over.store(true, Ordering::Relaxed);
+            return;
+        };
+        let recorder = ProfileRecorder::new(self.image, self.platform.clone());
+        *state = State::Recording(Box::new(Recording {
+            recorder,
+            reads: 0,
+            last: Instant::now(),
+            follow: Some(ways.follow),
+            profile: None,
+            _memory: memory,
+        }));
+        (ways.find)(self.clone());
+        self.runtime.spawn(self.clone().watch());
+    }
+
+    /// For how long nothing has been read; `None` if nothing is recorded.
+    fn quiet(&self) -> Option<Duration> {
+        match &*locked(&self.state) {
+            State::Recording(recording) => Some(recording.last.elapsed()),
+            State::Waiting(_) | State::Over => None,
         }
     }
 
     /// Waits for the pause.
     async fn watch(self: Arc<Self>) {
         let began = Instant::now();
-        while !self.is_over() {
-            let last = locked(&self.state).last;
+        while let Some(quiet) = self.quiet() {
             let is_reading = self.reading.load(Ordering::Relaxed) > 0;
-            if (last.elapsed() >= PAUSE && !is_reading) || began.elapsed() >= LONGEST {
+            if (quiet >= PAUSE && !is_reading) || began.elapsed() >= LONGEST {
                 // Its only failure is that nothing is kept.
                 let _ = tokio::task::spawn_blocking(move || self.finish()).await;
                 return;
             }
-            let left = PAUSE.saturating_sub(last.elapsed());
-            tokio::time::sleep(left.max(PAUSE / 10)).await;
+            tokio::time::sleep(PAUSE.saturating_sub(quiet).max(PAUSE / 10)).await;
         }
     }
 
     /// Ends it, and keeps what was read. Blocks.
     fn finish(&self) {
-        if self.is_over.swap(true, Ordering::Relaxed) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let ended = std::mem::replace(&mut *locked(&self.state), State::Over);
+        let State::Recording(recording) = ended else { return };
+        if recording.recorder.is_empty() {
             return;
         }
-        let recorded = {
-            let mut state = locked(&self.state);
-            (state.follow, state.profile) = (None, None);
-            (!state.recorder.is_empty()).then(|| state.recorder.profile())
-        };
-        let Some(profile) = recorded else { return };
-        let profile = match self.store.profile(&profile.image()) {
+        let profile = recording.recorder.profile();
+        let profile = match self.store.profile(&self.image) {
             Some(earlier) => profile.with_earlier(&earlier),
             None => profile,
         };
@@ -236,14 +281,6 @@ impl Start {
         if let Err(error) = self.store.put_profile(&profile.seen_in(self.repository.clone())) {
             tracing::debug!("a profile has not been kept: {error}");
         }
-    }
-}
-
-fn follow(mut state: std::sync::MutexGuard<'_, State>, profile: Profile) {
-    let follow = state.follow.take();
-    drop(state);
-    if let Some(follow) = follow {
-        follow(profile);
     }
 }
 
@@ -268,7 +305,9 @@ impl Noting {
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
         if let Some(start) = self.0 {
-            locked(&start.state).last = Instant::now();
+            if let State::Recording(recording) = &mut *locked(&start.state) {
+                recording.last = Instant::now();
+            }
             start.reading.fetch_sub(1, Ordering::Relaxed);
         }
     }
