@@ -460,6 +460,11 @@ impl ProfileRecorder {
         true
     }
 
+    /// How many parts have been read.
+    pub fn len(&self) -> usize {
+        self.profile.reads.len()
+    }
+
     /// Whether nothing has been read yet.
     pub fn is_empty(&self) -> bool {
         self.profile.reads.is_empty()

@@ -57,6 +57,17 @@ pub(super) struct Attached {
     pub indexes: HashMap<Digest, Vec<Descriptor>>,
 }
 
+/// Where is looked for what is attached to an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Places {
+    /// In the images_dir.
+    Directory,
+    /// In the registry, too, if there is nothing in the images_dir.
+    Nearest,
+    /// In both.
+    All,
+}
+
 /// What has been found so far. Each image is asked for once.
 pub(super) struct Found(Mutex<LruCache<Digest, Arc<OnceCell<Arc<Attached>>>>>);
 
@@ -77,7 +88,7 @@ impl Store {
         let Some(digest) = name.digest() else { return Arc::default() };
         let cell = locked(&self.attached.0).get_or_insert(digest, Arc::default).clone();
         let find = async {
-            match self.find_attached(name).await {
+            match self.find_attached(name, Places::Nearest).await {
                 Ok(found) => found.into(),
                 Err(error) => {
                     tracing::warn!(image = %name, "what is attached to {name} is not known: {error}");
@@ -90,13 +101,16 @@ impl Store {
     }
 
     /// The same, found out now.
-    pub(super) async fn find_attached(&self, name: &Reference) -> Result<Attached> {
+    pub(super) async fn find_attached(&self, name: &Reference, places: Places) -> Result<Attached> {
         let Sources { patience, .. } = self.sources;
-        let mut artifacts = Vec::new();
-        // What is local is there without a registry, too.
-        let local = artifacts_of(self.sources.dir(), name).await;
-        artifacts.extend(local.unwrap_or_default());
-        if let Some(remote) = self.sources.remote() {
+        // What cannot be read there may be in the registry.
+        let mut artifacts = artifacts_of(self.sources.dir(), name).await.unwrap_or_default();
+        let asks = match places {
+            Places::Directory => false,
+            Places::Nearest => artifacts.is_empty(),
+            Places::All => true,
+        };
+        if let Some(remote) = self.sources.remote().filter(|_| asks) {
             let found = timeout(patience, artifacts_of(&**remote, name)).await;
             let stalled = |_| Error::new(SIDE, format!("reading {name}"), Kind::Stalled(patience));
             artifacts.extend(found.map_err(stalled)??);

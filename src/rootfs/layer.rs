@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::{
     Sources, Store,
-    attached::{checked, checking_bytes},
+    attached::{Places, checked, checking_bytes},
     index_store::Indexed,
     key::{LayerKey, Source},
     location::{Compressed, Location, STEP},
@@ -250,7 +250,14 @@ impl Layer {
         if self.toc_is_doubted.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let attached = self.store().attached(name).await;
+        let attached = match self.is_local().await {
+            // No registry is to be waited for then.
+            true => match self.store().find_attached(name, Places::Directory).await {
+                Ok(found) => found.into(),
+                Err(_) => return Ok(None),
+            },
+            false => self.store().attached(name).await,
+        };
         for blob in attached.indexes.get(&self.at.blob.digest).into_iter().flatten() {
             match self.take_attached(name, blob).await {
                 Ok(index) => return Ok(Some(index)),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{
     Images, Variant,
-    attached::{Attached, artifacts_of},
+    attached::{Attached, Places, artifacts_of},
     index_store::{IndexStore, MadeBy, StoredIndex},
     key::{LayerKey, Source},
     layer::Layer,
@@ -95,7 +95,7 @@ impl Images {
     /// if none of them is of use.
     pub async fn attached_profile(&self, variant: &Variant) -> Result<Option<Profile>> {
         let (store, name) = (self.store(), variant.name());
-        let attached = store.find_attached(&name).await?;
+        let attached = store.find_attached(&name, Places::All).await?;
         let mut failure = None;
         for blob in &attached.profiles {
             match store.read_profile(&name, blob).await {
@@ -131,7 +131,7 @@ impl Images {
     /// What is known of the indexes of a platform's layers; what is attached to it only if `looks`.
     pub async fn layer_states(&self, variant: &Variant, looks: bool) -> Result<Vec<LayerState>> {
         let attached = match looks {
-            true => self.store().find_attached(&variant.name()).await?,
+            true => self.store().find_attached(&variant.name(), Places::All).await?,
             false => Attached::default(),
         };
         let stored = self.indexes().await?;
@@ -187,7 +187,7 @@ impl Images {
     /// them for this image. A mount uses them if it trusts the repository's.
     pub async fn pull_indexes(&self, variant: &Variant) -> Result<Vec<PulledIndex>> {
         let name = variant.name();
-        let attached = self.store().find_attached(&name).await?;
+        let attached = self.store().find_attached(&name, Places::All).await?;
         let mut done = Vec::new();
         for layer in self.layers_with_attached(variant) {
             let digest = layer.at.blob.digest;

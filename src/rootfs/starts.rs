@@ -32,9 +32,13 @@ const LONGEST: Duration = Duration::from_secs(120);
 /// A profile that has none of the first reads is not that of this start.
 const FIRST_READS: usize = 64;
 
-/// Memory that is taken for a start while it lasts, in bytes: for what is recorded, and for the profile that is
-/// followed.
-const MEMORY_BYTES: u64 = 2 << 20;
+/// Memory that is taken for a start while it lasts, in bytes: at first, and for each read that has been recorded or
+/// is in the profile that is offered.
+const MEMORY_BYTES: u64 = 16 << 10;
+const READ_BYTES: u64 = 160;
+
+/// It is counted anew when there are so many reads more.
+const COUNT_EACH: u64 = 256;
 
 /// Images of which is remembered that they have started.
 const REMEMBERED: usize = 4096;
@@ -97,7 +101,22 @@ struct Recording {
     follow: Option<Box<dyn FnOnce(Profile) + Send>>,
     /// What is to be followed as soon as something is read that is in it.
     profile: Option<Profile>,
-    _memory: Reservation,
+    memory: Reservation,
+    /// Reads that `memory` is for.
+    counted: u64,
+}
+
+impl Recording {
+    /// Counts the memory that it takes by now. Whether there is room for it.
+    fn count(&mut self) -> bool {
+        let profile = self.profile.as_ref().map_or(0, |profile| profile.reads().len());
+        let reads = self.recorder.len() as u64 + profile as u64;
+        if (self.counted..=self.counted + COUNT_EACH).contains(&(reads + COUNT_EACH)) {
+            return true;
+        }
+        self.counted = reads + COUNT_EACH;
+        self.memory.resize(MEMORY_BYTES + self.counted * READ_BYTES).is_ok()
+    }
 }
 
 /// What notes the reads of a stream.
@@ -185,6 +204,9 @@ impl Start {
             }
             State::Recording(recording) => {
                 recording.profile = Some(profile);
+                if !recording.count() {
+                    recording.profile = None;
+                }
                 return;
             }
             State::Waiting(_) | State::Over => return,
@@ -202,7 +224,7 @@ impl Start {
         let State::Recording(recording) = &mut *state else { return };
         recording.last = Instant::now();
         recording.reads += 1;
-        if !recording.recorder.note(stream, range) {
+        if !recording.recorder.note(stream, range) || !recording.count() {
             drop(state);
             let start = self.clone();
             // Nobody who reads waits for the disk.
@@ -236,7 +258,8 @@ impl Start {
             last: Instant::now(),
             follow: Some(ways.follow),
             profile: None,
-            _memory: memory,
+            memory,
+            counted: 0,
         }));
         (ways.find)(self.clone());
         self.runtime.spawn(self.clone().watch());
