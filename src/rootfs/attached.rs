@@ -9,6 +9,7 @@ use std::{
     collections::HashMap,
     num::NonZeroUsize,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -46,6 +47,9 @@ const MAX_TRIED: usize = 2;
 
 /// The largest index that is taken, in bytes.
 const MAX_INDEX_BYTES: u64 = 256 << 20;
+
+/// An index that comes with fewer bytes in a second is given up.
+const SLOWEST_PER_SECOND: u64 = 64 << 10;
 
 /// Images of which is remembered what is attached to them.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(256).unwrap();
@@ -184,7 +188,8 @@ impl Store {
             return Err(failed(Kind::Unfit(reason)));
         }
         let memory = self.sources.memory.reserve(blob.size).map_err(|e| failed(e.into()))?;
-        let patience = self.sources.patience;
+        // A slow line is no reason to pass over the whole layer.
+        let patience = self.sources.patience + Duration::from_secs(blob.size / SLOWEST_PER_SECOND);
         let local = read_whole(self.sources.dir(), repository, blob).await;
         let bytes = match (local, self.sources.remote()) {
             (Ok(bytes), _) => bytes,

@@ -38,6 +38,12 @@ fn followed(mount: &Mounted) -> bool {
     !mount.logged(&["has fetched what its profile has"]).is_empty()
 }
 
+/// Waits until all layers of an image are indexed.
+#[track_caller]
+fn look(mount: &Mounted, path: &str) {
+    mount.run("ls", &[mount.path(path)]).success();
+}
+
 #[track_caller]
 fn read(mount: &Mounted, path: &str, n: u64) {
     assert!(mount.cat(&format!("{path}file{n}")).success().stdout == truth(n), "file{n}");
@@ -57,6 +63,7 @@ fn what_a_start_reads_is_fetched_ahead_by_the_next() {
     require!(Mounts);
     let mut inside = Inside::start(image(), &ARGS);
     let path = inside.rootfs("");
+    look(&inside.mount, &path);
     for n in READ {
         read(&inside.mount, &path, n);
     }
@@ -91,6 +98,7 @@ fn a_start_with_a_profile_takes_fewer_requests_and_hardly_more_bytes() {
     require!(Mounts);
     let inside = Inside::start(image(), &ARGS);
     let path = inside.rootfs("");
+    look(&inside.mount, &path);
     // All over the layer, and never one after the other.
     let small = |mount: &Mounted, reads: std::ops::Range<u64>| {
         for n in reads.map(|n| n * 7 % FILES) {
@@ -129,6 +137,7 @@ fn a_profile_goes_to_other_machines_by_a_file_and_by_the_registry() {
     let mut inside = Inside::start(image(), &ARGS);
     inside.hostile.set_referrers_api(true);
     let path = inside.rootfs("");
+    look(&inside.mount, &path);
     for n in READ {
         read(&inside.mount, &path, n);
     }
@@ -181,6 +190,7 @@ fn a_pull_brings_a_profile_along() {
     require!(Mounts);
     let mut inside = Inside::start(image(), &ARGS);
     let path = inside.rootfs("");
+    look(&inside.mount, &path);
     read(&inside.mount, &path, 7);
     assert_eq!(inside.mount.stop().code(), Some(0));
     let name = inside.name();
@@ -215,8 +225,7 @@ fn a_hostile_profile_costs_a_bounded_number_of_bytes_and_changes_nothing() {
     let mut inside = Inside::start(image, &ARGS);
     inside.hostile.set_referrers_api(true);
     let path = inside.rootfs("");
-    // Which takes the whole layer.
-    inside.mount.run("ls", &[inside.mount.path(&path)]).success();
+    look(&inside.mount, &path);
     read(&inside.mount, &path, 0);
     assert_eq!(inside.mount.stop().code(), Some(0));
     let node = &inside.imgfs;
@@ -271,6 +280,7 @@ fn a_registry_without_the_referrers_api_serves_as_well() {
     let mut inside = Inside::start(image(), &ARGS);
     inside.hostile.set_referrers_api(false);
     let path = inside.rootfs("");
+    look(&inside.mount, &path);
     read(&inside.mount, &path, 2);
     assert_eq!(inside.mount.stop().code(), Some(0));
     let name = inside.name();
