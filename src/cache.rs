@@ -34,6 +34,7 @@
 //! waiters, to the digest and to the disk (`fetch.rs`, `hash.rs`, `disk.rs`). A block stays in
 //! memory until it is on the disk, and the last ones for a while longer (`memory.rs`).
 
+mod ahead;
 mod disk;
 mod evict;
 mod fetch;

@@ -8,6 +8,7 @@ mod describe;
 mod diff;
 mod du;
 mod fstab;
+mod index;
 mod inside;
 mod inspect;
 mod log;
@@ -17,6 +18,7 @@ mod mount;
 mod mounts;
 mod names;
 mod output;
+mod profile;
 mod progress;
 mod pull;
 mod registries;
@@ -162,6 +164,8 @@ fn carry_out(command: Command, output: &Arc<Output>) -> Result<Outcome, Failure>
         Command::Digest(args) => describe::digest(&args, output),
         Command::Diff(args) => diff::run(&args, output),
         Command::Du(args) => du::run(&args, output),
+        Command::Index(args) => index::run(&args, output),
+        Command::Profile(args) => profile::run(&args, output),
         Command::Verify(args) => inspect::verify(&args, output),
         Command::Prune(args) => inspect::prune(&args, output),
         Command::Rm(args) => names::rm(&args, output),

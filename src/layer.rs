@@ -23,6 +23,7 @@ mod compressed;
 mod gzip;
 mod index;
 mod merge;
+mod profile;
 mod tar;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,10 @@ pub use index::{
     Options, Origin, Span, SpanDecoder, StoredError, StoredHead, Table, TableError, Xattrs,
 };
 pub use merge::{Attributes, Broken, Data, Found, MergeError, Node, Rootfs, find_from_top};
+pub use profile::{
+    PROFILE_ARTIFACT_TYPE, PROFILE_MEDIA_TYPE, Profile, ProfileError, ProfileRecorder,
+    ProfiledRead, ProfiledStream, StreamKind,
+};
 pub use tar::{Extent, Kind, Refusal, TarError, Time};
 pub use toc::{MAX_ZTOC_BYTES, TocError, TocReader, soci_index, ztoc_of};
 

@@ -46,7 +46,13 @@ pub use values::{
 };
 pub use view::View;
 
-use crate::{backend::SymlinkRefused, image::Platform, transfer::Options, util::Budget};
+use crate::{
+    backend::{SymlinkRefused, registry::RegistryPattern},
+    image::Platform,
+    rootfs::Profiles,
+    transfer::Options,
+    util::Budget,
+};
 
 /// How long the kernel may keep what cannot change: what is named by its digest.
 const FOR_GOOD: Duration = Duration::from_secs(24 * 3600);
@@ -72,6 +78,10 @@ pub struct Settings {
     pub verify_first: bool,
     /// The memory that all of it may take.
     pub budget: Budget,
+    /// What is done with start-up profiles of images.
+    pub profiles: Profiles,
+    /// Repositories of which indexes that are attached to images are used.
+    pub trusted_indexes: Vec<RegistryPattern>,
 }
 
 /// The path of `name` in the directory `above`.

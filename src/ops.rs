@@ -11,6 +11,7 @@
 //! | tell what an image is | [`inspect`], [`digest`] |
 //! | compare images | [`diff`], [`package_diff`] |
 //! | tell what layers take | [`usage`] |
+//! | carry profiles and indexes of layers to other machines | [`Opener`] |
 //! | remove images by their names | [`remove`] |
 //! | show images as a file system | [`namespace`], which `fuse::mount` then mounts |
 //!
@@ -18,21 +19,27 @@
 //! asynchronous, and what happens on the way is reported to an [`Observer`]. The `imgfs` command, the
 //! tests and other programs all call these functions.
 
+mod artifact;
 mod check;
 mod diff;
 mod error;
 mod index_cache;
+mod index_layers;
+mod indexes;
 mod inspect;
 mod listing;
 mod mount;
 mod open;
+mod profiles;
 mod remove;
 mod request;
 mod route;
 mod transfer;
 mod usage;
 
-pub use crate::rootfs::IndexCache;
+pub use crate::rootfs::{
+    IndexCache, LayerState, MadeBy, Profiles, Pulled, PulledIndex, StoredIndex,
+};
 pub use check::{ListRequest, Listing, list, prune, registries_of, repair, verify};
 #[cfg(feature = "fuzzing")]
 pub use diff::fuzzing;
@@ -42,6 +49,8 @@ pub use diff::{
 };
 pub use error::{Error, Result};
 pub use index_cache::user_index_cache;
+pub use index_layers::IndexedLayers;
+pub use indexes::PushedIndexes;
 pub use inspect::{Child, Inspection, LayerReport, Selected, Step, digest, inspect};
 pub use listing::{RegistryListRequest, RegistryListing, RepositoryListing, list_registry};
 pub use mount::{NamespaceRequest, Shown, namespace};
@@ -49,6 +58,7 @@ pub use open::{
     FileEntry, FileListing, NamedImage, OpenImage, OpenOptions, Opener, Scratch, this_machine,
     type_name,
 };
+pub use profiles::{AttachReport, AttachTo};
 pub use remove::{RemoveReport, RemoveRequest, RemovedImage, remove};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};

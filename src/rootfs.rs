@@ -15,7 +15,8 @@
 //!       Layer       its index, and its spans, decompressed and checked
 //!         Scan        what makes the index
 //!         Location    where its bytes are
-//!       IndexStore  what is kept on the disk: indexes, manifests, configurations
+//!       IndexStore  what is kept on the disk: indexes, manifests, configurations, profiles
+//!     Start       what is read of an image when it starts
 //! ```
 //!
 //! The decompressed stream of a layer is content that the [`crate::cache`] keeps like any other: it
@@ -32,15 +33,19 @@
 //!
 //! Processors are shared by all layers, and nobody who waits for bytes of a layer holds one.
 
+mod attached;
 mod documents;
 mod files;
+mod follow;
 mod image;
 mod index_store;
 mod key;
 mod layer;
 mod location;
 mod scan;
+mod shared;
 mod spans;
+mod starts;
 mod status;
 mod stream;
 mod tree;
@@ -54,19 +59,24 @@ use std::{
 
 use tokio::sync::Semaphore;
 
+pub use attached::{INDEX_ARTIFACT_TYPE, INDEX_LAYER, INDEX_MEDIA_TYPE};
 pub use files::{FileFound, Files, PathError};
 pub use image::{Image, Images, Variant};
-pub use index_store::IndexCache;
+pub use index_store::{IndexCache, MadeBy, StoredIndex};
+pub use shared::{LayerIndexes, LayerState, Pulled, PulledIndex};
+pub use starts::Profiles;
 pub use tree::{Tree, TreeFile};
 
 use index_store::{IndexStore, Indexed};
 use key::LayerKey;
 use spans::{Group, RecentSpans};
+use starts::Starts;
 
 use crate::{
-    backend::{Backend, Error, Result, images_dir::ImagesDir},
+    backend::{Backend, Error, Result, images_dir::ImagesDir, registry::RegistryPattern},
     cache::Cache,
     catalogue::Catalogue,
+    image::Repository,
     util::{Budget, Kept, SingleFlight, locked},
 };
 
@@ -96,6 +106,10 @@ pub struct Sources {
     pub memory: Budget,
     /// Where what is found out of images is kept, if that is not to be in the images_dir.
     pub index_cache: Option<IndexCache>,
+    /// What is done with profiles.
+    pub profiles: Profiles,
+    /// Repositories of which whoever can attach something to an image may say what its layers contain.
+    pub trusted_indexes: Vec<RegistryPattern>,
 }
 
 impl Sources {
@@ -107,6 +121,11 @@ impl Sources {
     /// Where the rest comes from; `None` if the network is not to be used.
     fn remote(&self) -> Option<&Arc<dyn Backend>> {
         self.catalogue.source()
+    }
+
+    /// Whether indexes that are attached to images in `repository` are used.
+    fn trusts(&self, repository: &Repository) -> bool {
+        self.trusted_indexes.iter().any(|pattern| pattern.matches(repository))
     }
 }
 
@@ -128,6 +147,9 @@ struct Store {
     memory_turn: tokio::sync::Mutex<()>,
     /// Held while an index takes the place of another, or is dropped.
     replacing: Mutex<()>,
+    starts: Starts,
+    /// What is attached to images.
+    attached: attached::Found,
     errors: Mutex<VecDeque<(SystemTime, String)>>,
 }
 
@@ -149,6 +171,8 @@ impl Store {
             processors: Semaphore::new(processors.clamp(1, 4)),
             memory_turn: tokio::sync::Mutex::default(),
             replacing: Mutex::default(),
+            starts: Starts::new(sources.profiles, memory),
+            attached: attached::Found::default(),
             errors: Mutex::default(),
             sources,
         })
@@ -181,5 +205,34 @@ impl Store {
     ) -> Result<T> {
         let patience = self.sources.patience.min(MEMORY_PATIENCE);
         self.sources.memory.retry(patience, Error::is_short_of_memory, work).await
+    }
+}
+
+/// Entry points of the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use crate::image::{Descriptor, Digest};
+
+    /// Checks an index that was attached to an image, and reads what it promises of the layer that it says it is of.
+    pub fn attached_index(stored: &[u8]) {
+        let Ok(reading) = super::attached::checking_bytes(stored) else { return };
+        // As much as a mount would refuse for want of memory.
+        if reading > 64 << 20 {
+            return;
+        }
+        let Ok(claim) = crate::layer::LayerIndex::from_bytes(stored) else { return };
+        let other = Descriptor::new("", Digest::sha256(b"other"), claim.blob_bytes());
+        assert!(super::attached::checked(stored, &other, None).is_err());
+        let layer = Descriptor::new("", claim.blob(), claim.blob_bytes());
+        let wrong = Some(Digest::sha256(b"other"));
+        assert!(super::attached::checked(stored, &layer, wrong).is_err());
+        if let Ok(index) = super::attached::checked(stored, &layer, claim.diff_id()) {
+            for span in 0..index.span_count().min(64) {
+                // Nothing comes of what is not the layer.
+                assert!(
+                    index.decode(span, &[0; 64]).is_err() || index.stream_range(span).is_empty()
+                );
+            }
+        }
     }
 }

@@ -25,7 +25,7 @@ pub use execute::execute;
 pub use plan::{BlobPlan, BlobTarget, ImagePlan, Plan, PlannedManifest, plan};
 pub use repair::repair;
 
-pub use report::{Event, ImageReport, Observer, Report, Status};
+pub use report::{Event, ImageReport, Observer, Passing, Report, Status};
 
 use crate::image::{PlatformFilter, Reference};
 

@@ -113,6 +113,8 @@ enum Part {
     RootfsScan,
     /// Reads of 4 KiB of a large file inside an image
     RootfsRandom,
+    /// 500 small files that are read one after the other, with and without a profile
+    RootfsStart,
     /// Memory after find inside images with a million files
     RootfsMemory,
 }
@@ -195,6 +197,7 @@ impl Bench {
             (Part::RootfsWalk, Self::walks_inside),
             (Part::RootfsScan, Self::scans_inside),
             (Part::RootfsRandom, Self::random_reads_inside),
+            (Part::RootfsStart, Self::starts_inside),
             (Part::RootfsMemory, Self::many_files_inside),
         ] {
             if wants(&self.options, part) {

@@ -5,6 +5,7 @@ mod memory;
 mod overlay;
 mod random;
 mod scan;
+mod start;
 mod walk;
 
 use std::fs;

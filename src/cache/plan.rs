@@ -34,16 +34,23 @@ const UNCACHED_LAG: u32 = 16;
 const AHEAD_PART: u64 = 8;
 
 /// A request that is to be made.
-struct Plan {
+pub(super) struct Plan {
     range: Range<u32>,
     window: u64,
     urgent: bool,
     for_last: bool,
 }
 
+impl Plan {
+    /// A request for what somebody is expected to read.
+    pub(super) fn ahead(range: Range<u32>) -> Self {
+        Self { range, window: 0, urgent: false, for_last: false }
+    }
+}
+
 impl Core {
     /// The most blocks that are asked for at once.
-    fn max_blocks(&self, state: &State) -> u32 {
+    pub(super) fn max_blocks(&self, state: &State) -> u32 {
         if state.is_refused() {
             return UNCACHED_BLOCKS;
         }
@@ -176,7 +183,7 @@ impl Core {
     }
 
     /// Starts requests.
-    fn launch(self: &Arc<Self>, state: &mut State, key: &Key, plans: Vec<Plan>) {
+    pub(super) fn launch(self: &Arc<Self>, state: &mut State, key: &Key, plans: Vec<Plan>) {
         for plan in plans {
             let id = state.number();
             let Some(blob) = state.blobs.get_mut(key) else { return };

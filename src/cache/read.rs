@@ -286,8 +286,13 @@ impl CachedBlob {
         core.root.open_file(&key.content.whole_path(&core.dir)).ok().map(|(file, _)| file)
     }
 
+    /// Where it is kept and comes from.
+    pub(super) fn place(&self) -> (&Arc<Core>, &Key, &Arc<dyn Origin>) {
+        (&self.handle.core, &self.handle.key, &self.handle.origin)
+    }
+
     /// Which bytes a read wants; `None` if there are none.
-    fn range(&self, offset: u64, length: usize) -> Result<Option<Range<u64>>> {
+    pub(super) fn range(&self, offset: u64, length: usize) -> Result<Option<Range<u64>>> {
         let size = self.handle.key.size;
         if size > MAX_SIZE {
             let reason = format!("no blob has {size} bytes");

@@ -2,6 +2,7 @@
 
 mod look;
 mod names;
+mod shared;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -23,6 +24,11 @@ use super::{log::LogArgs, vars::VarsArgs};
 
 pub(crate) use look::{CatArgs, DiffArgs, DigestArgs, DuArgs, InspectArgs, LsArgs};
 pub(crate) use names::{LoginArgs, LogoutArgs, RmArgs, TagArgs};
+pub(crate) use shared::{
+    IndexArgs, IndexCommand, IndexLsArgs, IndexPullArgs, IndexPushArgs, IndexRmArgs, ProfileArgs,
+    ProfileCommand, ProfileExportArgs, ProfileImportArgs, ProfileLsArgs, ProfilePullArgs,
+    ProfilePushArgs, ProfileRmArgs, ProfileShowArgs,
+};
 
 /// The exit statuses of most commands.
 macro_rules! exit_status {
@@ -83,6 +89,8 @@ pub(crate) enum Command {
     Digest(Box<DigestArgs>),
     Diff(Box<DiffArgs>),
     Du(Box<DuArgs>),
+    Index(Box<IndexArgs>),
+    Profile(Box<ProfileArgs>),
     Verify(VerifyArgs),
     Prune(PruneArgs),
     Rm(RmArgs),
@@ -126,6 +134,8 @@ impl Command {
             Self::Digest(args) => OutputArgs { json: args.json, quiet: false },
             Self::Diff(args) => OutputArgs { json: args.json, quiet: false },
             Self::Du(args) => OutputArgs { json: args.json, quiet: false },
+            Self::Index(args) => OutputArgs { json: args.command.is_json(), quiet: false },
+            Self::Profile(args) => OutputArgs { json: args.command.is_json(), quiet: false },
             Self::Verify(args) => args.output,
             Self::Prune(args) => args.output,
             Self::Rm(args) => args.output,
@@ -272,6 +282,13 @@ pub(crate) struct PullArgs {
     pub(crate) tree: TreeArgs,
     #[command(flatten)]
     pub(crate) selection: SelectionArgs,
+    /// Make the indexes of the layers, too, of the bytes that pass, so that a mount of the directory shows what is
+    /// inside the images at once
+    ///
+    /// Of layers that are there already, those without an index are read once. The transfer waits for the indexes:
+    /// a processor takes about as long for a layer as `gzip -dc`.
+    #[arg(long)]
+    pub(crate) index_layers: bool,
     /// Layout of a new directory
     #[arg(long, value_enum)]
     pub(crate) layout: Option<LayoutArg>,
@@ -390,6 +407,13 @@ pub(crate) struct CopyArgs {
     /// Layout of a new directory
     #[arg(long, value_enum)]
     pub(crate) layout: Option<LayoutArg>,
+    /// Make the indexes of the layers, too, of the bytes that pass, if --to is a directory: a mount of it shows
+    /// what is inside the images at once
+    ///
+    /// Of layers that are there already, those without an index are read once. The transfer waits for the indexes:
+    /// a processor takes about as long for a layer as `gzip -dc`.
+    #[arg(long)]
+    pub(crate) index_layers: bool,
     /// From directory to directory: share blobs by reflinks or hard links, or copy and hash them
     #[arg(long, value_enum, default_value_t = LinkArg::Auto)]
     pub(crate) link: LinkArg,
@@ -492,6 +516,29 @@ pub(crate) struct MountArgs {
     /// they have passed, when nobody knows yet whether it is the right layer.
     #[arg(long)]
     pub(crate) verify_first: bool,
+    /// What is done with start-up profiles: record what images read when they start and fetch it ahead the next
+    /// time (local), do so and look for profiles that are attached to images (find), or nothing (off)
+    ///
+    /// What an image reads from the first file that is read until a pause of 5 s is kept beside the indexes. The
+    /// next mount fetches it as soon as something is read that is in it. `--profiles` alone means find, which
+    /// costs each image two requests more, once. A profile changes nothing of what is read; see `imgfs profile`.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHICH",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = ProfilesArg::Local,
+        default_missing_value = "find"
+    )]
+    pub(crate) profiles: ProfilesArg,
+    /// Use the indexes of layers that are attached to images in these repositories, instead of passing over each
+    /// layer once: quay.io/team, host:5000, or *; may be repeated
+    ///
+    /// Nothing in an image vouches for such an index: whoever can push to the repository decides what the image
+    /// seems to contain, for this mount and this image only. Without this option they are not looked for.
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = pattern)]
+    pub(crate) trust_indexes: Vec<RegistryPattern>,
     /// Directory of the cache; by default in the directory of images, where each mount has its own
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) cache_dir: Option<PathBuf>,
@@ -613,6 +660,13 @@ impl From<DialectArg> for Dialect {
             DialectArg::Tera => Self::Tera,
         }
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProfilesArg {
+    Off,
+    Local,
+    Find,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

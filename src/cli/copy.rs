@@ -70,6 +70,10 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     if args.layout.is_some() && matches!(request.to, TreeSpec::Registry { .. }) {
         return Err(Failure::new("--layout is about directories, and --to is a registry"));
     }
+    if args.index_layers && matches!(request.to, TreeSpec::Registry { .. }) {
+        return Err(Failure::new("--index-layers is about directories, and --to is a registry")
+            .hint("`imgfs index push` attaches indexes to an image in a registry"));
+    }
     let setting = Setting {
         verb: Verb::Copy,
         task: None,
@@ -82,6 +86,7 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
             },
             create_projects: args.create_projects,
             dry_run: args.dry_run,
+            index_layers: args.index_layers,
         },
         output,
     };

@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 32] = [
+const OPTIONS: [&str; 34] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -35,12 +35,14 @@ const OPTIONS: [&str; 32] = [
     "plain-http",
     "platform",
     "policy",
+    "profiles",
     "referrers",
     "registries",
     "resolve",
     "stall-timeout",
     "tag-ttl",
     "threads",
+    "trust-indexes",
     "uid",
     "username",
     "verify-first",
@@ -82,8 +84,8 @@ fn option(option: &str) -> Option<String> {
     let name = name.replace('_', "-");
     let known = OPTIONS.contains(&name.as_str());
     match value {
-        Some(value) if name == "registries" => {
-            Some(format!("--registries={}", value.replace('+', ",")))
+        Some(value) if matches!(name.as_str(), "registries" | "trust-indexes") => {
+            Some(format!("--{name}={}", value.replace('+', ",")))
         }
         Some(value) if known => Some(format!("--{name}={value}")),
         None if known => Some(format!("--{name}")),

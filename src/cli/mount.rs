@@ -12,7 +12,7 @@ use imgfs::{
     fuse::{self, MountOptions, Unmounter},
     image::{Platform, PlatformFilter, Reference, Repository},
     namespace::Settings,
-    ops::{self, NamespaceRequest},
+    ops::{self, NamespaceRequest, Profiles},
     transfer::Options,
     util::Budget,
 };
@@ -20,7 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     Failure, Outcome,
-    args::MountArgs,
+    args::{MountArgs, ProfilesArg},
     daemon::{self, Ready},
     declared, mounts,
     output::Output,
@@ -76,6 +76,8 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
             patience: deadline,
             verify_first: args.verify_first,
             budget: Budget::of_process(args.memory),
+            profiles: profiles(args),
+            trusted_indexes: args.trust_indexes.clone(),
         },
         offline: args.offline,
         cache_dir: args.cache_dir.as_deref().map(absolute).transpose()?,
@@ -103,7 +105,8 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     };
     // From here on a signal must not end the process while it leaves the mount.
     let signals = signals().map_err(|e| Failure::new(format!("cannot watch for signals: {e}")))?;
-    let mut mount = fuse::mount(shown.view, &mountpoint, options, runtime.handle().clone())
+    let view = shown.view;
+    let mut mount = fuse::mount(view.clone(), &mountpoint, options, runtime.handle().clone())
         .map_err(|e| cannot_mount(&mountpoint, &e))?;
     runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
     mounts::raise_read_ahead(&mountpoint);
@@ -113,9 +116,18 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     }
     ready.tell()?;
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
+    view.finish();
     drop(entered);
     runtime.shutdown_timeout(GRACE);
     Ok(Outcome::Done)
+}
+
+fn profiles(args: &MountArgs) -> Profiles {
+    match args.profiles {
+        ProfilesArg::Off => Profiles::Off,
+        ProfilesArg::Local => Profiles::Local,
+        ProfilesArg::Find => Profiles::Find,
+    }
 }
 
 /// The option of mount(8) that means `--allow-other`.

@@ -40,6 +40,7 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
         options: TransferOptions {
             layout: layout(args.layout),
             dry_run: args.dry_run,
+            index_layers: args.index_layers,
             ..TransferOptions::default()
         },
         output,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use imgfs::{
-    ops::{Ending, NothingToDo, TransferReport},
+    ops::{Ending, IndexedLayers, NothingToDo, TransferReport},
     transfer::{ImageReport, Plan, Report, Status},
 };
 use serde_json::{Value, json};
@@ -38,6 +38,9 @@ impl Teller<'_> {
         self.tell_images(report);
         if transfer.plan.is_none() {
             self.tell_total(report, transfer.left_out.len(), transfer.elapsed);
+        }
+        if let Some(indexed) = &transfer.indexed {
+            self.tell_indexed(indexed);
         }
         self.output.event(&self.json(transfer));
         for warning in transfer.warnings.iter().chain(&transfer.unnameable) {
@@ -87,6 +90,15 @@ impl Teller<'_> {
         let left_out = &transfer.left_out;
         if !left_out.is_empty() {
             summary["left_out"] = left_out.iter().map(|problem| problem.path.as_str()).collect();
+        }
+        if let Some(indexed) = &transfer.indexed {
+            let failed: Vec<String> = indexed.failed.iter().map(ToString::to_string).collect();
+            summary["indexed_layers"] = json!({
+                "passed": indexed.passed,
+                "read": indexed.read,
+                "known": indexed.known,
+                "failed": failed,
+            });
         }
         if let Some(plan) = &transfer.plan {
             summary["missing_blobs"] = plan.missing().count().into();
@@ -180,6 +192,19 @@ impl Teller<'_> {
             line += &format!("; {left_out} left out");
         }
         self.output.line(&line);
+    }
+
+    fn tell_indexed(&self, indexed: &IndexedLayers) {
+        let made = indexed.passed + indexed.read;
+        let mut line = format!("{} indexed", count(made, "layer"));
+        if indexed.read > 0 {
+            line += &format!(", {} of them from the disk", indexed.read);
+        }
+        line += &format!("; {} had been before", indexed.known);
+        self.output.line(&line);
+        for error in &indexed.failed {
+            self.output.error(&error.to_string(), error.hint());
+        }
     }
 
     fn image_json(&self, image: &ImageReport) -> Value {

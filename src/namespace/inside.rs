@@ -206,6 +206,11 @@ impl Inside {
         }
     }
 
+    /// Keeps what was read when images started.
+    pub(super) fn finish(&self) {
+        self.images.finish_starts();
+    }
+
     /// The tree, if it has been made and not been let go.
     pub(super) fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
         self.slots.get(&id)?.files.made()

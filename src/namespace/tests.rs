@@ -28,6 +28,7 @@ use crate::{
     cache::{Cache, CacheConfig},
     image::{Descriptor, Digest, Manifest, Reference, Repository},
     layer::Kind as FileKind,
+    rootfs::Profiles,
     transfer::Options,
     util::Budget,
 };
@@ -144,6 +145,8 @@ impl Attachments for Source {
 
 fn settings(tag_ttl: Duration) -> Settings {
     Settings {
+        profiles: Profiles::Off,
+        trusted_indexes: Vec::new(),
         options: Options::default(),
         tag_ttl,
         platform: "linux/amd64".parse().unwrap(),

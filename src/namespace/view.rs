@@ -89,6 +89,8 @@ impl View {
                 verify_first: settings.verify_first,
                 memory: settings.budget.clone(),
                 index_cache: None,
+                profiles: settings.profiles,
+                trusted_indexes: settings.trusted_indexes.clone(),
             });
             Inside::new(inodes.clone(), repositories.clone(), images, catalogue, settings)
         });
@@ -120,6 +122,14 @@ impl View {
     /// image, or not for the platform.
     pub async fn show_only(&self, image: &Reference) -> Result<()> {
         self.inside.as_ref().ok_or(ViewError::Stale)?.show_only(image).await
+    }
+
+    /// Is to be called when nobody looks at it any more. Blocks for a moment: what was read when images started is
+    /// kept for the next time.
+    pub fn finish(&self) {
+        if let Some(inside) = &self.inside {
+            inside.finish();
+        }
     }
 
     // --- which part ---

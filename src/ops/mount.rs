@@ -57,7 +57,7 @@ pub struct Shown {
 /// use imgfs::{
 ///     backend::registry::RegistryConfig,
 ///     namespace::{Namespace, ROOT, Settings},
-///     ops::{NamespaceRequest, namespace, this_machine},
+///     ops::{NamespaceRequest, Profiles, namespace, this_machine},
 ///     transfer::Options,
 ///     util::Budget,
 /// };
@@ -75,6 +75,8 @@ pub struct Shown {
 ///         patience: Duration::from_secs(60),
 ///         verify_first: false,
 ///         budget: Budget::unlimited(),
+///         profiles: Profiles::Off,
+///         trusted_indexes: Vec::new(),
 ///     },
 ///     offline: true,
 ///     cache_dir: None,

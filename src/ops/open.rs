@@ -9,18 +9,18 @@ use std::{
     sync::Arc,
 };
 
-use super::{Error, Result};
+use super::{AttachTo, Error, Result};
 use crate::{
     backend::{
-        self, Backend,
-        images_dir::ImagesDir,
-        registry::{Registry, RegistryConfig},
+        self, Backend, Sink,
+        images_dir::{ImagesDir, Linking},
+        registry::{Registry, RegistryConfig, RegistrySink},
     },
     cache::{Cache, CacheConfig},
     catalogue::{self, Catalogue},
     image::{Digest, Manifest, Platform, PlatformError, PlatformFilter, Reference, ReferenceError},
     layer::{Attributes, Broken, Kind, Node},
-    rootfs::{Files, Image, Images, IndexCache, Sources, Tree, Variant},
+    rootfs::{Files, Image, Images, IndexCache, Profiles, Sources, Tree, Variant},
     transfer::Options,
     util::Budget,
 };
@@ -76,6 +76,8 @@ impl FromStr for NamedImage {
 pub struct Opener {
     images: Images,
     catalogue: Catalogue,
+    /// `None` if none is to be asked.
+    registry: Option<Arc<Registry>>,
     options: OpenOptions,
     scratch: Option<Scratch>,
 }
@@ -140,10 +142,8 @@ impl Opener {
     pub fn new(options: OpenOptions, config: RegistryConfig) -> Result<Self> {
         let patience = config.patience();
         let Place { dir, cache, index_cache, scratch } = place(&options)?;
-        let remote: Option<Arc<dyn Backend>> = match options.offline {
-            true => None,
-            false => Some(Arc::new(Registry::new(config))),
-        };
+        let registry = (!options.offline).then(|| Arc::new(Registry::new(config)));
+        let remote = registry.clone().map(|registry| registry as Arc<dyn Backend>);
         let platforms = match options.any_single_platform {
             true => PlatformFilter::All,
             false => PlatformFilter::Only(vec![options.platform.clone()]),
@@ -164,8 +164,10 @@ impl Opener {
             verify_first: false,
             memory,
             index_cache,
+            profiles: Profiles::Off,
+            trusted_indexes: Vec::new(),
         });
-        Ok(Self { images, catalogue, options, scratch })
+        Ok(Self { images, catalogue, registry, options, scratch })
     }
 
     /// Opens an image for the platform that is wanted.
@@ -215,6 +217,36 @@ impl Opener {
     pub(super) async fn upper_tree(&self, opened: &OpenImage, first: usize) -> Result<Arc<Tree>> {
         let tree = self.images.upper_tree(&opened.variant, first).await.map_err(Error::Image)?;
         opened.whole(tree)
+    }
+
+    /// The images that it opens.
+    pub(super) fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// Where something can be attached to images.
+    pub(super) fn place_of(&self, to: AttachTo) -> Result<Arc<dyn Backend>> {
+        match to {
+            AttachTo::Registry => Ok(self.registry()?),
+            AttachTo::Directory => Ok(Arc::new(self.catalogue.dir().clone())),
+        }
+    }
+
+    /// The same, to write to it.
+    pub(super) fn sink_of(&self, to: AttachTo) -> Result<Arc<dyn Sink>> {
+        match to {
+            AttachTo::Registry => Ok(Arc::new(RegistrySink::new(self.registry()?))),
+            AttachTo::Directory => {
+                let root = self.catalogue.dir().root();
+                Ok(Arc::new(ImagesDir::create(root, None, Linking::Auto)?))
+            }
+        }
+    }
+
+    fn registry(&self) -> Result<Arc<Registry>> {
+        let offline =
+            || backend::Error::new("registry", "attaching to an image", backend::Kind::Offline);
+        Ok(self.registry.clone().ok_or_else(offline)?)
     }
 
     /// What names lead to.

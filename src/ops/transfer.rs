@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Error, Images, Request, Result, TreeSpec};
+use super::{
+    Error, Images, IndexedLayers, Request, Result, TreeSpec,
+    index_layers::{Indexing, LayerIndexing},
+};
 use crate::{
     backend::{
         self, Backend, Kind, Names, Sink,
@@ -29,6 +32,8 @@ pub struct TransferOptions {
     pub create_projects: bool,
     /// Find out what would be done, and do nothing.
     pub dry_run: bool,
+    /// Make the indexes of layers that come into a directory, and of those that are there already.
+    pub index_layers: bool,
 }
 
 /// A project of a Harbor.
@@ -104,6 +109,8 @@ pub struct TransferReport {
     pub warnings: Vec<backend::Error>,
     /// What the source lists and cannot be copied, since it has no name that a reference could have.
     pub unnameable: Vec<backend::Error>,
+    /// What became of the indexes of layers, if they were to be made.
+    pub indexed: Option<IndexedLayers>,
 }
 
 /// How the whole of a transfer ended.
@@ -124,7 +131,8 @@ impl TransferReport {
         let is_failed = |status: &Status| matches!(status, Status::Failed(_));
         let is_incomplete = self.report.images.iter().any(|image| !image.losses.is_empty())
             || !self.left_out.is_empty()
-            || !self.unnameable.is_empty();
+            || !self.unnameable.is_empty()
+            || self.indexed.as_ref().is_some_and(|indexed| !indexed.failed.is_empty());
         if is_incomplete || statuses.clone().any(is_failed) {
             Ending::SomeFailed
         } else if statuses.all(|status| matches!(status, Status::Skipped)) {
@@ -282,15 +290,28 @@ impl<'a> Transfer<'a> {
             Some(dir) => Arc::new(dir.clone()),
             None => Arc::new(RegistrySink::new(registry.clone())),
         };
+        let indexing = match &self.to {
+            Some(dir) if options.index_layers && !options.dry_run => Some(LayerIndexing::new(dir)),
+            _ => None,
+        };
         let (report, plan) = if options.dry_run {
             let plan = engine::plan(&source, &sink, &routes, &request.options).await;
             (report_of(&plan), Some(plan))
         } else {
             observer.started(self.to.as_ref());
-            let moves: Arc<dyn engine::Observer> = observer.clone();
+            let moves: Arc<dyn engine::Observer> = match &indexing {
+                Some(layers) => {
+                    Arc::new(Indexing { observer: observer.clone(), layers: layers.clone() })
+                }
+                None => observer.clone(),
+            };
             let copied =
                 engine::copy(&source, &sink, &routes, &request.options, concurrency, &moves);
             (copied.await, None)
+        };
+        let indexed = match (indexing, &self.to) {
+            (Some(indexing), Some(dir)) => Some(indexing.finish(dir, &report).await),
+            _ => None,
         };
         let elapsed = started.elapsed();
         let mut warnings = Vec::new();
@@ -312,6 +333,7 @@ impl<'a> Transfer<'a> {
             left_out,
             warnings,
             unnameable,
+            indexed,
         })
     }
 }

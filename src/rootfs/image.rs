@@ -19,10 +19,12 @@ use futures_util::{
 
 use super::{
     Files, SIDE, Sources, Store,
+    follow::follow,
     index_store::Indexed,
     key::LayerKey,
-    layer::Layer,
+    layer::{Claims, Layer},
     scan::Scan,
+    starts::{Start, Ways},
     stream::{scanned_stream, stream},
     tree::{Origin, Tree},
 };
@@ -32,7 +34,7 @@ use crate::{
         Descriptor, Digest, ImageConfig, Manifest, MediaType, Platform, PlatformFilter, Reference,
         Repository, View,
     },
-    layer::{Rootfs, soci_index},
+    layer::{ProfiledStream, Rootfs, StreamKind, soci_index},
     util::{Kept, Reservation, SingleFlight},
 };
 
@@ -153,6 +155,16 @@ impl Choice {
 }
 
 impl Variant {
+    /// Its name, by its digest.
+    pub fn name(&self) -> Reference {
+        self.repository.pinned(self.manifest.digest())
+    }
+
+    /// What it runs on, if anything says that.
+    pub fn platform(&self) -> Option<&Platform> {
+        self.platform.as_ref()
+    }
+
     /// The manifest as it is.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
@@ -437,8 +449,16 @@ impl Images {
         Ok(variant)
     }
 
-    pub(super) fn store(&self) -> &Store {
+    pub(super) fn store(&self) -> &Arc<Store> {
         &self.inner.store
+    }
+
+    /// The layers of a platform, the lowest first, as they are known where the indexes that are attached to it are
+    /// trusted.
+    pub(super) fn layers_with_attached(&self, variant: &Variant) -> Vec<Arc<Layer>> {
+        let numbers = 0..variant.layer_count();
+        let of = |number| self.layer_with(variant, number, Some(variant.name()));
+        numbers.filter_map(of).collect()
     }
 
     /// The layers of a platform, the lowest first.
@@ -448,14 +468,65 @@ impl Images {
     }
 
     fn layer(&self, variant: &Variant, number: usize) -> Option<Arc<Layer>> {
+        self.layer_with(variant, number, self.trusted_attachments(variant))
+    }
+
+    /// A layer, and where indexes of it may be attached that are trusted.
+    fn layer_with(
+        &self,
+        variant: &Variant,
+        number: usize,
+        attached: Option<Reference>,
+    ) -> Option<Arc<Layer>> {
         let blob = variant.layers().get(number)?;
         let diff_id = variant.diff_ids.get(number).copied();
         let soci_index = variant.soci_index.clone();
-        let key = LayerKey::new(blob, soci_index.as_ref());
-        let new = || Layer::new(self.inner.store.clone(), key, blob.clone(), diff_id, soci_index);
+        let key = LayerKey::new(blob, soci_index.as_ref(), attached.as_ref());
+        let claims = Claims { soci_index, attached };
+        let new = || Layer::new(self.inner.store.clone(), key, blob.clone(), diff_id, claims);
         let layer = self.inner.layers.share(key, new);
         layer.at.is_in(&variant.repository);
         Some(layer)
+    }
+
+    /// The name of the manifest of a platform, if the indexes that are attached to it are trusted.
+    pub(super) fn trusted_attachments(&self, variant: &Variant) -> Option<Reference> {
+        let is_trusted = self.inner.store.sources.trusts(&variant.repository);
+        is_trusted.then(|| variant.name())
+    }
+
+    /// The start of a platform of an image, which may be over.
+    fn start(&self, variant: &Arc<Variant>) -> Option<Arc<Start>> {
+        let store = &self.inner.store;
+        let platform = variant.platform.as_ref().map(Platform::to_string);
+        let repository = variant.repository.to_string();
+        let ways = || {
+            let (to_find, to_follow) = (Arc::downgrade(&self.inner), Arc::downgrade(&self.inner));
+            let (of, to) = (variant.clone(), variant.clone());
+            Ways {
+                find: Box::new(move |start| {
+                    let Some(inner) = to_find.upgrade() else { return };
+                    let Some(runtime) = inner.store.starts.runtime().cloned() else { return };
+                    runtime.spawn(async move {
+                        let finds = inner.store.starts.finds();
+                        if let Some(profile) = (Self { inner }).profile(&of, finds).await {
+                            start.offer(profile);
+                        }
+                    });
+                }),
+                follow: Box::new(move |profile| {
+                    let Some(inner) = to_follow.upgrade() else { return };
+                    let Some(runtime) = inner.store.starts.runtime().cloned() else { return };
+                    runtime.spawn(async move {
+                        let bytes = follow(&Self { inner }, &to, &profile).await;
+                        let image = to.name();
+                        tracing::info!(%image, bytes, "has fetched what its profile has");
+                    });
+                }),
+            }
+        };
+        let image = variant.manifest.digest();
+        store.starts.of(image, platform, repository, &store.index_store, ways)
     }
 
     /// The files of a platform, or of its layer with this number, from 0 for the lowest. Nothing is
@@ -537,7 +608,7 @@ impl Images {
             self.inner.store.compute(make).await.map_err(|e| failed(e.into()))?;
         let rootfs = rootfs.map_err(|e| failed(Kind::Unfit(e.to_string())))?;
         memory.resize(rootfs.memory_bytes()).map_err(|e| failed(e.into()))?;
-        Ok(Tree::new(rootfs, origins, memory))
+        Ok(Tree::new(rootfs, origins, memory, self.start(variant)))
     }
 
     /// What a tree has to know of a layer, which has to be the one that the configuration means.
@@ -565,6 +636,7 @@ impl Images {
         Ok(Origin {
             number,
             digest: index.blob(),
+            stream: profiled(&index),
             created_by: variant.created_by.get(number).cloned().flatten(),
             open: Box::new(move || stream(&of, &index)),
         })
@@ -583,7 +655,7 @@ impl Images {
     /// What has been scanned of a layer, with the file `path`, if that has been. Copies the table.
     pub(super) fn scanned_tree(
         &self,
-        variant: &Variant,
+        variant: &Arc<Variant>,
         number: usize,
         layer: &Arc<Layer>,
         scan: &Arc<Scan>,
@@ -603,14 +675,22 @@ impl Images {
         let origin = Origin {
             number,
             digest: index.blob(),
+            // How long it is nobody knows yet.
+            stream: ProfiledStream { bytes: ProfiledStream::UNKNOWN, ..profiled(&index) },
             created_by: variant.created_by.get(number).cloned().flatten(),
             open: Box::new(move || Ok(scanned_stream(&of, &scanned, &scan_of))),
         };
-        let tree = Tree::new(rootfs, vec![origin], memory);
+        let tree = Tree::new(rootfs, vec![origin], memory, self.start(variant));
         let key = ((variant.manifest.digest(), Some(number)), scan.number);
         self.inner.scanned.insert(key, &tree);
         Some(tree)
     }
+}
+
+/// How profiles name the stream of a layer.
+fn profiled(index: &Indexed) -> ProfiledStream {
+    let kind = StreamKind::of(index.origin());
+    ProfiledStream { layer: index.blob(), kind, bytes: index.stream_bytes() }
 }
 
 fn merging(variant: &Variant) -> String {

@@ -3,8 +3,10 @@
 //!
 //! ```text
 //! layers/<digest>        the index that a scan has made of the layer with this digest
-//! layers/<digest>.<toc>  the index of what images say of its table of contents that say the same
+//! layers/<digest>.<toc>  the index of what images say of its table of contents that say the same, or
+//!                        one that was attached to an image
 //! documents/<digest>     a manifest or configuration
+//! profiles/<digest>      what is read of the image with this manifest when it starts
 //! ```
 //!
 //! Each file is written under another name, synced and renamed, so it is whole or not there; readers
@@ -17,6 +19,10 @@
 //! so itself when it is written to.
 //!
 //! Everything in here blocks.
+
+mod shared;
+
+pub use shared::{MadeBy, StoredIndex};
 
 use std::{
     fs::File,
@@ -33,7 +39,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::key::LayerKey;
+use super::key::{LayerKey, Source};
 use crate::{
     backend::{
         ConfinedDir,
@@ -46,6 +52,7 @@ use crate::{
 
 const LAYERS: &str = "layers";
 const DOCUMENTS: &str = "documents";
+const PROFILES: &str = "profiles";
 
 /// The largest document that is read.
 pub(super) const MAX_DOCUMENT: u64 = 8 << 20;
@@ -74,13 +81,44 @@ pub(super) struct Indexed {
     index: Arc<LayerIndex>,
     /// The number of its file, which no other file has as long as that exists; `None` if it is not stored.
     file: Option<u64>,
+    source: Source,
+    /// Stands for all that it says, if that was attached to an image.
+    claim: Option<Digest>,
     _memory: Reservation,
 }
 
 impl Indexed {
     /// An index that is not stored.
     pub(super) fn unstored(index: LayerIndex, memory: Reservation) -> Arc<Self> {
-        Arc::new(Self { index: Arc::new(index), file: None, _memory: memory })
+        let source = Source::of(index.origin());
+        Arc::new(Self { index: Arc::new(index), file: None, source, claim: None, _memory: memory })
+    }
+
+    /// An index that was attached to an image and could not be stored. `memory` becomes what it takes.
+    pub(super) fn attached(
+        index: LayerIndex,
+        stored: &[u8],
+        mut memory: Reservation,
+    ) -> Result<Self, OutOfMemory> {
+        memory.resize(index.memory_bytes())?;
+        let claim = stored.get(..StoredHead::BYTES).map(Digest::sha256);
+        let source = Source::Attached;
+        Ok(Self { index: Arc::new(index), file: None, source, claim, _memory: memory })
+    }
+
+    /// Who says what it has.
+    pub(super) fn source(&self) -> Source {
+        self.source
+    }
+
+    /// Whether it is on the disk.
+    pub(super) fn is_stored(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// What tells an attached index from another one of the same layer.
+    pub(super) fn claim(&self) -> String {
+        self.claim.map(|claim| claim.to_string()).unwrap_or_default()
     }
 }
 
@@ -166,21 +204,28 @@ impl IndexStore {
     pub(super) fn index(&self, layer: &LayerKey) -> Result<Option<Indexed>, OutOfMemory> {
         let Some((file, head, mut stored)) = self.open_index(layer) else { return Ok(None) };
         let mut memory = self.budget.reserve(head.reading_bytes())?;
+        let claim = Digest::sha256(&stored);
         let rest = head.table_bytes() - StoredHead::BYTES as u64;
         if (&file).take(rest).read_to_end(&mut stored).is_err() {
             return Ok(None);
         }
         let Ok(index) = LayerIndex::from_table(&stored) else { return Ok(None) };
         drop(stored);
+        let source = match (index.origin(), layer.toc) {
+            // What others have found out stands under the name of the image that it was attached to.
+            (Origin::Pass, Some(_)) => Source::Attached,
+            (origin, _) => Source::of(origin),
+        };
         let is_it = (index.blob(), index.blob_bytes()) == (layer.digest, layer.size)
-            && (index.origin() == Origin::Pass) == layer.toc.is_none();
+            && (source == Source::Pass) == layer.toc.is_none();
         if !is_it {
             return Ok(None);
         }
+        let claim = (source == Source::Attached).then_some(claim);
         note_use(&file);
         memory.resize(index.memory_bytes())?;
         let number = file.metadata().ok().map(|meta| meta.ino());
-        Ok(Some(Indexed { index: index.into(), file: number, _memory: memory }))
+        Ok(Some(Indexed { index: index.into(), file: number, source, claim, _memory: memory }))
     }
 
     /// The file of an index, with its head, and the bytes of that.
@@ -213,7 +258,8 @@ impl IndexStore {
             None => (index, None),
         };
         memory.resize(index.memory_bytes())?;
-        Ok(Indexed { index: index.into(), file, _memory: memory })
+        let source = Source::of(index.origin());
+        Ok(Indexed { index: index.into(), file, source, claim: None, _memory: memory })
     }
 
     /// Removes the stored form of `index`, which has turned out to be of no use. If another one has taken
@@ -324,7 +370,7 @@ impl IndexStore {
     /// All files of the store, but those that are being written.
     fn files(&self) -> Vec<StoredFile> {
         let mut files = Vec::new();
-        for kind in [LAYERS, DOCUMENTS] {
+        for kind in [LAYERS, DOCUMENTS, PROFILES] {
             let dir = self.dir.join(kind);
             let entries = self.root.open_dir(&dir).and_then(|dir| dir.entries());
             for entry in entries.unwrap_or_default() {

@@ -19,8 +19,9 @@ use tokio::time::timeout;
 
 use super::{
     Sources, Store,
+    attached::{Places, checked, checking_bytes},
     index_store::Indexed,
-    key::LayerKey,
+    key::{LayerKey, Source},
     location::{Compressed, Location, STEP},
     scan::{Scan, ScanError},
     spans::Group,
@@ -29,7 +30,7 @@ use crate::{
     backend::{Error, Kind, Result},
     image::{Descriptor, Digest, Reference},
     layer::{
-        DecodeError, IndexError, LayerIndex, Limits, MAX_ZTOC_BYTES, Origin, SpanDecoder, TocError,
+        DecodeError, IndexError, LayerIndex, Limits, MAX_ZTOC_BYTES, SpanDecoder, TocError,
         TocReader, ztoc_of,
     },
     util::{Died, OutOfMemory, Reservation, locked},
@@ -46,12 +47,19 @@ pub(super) struct Layer {
     pub key: LayerKey,
     /// Says by which algorithm the stream is hashed.
     diff_id: Option<Digest>,
-    /// Where there may be a table of contents of it.
-    soci_index: Option<Reference>,
+    claims: Claims,
     /// The scan that is under way, or is going to be if there is no other way to know the index.
     scan: Mutex<Option<Arc<Scan>>>,
     /// What came has not been what its table of contents says.
     toc_is_doubted: AtomicBool,
+}
+
+/// Where there may be indexes of a layer that others have made.
+pub(super) struct Claims {
+    /// A table of contents of SOCI.
+    pub soci_index: Option<Reference>,
+    /// The image to which indexes may be attached that are trusted.
+    pub attached: Option<Reference>,
 }
 
 /// Why a table of contents is of no use.
@@ -89,13 +97,13 @@ impl Layer {
         key: LayerKey,
         blob: Descriptor,
         diff_id: Option<Digest>,
-        soci_index: Option<Reference>,
+        claims: Claims,
     ) -> Arc<Self> {
         Arc::new(Self {
             at: Arc::new(Location::new(store, blob)),
             key,
             diff_id,
-            soci_index,
+            claims,
             scan: Mutex::default(),
             toc_is_doubted: AtomicBool::new(false),
         })
@@ -159,7 +167,7 @@ impl Layer {
         let found = match self.stored_index().await {
             Ok(Some(index)) => {
                 let index = Arc::new(index);
-                self.store().indexes.insert(self.key.of(&index), &index);
+                self.store().indexes.insert(self.key.of(index.source()), &index);
                 Ok(index)
             }
             Ok(None) => self.make_index(scan).await,
@@ -175,11 +183,11 @@ impl Layer {
     async fn stored_index(self: &Arc<Self>) -> Result<Option<Indexed>> {
         let layer = self.clone();
         let find = move || {
-            let (store, key) = (&layer.store().index_store, layer.key);
             // A scan knows better than a table of contents.
-            match store.index(&key.without_toc())? {
-                None if layer.may_use_toc() => store.index(&key),
-                found => Ok(found),
+            let store = &layer.store().index_store;
+            match layer.may_use_toc() {
+                true => store.best_index(&layer.key),
+                false => store.index(&layer.key.without_toc()),
             }
         };
         let found = self.store().compute(find).await.map_err(|e| self.error(e))?;
@@ -187,6 +195,11 @@ impl Layer {
     }
 
     async fn make_index(self: &Arc<Self>, scan: &Arc<Scan>) -> Result<Arc<Indexed>> {
+        if let Some(index) = self.attached_index().await? {
+            let index = Arc::new(index);
+            self.store().indexes.insert(self.key, &index);
+            return Ok(index);
+        }
         match self.index_of_toc().await? {
             Some((index, memory)) => self.keep(index, memory).await,
             None => self.scan_with_memory(scan).await,
@@ -228,6 +241,66 @@ impl Layer {
         Ok(None)
     }
 
+    /// The index that somebody has attached to the image, if those are trusted.
+    async fn attached_index(self: &Arc<Self>) -> Result<Option<Indexed>> {
+        let Some(name) = self.claims.attached.as_ref().filter(|_| self.may_use_toc()) else {
+            return Ok(None);
+        };
+        // What has been found to be wrong is not fetched again.
+        if self.toc_is_doubted.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let attached = match self.is_local().await {
+            // No registry is to be waited for then.
+            true => match self.store().find_attached(name, Places::Directory).await {
+                Ok(found) => found.into(),
+                Err(_) => return Ok(None),
+            },
+            false => self.store().attached(name).await,
+        };
+        for blob in attached.indexes.get(&self.at.blob.digest).into_iter().flatten() {
+            match self.take_attached(name, blob).await {
+                Ok(index) => return Ok(Some(index)),
+                // One that says that it needs more than there is at all is of no use.
+                Err(error) if error.is_short_of_memory() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(image = %name, digest = %self.at.blob.digest, "{error}");
+                    self.store().note(&error);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Fetches an index that is attached to the image `name`, checks what of it can be, and keeps it.
+    pub(super) async fn take_attached(
+        self: &Arc<Self>,
+        name: &Reference,
+        blob: &Descriptor,
+    ) -> Result<Indexed> {
+        let (bytes, memory) =
+            self.store().index_blob(name.repository(), blob, &self.at.blob).await?;
+        let layer = self.clone();
+        let take = move || {
+            let unfit = |reason: String| layer.error(Kind::Layer(reason));
+            let reading = checking_bytes(&bytes).map_err(|e| unfit(e.to_string()))?;
+            let budget = &layer.store().sources.memory;
+            let reading = budget.reserve(reading).map_err(|e| layer.error(e))?;
+            let index = checked(&bytes, &layer.at.blob, layer.diff_id);
+            let index = index.map_err(|e| unfit(e.to_string()))?;
+            let store = &layer.store().index_store;
+            if store.put_attached(&layer.key, &bytes).is_ok()
+                && let Some(stored) = store.index(&layer.key).map_err(|e| layer.error(e))?
+            {
+                return Ok(stored);
+            }
+            // As long as there is room in memory, that serves as well.
+            drop(memory);
+            Indexed::attached(index, &bytes, reading).map_err(|e| layer.error(e))
+        };
+        self.store().compute(take).await.map_err(|e| self.error(e))?
+    }
+
     /// Memory for a table of contents of so many bytes.
     fn memory_for_toc(
         &self,
@@ -264,7 +337,7 @@ impl Layer {
     async fn read_ztoc(self: &Arc<Self>) -> TocIndex {
         let Sources { cache, patience, .. } = &self.store().sources;
         let remote = self.store().sources.remote();
-        let (Some(name), Some(remote)) = (&self.soci_index, remote) else { return Ok(None) };
+        let (Some(name), Some(remote)) = (&self.claims.soci_index, remote) else { return Ok(None) };
         let soci_index = timeout(*patience, self.store().manifest(name)).await;
         let soci_index = soci_index.map_err(|_| self.error(Kind::Stalled(*patience)))??;
         let Some(ztoc) = ztoc_of(&soci_index, &self.at.blob.digest) else { return Ok(None) };
@@ -296,7 +369,7 @@ impl Layer {
         memory: Reservation,
     ) -> Result<Arc<Indexed>> {
         let index = self.put(index, memory).await?;
-        self.store().indexes.insert(self.key.of(&index), &index);
+        self.store().indexes.insert(self.key.of(index.source()), &index);
         Ok(index)
     }
 
@@ -304,7 +377,7 @@ impl Layer {
         let layer = self.clone();
         let put = move || {
             let _replacing = locked(&layer.store().replacing);
-            let key = layer.key.of(&index);
+            let key = layer.key.of(Source::of(index.origin()));
             layer.store().index_store.put_index(&key, index, memory)
         };
         // Waiting for the disk takes no processor.
@@ -318,12 +391,24 @@ impl Layer {
         let (layer, index) = (self.clone(), index.clone());
         let forget = move || {
             let _replacing = locked(&layer.store().replacing);
-            let key = layer.key.of(&index);
+            let key = layer.key.of(index.source());
             layer.store().indexes.remove_if(&key, |kept| std::ptr::eq(kept, &*index));
             layer.store().index_store.drop_index(&key, &index);
         };
         // Its only failure is a panic, which leaves the index to be found to be of no use again.
         let _ = tokio::task::spawn_blocking(forget).await;
+    }
+
+    /// Makes the index by a scan, whatever others say of the layer, and keeps it on the disk.
+    pub(super) async fn scan_now(self: &Arc<Self>) -> Result<()> {
+        let scan = Scan::new(&self.at.blob, self.diff_id, &self.store().sources.memory);
+        let (index, memory) = self.scan_anywhere(&Arc::new(scan), WhenShort::Fail).await?;
+        self.put(index, memory).await.map(drop)
+    }
+
+    /// The digest that the image says its stream has.
+    pub(super) fn diff_id(&self) -> Option<Digest> {
+        self.diff_id
     }
 
     /// If it is the table of contents that is wrong and not what the registry sends, a scan finds that
@@ -483,7 +568,7 @@ impl Layer {
         span: u32,
     ) -> BoxFuture<'static, Result<Arc<Group>>> {
         let spans = index.group(span);
-        let key = self.key.of(index);
+        let key = self.key.of(index.source());
         if let Some(group) = self.store().recent.get(&key, spans.start) {
             return ready(Ok(group)).boxed();
         }
@@ -537,7 +622,7 @@ impl Layer {
                     Doubted::Index
                 }
                 _ => {
-                    if index.origin() != Origin::Pass {
+                    if index.source() != Source::Pass {
                         self.scan_for_later();
                     }
                     return Err(self.error(Kind::Layer(error.to_string())));
@@ -564,7 +649,7 @@ impl Layer {
 
     fn decode_now(
         &self,
-        index: &LayerIndex,
+        index: &Indexed,
         spans: Range<u32>,
         compressed: &[u8],
         mut memory: Reservation,
@@ -582,10 +667,10 @@ impl Layer {
     }
 
     /// The window that decompressing begins with at the group of `span`, where it is not in memory.
-    pub(super) fn window(&self, index: &LayerIndex, span: u32) -> Option<Vec<u8>> {
+    pub(super) fn window(&self, index: &Indexed, span: u32) -> Option<Vec<u8>> {
         let range = index.window_range(span).filter(|_| !index.has_windows())?;
         // If it cannot be read, decoding says that it is missing.
-        self.store().index_store.window(&self.key.of(index), range).ok()
+        self.store().index_store.window(&self.key.of(index.source()), range).ok()
     }
 }
 
@@ -615,10 +700,10 @@ impl Drop for ScanEnded {
 }
 
 /// Whether these spans are the same by two indexes of a layer.
-fn is_cut_alike(one: &LayerIndex, other: &LayerIndex, spans: &Range<u32>) -> bool {
-    let of = |index: &LayerIndex| {
+fn is_cut_alike(one: &Indexed, other: &Indexed, spans: &Range<u32>) -> bool {
+    let of = |index: &Indexed| {
         let ranges: Vec<_> = spans.clone().map(|span| index.stream_range(span)).collect();
-        (index.origin(), index.stream_bytes(), ranges)
+        (index.source(), index.stream_bytes(), ranges)
     };
     of(one) == of(other)
 }

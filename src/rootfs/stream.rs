@@ -22,7 +22,7 @@ use crate::{
     backend::{Blobs, BoxStream, ByteStream, Kind, Result},
     cache::CachedBlob,
     image::{Descriptor, Repository},
-    layer::{LayerIndex, SpanDecoder},
+    layer::SpanDecoder,
     util::locked,
 };
 
@@ -286,7 +286,7 @@ impl Decompressed {
 
 fn decompress(
     layer: &Arc<Layer>,
-    index: &LayerIndex,
+    index: &Indexed,
     compressed: &Compressed,
     comes: &mut mpsc::Receiver<Bytes>,
     gives: &mpsc::Sender<Result<Bytes>>,
@@ -316,7 +316,7 @@ pub(super) fn stream(layer: &Arc<Layer>, index: &Arc<Indexed>) -> Result<Stream>
         repository.ok_or_else(|| layer.error(Kind::NotFound("nobody has it".into())))?;
     let source = Arc::new(Decompressed { layer: layer.clone(), index: index.clone() });
     let store = &layer.at.store;
-    let (id, size) = (layer.key.of(index).stream_id(index), index.stream_bytes());
+    let (id, size) = (layer.key.of(index.source()).stream_id(index), index.stream_bytes());
     let stream = store.sources.cache.stream(source, repository, &layer.at.blob, id, size);
     Ok(Stream::Cached { stream, _reader: store.recent.reader() })
 }

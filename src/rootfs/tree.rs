@@ -4,11 +4,15 @@ use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{SIDE, stream::Stream};
+use super::{
+    SIDE,
+    starts::{Noting, Start},
+    stream::Stream,
+};
 use crate::{
     backend::{Error, Kind, Result},
     image::Digest,
-    layer::{Extent, Kind as FileKind, LayerIndex, Node, Rootfs},
+    layer::{Extent, Kind as FileKind, LayerIndex, Node, ProfiledStream, Rootfs},
     util::Reservation,
 };
 
@@ -26,6 +30,8 @@ pub(super) struct Origin {
     /// From 0 for the lowest of the image.
     pub number: usize,
     pub digest: Digest,
+    /// How profiles name its stream.
+    pub stream: ProfiledStream,
     pub created_by: Option<String>,
     pub open: OpenStream,
 }
@@ -37,15 +43,22 @@ pub struct Tree {
     origins: Vec<Origin>,
     /// Why names may be missing.
     damage: Option<Error>,
+    /// Wants to know what is read.
+    start: Option<Arc<Start>>,
     /// For the nodes; each index has its own.
     _memory: Reservation,
 }
 
 impl Tree {
     /// `memory` is what the nodes take; who opens a layer holds what its index takes.
-    pub(super) fn new(rootfs: Rootfs, origins: Vec<Origin>, memory: Reservation) -> Arc<Self> {
+    pub(super) fn new(
+        rootfs: Rootfs,
+        origins: Vec<Origin>,
+        memory: Reservation,
+        start: Option<Arc<Start>>,
+    ) -> Arc<Self> {
         let damage = rootfs.layers().iter().find_map(|layer| damage_of(layer));
-        Arc::new(Self { rootfs, origins, damage, _memory: memory })
+        Arc::new(Self { rootfs, origins, damage, start, _memory: memory })
     }
 
     /// Why there may be more files than can be seen: a layer is damaged, though it is the one that
@@ -107,6 +120,7 @@ impl Tree {
             readable: index.stream_bytes(),
             damage: index.damage().map(|note| note.kind.to_string()),
             layer: origin.digest,
+            noting: self.start.as_ref().and_then(|start| start.noting(origin.stream)),
         }))
     }
 
@@ -152,6 +166,8 @@ pub struct TreeFile {
     /// Why no more.
     damage: Option<String>,
     layer: Digest,
+    /// Wants to know what is read.
+    noting: Option<Noting>,
 }
 
 /// A piece of a file.
@@ -215,6 +231,7 @@ impl TreeFile {
             Ok(pieces) => pieces,
             Err(error) => return Some(Err(error)),
         };
+        self.note(&pieces);
         let mut parts = Vec::with_capacity(pieces.len());
         for piece in pieces {
             parts.push(match (piece, &self.stream) {
@@ -233,7 +250,10 @@ impl TreeFile {
     /// Reads, however long that takes. It ends by itself when nothing comes.
     pub async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
         let mut parts = Vec::new();
-        for piece in self.pieces(offset, length)? {
+        let pieces = self.pieces(offset, length)?;
+        self.note(&pieces);
+        let _reading = self.noting.as_ref().map(Noting::reading);
+        for piece in pieces {
             parts.push(match (piece, &self.stream) {
                 (Piece::Stream(offset, length), Some(stream)) => {
                     stream.read(offset, length).await?
@@ -242,6 +262,16 @@ impl TreeFile {
             });
         }
         Ok(joined(parts))
+    }
+
+    /// Notes what is read, for the next start of the image.
+    fn note(&self, pieces: &[Piece]) {
+        let Some(noting) = &self.noting else { return };
+        for piece in pieces {
+            if let Piece::Stream(offset, length) = piece {
+                noting.note(*offset..offset + *length as u64);
+            }
+        }
     }
 
     fn pieces(&self, offset: u64, length: usize) -> Result<Vec<Piece>> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::{
     plan::BlobPlan,
-    report::{Event, Observer},
+    report::{Event, Observer, Passing},
 };
 use crate::backend::{Backend, BoxStream, ByteStream, Content, Error, Kind, LocalFile, Result};
 use crate::util::locked;
@@ -81,7 +81,15 @@ impl Content for SourceBlob {
             return Ok(Box::new(Piecewise::Whole(Some(content.slice(from..)))));
         }
         match self.open(offset).await {
-            Ok(stream) => Ok(Box::new(Piecewise::Stream(stream, self.failure.clone()))),
+            Ok(stream) => {
+                // What came before is known to nobody else.
+                let passing = match offset {
+                    0 => self.observer.passes(&self.blob.descriptor),
+                    _ => None,
+                };
+                let failure = self.failure.clone();
+                Ok(Box::new(Piecewise::Stream { stream, failure, passing, at: offset }))
+            }
             Err(error) => Err(self.failed(error)),
         }
     }
@@ -119,7 +127,13 @@ fn note(failure: &Mutex<Option<Error>>, error: &Error) {
 /// Content that is at hand, or comes from the source.
 enum Piecewise {
     Whole(Option<Bytes>),
-    Stream(BoxStream, Arc<Mutex<Option<Error>>>),
+    Stream {
+        stream: BoxStream,
+        failure: Arc<Mutex<Option<Error>>>,
+        passing: Option<Box<dyn Passing>>,
+        /// Where in the blob the next piece begins.
+        at: u64,
+    },
 }
 
 #[async_trait]
@@ -127,8 +141,13 @@ impl ByteStream for Piecewise {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         match self {
             Self::Whole(content) => Ok(content.take()),
-            Self::Stream(stream, failure) => {
-                stream.next().await.inspect_err(|error| note(failure, error))
+            Self::Stream { stream, failure, passing, at } => {
+                let piece = stream.next().await.inspect_err(|error| note(failure, error))?;
+                if let (Some(piece), Some(passing)) = (&piece, passing) {
+                    passing.pass(*at, piece).await;
+                    *at += piece.len() as u64;
+                }
+                Ok(piece)
             }
         }
     }

@@ -1,7 +1,13 @@
 //! What became of a transfer, and what is told while it runs.
 
+use async_trait::async_trait;
+use bytes::Bytes;
+
 use super::Route;
-use crate::{backend::Error, image::Digest};
+use crate::{
+    backend::Error,
+    image::{Descriptor, Digest},
+};
 
 /// What became of one image.
 #[derive(Clone, Debug)]
@@ -148,6 +154,20 @@ pub enum Event<'a> {
 pub trait Observer: Send + Sync + 'static {
     /// Something has happened.
     fn event(&self, event: Event<'_>);
+
+    /// A blob is going to be read from its beginning; who else wants its bytes, if somebody does.
+    fn passes(&self, blob: &Descriptor) -> Option<Box<dyn Passing>> {
+        let _ = blob;
+        None
+    }
+}
+
+/// Gets the bytes of a blob while it is moved, before anybody knows whether they are right.
+#[async_trait]
+pub trait Passing: Send + 'static {
+    /// The bytes from `offset` on. Those of a blob that is interrupted may not come in one piece, or not to its end.
+    /// Whoever takes its time here holds up the blob.
+    async fn pass(&mut self, offset: u64, bytes: &Bytes);
 }
 
 impl Observer for () {

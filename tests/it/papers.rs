@@ -18,6 +18,7 @@ const PAGES: &[(&str, usize, usize)] = &[
     ("docs/mount.md", 26, 0),
     ("docs/moving-images.md", 34, 0),
     ("docs/registries.md", 23, 0),
+    ("docs/profiles.md", 0, 0),
     ("docs/security.md", 0, 0),
     ("docs/troubleshooting.md", 6, 0),
 ];

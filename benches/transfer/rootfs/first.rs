@@ -70,7 +70,7 @@ impl Bench {
     }
 
     /// The small files in the subject's top layer, in its order.
-    fn small_files(&self, subject: &Subject) -> Result<Vec<PathBuf>> {
+    pub(super) fn small_files(&self, subject: &Subject) -> Result<Vec<PathBuf>> {
         let layer = File::open(self.layout.file_of(&subject.top(&self.layout)?.digest))?;
         let mut layer = tar::Archive::new(MultiGzDecoder::new(BufReader::new(layer)));
         let mut files = Vec::new();

@@ -120,7 +120,7 @@ impl Layout {
     }
 
     /// The digest that a file is named by.
-    pub(super) fn parse_digest(self, stored: &str) -> Option<Digest> {
+    pub(crate) fn parse_digest(self, stored: &str) -> Option<Digest> {
         match self {
             Self::Portable => portable::digest(stored),
             _ => stored.parse().ok(),

@@ -366,3 +366,41 @@ async fn memory_is_bounded() {
     }
     println!("after: {}", peak());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_fetched_ahead_is_just_that_and_costs_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 1024 * MIB);
+    let fake = Fake::endless(1 << 30);
+    let blob = fake.open_in(&cache);
+    // Block by block, so that a reader would be taken for one who reads on.
+    for at in 0..8 {
+        let range = at * BLOCK + 7..(at + 1) * BLOCK;
+        blob.fetch_ahead(range.clone()).await.unwrap();
+        assert!(blob.has(range));
+    }
+    assert_eq!((fake.requests() as u64, fake.sent()), (8, 8 * BLOCK));
+    blob.fetch_ahead(100..8 * BLOCK).await.unwrap();
+    assert_eq!(fake.requests(), 8);
+    // Only what is missing, in one request for each gap.
+    blob.fetch_ahead(20 * BLOCK..21 * BLOCK).await.unwrap();
+    blob.fetch_ahead(4 * BLOCK..30 * BLOCK).await.unwrap();
+    assert_eq!(fake.ranges()[9..], [8 * BLOCK..20 * BLOCK, 21 * BLOCK..30 * BLOCK]);
+    assert!(blob.has(0..30 * BLOCK) && !blob.has(0..30 * BLOCK + 1));
+    assert_eq!(blob.read(29 * BLOCK, 100).await.unwrap(), fake.part(29 * BLOCK, 100));
+    assert_eq!(fake.requests(), 11);
+    // What is not there is not there.
+    blob.fetch_ahead(1 << 30..u64::MAX).await.unwrap();
+    assert_eq!(fake.requests(), 11);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_fetched_ahead_is_told_and_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 64 * MIB);
+    let fake = Fake::endless(16 * MIB);
+    fake.faults(|f| f.break_after = Some(BLOCK));
+    let blob = fake.open_in(&cache);
+    assert!(blob.fetch_ahead(0..4 * BLOCK).await.is_err());
+    assert_eq!(blob.read(3 * BLOCK, 10).await.unwrap(), fake.part(3 * BLOCK, 10));
+}
