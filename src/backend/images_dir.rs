@@ -20,6 +20,7 @@
 //! lock, and nothing appears under its name before it is whole and verified.
 
 pub mod cached;
+mod durability;
 mod inventory;
 mod layout;
 mod manifests;
@@ -35,6 +36,7 @@ mod remove;
 mod source;
 mod store;
 mod verify;
+mod writeback;
 
 use std::{
     collections::BTreeMap,
@@ -47,6 +49,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use durability::SyncMode;
 pub use inventory::{ImageEntry, Inventory, Missing, Need};
 pub use layout::{Layout, holds_manifests, leads_to_manifests};
 pub use prune::{Pruned, Removed};
@@ -56,12 +59,14 @@ pub use verify::{Problem, ProblemKind, Subject, Verified};
 
 use layout::{BLOBS, MANIFESTS};
 use manifests::read_manifest;
-use records::Records;
+use records::{Held, Records};
 use source::ReferrersCache;
 use store::Traffic;
+use writeback::Writeback;
 
 use super::{
-    Capabilities, ConfinedDir, Error, LocalFile, ManifestName, Names, Opened, Result, Sink,
+    Capabilities, ConfinedDir, Error, Flush, LocalFile, ManifestName, Names, Opened, Result, Sink,
+    confined::if_supported,
 };
 use crate::image::{
     Algorithm, Descriptor, Digest, FilteredIndex, Hasher, Manifest, Reference, Repository,
@@ -134,10 +139,15 @@ struct Inner {
     layout: Layout,
     records: Records,
     linking: Linking,
+    sync: SyncMode,
+    /// Whether what has been found out of a file holds for another process.
+    knows_again: bool,
+    /// `None` where files are flushed one by one, or there is no disk.
+    writeback: Option<Writeback>,
     traffic: Traffic,
     referrers: ReferrersCache,
     /// Says to `prune` that the tree is being filled.
-    _filling: Option<File>,
+    filling: Option<File>,
 }
 
 impl ImagesDir {
@@ -176,6 +186,16 @@ impl ImagesDir {
     /// The file of `blob`, which has `size` bytes; verified, now if need be.
     pub async fn verified_file(&self, blob: Digest, size: u64) -> Result<LocalFile> {
         self.blocking(move |inner| inner.blob_file(&Descriptor::new("", blob, size))).await
+    }
+
+    /// Waits until the disk has everything that was written here and has not been flushed, if `--sync` or another
+    /// run asks for that. To be called once, when everything has been written.
+    ///
+    /// # Errors
+    ///
+    /// The disk has not taken everything. What was not flushed before is not believed any more.
+    pub async fn finish(&self) -> Result<()> {
+        self.blocking(|inner| inner.finish()).await
     }
 
     /// Where a mount of this tree keeps what it has fetched, unless it is told otherwise. A pull
@@ -389,7 +409,9 @@ impl Inner {
         let found = hash_file(&self.root, &path, blob.digest.algorithm(), &mut |_| {})
             .map_err(|e| Error::io(&path, "reading", e))?;
         if found.digest == blob.digest {
-            self.records.verified(blob.digest, &found.meta).map_err(|e| self.records_error(e))?;
+            let held = held_on_disk(&found.file);
+            let noted = self.records.verified(blob.digest, &found.meta, held);
+            noted.map_err(|e| self.records_error(e))?;
         }
         Ok(found.digest == blob.digest)
     }
@@ -405,16 +427,34 @@ impl Inner {
     }
 
     /// Makes sure that the blobs that a manifest is about to name survive a power cut, also those
-    /// that another process has published.
+    /// that another process has published; if that is wanted at all.
     fn flush_blobs(&self) -> Result<()> {
+        if self.sync.flush() == Flush::Later {
+            return Ok(());
+        }
         let dir = self.root.path().join(BLOBS);
         self.root.sync_dir(&dir).map_err(|e| Error::io(&dir, "flushing", e))
+    }
+}
+
+/// Flushes a file that has been read and found to be right, which it may have been in memory only, and says how
+/// long that holds. There is nothing to wait for with a file that has been there for long.
+fn held_on_disk(file: &File) -> Held {
+    let flushed = match file.sync_all() {
+        // What cannot be written to has nothing to flush.
+        Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+        flushed => if_supported(flushed),
+    };
+    match flushed {
+        Ok(()) => Held::OnDisk,
+        Err(_) => Held::ThisRun,
     }
 }
 
 /// What hashing a file found.
 struct Hashed {
     digest: Digest,
+    file: File,
     /// Of the file that was read, not of what has its name now.
     meta: Metadata,
 }
@@ -427,18 +467,18 @@ fn hash_file(
     progress: &mut dyn FnMut(usize),
 ) -> io::Result<Hashed> {
     let (file, meta) = root.open_file(path)?;
-    hash_open(&file, meta, algorithm, progress)
+    hash_open(file, meta, algorithm, progress)
 }
 
 /// The same with a file that is open and has not been read from, and looked like `meta` then.
 fn hash_open(
-    mut file: &File,
+    mut file: File,
     meta: Metadata,
     algorithm: Algorithm,
     progress: &mut dyn FnMut(usize),
 ) -> io::Result<Hashed> {
     // A hint, and a failure to take it is none.
-    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential);
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; HASH_BUFFER];
     loop {
@@ -452,7 +492,7 @@ fn hash_open(
             Err(e) => return Err(e),
         }
     }
-    Ok(Hashed { digest: hasher.finish(), meta })
+    Ok(Hashed { digest: hasher.finish(), file, meta })
 }
 
 /// Entry points of the fuzz targets to parsers that nobody else may call.

@@ -13,7 +13,7 @@ use super::{
     Failure, Outcome,
     args::{CopyArgs, LinkArg, NamingArgs, PushArgs},
     output::Output,
-    pull::{image_list, layout, options},
+    pull::{image_list, layout, options, sync},
     request::{Setting, carry_out},
     words::Verb,
 };
@@ -70,6 +70,9 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     if args.layout.is_some() && matches!(request.to, TreeSpec::Registry { .. }) {
         return Err(Failure::new("--layout is about directories, and --to is a registry"));
     }
+    if args.sync.sync.is_some() && matches!(request.to, TreeSpec::Registry { .. }) {
+        return Err(Failure::new("--sync is about directories, and --to is a registry"));
+    }
     let setting = Setting {
         verb: Verb::Copy,
         task: None,
@@ -80,6 +83,7 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
                 LinkArg::Auto => Linking::Auto,
                 LinkArg::Never => Linking::Never,
             },
+            sync: sync(args.sync.sync),
             create_projects: args.create_projects,
             dry_run: args.dry_run,
         },

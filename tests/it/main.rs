@@ -53,6 +53,7 @@ mod selftest_harbor;
 mod selftest_layers;
 mod selftest_push;
 mod selftest_push_faults;
+mod sync;
 mod tasks;
 mod tls;
 mod trees;

@@ -202,7 +202,11 @@ impl ImagesDir {
                 });
                 let failure = match hashed {
                     Ok(hashed) if hashed.digest == digest => {
-                        if recording && let Err(e) = inner.records.verified(digest, &hashed.meta) {
+                        if !recording {
+                            continue;
+                        }
+                        let held = super::held_on_disk(&hashed.file);
+                        if let Err(e) = inner.records.verified(digest, &hashed.meta, held) {
                             *locked(&trouble) = Some(e);
                         }
                         continue;
