@@ -275,7 +275,13 @@ impl ConfinedDir {
         Ok(unlinkat(above, name, AtFlags::empty())?)
     }
 
-    /// The same; what is not there is no error.
+    /// Removes the directory `path`, which must be empty.
+    pub fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let (above, name) = self.parent(path)?;
+        Ok(unlinkat(above, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// The same as [`ConfinedDir::remove_file`]; what is not there is no error.
     pub fn remove_if_there(&self, path: &Path) -> io::Result<()> {
         match self.remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),

@@ -34,6 +34,7 @@ mod receive;
 mod records;
 mod remove;
 mod source;
+mod spare_caches;
 mod store;
 mod verify;
 mod writeback;

@@ -62,6 +62,9 @@ use crate::{
     image::Digest,
 };
 
+/// The file in a cache that whoever uses it holds locked.
+pub const LOCK: &str = "lock";
+
 /// Content is kept and checked in blocks of this many bytes.
 pub const BLOCK_BYTES: u64 = 128 << 10;
 
