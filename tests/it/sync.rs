@@ -1,13 +1,16 @@
 //! Pulls that do not wait for the disk, and disks that lose what they have not taken.
 
 use crate::support::cli::Imgfs;
+use crate::support::content::Random;
 use crate::support::disk::PullableDisk;
 use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image, Index};
 use crate::support::need::require;
 use crate::support::tree::{self, assert_tree_sound};
+use crate::support::{scale, seed};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const MODES: [&str; 3] = ["none", "end", "each"];
 
@@ -222,6 +225,52 @@ fn a_disk_whose_plug_is_pulled_shows_no_wrong_byte() {
             imgfs.prune().success();
             disk.remount();
         }
+    }
+}
+
+#[test]
+fn a_plug_that_is_pulled_in_the_middle_costs_time_and_nothing_else() {
+    require!(Loops);
+    let hostile = Hostile::start();
+    let base = Image::new().layer(1, 3_000_000);
+    let built = [("app", base.clone().layer(2, 2_000_000)), ("other", base.layer(3, 4_000_000))];
+    let mut names = Vec::new();
+    for (repository, image) in built {
+        image.build().push_to(&hostile, repository, "1");
+        names.push(format!("{}/{repository}:1", hostile.host()));
+    }
+    hostile.set_pace(32 * 1024, Duration::from_millis(4));
+    let mut random = Random::new(seed());
+    let modes = ["none", "end", "each"];
+    let mut disk = PullableDisk::make(96);
+    let images = disk.path().join("images");
+    let imgfs = Imgfs::new(&images);
+    for round in 0..scale(6, 60) {
+        let mode = modes[round % modes.len()];
+        let running = imgfs.spawn_pull(
+            &[&["--sync", mode], &names.iter().map(String::as_str).collect::<Vec<_>>()[..]]
+                .concat(),
+        );
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(random.below(250)));
+            disk.flush_names();
+        }
+        disk.pull_plug_and(|| drop(running.kill9()));
+        if !images.join("blobs").exists() {
+            continue;
+        }
+        let unsound = tree::problems(&images, tree::Indexes::Whole);
+        let output = imgfs.verify();
+        let is_found = output.code() != 0 || output.stderr.contains("no images");
+        assert!(is_found || unsound.is_empty(), "--sync {mode}: {unsound:?}\n{output}");
+        if mode == "each" && round == 2 {
+            continue; // The next one goes on from there.
+        }
+        let all = imgfs.pull(&names).success();
+        assert_tree_sound(&images);
+        imgfs.verify().success();
+        drop(all);
+        std::fs::remove_dir_all(&images).expect("starting over");
     }
 }
 

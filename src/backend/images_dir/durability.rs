@@ -144,7 +144,68 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{Held, ImagesDir, Linking, hash_file},
+        *,
+    };
+    use crate::image::{Descriptor, Digest};
+
+    const BOOT: &str = "0f6a2b4c-1d2e-4f50-8a9b-0c1d2e3f4a5b";
+
+    /// The directory as a process sees it that runs in this epoch.
+    fn open_in(path: &Path, mount: u64, boot: &str) -> ImagesDir {
+        let root = ConfinedDir::open(path).unwrap();
+        let filling = root.open_or_create(&path.join("blobs/.imgfs/locks/tree")).unwrap();
+        let (layout, epoch) = (Default::default(), Epoch::new(mount, boot));
+        let (linking, sync) = (Linking::Auto, SyncMode::None);
+        ImagesDir::in_epoch(root, layout, linking, sync, Some(filling), epoch).unwrap()
+    }
+
+    #[test]
+    fn what_is_flushed_later_is_believed_from_then_on() {
+        let dir = tempfile::tempdir().unwrap();
+        ImagesDir::create(dir.path(), None, Linking::Auto).unwrap();
+        let [here, later] = [open_in(dir.path(), 1, BOOT), open_in(dir.path(), 2, BOOT)];
+        let content = b"what a layer may be";
+        let blob = Descriptor::new("", Digest::sha256(content), content.len() as u64);
+        let path = here.inner.blob_path(&blob.digest);
+        let publish = || {
+            fs::write(&path, content).unwrap();
+            let meta = here.inner.root.stat(&path).unwrap();
+            let held = here.inner.records.in_memory();
+            assert!(matches!(held, Held::InMemory(_)));
+            here.inner.records.verified(blob.digest, &meta, held).unwrap();
+        };
+        publish();
+        assert!(here.inner.is_verified(&blob).unwrap() && !later.inner.is_verified(&blob).unwrap());
+        assert!(!here.inner.records.unflushed().is_empty());
+        // It has been written just now, so nothing is begun.
+        here.inner.settle_old();
+        here.inner.finish().unwrap();
+        assert!(!here.inner.records.unflushed().is_empty());
+        here.inner.settle().unwrap();
+        assert!(here.inner.records.unflushed().is_empty());
+        assert!(later.inner.is_verified(&blob).unwrap());
+
+        // What was not flushed, and is as it was: it is hashed once.
+        here.distrust(blob.digest).unwrap();
+        publish();
+        assert!(!later.inner.is_verified(&blob).unwrap() && later.inner.check_blob(&blob).unwrap());
+        assert!(open_in(dir.path(), 3, BOOT).inner.is_verified(&blob).unwrap());
+
+        // And what is not as it was: it is not the blob.
+        publish();
+        let zeros = vec![0; content.len()];
+        fs::write(&path, zeros).unwrap();
+        let meta = here.inner.root.stat(&path).unwrap();
+        here.inner.records.verified(blob.digest, &meta, here.inner.records.in_memory()).unwrap();
+        assert!(
+            !later.inner.check_blob(&blob).unwrap() && !later.inner.is_verified(&blob).unwrap()
+        );
+        assert!(later.inner.blob_file(&blob).is_err());
+        let found = hash_file(&later.inner.root, &path, blob.digest.algorithm(), &mut |_| ());
+        assert_ne!(found.unwrap().digest, blob.digest);
+    }
 
     #[test]
     fn the_present_epoch_is_the_same_again_and_survives_being_written_down() {

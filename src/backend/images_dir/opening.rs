@@ -139,7 +139,7 @@ impl ImagesDir {
     }
 
     /// The same; what is in memory since `epoch` is believed.
-    fn in_epoch(
+    pub(super) fn in_epoch(
         root: ConfinedDir,
         layout: Layout,
         linking: Linking,

@@ -163,10 +163,16 @@ impl PullableDisk {
 
     /// Pulls the plug, and puts it in again: what is on the disk now is all that there will be.
     pub(crate) fn pull_plug(&mut self) {
+        self.pull_plug_and(|| ());
+    }
+
+    /// The same while somebody uses the disk, whom `end` ends: nothing that they do since counts.
+    pub(crate) fn pull_plug_and(&mut self, end: impl FnOnce()) {
         let before = self.image();
         self.pulls += 1;
         let after = self.image();
         run("cp", &["--sparse=always".as_ref(), before.as_os_str(), after.as_os_str()]);
+        end();
         self.unmount();
         self.mount();
     }
@@ -190,6 +196,7 @@ impl PullableDisk {
     /// Has the file system write down which files there are, and not what is in them: the journal is flushed by
     /// whoever flushes any file.
     pub(crate) fn flush_names(&self) {
+        // In a directory of its own, beside what is looked at.
         let file = std::fs::File::create(self.path().join("other")).expect("making a file");
         file.sync_all().expect("flushing a file");
     }
