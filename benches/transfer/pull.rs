@@ -30,7 +30,7 @@ impl Bench {
                             let usage = self.curl(&place, &host)?;
                             report.add(Row::Curl, place.name, usage);
                             if place.on_disk {
-                                // imgfs makes sure that what it publishes survives a power cut; curl does not.
+                                // As `--sync end` does. Neither curl nor imgfs without it waits for the disk.
                                 let start = Instant::now();
                                 place.sync()?;
                                 report.add(

@@ -21,6 +21,7 @@
 
 pub mod cached;
 mod durability;
+mod hashing;
 mod inventory;
 mod layout;
 mod manifests;
@@ -42,7 +43,7 @@ mod writeback;
 use std::{
     collections::BTreeMap,
     fs::{File, Metadata},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -58,25 +59,20 @@ pub use publish::published_time;
 pub use receive::PartialBlob;
 pub use verify::{Problem, ProblemKind, Subject, Verified};
 
+use hashing::{hash_file, hash_open, held_on_disk};
 use layout::{BLOBS, MANIFESTS};
 use manifests::read_manifest;
-use records::{Held, Records};
+use records::Records;
 use source::ReferrersCache;
 use store::Traffic;
 use writeback::Writeback;
 
 use super::{
     Capabilities, ConfinedDir, Error, Flush, LocalFile, ManifestName, Names, Opened, Result, Sink,
-    confined::if_supported,
 };
-use crate::image::{
-    Algorithm, Descriptor, Digest, FilteredIndex, Hasher, Manifest, Reference, Repository,
-};
+use crate::image::{Descriptor, Digest, FilteredIndex, Manifest, Reference, Repository};
 
 const SIDE: &str = "images_dir";
-
-/// Buffer for hashing files.
-const HASH_BUFFER: usize = 512 << 10;
 
 /// The largest blob that is read whole, in bytes: configurations are far smaller.
 const MAX_CONTENT: u64 = 4 << 20;
@@ -436,64 +432,6 @@ impl Inner {
         let dir = self.root.path().join(BLOBS);
         self.root.sync_dir(&dir).map_err(|e| Error::io(&dir, "flushing", e))
     }
-}
-
-/// Flushes a file that has been read and found to be right, which it may have been in memory only, and says how
-/// long that holds. There is nothing to wait for with a file that has been there for long.
-fn held_on_disk(file: &File) -> Held {
-    let flushed = match file.sync_all() {
-        // What cannot be written to has nothing to flush.
-        Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
-        flushed => if_supported(flushed),
-    };
-    match flushed {
-        Ok(()) => Held::OnDisk,
-        Err(_) => Held::ThisRun,
-    }
-}
-
-/// What hashing a file found.
-struct Hashed {
-    digest: Digest,
-    file: File,
-    /// Of the file that was read, not of what has its name now.
-    meta: Metadata,
-}
-
-/// Hashes the file `path` of `root`; `progress` gets the number of bytes of each step.
-fn hash_file(
-    root: &ConfinedDir,
-    path: &Path,
-    algorithm: Algorithm,
-    progress: &mut dyn FnMut(usize),
-) -> io::Result<Hashed> {
-    let (file, meta) = root.open_file(path)?;
-    hash_open(file, meta, algorithm, progress)
-}
-
-/// The same with a file that is open and has not been read from, and looked like `meta` then.
-fn hash_open(
-    mut file: File,
-    meta: Metadata,
-    algorithm: Algorithm,
-    progress: &mut dyn FnMut(usize),
-) -> io::Result<Hashed> {
-    // A hint, and a failure to take it is none.
-    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
-    let mut hasher = Hasher::new(algorithm);
-    let mut buffer = vec![0; HASH_BUFFER];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                hasher.update(&buffer[..n]);
-                progress(n);
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(Hashed { digest: hasher.finish(), file, meta })
 }
 
 /// Entry points of the fuzz targets to parsers that nobody else may call.

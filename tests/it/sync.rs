@@ -107,6 +107,9 @@ fn tasks_are_carried_out_with_it() {
     }
 }
 
+/// Makes of the content of a file what a power cut leaves of it.
+type Damage = fn(&[u8]) -> Vec<u8>;
+
 /// Files as a power cut leaves them: their names, sizes and times are right, and what is in them is not.
 #[test]
 fn nothing_of_another_start_of_the_system_is_believed() {
@@ -114,7 +117,7 @@ fn nothing_of_another_start_of_the_system_is_believed() {
     let image = app(700_000);
     image.push_to(&hostile, "app", "1");
     let name = format!("{}/app:1", hostile.host());
-    let damages: [(&str, fn(&[u8]) -> Vec<u8>); 5] = [
+    let damages: [(&str, Damage); 5] = [
         ("empty", |_| Vec::new()),
         ("zeros", |bytes| vec![0; bytes.len()]),
         ("torn", |bytes| [&bytes[..bytes.len() / 2], &vec![0; bytes.len().div_ceil(2)]].concat()),

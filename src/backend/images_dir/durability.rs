@@ -145,7 +145,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{Held, ImagesDir, Linking, hash_file},
+        super::{ImagesDir, Linking, hash_file, records::Held},
         *,
     };
     use crate::image::{Descriptor, Digest};
