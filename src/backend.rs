@@ -17,7 +17,7 @@ use std::{ops::Range, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use confined::{ConfinedDir, DirEntry, FileType, OpenDir, SymlinkRefused};
+pub use confined::{ConfinedDir, DirEntry, FileType, Flush, OpenDir, SymlinkRefused};
 pub use error::{Error, Kind, Result};
 pub use local_file::{FileStream, LocalFile, Relinked};
 

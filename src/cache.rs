@@ -137,6 +137,8 @@ pub struct CacheConfig {
     pub max_window_bytes: u64,
     /// Requests that run at once.
     pub max_requests: usize,
+    /// Requests that run at once for one reader, where each is slow.
+    pub connections_per_blob: usize,
     /// Bytes of memory for blocks that have come lately, and for what is remembered of others, besides
     /// [`CacheConfig::max_requests`].
     pub memory_bytes: usize,
@@ -154,6 +156,7 @@ impl CacheConfig {
             first_window_bytes: 256 << 10,
             max_window_bytes: 16 << 20,
             max_requests: MOST_REQUESTS,
+            connections_per_blob: 8,
             // At most 32 MiB.
             memory_bytes: MOST_MEMORY as usize,
             budget: Budget::unlimited(),
@@ -224,6 +227,8 @@ struct Core {
     room_bytes: u64,
     first_window_bytes: u64,
     max_window_bytes: u64,
+    /// Requests that run at once for one reader, at most.
+    connections: usize,
     extent_blocks: u32,
     /// Blocks that may wait in memory to be hashed.
     feed_blocks: usize,
@@ -286,6 +291,7 @@ impl Cache {
             room_bytes: config.limit_bytes.saturating_sub(margin),
             first_window_bytes: config.first_window_bytes,
             max_window_bytes: config.max_window_bytes,
+            connections: config.connections_per_blob,
             // At most `EXTENT_BLOCKS`.
             extent_blocks: extents as u32,
             feed_blocks: (config.memory_bytes / FED_PART / BLOCK_BYTES as usize).max(1),

@@ -1,13 +1,15 @@
 //! What every floor may use and none is about: reading without waiting for the disk, locks that outlive a panic, work that is done once for all who
-//! need it, and the memory that a process may take.
+//! need it, how many connections are worth having, and the memory that a process may take.
 
 mod budget;
 mod file;
 mod lock;
+mod parallelism;
 mod single_flight;
 
 pub use budget::{Budget, BudgetStats, OutOfMemory};
 pub(crate) use budget::{Counted, Kept, Reservation};
 pub(crate) use file::read_cached;
 pub(crate) use lock::locked;
+pub(crate) use parallelism::Parallelism;
 pub(crate) use single_flight::{Died, SingleFlight};

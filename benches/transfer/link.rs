@@ -4,7 +4,8 @@
 //!
 //! - connecting takes a round trip: nothing of the client's is passed on earlier;
 //! - every byte arrives half a round trip after it was sent, in both directions;
-//! - what the registry sends goes through one bottleneck that all connections share, at the link's rate;
+//! - what the registry sends goes through one bottleneck that all connections share, at the link's rate, or
+//!   through one for each;
 //! - a sender starts slowly, with ten segments a round trip and as many more as were acknowledged, and again
 //!   so after a pause: a connection that is kept and used is worth something here as it is outside.
 //!
@@ -38,6 +39,29 @@ const QUEUE: Duration = Duration::from_millis(2);
 pub(crate) struct Link {
     pub(crate) rtt: Duration,
     pub(crate) bytes_per_second: u64,
+    pub(crate) sharing: Sharing,
+}
+
+/// Whose the rate of a link is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// That of all connections together.
+    All,
+    /// That of each connection, as many registries and what is before them have it.
+    Each,
+}
+
+impl Sharing {
+    const NAMES: [(Self, &'static str); 2] = [(Self::All, "all"), (Self::Each, "each")];
+
+    fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(sharing, _)| *sharing == self).map_or("all", |(_, name)| name)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let found = Self::NAMES.iter().find(|(_, name)| *name == text);
+        found.map(|(sharing, _)| *sharing).ok_or_else(|| format!("not a sharing: {text}").into())
+    }
 }
 
 impl Link {
@@ -66,6 +90,7 @@ impl LinkProxy {
                 upstream,
                 &link.rtt.as_nanos().to_string(),
                 &link.bytes_per_second.to_string(),
+                link.sharing.name(),
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -104,16 +129,17 @@ impl Drop for LinkProxy {
     }
 }
 
-/// The proxy's `main`: `UPSTREAM RTT_NANOSECONDS BYTES_PER_SECOND`. Says its port and serves until it is killed.
+/// The proxy's `main`: `UPSTREAM RTT_NANOSECONDS BYTES_PER_SECOND all|each`. Says its port and serves until it is killed.
 pub(crate) fn serve_forever(arguments: &[String]) -> Result<()> {
-    let [upstream, rtt, bytes_per_second] = arguments else {
-        return Err("serve-link takes three arguments".into());
+    let [upstream, rtt, bytes_per_second, sharing] = arguments else {
+        return Err("serve-link takes four arguments".into());
     };
     let link = Link {
         rtt: Duration::from_nanos(rtt.parse()?),
         bytes_per_second: bytes_per_second.parse()?,
+        sharing: Sharing::parse(sharing)?,
     };
-    let wire = Arc::new(Wire { link, free_from: Mutex::new(Instant::now()) });
+    let shared = Wire::new(link);
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     println!("{}", listener.local_addr()?.port());
     for client in listener.incoming() {
@@ -121,6 +147,10 @@ pub(crate) fn serve_forever(arguments: &[String]) -> Result<()> {
         // A connection that fails is its client's matter, who sees it closed.
         let (Ok(client), Ok(server)) = (client, TcpStream::connect(upstream)) else {
             continue;
+        };
+        let wire = match link.sharing {
+            Sharing::All => shared.clone(),
+            Sharing::Each => Wire::new(link),
         };
         let _ = connect(&wire, accepted, &client, &server);
     }
@@ -134,6 +164,10 @@ struct Wire {
 }
 
 impl Wire {
+    fn new(link: Link) -> Arc<Self> {
+        Arc::new(Self { link, free_from: Mutex::new(Instant::now()) })
+    }
+
     /// Puts bytes on the wire; says when the last of them has left.
     fn send(&self, bytes: usize) -> Instant {
         let mut free_from = self.free_from.lock().unwrap_or_else(PoisonError::into_inner);

@@ -19,6 +19,7 @@ mod registry;
 mod report;
 mod rootfs;
 mod rows;
+mod slow;
 mod tally;
 mod targets;
 mod upload;
@@ -69,6 +70,9 @@ struct Options {
     /// The imgfs to measure [default: the one built with this benchmark]
     #[arg(long, value_name = "FILE")]
     imgfs: Option<PathBuf>,
+    /// An imgfs of before, to be measured beside it where something is slow
+    #[arg(long, value_name = "FILE")]
+    older: Option<PathBuf>,
     /// Exit with 1 if a target is missed
     #[arg(long)]
     strict: bool,
@@ -83,6 +87,10 @@ enum Part {
     Loopback,
     /// The same over the slow link
     Link,
+    /// Pull to a disk that writes 250 MB/s, with each --sync
+    SlowDisk,
+    /// The largest blob where each connection gets 40 MB/s, pulled and through a mount
+    SlowConnections,
     /// verify --full
     Verify,
     /// Push into an empty registry, and again
@@ -182,6 +190,8 @@ impl Bench {
         for (part, measure) in [
             (Part::Loopback, Self::loopback as fn(&mut Self, &mut Report) -> Result<()>),
             (Part::Link, Self::link),
+            (Part::SlowDisk, Self::slow_disk),
+            (Part::SlowConnections, Self::slow_connections),
             (Part::Verify, Self::verify),
             (Part::Push, Self::push),
             (Part::Copy, Self::copy),

@@ -96,6 +96,13 @@ impl Workshop {
         self.tmpfs.as_ref().unwrap_or(&self.disk).clone()
     }
 
+    /// Whether so many bytes can be kept in memory.
+    pub(crate) fn memory_for(&self, bytes: u64) -> Result<bool> {
+        // A tmpfs of about that size may fill as well.
+        let tmpfs = if self.tmpfs.is_some() { bytes } else { 0 };
+        Ok(memory_available()? > bytes + tmpfs + (1 << 30))
+    }
+
     pub(crate) fn can_drop_caches(&self) -> bool {
         self.can_drop_caches
     }

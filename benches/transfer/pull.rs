@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::link::{Link, LinkProxy};
+use crate::link::{Link, LinkProxy, Sharing};
 use crate::measure::{Job, Usage};
 use crate::places::Place;
 use crate::report::{Report, Twice};
@@ -30,7 +30,7 @@ impl Bench {
                             let usage = self.curl(&place, &host)?;
                             report.add(Row::Curl, place.name, usage);
                             if place.on_disk {
-                                // imgfs makes sure that what it publishes survives a power cut; curl does not.
+                                // As `--sync end` does. Neither curl nor imgfs without it waits for the disk.
                                 let start = Instant::now();
                                 place.sync()?;
                                 report.add(
@@ -61,6 +61,7 @@ impl Bench {
         let link = Link {
             rtt: Duration::from_millis(self.options.rtt_ms),
             bytes_per_second: self.options.mbit * 125_000,
+            sharing: Sharing::All,
         };
         report.link(link);
         let place = self.workshop.quietest();
@@ -111,7 +112,7 @@ impl Bench {
         Ok(())
     }
 
-    fn curl(&self, place: &Place, host: &str) -> Result<Usage> {
+    pub(crate) fn curl(&self, place: &Place, host: &str) -> Result<Usage> {
         let config = self.workshop.path().join("curl.conf");
         std::fs::write(&config, self.layout.curl_config(host))?;
         self.ready(place, &[self.registry.storage()])?;
@@ -126,7 +127,11 @@ impl Bench {
     }
 
     pub(crate) fn imgfs_pull(&self, images_dir: &Path, host: &str) -> Job {
-        Job::new(&self.imgfs)
+        self.imgfs_pull_with(&self.imgfs, images_dir, host)
+    }
+
+    pub(crate) fn imgfs_pull_with(&self, imgfs: &Path, images_dir: &Path, host: &str) -> Job {
+        Job::new(imgfs)
             .args(["pull", "--plain-http", "--quiet", "--images-dir"])
             .arg(images_dir)
             .args(self.layout.images_at(host))

@@ -42,6 +42,15 @@ const ENTRIES_BUFFER: usize = 32 << 10;
 /// The mode of directories that are created here, whatever the process's mask takes away.
 const DIRECTORY_MODE: u32 = 0o755;
 
+/// When what has been written is flushed to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// Before anything else is done.
+    Now,
+    /// When the kernel sees fit. Until then a power cut can take it away, in part or as a whole.
+    Later,
+}
+
 /// A symbolic link where none is followed.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -216,6 +225,11 @@ impl ConfinedDir {
 
     /// Creates the directory `path` and those between, with mode 0755, and flushes what has changed.
     pub fn create_dirs(&self, path: &Path) -> io::Result<()> {
+        self.create_dirs_and(path, Flush::Now)
+    }
+
+    /// The same, flushed as `flush` says.
+    pub fn create_dirs_and(&self, path: &Path, flush: Flush) -> io::Result<()> {
         match self.resolve(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound && path != self.path() => {}
             known => return known.map(drop),
@@ -223,14 +237,17 @@ impl ConfinedDir {
         let Some((above, name)) = path.parent().zip(path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        self.create_dirs(above)?;
+        self.create_dirs_and(above, flush)?;
         let above = self.open_dir(above)?;
         match mkdirat(&above, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
             Ok(()) => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY;
                 let made = File::from(open_in(above.as_fd(), name, flags, Mode::empty())?);
                 if_supported(made.set_permissions(Permissions::from_mode(DIRECTORY_MODE)))?;
-                if_supported(File::from(above.0).sync_all())
+                match flush {
+                    Flush::Now => if_supported(File::from(above.0).sync_all()),
+                    Flush::Later => Ok(()),
+                }
             }
             // Another process was faster.
             Err(Errno::EXIST) if self.is_dir(path) => Ok(()),
@@ -258,7 +275,13 @@ impl ConfinedDir {
         Ok(unlinkat(above, name, AtFlags::empty())?)
     }
 
-    /// The same; what is not there is no error.
+    /// Removes the directory `path`, which must be empty.
+    pub fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let (above, name) = self.parent(path)?;
+        Ok(unlinkat(above, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// The same as [`ConfinedDir::remove_file`]; what is not there is no error.
     pub fn remove_if_there(&self, path: &Path) -> io::Result<()> {
         match self.remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -269,6 +292,11 @@ impl ConfinedDir {
     /// Flushes the directory `path`, so that the names in it survive a power cut.
     pub fn sync_dir(&self, path: &Path) -> io::Result<()> {
         if_supported(File::from(self.open_dir(path)?.0).sync_all())
+    }
+
+    /// Flushes the regular file `path`.
+    pub fn sync_file(&self, path: &Path) -> io::Result<()> {
+        if_supported(self.open_file(path)?.0.sync_all())
     }
 
     // --- resolving ---

@@ -20,6 +20,8 @@
 //! lock, and nothing appears under its name before it is whole and verified.
 
 pub mod cached;
+mod durability;
+mod hashing;
 mod inventory;
 mod layout;
 mod manifests;
@@ -33,13 +35,15 @@ mod receive;
 mod records;
 mod remove;
 mod source;
+mod spare_caches;
 mod store;
 mod verify;
+mod writeback;
 
 use std::{
     collections::BTreeMap,
     fs::{File, Metadata},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -47,6 +51,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use durability::SyncMode;
 pub use inventory::{ImageEntry, Inventory, Missing, Need};
 pub use layout::{Layout, holds_manifests, leads_to_manifests};
 pub use prune::{Pruned, Removed};
@@ -54,23 +59,20 @@ pub use publish::published_time;
 pub use receive::PartialBlob;
 pub use verify::{Problem, ProblemKind, Subject, Verified};
 
+use hashing::{hash_file, hash_open, held_on_disk};
 use layout::{BLOBS, MANIFESTS};
 use manifests::read_manifest;
 use records::Records;
 use source::ReferrersCache;
 use store::Traffic;
+use writeback::Writeback;
 
 use super::{
-    Capabilities, ConfinedDir, Error, LocalFile, ManifestName, Names, Opened, Result, Sink,
+    Capabilities, ConfinedDir, Error, Flush, LocalFile, ManifestName, Names, Opened, Result, Sink,
 };
-use crate::image::{
-    Algorithm, Descriptor, Digest, FilteredIndex, Hasher, Manifest, Reference, Repository,
-};
+use crate::image::{Descriptor, Digest, FilteredIndex, Manifest, Reference, Repository};
 
 const SIDE: &str = "images_dir";
-
-/// Buffer for hashing files.
-const HASH_BUFFER: usize = 512 << 10;
 
 /// The largest blob that is read whole, in bytes: configurations are far smaller.
 const MAX_CONTENT: u64 = 4 << 20;
@@ -134,10 +136,15 @@ struct Inner {
     layout: Layout,
     records: Records,
     linking: Linking,
+    sync: SyncMode,
+    /// Whether what has been found out of a file holds for another process.
+    knows_again: bool,
+    /// `None` where files are flushed one by one, or there is no disk.
+    writeback: Option<Writeback>,
     traffic: Traffic,
     referrers: ReferrersCache,
     /// Says to `prune` that the tree is being filled.
-    _filling: Option<File>,
+    filling: Option<File>,
 }
 
 impl ImagesDir {
@@ -176,6 +183,16 @@ impl ImagesDir {
     /// The file of `blob`, which has `size` bytes; verified, now if need be.
     pub async fn verified_file(&self, blob: Digest, size: u64) -> Result<LocalFile> {
         self.blocking(move |inner| inner.blob_file(&Descriptor::new("", blob, size))).await
+    }
+
+    /// Waits until the disk has everything that was written here and has not been flushed, if `--sync` or another
+    /// run asks for that. To be called once, when everything has been written.
+    ///
+    /// # Errors
+    ///
+    /// The disk has not taken everything. What was not flushed before is not believed any more.
+    pub async fn finish(&self) -> Result<()> {
+        self.blocking(|inner| inner.finish()).await
     }
 
     /// Where a mount of this tree keeps what it has fetched, unless it is told otherwise. A pull
@@ -389,7 +406,9 @@ impl Inner {
         let found = hash_file(&self.root, &path, blob.digest.algorithm(), &mut |_| {})
             .map_err(|e| Error::io(&path, "reading", e))?;
         if found.digest == blob.digest {
-            self.records.verified(blob.digest, &found.meta).map_err(|e| self.records_error(e))?;
+            let held = held_on_disk(&found.file);
+            let noted = self.records.verified(blob.digest, &found.meta, held);
+            noted.map_err(|e| self.records_error(e))?;
         }
         Ok(found.digest == blob.digest)
     }
@@ -405,54 +424,14 @@ impl Inner {
     }
 
     /// Makes sure that the blobs that a manifest is about to name survive a power cut, also those
-    /// that another process has published.
+    /// that another process has published; if that is wanted at all.
     fn flush_blobs(&self) -> Result<()> {
+        if self.sync.flush() == Flush::Later {
+            return Ok(());
+        }
         let dir = self.root.path().join(BLOBS);
         self.root.sync_dir(&dir).map_err(|e| Error::io(&dir, "flushing", e))
     }
-}
-
-/// What hashing a file found.
-struct Hashed {
-    digest: Digest,
-    /// Of the file that was read, not of what has its name now.
-    meta: Metadata,
-}
-
-/// Hashes the file `path` of `root`; `progress` gets the number of bytes of each step.
-fn hash_file(
-    root: &ConfinedDir,
-    path: &Path,
-    algorithm: Algorithm,
-    progress: &mut dyn FnMut(usize),
-) -> io::Result<Hashed> {
-    let (file, meta) = root.open_file(path)?;
-    hash_open(&file, meta, algorithm, progress)
-}
-
-/// The same with a file that is open and has not been read from, and looked like `meta` then.
-fn hash_open(
-    mut file: &File,
-    meta: Metadata,
-    algorithm: Algorithm,
-    progress: &mut dyn FnMut(usize),
-) -> io::Result<Hashed> {
-    // A hint, and a failure to take it is none.
-    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential);
-    let mut hasher = Hasher::new(algorithm);
-    let mut buffer = vec![0; HASH_BUFFER];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                hasher.update(&buffer[..n]);
-                progress(n);
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(Hashed { digest: hasher.finish(), meta })
 }
 
 /// Entry points of the fuzz targets to parsers that nobody else may call.

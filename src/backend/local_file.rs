@@ -15,7 +15,7 @@ use bytes::Bytes;
 use rustix::{buffer::spare_capacity, io::Errno};
 use tokio::task::JoinHandle;
 
-use super::{ByteStream, ConfinedDir, Error, Result};
+use super::{ByteStream, ConfinedDir, Error, Result, confined::if_supported};
 
 /// Files are read in pieces of this many bytes. Of each blob under way two or three are held.
 const PIECE: usize = 128 << 10;
@@ -61,7 +61,8 @@ impl LocalFile {
 
     /// Makes `to` in the directory `dir` another name of the file, by way of `temporary`, and returns
     /// what the file looks like since. `None` where the file system cannot do that, or where the
-    /// file has been replaced since it was verified.
+    /// file has been replaced since it was verified. The file is flushed, so that it can be believed under both
+    /// names; that is waited for only if it has just been written.
     pub fn hard_link(
         &self,
         dir: &ConfinedDir,
@@ -69,6 +70,9 @@ impl LocalFile {
         to: &Path,
     ) -> io::Result<Option<Metadata>> {
         dir.remove_if_there(temporary)?;
+        if if_supported(self.file.sync_all()).is_err() {
+            return Ok(None);
+        }
         // Another file system, too many links, or not ours to link: copying serves as well.
         if dir.hard_link(&self.dir, &self.path, temporary).is_err() {
             return Ok(None);

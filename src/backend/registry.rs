@@ -292,7 +292,7 @@ impl Blobs for Registry {
     ) -> Result<BoxStream> {
         let session = self.session(repository).await?;
         let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
-        match stream.start().await {
+        match stream.apart().start().await {
             Err(error) if error.is_not_found() && !blob.urls.is_empty() => {
                 // Foreign layers: the registry does not have them, their makers do.
                 for url in &blob.urls {

@@ -63,7 +63,7 @@ pub(super) fn lock(
         None => ConfinedDir::create(dir),
     };
     let root = root.map_err(|e| failed("creating", dir, e))?;
-    let path = dir.join("lock");
+    let path = dir.join(cached::LOCK);
     let mut lock = root.open_or_create(&path).map_err(|e| failed("opening", &path, e))?;
     match lock.try_lock() {
         Ok(()) => {}

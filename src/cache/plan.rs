@@ -4,6 +4,10 @@
 //! [`super::window::Window`]. A reader that goes on gets one window ahead: as soon as it enters
 //! the last one that was asked for, the next is, four times as large. So at most two requests are
 //! under way for it, and as long as it does not read nothing more is fetched for it.
+//!
+//! Where each connection is slow, two are not enough. A reader who has come far and waits for the source gets more
+//! requests, as long as they make it faster; the more there are the smaller they are, so that what is fetched in
+//! vain when it stops is no more than before.
 
 use std::{
     mem,
@@ -18,11 +22,15 @@ use super::{
     Core,
     requests::{Job, Running},
     state::{Blob, Key, State},
+    window::Window,
 };
 use crate::backend::images_dir::cached::BLOCK_BYTES;
 
 /// Requests that are under way for a sequential reader.
 const REQUESTS_AHEAD: usize = 2;
+
+/// A request that is made smaller since there are several has at least this many blocks: 2 MiB.
+const LEAST_BLOCKS: u32 = 16;
 
 /// Blocks that are fetched ahead if nothing can be written to the disk.
 const UNCACHED_BLOCKS: u32 = 4;
@@ -92,6 +100,7 @@ impl Core {
     ) {
         let ahead = u32::try_from(ahead_bytes / BLOCK_BYTES).unwrap_or(u32::MAX).max(1);
         let max = self.max_blocks(state).min(ahead);
+        let is_refused = state.is_refused();
         let State { blobs, memory, .. } = state;
         let Some(blob) = blobs.get_mut(key) else { return };
         let blocks = Blob::blocks_of(range);
@@ -124,14 +133,29 @@ impl Core {
             window.ahead = window.ahead.max(next);
             let is_ours = |r: &&Running| r.job.window == window.id && r.next < r.end;
             let mut requests = blob.requests.jobs.iter().filter(is_ours).count() + plans.len();
-            while requests < REQUESTS_AHEAD {
-                let horizon = next.saturating_add(window.blocks).min(blob.blocks);
+            let is_far = window.blocks >= max && !blob.content.is_stream() && !is_refused;
+            let wanted = match is_far {
+                true => {
+                    let waits = blocks.clone().any(|block| !blob.has(block, memory));
+                    let fetched = blob.requests.arrived.saturating_mul(BLOCK_BYTES);
+                    let least = max as usize * REQUESTS_AHEAD / LEAST_BLOCKS as usize;
+                    let most = self.connections.min(least);
+                    window.requests(REQUESTS_AHEAD, most, Instant::now(), fetched, waits)
+                }
+                false => REQUESTS_AHEAD,
+            };
+            // Together they have as much as two of the largest.
+            let all = |window: &Window| window.blocks.saturating_mul(REQUESTS_AHEAD as u32);
+            let each = |window: &Window| (all(window) / wanted.max(1) as u32).max(1);
+            while requests < wanted {
+                let ahead = all(window).saturating_sub(each(window));
+                let horizon = next.saturating_add(ahead).min(blob.blocks);
                 let Some(start) = blob.first_missing(window.ahead..horizon, memory) else {
                     window.ahead = window.ahead.max(horizon);
                     break;
                 };
                 window.grow(max);
-                let end = blob.missing_run(start, start.saturating_add(window.blocks), memory);
+                let end = blob.missing_run(start, start.saturating_add(each(window)), memory);
                 window.ahead = end;
                 let range = start..end;
                 plans.push(Plan { range, window: window.id, urgent: false, for_last: false });

@@ -1,7 +1,11 @@
 //! How far ahead of its readers a blob is fetched. Everything here counts in blocks, except where
 //! readers are.
 
+use std::time::{Duration, Instant};
+
 use lru::LruCache;
+
+use crate::util::Parallelism;
 
 /// Bytes by which a read may miss the place where the one before it ended and still be taken for
 /// its continuation: the kernel sends several reads at once, in any order.
@@ -16,6 +20,9 @@ const MAX_WINDOWS: usize = 64;
 /// A window grows by this factor with sequential reading.
 const GROWTH: u32 = 4;
 
+/// How long a number of requests is tried before it is judged: what was asked for before has to come first.
+const TRIAL: Duration = Duration::from_secs(1);
+
 /// Where somebody reads, and what has been asked for ahead of that.
 #[derive(Debug)]
 pub(super) struct Window {
@@ -28,12 +35,44 @@ pub(super) struct Window {
     pub blocks: u32,
     /// Whether there has been more than one read, one after the other.
     pub sequential: bool,
+    /// How many requests are made for a reader who has come far.
+    far: Option<Box<Far>>,
+}
+
+/// What is known of the speed of a reader who has come far.
+#[derive(Debug)]
+struct Far {
+    requests: Parallelism,
+    /// Since when the reader waits for what it has asked for.
+    waits_since: Option<Instant>,
 }
 
 impl Window {
     /// Makes the window larger, as long as it is below `max` blocks.
     pub(super) fn grow(&mut self, max: u32) {
         self.blocks = self.blocks.saturating_mul(GROWTH).min(max).max(1);
+    }
+
+    /// How many requests are to be under way for this reader: `usual` ones, and up to `most` while it waits for
+    /// what comes, and gets it the sooner the more there are. `fetched` bytes have come until now, and it
+    /// `waits` for what it reads.
+    pub(super) fn requests(
+        &mut self,
+        usual: usize,
+        most: usize,
+        now: Instant,
+        fetched: u64,
+        waits: bool,
+    ) -> usize {
+        let far = self.far.get_or_insert_with(|| {
+            let requests = Parallelism::new(usual, most, TRIAL);
+            Box::new(Far { requests, waits_since: None })
+        });
+        let since = far.waits_since.take();
+        let waited = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        far.waits_since = waits.then_some(now);
+        far.requests.note(now, fetched, waited);
+        far.requests.number()
     }
 
     /// By how many bytes a read at `offset` misses the place where it would go on, if not by too
@@ -72,8 +111,14 @@ impl Windows {
             }
         }
         let id = near.unwrap_or(self.numbers);
-        let new =
-            || Window { id, next: end, ahead: block, blocks: first.max(1), sequential: false };
+        let new = || Window {
+            id,
+            next: end,
+            ahead: block,
+            blocks: first.max(1),
+            sequential: false,
+            far: None,
+        };
         let window = self.known.get_or_insert_mut(id, new);
         if near.is_some() {
             window.sequential |= end > window.next;
@@ -124,6 +169,27 @@ mod tests {
         c.grow(128);
         c.grow(128);
         assert_eq!(c.blocks, 128);
+    }
+
+    #[test]
+    fn more_is_asked_for_at_a_time_where_that_is_faster() {
+        // Each request brings 40 bytes a millisecond, and all of them at most `link`.
+        let requests = |most: usize, link: u64, reader_waits: bool| {
+            let mut windows = Windows::default();
+            let window = windows.note(0, 1, 0, 1);
+            let (start, mut fetched, mut requests) = (Instant::now(), 0, 2);
+            for at in 0..20_000 {
+                fetched += (40 * requests as u64).min(link);
+                let now = start + Duration::from_millis(at);
+                requests = window.requests(2, most, now, fetched, reader_waits);
+            }
+            requests
+        };
+        assert_eq!(requests(8, 10_000, true), 8);
+        assert_eq!(requests(8, 10_000, false), 2, "the reader is the slower one");
+        assert_eq!(requests(8, 80, true), 2, "two are as fast as the link");
+        assert_eq!(requests(8, 160, true), 4);
+        assert_eq!(requests(1, 10_000, true), 2);
     }
 
     #[test]

@@ -292,6 +292,8 @@ pub(crate) struct PullArgs {
     /// Layout of a new directory
     #[arg(long, value_enum)]
     pub(crate) layout: Option<LayoutArg>,
+    #[command(flatten)]
+    pub(crate) sync: SyncArgs,
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -299,6 +301,19 @@ pub(crate) struct PullArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) registries: RegistryArgs,
+}
+
+/// When a directory that is filled is flushed to the disk.
+#[derive(ClapArgs)]
+pub(crate) struct SyncArgs {
+    /// Wait for the disk: never, once at the end, or for each file [default: none]
+    ///
+    /// With `none` the kernel writes to the disk when it sees fit, within about half a minute. After a
+    /// power cut, or if a disk is pulled out without unmounting it, what was not on the disk is found
+    /// to be damaged or missing by the next run, which fetches it again; nothing that is damaged is
+    /// ever taken for whole. Run `umount` or `sync` before a disk is pulled out, or use `end`.
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub(crate) sync: Option<SyncArg>,
 }
 
 /// What of the images is wanted.
@@ -414,6 +429,8 @@ pub(crate) struct CopyArgs {
     /// a processor takes about as long for a layer as `gzip -dc`.
     #[arg(long)]
     pub(crate) index_layers: bool,
+    #[command(flatten)]
+    pub(crate) sync: SyncArgs,
     /// From directory to directory: share blobs by reflinks or hard links, or copy and hash them
     #[arg(long, value_enum, default_value_t = LinkArg::Auto)]
     pub(crate) link: LinkArg,
@@ -468,6 +485,8 @@ pub(crate) struct RunArgs {
     /// Layout of a new directory
     #[arg(long, value_enum)]
     pub(crate) layout: Option<LayoutArg>,
+    #[command(flatten)]
+    pub(crate) sync: SyncArgs,
     /// Create the projects that are missing, if a target is a Harbor
     #[arg(long)]
     pub(crate) create_projects: bool,
@@ -673,6 +692,16 @@ pub(crate) enum ProfilesArg {
 pub(crate) enum LinkArg {
     Auto,
     Never,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum SyncArg {
+    /// Never
+    None,
+    /// Once, before the program ends
+    End,
+    /// For each file before it gets its name
+    Each,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

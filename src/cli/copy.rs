@@ -13,7 +13,7 @@ use super::{
     Failure, Outcome,
     args::{CopyArgs, LinkArg, NamingArgs, PushArgs},
     output::Output,
-    pull::{image_list, layout, options},
+    pull::{image_list, layout, options, sync},
     request::{Setting, carry_out},
     words::Verb,
 };
@@ -74,6 +74,9 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         return Err(Failure::new("--index-layers is about directories, and --to is a registry")
             .hint("`imgfs index push` attaches indexes to an image in a registry"));
     }
+    if args.sync.sync.is_some() && matches!(request.to, TreeSpec::Registry { .. }) {
+        return Err(Failure::new("--sync is about directories, and --to is a registry"));
+    }
     let setting = Setting {
         verb: Verb::Copy,
         task: None,
@@ -84,6 +87,7 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
                 LinkArg::Auto => Linking::Auto,
                 LinkArg::Never => Linking::Never,
             },
+            sync: sync(args.sync.sync),
             create_projects: args.create_projects,
             dry_run: args.dry_run,
             index_layers: args.index_layers,

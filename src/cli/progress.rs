@@ -97,6 +97,12 @@ impl ops::Observer for Progress {
         self.begin(target);
     }
 
+    fn finishing(&self) {
+        if self.interactive {
+            self.total.set_style(style("{spinner} waiting for the disk"));
+        }
+    }
+
     fn project_created(&self, project: &Project) {
         let Project { registry, name } = project;
         self.output.line(&format!("{registry}: project {name} created"));

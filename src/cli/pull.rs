@@ -8,7 +8,7 @@ use std::{
 };
 
 use imgfs::{
-    backend::images_dir::Layout,
+    backend::images_dir::{Layout, SyncMode},
     image::{PlatformFilter, Reference},
     ops::{Images, Request, TransferOptions, TreeSpec},
     transfer::{IndexMode, Options, Policy},
@@ -16,7 +16,7 @@ use imgfs::{
 
 use super::{
     Failure, Outcome,
-    args::{ExtentArgs, IndexArg, LayoutArg, PolicyArg, PullArgs, SelectionArgs},
+    args::{ExtentArgs, IndexArg, LayoutArg, PolicyArg, PullArgs, SelectionArgs, SyncArg},
     output::Output,
     request::{Setting, carry_out},
     words::Verb,
@@ -39,6 +39,7 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
         registries: &args.registries,
         options: TransferOptions {
             layout: layout(args.layout),
+            sync: sync(args.sync.sync),
             dry_run: args.dry_run,
             index_layers: args.index_layers,
             ..TransferOptions::default()
@@ -106,6 +107,14 @@ pub(crate) fn extent(args: &ExtentArgs) -> Options {
         },
         attachments: args.referrers,
         ..Options::default()
+    }
+}
+
+pub(crate) fn sync(arg: Option<SyncArg>) -> SyncMode {
+    match arg {
+        None | Some(SyncArg::None) => SyncMode::None,
+        Some(SyncArg::End) => SyncMode::End,
+        Some(SyncArg::Each) => SyncMode::Each,
     }
 }
 

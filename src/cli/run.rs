@@ -23,7 +23,7 @@ use super::{
     Failure, Outcome,
     args::RunArgs,
     output::{Output, count},
-    pull::{extent, layout},
+    pull::{extent, layout, sync},
     request::{self, Setting},
     words::Verb,
 };
@@ -286,6 +286,7 @@ fn carry_out(
         registries: &args.registries,
         options: TransferOptions {
             layout: layout(args.layout),
+            sync: sync(args.sync.sync),
             create_projects: args.create_projects,
             dry_run: args.dry_run,
             ..TransferOptions::default()

@@ -43,6 +43,9 @@ impl Teller<'_> {
             self.tell_indexed(indexed);
         }
         self.output.event(&self.json(transfer));
+        if let Some(error) = &transfer.unflushed {
+            self.output.error(&error.to_string(), error.hint());
+        }
         for warning in transfer.warnings.iter().chain(&transfer.unnameable) {
             self.output.warning(&warning.to_string());
         }

@@ -93,7 +93,7 @@ pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Re
         ImagesDir::create(root, None, Linking::Auto)?;
     }
     let dir = ImagesDir::open(root)?;
-    let (cache_dir, cache) = open_cache(&dir, request);
+    let (cache_dir, cache) = open_cache(&dir, request, config.connections_per_blob);
     let patience = config.patience();
     let source: Arc<dyn Backend> = Arc::new(Registry::new(config));
     let (source, cache) = match (request.offline, cache) {
@@ -122,13 +122,18 @@ const MAX_CACHES: u32 = 16;
 
 /// Opens the cache of a mount, and tells where it is. In the images_dir it is the first that no other
 /// mount of the same directory is using.
-fn open_cache(dir: &ImagesDir, request: &NamespaceRequest) -> (PathBuf, backend::Result<Cache>) {
+fn open_cache(
+    dir: &ImagesDir,
+    request: &NamespaceRequest,
+    connections_per_blob: usize,
+) -> (PathBuf, backend::Result<Cache>) {
     let open = |path: &Path| {
         let of_cache = CacheConfig::in_images_dir(dir, request.cache_bytes);
         let of_cache = match path.starts_with(dir.root()) {
             true => CacheConfig { dir: path.to_owned(), ..of_cache },
             false => CacheConfig::new(path.to_owned(), request.cache_bytes),
         };
+        let of_cache = CacheConfig { connections_per_blob, ..of_cache };
         Cache::open(of_cache.within_memory(&request.settings.budget))
     };
     if let Some(path) = &request.cache_dir {

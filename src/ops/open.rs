@@ -140,8 +140,8 @@ impl Opener {
     /// # }).unwrap();
     /// ```
     pub fn new(options: OpenOptions, config: RegistryConfig) -> Result<Self> {
-        let patience = config.patience();
-        let Place { dir, cache, index_cache, scratch } = place(&options)?;
+        let (patience, connections) = (config.patience(), config.connections_per_blob);
+        let Place { dir, cache, index_cache, scratch } = place(&options, connections)?;
         let registry = (!options.offline).then(|| Arc::new(Registry::new(config)));
         let remote = registry.clone().map(|registry| registry as Arc<dyn Backend>);
         let platforms = match options.any_single_platform {
@@ -394,16 +394,20 @@ struct Place {
 /// The images_dir, and where to keep what is fetched: in its cache, or in a directory that goes with
 /// the images if there is no images_dir, or somebody else has its cache open. What is found out of them
 /// is kept longer than that, if there is a place for it.
-fn place(options: &OpenOptions) -> Result<Place> {
+fn place(options: &OpenOptions, connections_per_blob: usize) -> Result<Place> {
     let root = &options.images_dir;
     let dir = if root.exists() { ImagesDir::open(root)? } else { ImagesDir::absent(root) };
     if root.exists()
-        && let Ok(cache) = Cache::open(CacheConfig::in_images_dir(&dir, CACHE_BYTES))
+        && let Ok(cache) = Cache::open(CacheConfig {
+            connections_per_blob,
+            ..CacheConfig::in_images_dir(&dir, CACHE_BYTES)
+        })
     {
         return Ok(Place { dir, cache, index_cache: None, scratch: None });
     }
     let scratch = Scratch::new()?;
-    let cache = Cache::open(CacheConfig::new(scratch.0.clone(), SCRATCH_BYTES))?;
+    let of_cache = CacheConfig::new(scratch.0.clone(), SCRATCH_BYTES);
+    let cache = Cache::open(CacheConfig { connections_per_blob, ..of_cache })?;
     let (dir, index_cache) = match (root.exists(), &options.index_cache) {
         (true, _) => (dir, None),
         (false, Some(index_cache)) => (dir, Some(index_cache.clone())),

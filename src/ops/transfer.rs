@@ -14,7 +14,7 @@ use super::{
 use crate::{
     backend::{
         self, Backend, Kind, Names, Sink,
-        images_dir::{ImagesDir, Layout, Linking, Problem},
+        images_dir::{ImagesDir, Layout, Linking, Problem, SyncMode},
         registry::{Registry, RegistryConfig, RegistrySink, Stats},
     },
     image::{Reference, Repository, is_attachment_tag},
@@ -28,6 +28,8 @@ pub struct TransferOptions {
     pub layout: Option<Layout>,
     /// How blobs come from one directory into another.
     pub linking: Linking,
+    /// When what is written to a directory is flushed to the disk.
+    pub sync: SyncMode,
     /// Create the projects that are missing in a Harbor.
     pub create_projects: bool,
     /// Find out what would be done, and do nothing.
@@ -51,6 +53,9 @@ pub trait Observer: engine::Observer {
     fn started(&self, target: Option<&ImagesDir>) {
         let _ = target;
     }
+
+    /// Everything has been written, and the disk is waited for, if that is wanted.
+    fn finishing(&self) {}
 
     /// A project has been created.
     fn project_created(&self, project: &Project) {
@@ -105,6 +110,8 @@ pub struct TransferReport {
     /// What of the source may be images that were asked for, and was left out: symbolic links, which are not
     /// followed, and tags that cannot be read.
     pub left_out: Vec<Problem>,
+    /// Why the disk has not taken all that was written, if it was waited for.
+    pub unflushed: Option<backend::Error>,
     /// What could not be noted for later runs, which will ask once more.
     pub warnings: Vec<backend::Error>,
     /// What the source lists and cannot be copied, since it has no name that a reference could have.
@@ -132,7 +139,8 @@ impl TransferReport {
         let is_incomplete = self.report.images.iter().any(|image| !image.losses.is_empty())
             || !self.left_out.is_empty()
             || !self.unnameable.is_empty()
-            || self.indexed.as_ref().is_some_and(|indexed| !indexed.failed.is_empty());
+            || self.indexed.as_ref().is_some_and(|indexed| !indexed.failed.is_empty())
+            || self.unflushed.is_some();
         if is_incomplete || statuses.clone().any(is_failed) {
             Ending::SomeFailed
         } else if statuses.all(|status| matches!(status, Status::Skipped)) {
@@ -313,6 +321,11 @@ impl<'a> Transfer<'a> {
             (Some(indexing), Some(dir)) => Some(indexing.finish(dir, &report).await),
             _ => None,
         };
+        let mut unflushed = None;
+        if let (Some(dir), false) = (&self.to, options.dry_run) {
+            observer.finishing();
+            unflushed = dir.finish().await.err();
+        }
         let elapsed = started.elapsed();
         let mut warnings = Vec::new();
         if let (Some(dir), false) = (&self.to, options.dry_run) {
@@ -331,6 +344,7 @@ impl<'a> Transfer<'a> {
             traffic,
             elapsed,
             left_out,
+            unflushed,
             warnings,
             unnameable,
             indexed,
@@ -372,7 +386,7 @@ fn open_target(root: &Path, request: &Request, options: TransferOptions) -> Resu
     Ok(match (options.dry_run, root.exists()) {
         (true, true) => ImagesDir::open(root)?,
         (true, false) => ImagesDir::absent(root),
-        _ => ImagesDir::create(root, options.layout, options.linking)?,
+        _ => ImagesDir::create_synced(root, options.layout, options.linking, options.sync)?,
     })
 }
 

@@ -157,7 +157,8 @@ impl IndexStore {
     /// The store in a directory of its own.
     pub(super) fn in_cache(cache: &IndexCache, budget: &Budget) -> Self {
         let path = cache.dir.path().to_owned();
-        let (root, layout) = (cache.dir.clone(), Layout::default());
+        // The names of which every file system takes, wherever a home may be.
+        let (root, layout) = (cache.dir.clone(), Layout::Portable);
         Self::at(root, layout, path, cache.limit_bytes, Some(UNUSED_AFTER), budget)
     }
 

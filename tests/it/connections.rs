@@ -6,6 +6,8 @@ use crate::support::{
     cli::{Imgfs, Output},
     hostile::{Fault, Hostile, Match, Served},
     image::{Built, Image},
+    mount::Mounted,
+    need::require,
     tree::assert_tree_sound,
 };
 
@@ -103,4 +105,33 @@ fn a_part_with_other_bytes_is_found_out() {
     });
     let whole = gets.iter().filter(|get| get.range.is_none()).count();
     assert_eq!(whole, 2, "it is fetched once more, from the start: {output}");
+}
+
+/// Somebody who reads a mount from the beginning to the end has more connections, too, and what is fetched for
+/// them at a time becomes smaller.
+#[test]
+fn a_reader_of_a_mount_has_more_connections_where_each_is_slow() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let image: Built = Image::new().layer(1, 3 * SIZE).build();
+    image.push_to(&hostile, "app", "1");
+    let layer = image.layers()[0].clone();
+    hostile.on(Match::get(&layer)).fault(slow());
+    let name = format!("{}/app:1", hostile.host());
+    let read = |options: &[&str]| {
+        hostile.clear_log();
+        let imgfs = Imgfs::scratch();
+        let mount =
+            Mounted::start(imgfs.images_dir(), &[options, &["--manifests", &name]].concat());
+        let sum = mount.begin("sha256sum", &[mount.path(&format!("blobs/{layer}"))]);
+        let sum = sum.wait().success().text();
+        assert_eq!(sum.split(' ').next(), Some(&layer["sha256:".len()..]));
+        let mut gets = hostile.log();
+        gets.retain(|served| served.is_blob_get() && served.path.contains(&layer));
+        assert!(gets.iter().map(|get| get.sent).sum::<u64>() <= 3 * SIZE + BUFFERED, "{gets:?}");
+        let connections = gets.iter().map(|get| get.connection);
+        connections.collect::<std::collections::BTreeSet<u64>>().len()
+    };
+    assert!(read(&[]) >= 4);
+    assert!(read(&["--connections-per-blob", "1"]) <= 3);
 }

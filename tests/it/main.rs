@@ -55,6 +55,7 @@ mod selftest_layers;
 mod selftest_push;
 mod selftest_push_faults;
 mod shared_indexes;
+mod sync;
 mod tasks;
 mod tls;
 mod trees;

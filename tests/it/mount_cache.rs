@@ -164,6 +164,20 @@ fn each_mount_of_a_directory_has_a_cache_of_its_own() {
     let again = Mounted::start(imgfs.images_dir(), &["--manifests", &name]);
     all_layers_are_right(&again, &image);
     assert!(!caches.join("cache-4").exists());
+    // Those that nobody uses go with `prune`, and the first stays for the next mount.
+    let second = Mounted::start(imgfs.images_dir(), &["--manifests", &name]);
+    let named =
+        imgfs.run(&["prune", "--dry-run", "--json", "--images-dir", text(imgfs.images_dir())]);
+    let named = named.success();
+    assert!(named.stdout.contains("cache-3/") && !named.stdout.contains("cache-2/"), "{named}");
+    let removed = imgfs.prune().success();
+    assert!(removed.number("removed_bytes") > 300_000, "{removed}");
+    let is_there = ["cache", "cache-2", "cache-3"].map(|name| caches.join(name).exists());
+    assert_eq!(is_there, [true, true, false]);
+    all_layers_are_right(&second, &image);
+    drop((again, second));
+    imgfs.prune().success();
+    assert!(caches.join("cache").exists() && !caches.join("cache-2").exists());
 }
 
 /// 8 MB/s a connection: so that two can meet in the middle.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::timed;
 use crate::layout::Blob;
-use crate::link::{Link, LinkProxy};
+use crate::link::{Link, LinkProxy, Sharing};
 use crate::measure::Job;
 use crate::places::Place;
 use crate::report::Report;
@@ -51,7 +51,8 @@ impl Bench {
     /// One reader over a link with a round-trip time and a rate; and 4 KiB from the middle.
     pub(crate) fn reads_over_link(&mut self, report: &mut Report) -> Result<()> {
         let rtt = Duration::from_millis(self.options.rtt_ms);
-        let link = Link { rtt, bytes_per_second: self.options.mbit * 125_000 };
+        let bytes_per_second = self.options.mbit * 125_000;
+        let link = Link { rtt, bytes_per_second, sharing: Sharing::All };
         let place = self.workshop.quietest();
         let blobs = &self.layout.blobs[..1];
         let (ms, mbit) = (self.options.rtt_ms, self.options.mbit);
@@ -196,7 +197,7 @@ impl Bench {
     }
 
     /// Reads blobs through a new mount, one process for each.
-    fn read_blobs(&self, place: &Place, host: &str, blobs: &[Blob]) -> Result<Duration> {
+    pub(crate) fn read_blobs(&self, place: &Place, host: &str, blobs: &[Blob]) -> Result<Duration> {
         let daemon = self.mounted_cold(&place.images_dir(), host)?;
         let usage = Job::new("xargs")
             .args(["--max-args=1", &format!("--max-procs={PARALLEL}"), "--arg-file"])

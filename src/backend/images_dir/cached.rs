@@ -57,7 +57,13 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 use super::{Layout, portable, publish};
-use crate::{backend::ConfinedDir, image::Digest};
+use crate::{
+    backend::{ConfinedDir, Flush},
+    image::Digest,
+};
+
+/// The file in a cache that whoever uses it holds locked.
+pub const LOCK: &str = "lock";
 
 /// Content is kept and checked in blocks of this many bytes.
 pub const BLOCK_BYTES: u64 = 128 << 10;
@@ -311,7 +317,7 @@ pub fn block_length(size: u64, block: u64) -> usize {
 
 /// Gives a file of the cache the mode and time of a published blob, and flushes it.
 pub fn seal(file: &File) -> io::Result<()> {
-    publish::seal(file, publish::Time::Immutable)
+    publish::seal(file, publish::Time::Immutable, Flush::Now)
 }
 
 /// Whether the content of the file at `path` has this digest. Reads all of it.

@@ -13,7 +13,7 @@ use super::{
     medium, publish,
 };
 use crate::{
-    backend::{ConfinedDir, Error, FileType, Kind, ManifestName, Result},
+    backend::{ConfinedDir, Error, FileType, Flush, Kind, ManifestName, Result},
     image::{
         Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, ManifestError, Reference, Repository,
     },
@@ -100,7 +100,7 @@ impl Inner {
         self.flush_blobs()?;
         let dir = self.manifests_dir(repository);
         let failed = |e| Error::io(&dir, "writing a manifest to", e);
-        self.root.create_dirs(&dir).map_err(failed)?;
+        self.root.create_dirs_and(&dir, self.sync.flush()).map_err(failed)?;
         let _lock = self.lock_repository(repository).map_err(failed)?;
         let map = layout::read_layout_map(&self.root, &dir).map_err(failed)?;
         let is_g2 = map.is_some() || (self.layout == Layout::Kubekey && !self.has_tag_files(&dir));
@@ -172,7 +172,8 @@ impl Inner {
         let text = layout::format_layout_map(map);
         let time = publish::Time::Of(Digest::sha256(&text));
         let scratch = self.state_dir().join(SCRATCH);
-        publish::publish(&self.root, &scratch, &dir.join(LAYOUT_MAP), &text, time)
+        // It also says what earlier runs have brought.
+        publish::publish(&self.root, &scratch, &dir.join(LAYOUT_MAP), &text, time, Flush::Now)
     }
 
     fn put_digest(&self, dir: &Path, manifest: &Manifest) -> Result<()> {
@@ -201,12 +202,21 @@ impl Inner {
             let doing = format!("writing {}", target.display());
             return Err(Error::new(SIDE, doing, Kind::Config(reason.into())));
         }
+        let flush = match time {
+            publish::Time::Of(_) if !self.knows_again => Flush::Now,
+            publish::Time::Of(_) | publish::Time::Immutable => self.sync.flush(),
+        };
         let there = self.root.read(&target, MAX_MANIFEST_BYTES as u64 + 1);
         if there.is_ok_and(|there| there == *manifest.bytes()) {
-            return Ok(());
+            return match flush {
+                // An earlier run need not have done that.
+                Flush::Now => self.root.sync_file(&target),
+                Flush::Later => Ok(()),
+            }
+            .map_err(|e| Error::io(&target, "flushing", e));
         }
         let scratch = self.state_dir().join(SCRATCH);
-        publish::publish(&self.root, &scratch, &target, manifest.bytes(), time)
+        publish::publish(&self.root, &scratch, &target, manifest.bytes(), time, flush)
             .map_err(|e| Error::io(&target, "writing", e))
     }
 

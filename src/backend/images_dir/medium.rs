@@ -28,6 +28,34 @@ const MSDOS: u32 = 0x4d44;
 const EXFAT: u32 = 0x2011_bab0;
 const FUSE: u32 = 0x6573_5546;
 
+/// File systems on other machines.
+const REMOTE: [u32; 7] = [
+    0x6969, // NFS
+    0x517b, // SMB, and the newer two of its drivers
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x0102_1997, // 9p
+    0x00c3_6400, // Ceph
+    0x5346_414f, // AFS
+];
+
+/// File systems without a disk.
+const IN_MEMORY: [u32; 2] = [
+    0x0102_1994, // tmpfs
+    0x8584_58f6, // ramfs
+];
+
+/// Whether the directory is on another machine: what that cannot take, such as for the lack of space, may only be
+/// told when a file is flushed.
+pub(super) fn is_remote(root: &ConfinedDir) -> bool {
+    file_system(root).is_some_and(|kind| REMOTE.contains(&kind))
+}
+
+/// Whether the directory is on no disk.
+pub(super) fn is_in_memory(root: &ConfinedDir) -> bool {
+    file_system(root).is_some_and(|kind| IN_MEMORY.contains(&kind))
+}
+
 /// The type of the file system that the directory is on.
 fn file_system(root: &ConfinedDir) -> Option<u32> {
     let dir = root.open_dir(root.path()).ok()?;

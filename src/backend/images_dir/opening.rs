@@ -4,14 +4,17 @@ use std::{fs::File, io, path::Path, sync::Arc};
 
 use super::{
     ImagesDir, Inner, LOCKS, Layout, Linking, MAX_LAYOUT_NAME, PARTIAL, SCRATCH, SIDE, STATE,
+    SyncMode,
+    durability::Epoch,
     layout::{self, BLOBS},
     medium, other_tools, portable, publish,
     records::Records,
     source::ReferrersCache,
     store::Traffic,
+    writeback::Writeback,
 };
 use crate::{
-    backend::{ConfinedDir, Error, FileType, Kind, Result},
+    backend::{ConfinedDir, Error, FileType, Flush, Kind, Result},
     image::Digest,
 };
 
@@ -23,13 +26,27 @@ impl ImagesDir {
     pub fn open(root: &Path) -> Result<Self> {
         let dir = ConfinedDir::open(root).map_err(|e| no_directory(root, "opening", e))?;
         let layout = find_layout(&dir, BlobNames::of(&dir)?)?.unwrap_or_default();
-        Self::with(dir, layout, Linking::default(), None)
+        Self::with(dir, layout, Linking::default(), SyncMode::Each, None)
     }
 
     /// Opens the tree at `root` to be filled, creating what is missing. `layout` is for a new
     /// tree; one that has something in it keeps its own, and another one is refused. So is a directory of
-    /// another tool, and a layout whose names the file system does not take.
+    /// another tool, and a layout whose names the file system does not take. Every file is flushed before it gets
+    /// its name.
     pub fn create(root: &Path, layout: Option<Layout>, linking: Linking) -> Result<Self> {
+        Self::create_synced(root, layout, linking, SyncMode::Each)
+    }
+
+    /// The same, but files are flushed as `sync` says. [`ImagesDir::finish`] is to be called when all are there.
+    ///
+    /// On file systems of other machines (NFS, SMB and the like) that is [`SyncMode::Each`] in any case, and
+    /// [`SyncMode::End`] at least where the kernel does not tell one mount from another (before Linux 6.8).
+    pub fn create_synced(
+        root: &Path,
+        layout: Option<Layout>,
+        linking: Linking,
+        sync: SyncMode,
+    ) -> Result<Self> {
         let failed = |e| Error::io(root, "creating", e);
         let refuse = |reason: String| {
             Error::new(SIDE, format_args!("opening {}", root.display()), Kind::Config(reason))
@@ -80,52 +97,79 @@ impl ImagesDir {
         if existing != Some(chosen) || !is_there(&remembered) {
             let text = format!("{}\n", chosen.as_str());
             let time = publish::Time::Immutable;
-            publish::publish(&dir, &state.join(SCRATCH), &remembered, text.as_bytes(), time)
+            let scratch = state.join(SCRATCH);
+            publish::publish(&dir, &scratch, &remembered, text.as_bytes(), time, Flush::Now)
                 .map_err(failed)?;
         }
         let filling = dir.open_or_create(&state.join(LOCKS).join("tree")).map_err(failed)?;
         // Waits while `prune` is at work, which does not take long.
         filling.lock_shared().map_err(failed)?;
-        Self::with(dir, chosen, linking, Some(filling))
+        let created = Self::with(dir, chosen, linking, sync, Some(filling))?;
+        created.inner.settle_old();
+        Ok(created)
     }
 
     /// A tree at `root` that does not exist: for finding out what would have to be done.
     pub fn absent(root: &Path) -> Self {
         let root = ConfinedDir::absent(root);
-        let records = Records::absent(root.clone());
-        Self::new(root, Layout::default(), records, Linking::default(), None)
+        let inner = Inner {
+            records: Records::absent(root.clone()),
+            root,
+            layout: Layout::default(),
+            linking: Linking::default(),
+            sync: SyncMode::Each,
+            knows_again: true,
+            writeback: None,
+            traffic: Traffic::default(),
+            referrers: ReferrersCache::default(),
+            filling: None,
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     fn with(
         root: ConfinedDir,
         layout: Layout,
         linking: Linking,
+        sync: SyncMode,
         filling: Option<File>,
     ) -> Result<Self> {
-        let path = root.path().join(BLOBS).join(STATE).join("records");
-        let knows_again = medium::knows_files_again(&root, layout);
-        let records = Records::open(root.clone(), path.clone(), knows_again);
-        let records = records.map_err(|e| Error::io(&path, "reading", e))?;
-        Ok(Self::new(root, layout, records, linking, filling))
+        let epoch = Epoch::now(&root, &root.path().join(BLOBS).join(STATE));
+        Self::in_epoch(root, layout, linking, sync, filling, epoch)
     }
 
-    fn new(
+    /// The same; what is in memory since `epoch` is believed.
+    pub(super) fn in_epoch(
         root: ConfinedDir,
         layout: Layout,
-        records: Records,
         linking: Linking,
+        sync: SyncMode,
         filling: Option<File>,
-    ) -> Self {
+        epoch: Option<Epoch>,
+    ) -> Result<Self> {
+        let knows_again = medium::knows_files_again(&root, layout);
+        let sync = match sync {
+            _ if medium::is_remote(&root) => SyncMode::Each,
+            SyncMode::None if knows_again && epoch.is_none() => SyncMode::End,
+            sync => sync,
+        };
+        let path = root.path().join(BLOBS).join(STATE).join("records");
+        let records = Records::open(root.clone(), path.clone(), knows_again, epoch, sync.flush());
+        let records = records.map_err(|e| Error::io(&path, "reading", e))?;
+        let begins = sync.flush() == Flush::Later && !medium::is_in_memory(&root);
         let inner = Inner {
             root,
             layout,
             records,
             linking,
+            sync,
+            knows_again,
+            writeback: begins.then(Writeback::default),
             traffic: Traffic::default(),
             referrers: ReferrersCache::default(),
-            _filling: filling,
+            filling,
         };
-        Self { inner: Arc::new(inner) }
+        Ok(Self { inner: Arc::new(inner) })
     }
 }
 

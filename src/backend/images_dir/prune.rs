@@ -132,6 +132,7 @@ impl ImagesDir {
             }
             pruned.removed.push(Removed { path: inner.relative(&path), bytes });
         }
+        pruned.removed.extend(self.prune_caches(dry_run)?);
         drop(lock);
         Ok(pruned)
     }

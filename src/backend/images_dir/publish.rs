@@ -6,6 +6,19 @@
 //!
 //! A process that is killed at any point leaves nothing under a final name that is not whole, and
 //! so does a power cut.
+//!
+//! With [`Flush::Later`] nothing is flushed, and the last sentence is true of processes only. After a power cut
+//! a file may have its name, its size and its times, and zeros or nothing in it. It is found out by what it is:
+//!
+//! - a *blob*, and a *manifest by digest*, by their digests: a blob before it is believed in another
+//!   [`Epoch`](super::durability::Epoch), a manifest whenever it is read;
+//! - a *tag*, which is a manifest, since neither the beginning of one nor anything with a zero in it is JSON. The
+//!   next pull of the tag reads it, and writes it anew;
+//! - the *records*, line by line, each of which has its parts at the end that tell it from another one.
+//!
+//! The *map of tags* of a repository is flushed always, since it says also what earlier runs have brought. So are
+//! tags on file systems that do not keep the order of their changes (FAT), where a name may lead to what another
+//! file has had in it.
 
 use std::{
     fs::{File, Metadata, Permissions},
@@ -18,7 +31,7 @@ use std::{
 use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
 
 use crate::{
-    backend::{ConfinedDir, confined::if_supported},
+    backend::{ConfinedDir, Flush, confined::if_supported},
     image::Digest,
 };
 
@@ -62,8 +75,8 @@ pub(super) enum Time {
     Of(Digest),
 }
 
-/// Gives a file its mode and time, as far as the file system has these, and flushes it.
-pub(super) fn seal(file: &File, time: Time) -> io::Result<()> {
+/// Gives a file its mode and time, as far as the file system has these, and flushes it as `flush` says.
+pub(super) fn seal(file: &File, time: Time, flush: Flush) -> io::Result<()> {
     if_supported(file.set_permissions(Permissions::from_mode(0o644)))?;
     let seconds = match time {
         Time::Immutable => IMMUTABLE,
@@ -74,7 +87,10 @@ pub(super) fn seal(file: &File, time: Time) -> io::Result<()> {
         last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 },
     };
     if_supported(futimens(file, &times).map_err(io::Error::from))?;
-    file.sync_all()
+    match flush {
+        Flush::Now => file.sync_all(),
+        Flush::Later => Ok(()),
+    }
 }
 
 /// Whether a file has the mode and time of a blob that has been published here.
@@ -92,13 +108,15 @@ pub(super) fn looks_sealed(meta: &Metadata) -> bool {
         && (meta.mtime() == IMMUTABLE || first_day.contains(&meta.mtime()))
 }
 
-/// Publishes `content` as `target` in `root`, by way of the directory `scratch` there.
+/// Publishes `content` as `target` in `root`, by way of the directory `scratch` there, and flushes it as `flush`
+/// says.
 pub(super) fn publish(
     root: &ConfinedDir,
     scratch: &Path,
     target: &Path,
     content: &[u8],
     time: Time,
+    flush: Flush,
 ) -> io::Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     // Process numbers repeat, in containers that share a volume for one: only a file that we have
@@ -114,7 +132,7 @@ pub(super) fn publish(
     };
     let written = (|| {
         file.write_all(content)?;
-        seal(&file, time)?;
+        seal(&file, time, flush)?;
         root.rename(&temporary, target)
     })();
     if written.is_err() {
@@ -122,7 +140,10 @@ pub(super) fn publish(
         let _ = root.remove_file(&temporary);
     }
     written?;
-    root.sync_dir(target.parent().unwrap_or(root.path()))
+    match flush {
+        Flush::Now => root.sync_dir(target.parent().unwrap_or(root.path())),
+        Flush::Later => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -147,12 +168,14 @@ mod tests {
         let (scratch, target) = (dir.path().join("s"), dir.path().join("a/b/t"));
         root.create_dirs(&scratch).unwrap();
         root.create_dirs(target.parent().unwrap()).unwrap();
-        for text in ["one", "two"] {
-            publish(&root, &scratch, &target, text.as_bytes(), Time::Immutable).unwrap();
+        for (text, flush) in [("one", Flush::Now), ("two", Flush::Later)] {
+            let time = Time::Immutable;
+            publish(&root, &scratch, &target, text.as_bytes(), time, flush).unwrap();
             assert_eq!(fs::read_to_string(&target).unwrap(), text);
         }
         assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
-        assert!(publish(&root, &scratch, &dir.path().join("no/t"), b"x", Time::Immutable).is_err());
+        let (nowhere, time) = (dir.path().join("no/t"), Time::Immutable);
+        assert!(publish(&root, &scratch, &nowhere, b"x", time, Flush::Later).is_err());
         assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0, "nothing is left behind");
     }
 }

@@ -16,11 +16,15 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Inner, Linking, cached, hash_file, publish,
+    Inner, Linking, cached, hash_file, held_on_disk, publish,
+    records::Held,
     store::{self, Target, Writer},
+    writeback,
 };
 use crate::{
-    backend::{ConfinedDir, Content, Error, Kind, LocalFile, Opened, Received, Receiver, Result},
+    backend::{
+        ConfinedDir, Content, Error, Flush, Kind, LocalFile, Opened, Received, Receiver, Result,
+    },
     image::{Descriptor, Digest, Hasher},
 };
 
@@ -39,6 +43,10 @@ pub struct PartialBlob {
     received: u64,
     /// Some of it is from the cache of a mount.
     from_cache: bool,
+    /// Of what was received, the kernel has begun to write this many bytes to the disk.
+    begun: u64,
+    /// The file, for that.
+    to_disk: Option<Arc<File>>,
 }
 
 /// Finds out whether `blob` is there, being received, or to be received.
@@ -62,12 +70,15 @@ pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened> {
         file,
         received: 0,
         from_cache: false,
+        begun: 0,
+        to_disk: None,
     };
     if partial.take_whole()? {
         return Ok(Opened::Present);
     }
     partial.take_parts();
     partial.resume()?;
+    partial.begun = partial.received;
     Ok(Opened::Receive(Box::new(partial)))
 }
 
@@ -111,6 +122,7 @@ impl PartialBlob {
         {
             return Ok(false);
         }
+        let held = held_on_disk(&found.file);
         let meta = root.stat(&target).map_err(|e| Error::io(&target, "opening", e))?;
         let content = |m: &Metadata| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec());
         if content(&meta) != content(&found.meta) {
@@ -119,7 +131,7 @@ impl PartialBlob {
             return Ok(false);
         }
         root.remove_file(&self.path).map_err(|e| self.error(e))?;
-        self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))?;
+        self.inner.records.verified(self.blob.digest, &meta, held).map_err(|e| self.error(e))?;
         Ok(true)
     }
 
@@ -155,6 +167,22 @@ impl PartialBlob {
         }
     }
 
+    /// Has the kernel begin to write to the disk what has been received, if nobody is going to wait for that.
+    fn begin_writeback(&mut self) {
+        let Some(writeback) = &self.inner.writeback else { return };
+        while self.received >= self.begun + writeback::STEP {
+            if self.to_disk.is_none() {
+                // Opened once more: the one that we have holds the lock as long as anybody has it.
+                let opened = self.inner.root.open_file(&self.path).ok();
+                self.to_disk = opened.map(|(file, _)| Arc::new(file));
+            }
+            if let Some(file) = &self.to_disk {
+                writeback.begin(file, self.begun);
+            }
+            self.begun += writeback::STEP;
+        }
+    }
+
     fn error(&self, kind: impl Into<Kind>) -> Error {
         Error::new("images_dir", format_args!("storing blob {}", self.blob.digest), kind)
     }
@@ -179,11 +207,16 @@ impl PartialBlob {
 
     /// Gives the file, which is known to be the blob, its name.
     fn publish(self) -> Result<()> {
-        publish::seal(&self.file, publish::Time::Immutable).map_err(|e| self.error(e))?;
+        let flush = self.inner.sync.flush();
+        publish::seal(&self.file, publish::Time::Immutable, flush).map_err(|e| self.error(e))?;
         let target = self.inner.blob_path(&self.blob.digest);
         self.inner.root.rename(&self.path, &target).map_err(|e| self.error(e))?;
         let meta = self.file.metadata().map_err(|e| self.error(e))?;
-        self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))
+        let held = match flush {
+            Flush::Now => Held::OnDisk,
+            Flush::Later => self.inner.records.in_memory(),
+        };
+        self.inner.records.verified(self.blob.digest, &meta, held).map_err(|e| self.error(e))
     }
 
     /// Shares the blocks of `source`, or the whole file, instead of copying it. Gives the blob
@@ -209,7 +242,8 @@ impl PartialBlob {
         let linked = source.hard_link(root, &temporary, &target).map_err(|e| self.error(e))?;
         let Some(meta) = linked else { return Ok(Some(self)) };
         root.remove_file(&self.path).map_err(|e| self.error(e))?;
-        self.inner.records.verified(self.blob.digest, &meta).map_err(|e| self.error(e))?;
+        let noted = self.inner.records.verified(self.blob.digest, &meta, Held::OnDisk);
+        noted.map_err(|e| self.error(e))?;
         Ok(None)
     }
 }
@@ -222,6 +256,7 @@ impl Writer for PartialBlob {
         }
         self.file.write_all(bytes).map_err(|e| self.error(e))?;
         self.received = found;
+        self.begin_writeback();
         Ok(())
     }
 }

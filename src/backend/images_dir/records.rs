@@ -6,6 +6,7 @@
 //! ```text
 //! imgfs records 1
 //! blob sha256:<hex> <size> <inode> <mtime in ns> <ctime in ns>
+//! unflushed sha256:<hex> <size> <inode> <mtime in ns> <ctime in ns> <mount id> <boot id>
 //! pin <registry>/<repository>@sha256:<hex>
 //! unpin <registry>/<repository>@sha256:<hex>
 //! sparse sha256:<hex> <platforms>
@@ -18,24 +19,35 @@
 //! worst something is hashed once more. A file with another first line belongs to a newer imgfs
 //! and is refused.
 //!
+//! What `unflushed` says holds as long as the system has not been started again and the file system is mounted:
+//! the file has been written and is in memory, and may not be on the disk yet ([`super::durability`]). It becomes
+//! a `blob` when all has been flushed. A version of imgfs that does not know this kind of line skips it, and
+//! hashes the file.
+//!
 //! On a file system without lasting inode numbers (FAT, exFAT) nothing of this tells one file from another, so
 //! what has been verified there is known to the process that has done it, and not written down.
 
+mod state;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::{File, Metadata},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Mutex,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use super::durability::Epoch;
 use crate::{
-    backend::ConfinedDir,
+    backend::{ConfinedDir, Flush},
     image::{Digest, Reference},
     util::locked,
 };
+use state::{Known, Stamp, State, blob_line};
+
+pub(super) use state::Held;
 
 const HEADER: &str = "imgfs records 1\n";
 
@@ -48,27 +60,6 @@ const COMPACT_LINES: usize = 4096;
 /// How long a registry is taken to lack the referrers API, in seconds: one may be upgraded.
 const REFERRERS_MEMORY: u64 = 24 * 3600;
 
-/// What a file looked like when it was hashed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    size: u64,
-    inode: u64,
-    mtime_ns: i128,
-    ctime_ns: i128,
-}
-
-impl Stamp {
-    fn of(meta: &Metadata) -> Self {
-        let ns = |s: i64, n: i64| i128::from(s) * 1_000_000_000 + i128::from(n);
-        Self {
-            size: meta.size(),
-            inode: meta.ino(),
-            mtime_ns: ns(meta.mtime(), meta.mtime_nsec()),
-            ctime_ns: ns(meta.ctime(), meta.ctime_nsec()),
-        }
-    }
-}
-
 /// The records of a tree. Other processes add to them at the same time.
 pub(super) struct Records {
     root: ConfinedDir,
@@ -79,7 +70,14 @@ pub(super) struct Records {
     state: Mutex<State>,
     /// What this process has verified, where that must not be believed by another one.
     of_this_run: Option<Mutex<HashMap<Digest, Stamp>>>,
+    /// In which what has not been flushed is in memory, where that can be told.
+    epoch: Option<Epoch>,
+    /// When lines that cannot be found out again are flushed.
+    flush: Flush,
 }
+
+/// Blobs that were not on the disk when this was made.
+pub(super) struct Unflushed(Vec<(Digest, Stamp)>);
 
 /// What has been read of the file.
 #[derive(Default)]
@@ -91,21 +89,19 @@ struct Reading {
     damaged: bool,
 }
 
-#[derive(Default)]
-struct State {
-    blobs: HashMap<Digest, Stamp>,
-    pins: HashSet<Reference>,
-    sparse: HashMap<Digest, String>,
-    no_referrers: HashMap<String, u64>,
-}
-
 impl Records {
     /// Those in the file `path` of `root`, which need not be there. `knows_again` says whether files can be
     /// told by their inode numbers and times.
-    pub(super) fn open(root: ConfinedDir, path: PathBuf, knows_again: bool) -> io::Result<Self> {
+    pub(super) fn open(
+        root: ConfinedDir,
+        path: PathBuf,
+        knows_again: bool,
+        epoch: Option<Epoch>,
+        flush: Flush,
+    ) -> io::Result<Self> {
         let (reading, state) = (Mutex::default(), Mutex::default());
         let of_this_run = (!knows_again).then(Mutex::default);
-        let records = Self { root, path, reading, state, of_this_run };
+        let records = Self { root, path, reading, state, of_this_run, epoch, flush };
         records.reload()?;
         Ok(records)
     }
@@ -118,6 +114,8 @@ impl Records {
             reading: Mutex::default(),
             state: Mutex::default(),
             of_this_run: None,
+            epoch: None,
+            flush: Flush::Now,
         }
     }
 
@@ -136,34 +134,88 @@ impl Records {
         if let Some(of_this_run) = &self.of_this_run {
             return locked(of_this_run).get(blob) == Some(&Stamp::of(meta));
         }
-        let known = || self.state().blobs.get(blob) == Some(&Stamp::of(meta));
+        let known = || self.state().blobs.get(blob).is_some_and(|known| self.holds(known, meta));
         // Another process may have verified it since.
         known() || (self.reload().is_ok() && known())
     }
 
-    /// Notes that the file with `meta` has been found to be `blob`.
-    pub(super) fn verified(&self, blob: Digest, meta: &Metadata) -> io::Result<()> {
-        let s = Stamp::of(meta);
+    /// Whether `known` says of the file with `meta` what it is, and still holds.
+    fn holds(&self, known: &Known, meta: &Metadata) -> bool {
+        known.stamp == Stamp::of(meta)
+            && match &known.held {
+                Held::OnDisk | Held::ThisRun => true,
+                Held::InMemory(epoch) => self.epoch.as_ref() == Some(epoch),
+            }
+    }
+
+    /// How long it holds what is found out of a file that is written now and not flushed.
+    pub(super) fn in_memory(&self) -> Held {
+        self.epoch.clone().map_or(Held::ThisRun, Held::InMemory)
+    }
+
+    /// Notes that the file with `meta` has been found to be `blob`, and how long that holds.
+    pub(super) fn verified(&self, blob: Digest, meta: &Metadata, held: Held) -> io::Result<()> {
+        let stamp = Stamp::of(meta);
         if let Some(of_this_run) = &self.of_this_run {
-            locked(of_this_run).insert(blob, s);
+            locked(of_this_run).insert(blob, stamp);
             return Ok(());
         }
-        self.append(
-            &format!("blob {blob} {} {} {} {}\n", s.size, s.inode, s.mtime_ns, s.ctime_ns),
-            false,
-        )
+        if held == Held::ThisRun {
+            self.state().blobs.insert(blob, Known { stamp, held });
+            return Ok(());
+        }
+        self.append(&blob_line(&blob, stamp, &held), Flush::Later)
     }
 
     /// As [`Records::verified`], for a tree that may well be read-only: then it is known for this
     /// run at least.
-    pub(super) fn remember(&self, blob: Digest, meta: &Metadata) {
+    pub(super) fn remember(&self, blob: Digest, meta: &Metadata, held: Held) {
         if let Some(state) = self.path.parent() {
             // A tree that imgfs has not written has no place for it yet.
             let _ = self.root.create_dirs(state);
         }
-        if self.verified(blob, meta).is_err() {
-            self.state().blobs.insert(blob, Stamp::of(meta));
+        if self.verified(blob, meta, held).is_err() {
+            let known = Known { stamp: Stamp::of(meta), held: Held::ThisRun };
+            self.state().blobs.insert(blob, known);
         }
+    }
+
+    /// The blobs that are in memory and have not been flushed; those of this epoch.
+    pub(super) fn unflushed(&self) -> Unflushed {
+        // What other processes have published since is flushed as well, and not counted.
+        let state = self.state();
+        let ours = |known: &&Known| match &known.held {
+            Held::InMemory(epoch) => self.epoch.as_ref() == Some(epoch),
+            Held::OnDisk | Held::ThisRun => false,
+        };
+        let blobs = state.blobs.iter().map(|(digest, known)| (*digest, known));
+        let blobs = blobs.filter(|(_, known)| ours(known));
+        Unflushed(blobs.map(|(digest, known)| (digest, known.stamp)).collect())
+    }
+
+    /// Notes that everything is on the disk that was written before `unflushed` was asked for.
+    pub(super) fn flushed(&self, unflushed: &Unflushed) -> io::Result<()> {
+        self.replace(unflushed, |stamp| stamp)
+    }
+
+    /// Notes that nobody knows what is on the disk of `unflushed`: each has to be hashed again.
+    pub(super) fn lost(&self, unflushed: &Unflushed) -> io::Result<()> {
+        self.replace(unflushed, |_| Stamp::NONE)
+    }
+
+    fn replace(&self, unflushed: &Unflushed, stamp: impl Fn(Stamp) -> Stamp) -> io::Result<()> {
+        let same = |blob: &Digest, old: &Stamp| {
+            self.state().blobs.get(blob).is_some_and(|known| known.stamp == *old)
+        };
+        // What has been found out of a blob since is newer than this.
+        self.reload()?;
+        let lines = unflushed.0.iter().filter(|(blob, old)| same(blob, old));
+        let lines: String =
+            lines.map(|(blob, old)| blob_line(blob, stamp(*old), &Held::OnDisk)).collect();
+        if lines.is_empty() {
+            return Ok(());
+        }
+        self.append(&lines, Flush::Now)
     }
 
     /// Notes that somebody asked for just this manifest, so that `prune` keeps it.
@@ -171,7 +223,7 @@ impl Records {
         if self.state().pins.contains(reference) {
             return Ok(());
         }
-        self.append(&format!("pin {reference}\n"), true)
+        self.append(&format!("pin {reference}\n"), self.flush)
     }
 
     /// Takes back what `pin` noted.
@@ -179,7 +231,7 @@ impl Records {
         if !self.is_pinned(reference) {
             return Ok(());
         }
-        self.append(&format!("unpin {reference}\n"), true)
+        self.append(&format!("unpin {reference}\n"), self.flush)
     }
 
     pub(super) fn is_pinned(&self, reference: &Reference) -> bool {
@@ -191,7 +243,7 @@ impl Records {
         if self.sparse(&digest).as_deref().unwrap_or("all") == platforms {
             return Ok(());
         }
-        self.append(&format!("sparse {digest} {platforms}\n"), true)
+        self.append(&format!("sparse {digest} {platforms}\n"), self.flush)
     }
 
     /// The platforms of which the children of the index `digest` are wanted, if not all.
@@ -205,8 +257,7 @@ impl Records {
             locked(of_this_run).remove(&blob);
             return Ok(());
         }
-        // No file has this stamp.
-        self.append(&format!("blob {blob} 0 0 0 0\n"), false)
+        self.append(&blob_line(&blob, Stamp::NONE, &Held::OnDisk), Flush::Later)
     }
 
     /// Registries that were found to lack the referrers API less than a day ago.
@@ -222,11 +273,11 @@ impl Records {
 
     /// Notes that `registry` lacks the referrers API.
     pub(super) fn note_without_referrers(&self, registry: &str) -> io::Result<()> {
-        self.append(&format!("no-referrers {registry} {}\n", seconds_now()), false)
+        self.append(&format!("no-referrers {registry} {}\n", seconds_now()), Flush::Later)
     }
 
-    /// Adds a line; `durable` ones must not be lost, since they cannot be found out again.
-    fn append(&self, line: &str, durable: bool) -> io::Result<()> {
+    /// Adds lines, and flushes them as `flush` says.
+    fn append(&self, lines: &str, flush: Flush) -> io::Result<()> {
         let mut file = self.lock()?;
         let mut reading = locked(&self.reading);
         if reading.damaged {
@@ -243,9 +294,9 @@ impl Records {
         if length > 0 {
             file.read_exact_at(&mut last, length - 1)?;
         }
-        let line = if last == *b"\n" { line.to_owned() } else { format!("\n{line}") };
-        file.write_all(line.as_bytes())?;
-        if durable {
+        let lines = if last == *b"\n" { lines.to_owned() } else { format!("\n{lines}") };
+        file.write_all(lines.as_bytes())?;
+        if flush == Flush::Now {
             file.sync_data()?;
         }
         self.refresh(&mut reading)?;
@@ -319,7 +370,7 @@ impl Records {
 
     /// Rewrites the file with what still counts. The caller holds its lock.
     fn compact(&self) -> io::Result<()> {
-        let text = self.state().to_text();
+        let text = self.state().to_text(self.epoch.as_ref());
         let fresh = temporary(&self.path);
         let mut file = self.root.create_file(&fresh)?;
         file.write_all(text.as_bytes())?;
@@ -332,199 +383,27 @@ fn seconds_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
 }
 
+impl Unflushed {
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn digests(&self) -> impl Iterator<Item = &Digest> {
+        self.0.iter().map(|(digest, _)| digest)
+    }
+
+    /// Whether all of them were published longer ago than `age`.
+    pub(super) fn are_older_than(&self, age: Duration) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let limit = now.saturating_sub(age).as_nanos();
+        self.0.iter().all(|(_, stamp)| u128::try_from(stamp.ctime_ns).is_ok_and(|at| at < limit))
+    }
+}
+
 fn temporary(path: &Path) -> PathBuf {
     path.with_extension(format!("new-{}", std::process::id()))
 }
 
-impl State {
-    /// How many lines say all of it.
-    fn len(&self) -> usize {
-        self.blobs.len() + self.pins.len() + self.sparse.len() + self.no_referrers.len()
-    }
-
-    /// All of it, as it stands in the file.
-    fn to_text(&self) -> String {
-        let mut text = HEADER.to_owned();
-        for (digest, s) in &self.blobs {
-            text +=
-                &format!("blob {digest} {} {} {} {}\n", s.size, s.inode, s.mtime_ns, s.ctime_ns);
-        }
-        for pin in &self.pins {
-            text += &format!("pin {pin}\n");
-        }
-        for (digest, platforms) in &self.sparse {
-            text += &format!("sparse {digest} {platforms}\n");
-        }
-        for (registry, at) in &self.no_referrers {
-            text += &format!("no-referrers {registry} {at}\n");
-        }
-        text
-    }
-
-    /// Takes one line; what makes no sense is skipped.
-    fn take(&mut self, line: &str) -> Option<()> {
-        let (kind, rest) = line.split_once(' ')?;
-        match kind {
-            "blob" => {
-                let mut fields = rest.split(' ');
-                let digest = fields.next()?.parse().ok()?;
-                let stamp = Stamp {
-                    size: fields.next()?.parse().ok()?,
-                    inode: fields.next()?.parse().ok()?,
-                    mtime_ns: fields.next()?.parse().ok()?,
-                    ctime_ns: fields.next()?.parse().ok()?,
-                };
-                self.blobs.insert(digest, stamp);
-            }
-            "pin" => {
-                self.pins.insert(rest.parse().ok()?);
-            }
-            "unpin" => {
-                self.pins.remove(&rest.parse().ok()?);
-            }
-            "no-referrers" => {
-                let (registry, at) = rest.split_once(' ')?;
-                self.no_referrers.insert(registry.to_owned(), at.parse().ok()?);
-            }
-            "sparse" => {
-                let (digest, platforms) = rest.split_once(' ')?;
-                self.sparse.insert(digest.parse().ok()?, platforms.to_owned());
-            }
-            _ => {}
-        }
-        Some(())
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    fn open(path: PathBuf) -> io::Result<Records> {
-        let root = ConfinedDir::open(path.parent().unwrap()).unwrap();
-        Records::open(root, path, true)
-    }
-
-    fn file(dir: &Path, name: &str, text: &str) -> (PathBuf, Metadata) {
-        let path = dir.join(name);
-        fs::write(&path, text).unwrap();
-        let meta = fs::metadata(&path).unwrap();
-        (path, meta)
-    }
-
-    #[test]
-    fn a_changed_file_is_not_verified() {
-        let dir = tempfile::tempdir().unwrap();
-        let records = open(dir.path().join("records")).unwrap();
-        let digest = Digest::sha256(b"x");
-        let (path, meta) = file(dir.path(), "x", "hello");
-        assert!(!records.is_verified(&digest, &meta));
-        records.verified(digest, &meta).unwrap();
-        assert!(records.is_verified(&digest, &meta));
-
-        // Another process sees it, and what it adds is seen here.
-        let other = open(dir.path().join("records")).unwrap();
-        assert!(other.is_verified(&digest, &meta));
-        let (_, second) = file(dir.path(), "y", "y");
-        other.verified(Digest::sha256(b"y"), &second).unwrap();
-        assert!(records.is_verified(&Digest::sha256(b"y"), &second));
-
-        // Same size, same inode, and the mtime put back: the ctime tells.
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        fs::write(&path, "jello").unwrap();
-        File::open(&path).unwrap().set_modified(meta.modified().unwrap()).unwrap();
-        let changed = fs::metadata(&path).unwrap();
-        assert_eq!(
-            (changed.modified().unwrap(), changed.ino()),
-            (meta.modified().unwrap(), meta.ino())
-        );
-        assert!(!records.is_verified(&digest, &changed));
-    }
-
-    #[test]
-    fn where_files_are_not_known_again_nothing_is_written_down() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("records");
-        let of_stick = || {
-            let root = ConfinedDir::open(dir.path()).unwrap();
-            Records::open(root, path.clone(), false).unwrap()
-        };
-        let digest = Digest::sha256(b"x");
-        let (_, meta) = file(dir.path(), "x", "hello");
-        // By somebody who has taken it for another file system, or on one.
-        open(path.clone()).unwrap().verified(digest, &meta).unwrap();
-        let records = of_stick();
-        assert!(!records.is_verified(&digest, &meta));
-        records.verified(digest, &meta).unwrap();
-        assert!(records.is_verified(&digest, &meta) && !of_stick().is_verified(&digest, &meta));
-        records.distrust(digest).unwrap();
-        assert!(!records.is_verified(&digest, &meta));
-        // What cannot be found out again is kept.
-        let reference: Reference = format!("quay.io/a/b@{digest}").parse().unwrap();
-        records.pin(&reference).unwrap();
-        assert!(of_stick().is_pinned(&reference));
-    }
-
-    #[test]
-    fn pins_and_sparse_indexes() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("records");
-        let records = open(path.clone()).unwrap();
-        let reference: Reference = format!("quay.io/a/b@{}", Digest::sha256(b"m")).parse().unwrap();
-        records.pin(&reference).unwrap();
-        records.pin(&reference).unwrap();
-        records.set_sparse(Digest::sha256(b"i"), "linux/amd64").unwrap();
-        let again = open(path.clone()).unwrap();
-        assert!(again.is_pinned(&reference));
-        assert_eq!(again.sparse(&Digest::sha256(b"i")).as_deref(), Some("linux/amd64"));
-        again.unpin(&reference).unwrap();
-        again.unpin(&reference).unwrap();
-        assert!(!open(path.clone()).unwrap().is_pinned(&reference));
-        again.set_sparse(Digest::sha256(b"i"), "all").unwrap();
-        assert_eq!(again.sparse(&Digest::sha256(b"i")), None);
-        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 5);
-    }
-
-    #[test]
-    fn damage_costs_a_hash_and_no_more() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("records");
-        let (_, meta) = file(dir.path(), "x", "x");
-        let digest = Digest::sha256(b"x");
-        open(path.clone()).unwrap().verified(digest, &meta).unwrap();
-        let text = fs::read_to_string(&path).unwrap();
-        fs::write(
-            &path,
-            format!("{}\nblob sha256:zz 1\n\nnew thing\n{}", text.trim_end(), "blob sha"),
-        )
-        .unwrap();
-        let records = open(path.clone()).unwrap();
-        assert!(records.is_verified(&digest, &meta));
-        records.verified(Digest::sha256(b"y"), &meta).unwrap();
-        assert!(
-            records.is_verified(&Digest::sha256(b"y"), &meta),
-            "not swallowed by the torn line"
-        );
-        fs::write(&path, "imgfs records 2\nblob x\n").unwrap();
-        assert!(open(path.clone()).is_err());
-        fs::write(&path, "\0\x01garbage\nblob x\n").unwrap();
-        let afresh = open(path.clone()).unwrap();
-        afresh.verified(digest, &meta).unwrap();
-        assert!(open(path).unwrap().is_verified(&digest, &meta));
-    }
-
-    #[test]
-    fn the_file_does_not_grow_for_ever() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("records");
-        let records = open(path.clone()).unwrap();
-        let (_, meta) = file(dir.path(), "x", "x");
-        for _ in 0..COMPACT_LINES + 10 {
-            records.verified(Digest::sha256(b"x"), &meta).unwrap();
-        }
-        assert!(fs::read_to_string(&path).unwrap().lines().count() < 20);
-        assert!(open(path).unwrap().is_verified(&Digest::sha256(b"x"), &meta));
-    }
-}
+mod tests;

@@ -18,6 +18,7 @@ use super::{
     ImagesDir, Inner, SIDE,
     layout::{self, LayoutMap, MANIFESTS},
     manifests::read_manifest,
+    records::Held,
 };
 use crate::{
     backend::{
@@ -70,20 +71,22 @@ impl Inner {
         self.there(blob)?;
         let path = self.blob_path(&blob.digest);
         let failed = |e| Error::io(&path, "reading", e);
-        let (file, mut meta) = self.root.open_file(&path).map_err(failed)?;
+        let (mut file, mut meta) = self.root.open_file(&path).map_err(failed)?;
         if meta.len() != blob.size || !self.records.is_verified(&blob.digest, &meta) {
-            let hashed = super::hash_open(&file, meta, blob.digest.algorithm(), &mut |_| {});
+            let hashed = super::hash_open(file, meta, blob.digest.algorithm(), &mut |_| {});
             let hashed = hashed.map_err(failed)?;
             if hashed.digest != blob.digest {
                 let (expected, found) = (blob.digest, hashed.digest);
                 return Err(damaged(&path, Kind::Digest { expected, found }));
             }
-            meta = hashed.meta;
-            self.records.remember(blob.digest, &meta);
+            (file, meta) = (hashed.file, hashed.meta);
+            self.records.remember(blob.digest, &meta, super::held_on_disk(&file));
         }
         let (inner, digest) = (self.clone(), blob.digest);
-        // By its ctime, which another name changes, the record knows the file.
-        let relinked = Box::new(move |linked: &Metadata| inner.records.remember(digest, linked));
+        // By its ctime, which another name changes, the record knows the file. It has been flushed then.
+        let relinked =
+            move |linked: &Metadata| inner.records.remember(digest, linked, Held::OnDisk);
+        let relinked = Box::new(relinked);
         Ok(LocalFile::new(self.root.clone(), path, file, meta, relinked))
     }
 

@@ -131,7 +131,7 @@ impl Problem {
 pub struct Verified {
     /// All that is wrong, by path.
     pub problems: Vec<Problem>,
-    /// Number of images.
+    /// Number of images, without what is attached to them.
     pub images: usize,
     /// Blobs that were looked at.
     pub checked_blobs: usize,
@@ -147,7 +147,9 @@ impl ImagesDir {
     pub fn verify(&self, full: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<Verified> {
         let inner = &self.inner;
         let inventory = self.inventory()?;
-        let mut verified = Verified { images: inventory.images.len(), ..Verified::default() };
+        // What is attached to an image is part of it.
+        let images = inventory.images.iter().filter(|image| !image.is_attachment).count();
+        let mut verified = Verified { images, ..Verified::default() };
         let mut to_hash: Vec<(Digest, u64)> = Vec::new();
         for (digest, &size) in &inventory.blobs {
             verified.checked_blobs += 1;
@@ -202,7 +204,11 @@ impl ImagesDir {
                 });
                 let failure = match hashed {
                     Ok(hashed) if hashed.digest == digest => {
-                        if recording && let Err(e) = inner.records.verified(digest, &hashed.meta) {
+                        if !recording {
+                            continue;
+                        }
+                        let held = super::held_on_disk(&hashed.file);
+                        if let Err(e) = inner.records.verified(digest, &hashed.meta, held) {
                             *locked(&trouble) = Some(e);
                         }
                         continue;

@@ -1,6 +1,10 @@
 //! Reading a blob: one ranged request after another, until all its bytes have come.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use reqwest::{
@@ -22,6 +26,9 @@ use crate::{
 
 /// Progress that makes a broken connection a new trouble and not the old one again.
 const PROGRESS: u64 = 256 << 10;
+
+/// Parts of a blob that begin this far from each other have connections of their own, in bytes.
+const APART: u64 = 4 << 20;
 
 /// The rest of a blob from some offset. A connection that breaks or stalls is replaced by a new
 /// request for what is missing; where the registry does not know ranges, the part that is already
@@ -81,6 +88,18 @@ impl BlobStream {
             ranges_work: true,
             trouble_at: offset,
         }
+    }
+
+    /// The same over one of several connections, if it is a large part of a blob of which other parts may be under
+    /// way, and one connection would carry all of them.
+    pub(super) fn apart(mut self) -> Self {
+        let is_part = self.offset > 0 && self.end - self.offset >= APART / 2;
+        if is_part && self.session.multiplexes.load(Ordering::Relaxed) {
+            let connections = self.session.wire.config.connections_per_blob.max(1) as u64;
+            // Less than the number of connections.
+            self.connection = (self.offset / APART % connections) as usize;
+        }
+        self
     }
 
     /// The digest in the address, for foreign layers that live elsewhere.
@@ -171,6 +190,9 @@ impl BlobStream {
             }
             other => other?,
         };
+        if answer.response.version() == Version::HTTP_2 {
+            self.session.multiplexes.store(true, Ordering::Relaxed);
+        }
         let mut end = self.size;
         let encoding = Encoding::of(answer.response.headers());
         self.gunzip = None;

@@ -23,7 +23,10 @@ use tokio::{
 };
 
 use super::blob::BlobStream;
-use crate::backend::{ByteStream, Result};
+use crate::{
+    backend::{ByteStream, Result},
+    util::Parallelism,
+};
 
 /// How a blob is divided. Sizes are in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +64,7 @@ pub(super) struct ParallelStream {
     segments: VecDeque<Segment>,
     /// What is behind these, and fetched by nobody yet.
     rest: Range<u64>,
-    pace: Pace,
+    pace: Parallelism,
     room: Arc<Semaphore>,
     fetched: Arc<AtomicU64>,
     ignores_ranges: bool,
@@ -101,7 +104,7 @@ impl ParallelStream {
             candidate: None,
             segments: VecDeque::new(),
             rest: range.end..range.end,
-            pace: Pace::new(connections, division.trial),
+            pace: Parallelism::new(1, connections, division.trial),
             room,
             fetched: Arc::default(),
             ignores_ranges: false,
@@ -117,7 +120,7 @@ impl ParallelStream {
 
     /// Fetches `range` by a task of its own. `good` is told whether that can be done.
     fn fetch(&mut self, range: Range<u64>, good: Option<oneshot::Sender<bool>>) -> Segment {
-        let connection = 1 + (self.segments.len() % self.pace.max.max(2));
+        let connection = 1 + (self.segments.len() % self.pace.max().max(2));
         let source = self.first.as_ref().unwrap_or(&self.pattern);
         let mut stream = source.fork(range.clone(), connection);
         let (give, chunks) = mpsc::unbounded_channel();
@@ -199,7 +202,7 @@ impl ParallelStream {
         let is_open = |segment: &&Segment| !segment.is_complete.load(Ordering::Relaxed);
         let mut open =
             self.segments.iter().filter(is_open).count() + usize::from(self.first.is_some());
-        while !self.rest.is_empty() && open < self.pace.connections {
+        while !self.rest.is_empty() && open < self.pace.number() {
             let is_only = self.first.is_none() && self.segments.is_empty();
             let has_room = is_only || self.pattern.session().blobs.has_room();
             let room = match self.room.clone().try_acquire_owned() {
@@ -248,7 +251,7 @@ impl ByteStream for ParallelStream {
         let piece = self.piece().await?;
         let now = Instant::now();
         self.pace.note(now, self.fetched.load(Ordering::Relaxed), now - began);
-        if self.pace.connections > 1 {
+        if self.pace.number() > 1 {
             match self.first.is_some() && self.segments.is_empty() {
                 true if self.candidate.is_none() => self.try_second(),
                 true => {}
@@ -260,117 +263,5 @@ impl ByteStream for ParallelStream {
 
     fn ignores_ranges(&self) -> bool {
         self.first.as_ref().map_or(self.ignores_ranges, ByteStream::ignores_ranges)
-    }
-}
-
-/// How much faster a doubled number of connections has to be to stay.
-const GAIN: f64 = 1.15;
-
-/// Decides on the number of connections: doubled while the reader waits for them and they become faster.
-#[derive(Debug)]
-struct Pace {
-    connections: usize,
-    max: usize,
-    trial: Duration,
-    /// When the trial began, after what had been fetched; `None` right after a change, as a new
-    /// connection takes its time to become fast.
-    began: Option<(Instant, u64)>,
-    changed: Instant,
-    waited: Duration,
-    /// The number before the last change, with its bytes a second.
-    before: Option<(usize, f64)>,
-    is_settled: bool,
-}
-
-impl Pace {
-    fn new(max: usize, trial: Duration) -> Self {
-        Self {
-            connections: 1,
-            max,
-            trial,
-            began: None,
-            changed: Instant::now(),
-            waited: Duration::ZERO,
-            before: None,
-            is_settled: max < 2,
-        }
-    }
-
-    /// Bytes a second before the last change.
-    fn rate(&self) -> f64 {
-        self.before.map_or(0.0, |(_, rate)| rate)
-    }
-
-    /// It stays as it is: what was tried last cannot be done.
-    fn settle(&mut self) {
-        if let Some((connections, _)) = self.before.take() {
-            self.connections = connections;
-        }
-        self.is_settled = true;
-    }
-
-    /// Takes note of `fetched` bytes altogether, and that the reader has just waited so long.
-    fn note(&mut self, now: Instant, fetched: u64, waited: Duration) {
-        if self.is_settled {
-            return;
-        }
-        let Some((began, before)) = self.began else {
-            if now.saturating_duration_since(self.changed) >= self.trial / 3 {
-                (self.began, self.waited) = (Some((now, fetched)), Duration::ZERO);
-            }
-            return;
-        };
-        self.waited += waited;
-        let elapsed = now.saturating_duration_since(began);
-        if elapsed < self.trial {
-            return;
-        }
-        let rate = fetched.saturating_sub(before) as f64 / elapsed.as_secs_f64();
-        let is_waiting = self.waited > elapsed / 2;
-        (self.began, self.changed) = (None, now);
-        if let Some((connections, slower)) = self.before.take()
-            && rate < slower * GAIN
-        {
-            self.connections = connections;
-            self.is_settled = true;
-        } else if is_waiting && self.connections < self.max {
-            self.before = Some((self.connections, rate));
-            self.connections = (self.connections * 2).min(self.max);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What becomes of the number of connections where each brings at most `each` bytes a second, all
-    /// of them `link`, and the reader takes `reader`.
-    fn connections(max: usize, each: f64, link: f64, reader: f64) -> usize {
-        let trial = Duration::from_millis(300);
-        let (mut pace, start) = (Pace::new(max, trial), Instant::now());
-        let (mut fetched, step) = (0.0, Duration::from_millis(10));
-        for at in 1..1000 {
-            let brought = (each * pace.connections as f64).min(link);
-            fetched += brought.min(reader) * step.as_secs_f64();
-            let waited = step.mul_f64((1.0 - brought / reader).max(0.0));
-            pace.note(start + step * at, fetched as u64, waited);
-        }
-        pace.connections
-    }
-
-    #[test]
-    fn connections_are_added_while_the_sum_grows() {
-        // As many as there may be, where each is slow.
-        assert_eq!(connections(8, 40e6, 10e9, 1e9), 8);
-        assert_eq!(connections(6, 40e6, 10e9, 1e9), 6);
-        // One carries what the link does.
-        assert_eq!(connections(8, 125e6, 125e6, 1e9), 1);
-        // Two do.
-        assert_eq!(connections(8, 60e6, 125e6, 1e9), 2);
-        // The reader is the slower one.
-        assert_eq!(connections(8, 2e9, 10e9, 1e9), 1);
-        assert_eq!(connections(8, 300e6, 10e9, 1e9), 2);
-        assert_eq!(connections(1, 40e6, 10e9, 1e9), 1);
     }
 }

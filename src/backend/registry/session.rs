@@ -2,7 +2,7 @@
 //! retries. Everything that goes over the wire passes through [`Session::send`] or
 //! [`Session::attempt`].
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, atomic::AtomicBool};
 
 use reqwest::{
     Body, Method, Response, StatusCode, Url,
@@ -48,6 +48,8 @@ pub(super) struct Session {
     pub(super) heads: Heads,
     /// How a large blob is divided among connections.
     pub(super) division: Division,
+    /// Whether it has answered a request for a blob over HTTP/2, with which one connection carries all requests.
+    pub(super) multiplexes: AtomicBool,
     /// A permit for each segment that is fetched ahead of its reader.
     pub(super) ahead: Arc<Semaphore>,
     names: Arc<Limiter>,
@@ -188,6 +190,7 @@ impl Session {
             blobs: Limiter::new(transfers),
             uploads: Limiter::new(transfers),
             division: Division::USUAL,
+            multiplexes: AtomicBool::new(false),
             ahead: Arc::new(Semaphore::new(SEGMENTS_AHEAD)),
             receiving: Receiving::default(),
             referrers_api: ReferrersApi::default(),

@@ -127,3 +127,89 @@ impl Drop for Watch {
         self.end();
     }
 }
+
+/// A disk with ext4 whose plug can be pulled: what has not reached it by then is gone. Unmounted when dropped.
+pub(crate) struct PullableDisk {
+    directory: tempfile::TempDir,
+    /// How often the plug has been pulled.
+    pulls: u32,
+}
+
+impl PullableDisk {
+    pub(crate) fn make(mib: u64) -> Self {
+        let directory = tempfile::tempdir().expect("making a temporary directory");
+        let disk = Self { directory, pulls: 0 };
+        std::fs::create_dir(disk.path()).expect("making a mount point");
+        let image = std::fs::File::create(disk.image()).expect("making an image of a disk");
+        image.set_len(mib << 20).expect("making it large enough");
+        let image = disk.image();
+        run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), image.as_os_str()]);
+        disk.mount();
+        disk
+    }
+
+    pub(crate) fn path(&self) -> std::path::PathBuf {
+        self.directory.path().join("mounted")
+    }
+
+    fn image(&self) -> std::path::PathBuf {
+        self.directory.path().join(format!("disk-{}", self.pulls))
+    }
+
+    fn mount(&self) {
+        let (image, path) = (self.image(), self.path());
+        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), path.as_os_str()]);
+    }
+
+    /// Pulls the plug, and puts it in again: what is on the disk now is all that there will be.
+    pub(crate) fn pull_plug(&mut self) {
+        self.pull_plug_and(|| ());
+    }
+
+    /// The same while somebody uses the disk, whom `end` ends: nothing that they do since counts.
+    pub(crate) fn pull_plug_and(&mut self, end: impl FnOnce()) {
+        let before = self.image();
+        self.pulls += 1;
+        let after = self.image();
+        run("cp", &["--sparse=always".as_ref(), before.as_os_str(), after.as_os_str()]);
+        end();
+        self.unmount();
+        self.mount();
+    }
+
+    /// Unmounts it in good order, and mounts it again.
+    pub(crate) fn remount(&self) {
+        self.unmount();
+        self.mount();
+    }
+
+    fn unmount(&self) {
+        // Another test that is just starting a program has this process's open files for a moment, too.
+        let start = Instant::now();
+        while let Err(error) = rustix::mount::unmount(self.path(), UnmountFlags::empty()) {
+            let may_pass = error == Errno::BUSY && start.elapsed() < Duration::from_secs(20);
+            assert!(may_pass, "unmounting a disk: {error}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Has the file system write down which files there are, and not what is in them: the journal is flushed by
+    /// whoever flushes any file.
+    pub(crate) fn flush_names(&self) {
+        // In a directory of its own, beside what is looked at.
+        let file = std::fs::File::create(self.path().join("other")).expect("making a file");
+        file.sync_all().expect("flushing a file");
+    }
+}
+
+impl Drop for PullableDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.path(), UnmountFlags::DETACH);
+    }
+}
+
+fn run(program: &str, args: &[&std::ffi::OsStr]) {
+    let output = std::process::Command::new(program).args(args).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}

@@ -17,6 +17,8 @@ pub(crate) enum Need {
     Mounts,
     /// The same, and file systems of sticks: exfatprogs, exfat-fuse and ntfs-3g.
     Sticks,
+    /// The same, and loop devices with ext4.
+    Loops,
     /// The long form of the tests: `scripts/test --long`.
     Long,
 }
@@ -34,7 +36,9 @@ impl Need {
     fn missing(self) -> Option<&'static str> {
         let is_root = rustix::process::geteuid().is_root();
         match self {
-            Self::Root | Self::Mounts | Self::Sticks if !is_root => Some("it has to run as root"),
+            Self::Root | Self::Mounts | Self::Sticks | Self::Loops if !is_root => {
+                Some("it has to run as root")
+            }
             Self::Mounts | Self::Sticks if !Path::new("/dev/fuse").exists() => {
                 Some("there is no /dev/fuse: load the kernel's module (modprobe fuse)")
             }
@@ -44,7 +48,13 @@ impl Need {
             Self::Sticks if !STICKS.iter().all(|path| Path::new(path).exists()) => {
                 Some("exfatprogs, exfat-fuse or ntfs-3g is missing")
             }
-            Self::Root | Self::Mounts | Self::Sticks | Self::Long => None,
+            Self::Loops if !Path::new("/dev/loop-control").exists() => {
+                Some("there are no loop devices")
+            }
+            Self::Loops if !Path::new("/usr/sbin/mkfs.ext4").exists() => {
+                Some("e2fsprogs is missing")
+            }
+            Self::Root | Self::Mounts | Self::Sticks | Self::Loops | Self::Long => None,
         }
     }
 }
