@@ -69,6 +69,9 @@ struct Options {
     /// The imgfs to measure [default: the one built with this benchmark]
     #[arg(long, value_name = "FILE")]
     imgfs: Option<PathBuf>,
+    /// Another imgfs, an earlier one, to hold that against in what is read of cold images
+    #[arg(long, value_name = "FILE")]
+    before: Option<PathBuf>,
     /// Exit with 1 if a target is missed
     #[arg(long)]
     strict: bool,
@@ -113,6 +116,8 @@ enum Part {
     RootfsScan,
     /// Reads of 4 KiB of a large file inside an image
     RootfsRandom,
+    /// 4 KiB at random, small files at random and tar of an image of which only the index is there
+    RootfsCold,
     /// Memory after find inside images with a million files
     RootfsMemory,
 }
@@ -195,6 +200,7 @@ impl Bench {
             (Part::RootfsWalk, Self::walks_inside),
             (Part::RootfsScan, Self::scans_inside),
             (Part::RootfsRandom, Self::random_reads_inside),
+            (Part::RootfsCold, Self::cold_reads_inside),
             (Part::RootfsMemory, Self::many_files_inside),
         ] {
             if wants(&self.options, part) {
