@@ -32,8 +32,9 @@ mod zstd;
 
 pub use codec::{CodecError, Compression};
 pub use index::{
-    Chunk, DecodeError, Entry, Expected, Hashing, IndexError, Indexer, LayerIndex, Note, NoteKind,
-    Options, Origin, Span, SpanDecoder, StoredError, StoredHead, Table, TableError, Xattrs,
+    Chunk, DecodeError, Decoded, Entry, Expected, Hashing, IndexError, Indexer, LayerIndex, Note,
+    NoteKind, Options, Origin, Span, SpanDecoder, StoredError, StoredHead, Table, TableError, Work,
+    Xattrs,
 };
 pub use merge::{Attributes, Broken, Data, Found, MergeError, Node, Rootfs, find_from_top};
 pub use profile::{
@@ -138,11 +139,20 @@ pub mod fuzzing {
         tree(index);
     }
 
-    /// Reads the body of a stored index whose digest does not matter, of a blob of `blob_bytes`.
-    pub fn body(origin: Origin, body: &[u8], blob_bytes: u64, stream_bytes: u64) {
-        if let Ok(index) = LayerIndex::from_body(origin, body, blob_bytes, stream_bytes) {
+    /// Reads the body of a stored index whose digest does not matter, of a blob of `blob_bytes`; one of
+    /// version 2 if it `is_old`.
+    pub fn body(origin: Origin, is_old: bool, body: &[u8], blob_bytes: u64, stream_bytes: u64) {
+        if let Ok(index) = LayerIndex::from_body(origin, is_old, body, blob_bytes, stream_bytes) {
             for span in 0..index.span_count() {
                 let _ = index.decode(span, &[0; 64]);
+                let group = index.group(span);
+                assert!(group.contains(&span));
+                let range = index.fetch_range(group.start..span + 1);
+                assert!(range.start <= range.end && range.end <= blob_bytes);
+            }
+            let all = 0..index.span_count();
+            if let Ok(mut decoder) = SpanDecoder::new(&index, 0, None) {
+                let _ = decoder.push(&index, &all, &[0; 300], &mut |_| {});
             }
             let stored = index.clone().with_windows(&[]).to_bytes();
             assert!(stored.is_ok());
@@ -185,10 +195,11 @@ pub mod fuzzing {
             }
             assert_eq!(index.span_of(known.start), Some(span));
         }
-        if let Ok(mut decoder) = SpanDecoder::new(&index, 0..index.span_count(), None) {
-            let range = index.fetch_range(0..index.span_count());
+        if let Ok(mut decoder) = SpanDecoder::new(&index, 0, None) {
+            let all = 0..index.span_count();
+            let range = index.fetch_range(all.clone());
             let compressed = &members[range.start as usize..range.end as usize];
-            let _ = decoder.push(compressed, &mut |_, _| {});
+            let _ = decoder.push(&index, &all, compressed, &mut |_| {});
         }
         for (number, entry) in (0..).zip(index.table().entries()) {
             for extent in index.table().extents(number) {

@@ -34,6 +34,7 @@
 //! Processors are shared by all layers, and nobody who waits for bytes of a layer holds one.
 
 mod attached;
+mod decode;
 mod documents;
 mod files;
 mod follow;
@@ -53,7 +54,10 @@ mod tree;
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -77,6 +81,7 @@ use crate::{
     cache::Cache,
     catalogue::Catalogue,
     image::Repository,
+    layer::Work,
     util::{Budget, Kept, SingleFlight, locked},
 };
 
@@ -137,9 +142,11 @@ struct Store {
     indexes: Kept<LayerKey, Indexed>,
     /// Indexes that are being read or made.
     indexing: SingleFlight<LayerKey, Result<Arc<Indexed>>>,
-    /// Groups of spans that are being decompressed, by their first.
-    decoding: SingleFlight<(LayerKey, u32), Result<Arc<Group>>>,
+    /// Spans that are being decompressed, by where in the stream their group begins.
+    decoding: SingleFlight<(LayerKey, u64), Result<Option<Arc<Group>>>>,
     recent: Arc<RecentSpans>,
+    /// What reading has taken since the start.
+    decoded: Decoded,
     /// Layers that are parsed, and trees that are made, at a time: each takes a processor or two. Nobody
     /// holds one while waiting for anything else.
     processors: Semaphore,
@@ -151,6 +158,20 @@ struct Store {
     /// What is attached to images.
     attached: attached::Found,
     errors: Mutex<VecDeque<(SystemTime, String)>>,
+}
+
+/// What has been decompressed and hashed for those who read, in bytes.
+#[derive(Default)]
+struct Decoded {
+    inflated: AtomicU64,
+    hashed: AtomicU64,
+}
+
+impl Decoded {
+    fn add(&self, work: Work) {
+        self.inflated.fetch_add(work.inflated_bytes, Ordering::Relaxed);
+        self.hashed.fetch_add(work.hashed_bytes, Ordering::Relaxed);
+    }
 }
 
 impl Store {
@@ -168,6 +189,7 @@ impl Store {
             indexing: SingleFlight::default(),
             decoding: SingleFlight::default(),
             recent: RecentSpans::new(memory),
+            decoded: Decoded::default(),
             processors: Semaphore::new(processors.clamp(1, 4)),
             memory_turn: tokio::sync::Mutex::default(),
             replacing: Mutex::default(),

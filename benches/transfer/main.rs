@@ -123,6 +123,8 @@ enum Part {
     RootfsRandom,
     /// 500 small files that are read one after the other, with and without a profile
     RootfsStart,
+    /// 4 KiB at random, small files at random and tar of an image of which only the index is there
+    RootfsCold,
     /// Memory after find inside images with a million files
     RootfsMemory,
 }
@@ -208,6 +210,7 @@ impl Bench {
             (Part::RootfsScan, Self::scans_inside),
             (Part::RootfsRandom, Self::random_reads_inside),
             (Part::RootfsStart, Self::starts_inside),
+            (Part::RootfsCold, Self::cold_reads_inside),
             (Part::RootfsMemory, Self::many_files_inside),
         ] {
             if wants(&self.options, part) {

@@ -1,5 +1,6 @@
 //! What it costs to look inside an image: against curl, against skopeo and umoci, and against overlayfs.
 
+mod cold;
 mod first;
 mod memory;
 mod overlay;

@@ -1,10 +1,15 @@
-//! Stored indexes of layers, with digests that are right.
+//! Stored indexes of layers, of both versions that are read, with digests that are right.
 #![no_main]
 
 use imgfs::layer::{Origin, fuzzing};
 
-libfuzzer_sys::fuzz_target!(|input: (bool, u32, u32, &[u8])| {
-    let (is_toc, blob_bytes, stream_bytes, body) = input;
-    let origin = if is_toc { Origin::Toc } else { Origin::Pass };
-    fuzzing::body(origin, body, blob_bytes.into(), stream_bytes.into());
+libfuzzer_sys::fuzz_target!(|input: (u8, u32, u32, &[u8])| {
+    let (form, blob_bytes, stream_bytes, body) = input;
+    let (origin, is_old) = match form % 4 {
+        0 => (Origin::Toc, false),
+        1 => (Origin::Pass, false),
+        2 => (Origin::Ztoc, false),
+        _ => (Origin::Pass, true),
+    };
+    fuzzing::body(origin, is_old, body, blob_bytes.into(), stream_bytes.into());
 });

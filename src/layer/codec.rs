@@ -42,11 +42,21 @@ impl Decoder {
         }
     }
 
+    /// Offset in the blob of the next byte to be pushed. After an output has wanted no more that is the
+    /// first one which has not been used up, and may have been pushed already.
+    pub(super) fn next_byte(&self) -> u64 {
+        match self {
+            Self::Plain(decoder) => decoder.at,
+            Self::Gzip(decoder) => decoder.next_byte(),
+            Self::Zstd(decoder) => decoder.next_byte(),
+        }
+    }
+
     /// Bytes of memory that it takes.
     pub(super) fn memory_bytes(&self) -> u64 {
         match self {
             Self::Plain(_) => 0,
-            Self::Gzip(_) => gzip::MEMORY_BYTES,
+            Self::Gzip(decoder) => decoder.memory_bytes(),
             Self::Zstd(decoder) => decoder.memory_bytes(),
         }
     }
@@ -69,13 +79,19 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    fn push(&mut self, input: &[u8], output: &mut dyn Output) -> ControlFlow<()> {
+    fn push(&mut self, mut input: &[u8], output: &mut dyn Output) -> ControlFlow<()> {
         // One can begin again at any byte; the output knows that by itself.
         if !self.has_begun {
             output.boundary(Boundary { blob_bits: self.at * 8, window: None });
             self.has_begun = true;
         }
-        output.bytes(input)
+        while !input.is_empty() {
+            let (piece, rest) = input.split_at(input.len().min(output.room()));
+            input = rest;
+            self.at += piece.len() as u64;
+            output.bytes(piece, self.at)?;
+        }
+        ControlFlow::Continue(())
     }
 }
 

@@ -103,8 +103,20 @@ pub(super) struct Boundary<'a> {
 
 /// What decoders give their output to.
 pub(super) trait Output {
-    /// Takes the next bytes of the stream; says whether more of them are wanted.
-    fn bytes(&mut self, bytes: &[u8]) -> ControlFlow<()>;
+    /// How many bytes it takes at a time, at least 1: a decoder makes no more before it hands them over.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Whether it wants to be told of boundaries, and checksums are to be compared: so it is for a pass.
+    /// One who reads a part compares a digest of his own.
+    fn is_pass(&self) -> bool {
+        true
+    }
+
+    /// Takes the next bytes of the stream; says whether more of them are wanted. Whoever pushes the blob up
+    /// to the byte `blob_end` gets them, wherever decompressing has begun.
+    fn bytes(&mut self, bytes: &[u8], blob_end: u64) -> ControlFlow<()>;
 
     /// Is told that the decoder could begin again here. Also called where the stream begins.
     fn boundary(&mut self, at: Boundary<'_>);

@@ -5,6 +5,7 @@
 //! output are enough to go on from there; at the beginning of a member it takes nothing at all.
 
 mod header;
+mod thinning;
 mod zlib;
 
 use std::ops::ControlFlow;
@@ -13,13 +14,17 @@ use super::compressed::{Boundary, CodecError, Output, Progress};
 use header::HeaderParser;
 use zlib::{At, Inflate};
 
+pub(super) use thinning::{FOLLOWING_BYTES, THINNER_BYTES, Thinner};
 pub(super) use zlib::WINDOW_BYTES;
 
 /// Output that is made at most before it is handed on.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Memory that a decoder takes: what comes out of it, and what zlib has.
-pub(super) const MEMORY_BYTES: u64 = 400 << 10;
+/// The same where only a part is read: it stays in the processor's cache.
+const PART_CHUNK_BYTES: usize = 64 << 10;
+
+/// Memory that zlib takes.
+const INFLATE_BYTES: u64 = 64 << 10;
 
 /// Bytes of CRC-32 and length after each member.
 const TRAILER_BYTES: usize = 8;
@@ -43,9 +48,11 @@ pub(super) struct Decoder {
     at: u64,
     /// Bits of the next byte that belong to the block before, if it begins in the middle of one.
     skipped_bits: u8,
-    /// The last output, at least [`WINDOW_BYTES`] of it, and room for more.
+    /// The last output, in a pass at least [`WINDOW_BYTES`] of it, and room for more.
     buffer: Vec<u8>,
     filled: usize,
+    /// There was no more room for output: there may be more without further input.
+    was_full: bool,
     member: Member,
 }
 
@@ -66,8 +73,9 @@ impl Decoder {
             inflate: Inflate::new().map_err(damaged)?,
             at: blob_offset,
             skipped_bits: 0,
-            buffer: vec![0; WINDOW_BYTES + CHUNK_BYTES],
+            buffer: Vec::new(),
             filled: 0,
+            was_full: false,
             member: Member { crc: crc32fast::Hasher::new(), bytes: 0, is_whole: true },
         })
     }
@@ -93,11 +101,31 @@ impl Decoder {
         self.at = blob_offset;
         self.skipped_bits = 0;
         self.filled = 0;
+        self.was_full = false;
+    }
+
+    /// Bytes of memory that it takes: what comes out of it, and what zlib has.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        INFLATE_BYTES + self.buffer.capacity() as u64
+    }
+
+    /// Offset in the blob of the next byte to be pushed.
+    pub(super) fn next_byte(&self) -> u64 {
+        self.at
     }
 
     /// Decompresses what comes next.
     pub(super) fn push(&mut self, mut input: &[u8], output: &mut dyn Output) -> Progress {
-        while let Some(&first) = input.first() {
+        loop {
+            let Some(&first) = input.first() else {
+                if !self.was_full {
+                    break;
+                }
+                if self.inflate(&mut input, output)?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+                continue;
+            };
             match &mut self.phase {
                 Phase::Header(parser) => {
                     if parser.is_new() {
@@ -169,24 +197,35 @@ impl Decoder {
     }
 
     fn begin_member(&mut self) -> Result<(), CodecError> {
-        self.inflate = Inflate::new().map_err(|what| self.damaged(what))?;
+        self.inflate.reset().map_err(|what| self.damaged(what))?;
         self.member = Member { crc: crc32fast::Hasher::new(), bytes: 0, is_whole: true };
         self.phase = Phase::Body;
         Ok(())
     }
 
     fn inflate(&mut self, input: &mut &[u8], output: &mut dyn Output) -> Progress {
-        if self.skipped_bits > 0 {
+        if self.skipped_bits > 0 && !input.is_empty() {
             let bits = 8 - self.skipped_bits;
             self.skipped_bits = 0;
             self.inflate.begin_within(input[0], bits).map_err(|what| self.damaged(what))?;
             self.advance(input, 1);
         }
-        if self.filled == self.buffer.len() {
+        let is_pass = output.is_pass();
+        if self.buffer.is_empty() {
+            let bytes = if is_pass { WINDOW_BYTES + CHUNK_BYTES } else { PART_CHUNK_BYTES };
+            self.buffer = vec![0; bytes];
+        }
+        if !is_pass {
+            self.filled = 0;
+            self.member.is_whole = false;
+        } else if self.filled == self.buffer.len() {
             self.buffer.copy_within(self.filled - WINDOW_BYTES.., 0);
             self.filled = WINDOW_BYTES;
         }
-        let step = self.inflate.step(input, &mut self.buffer[self.filled..]);
+        let room = output.room().min(self.buffer.len() - self.filled);
+        let step =
+            self.inflate.step(input, &mut self.buffer[self.filled..self.filled + room], is_pass);
+        self.was_full = step.produced == room && !matches!(step.at, Ok(At::End));
         let produced = self.filled..self.filled + step.produced;
         self.filled = produced.end;
         self.member.bytes += step.produced as u64;
@@ -197,7 +236,7 @@ impl Decoder {
         }
         let mut flow = ControlFlow::Continue(());
         if !produced.is_empty() {
-            flow = output.bytes(produced);
+            flow = output.bytes(produced, self.at);
         }
         let at = match step.at {
             Ok(at) => at,
@@ -220,7 +259,7 @@ impl Decoder {
             }
             At::End => self.phase = Phase::Trailer([0; TRAILER_BYTES], 0),
             // It cannot be: there was input and there was room.
-            At::Middle if step.consumed == 0 && step.produced == 0 => {
+            At::Middle if step.consumed == 0 && step.produced == 0 && !input.is_empty() => {
                 return Err(self.damaged("inflating does not go on"));
             }
             _ => {}

@@ -1,11 +1,12 @@
 //! The index of a layer, and the pass that makes it.
 //!
-//! The decompressed stream is cut into *spans* of 1 to 8 MiB. At most of them decompressing can
-//! begin: the start of a gzip member or a zstd frame, the end of a deflate block together with the
-//! 32 KiB before it, any byte of a plain archive. Those that follow without such a beginning form a
-//! *group* with the one that has it, and are only reached through it. Each span has a SHA-256 of
-//! its decompressed bytes. That is taken in the pass that checked the whole blob against its
-//! digest, so what is read by a range later is known to be right.
+//! The decompressed stream is cut into *spans* of 128 KiB. For some of them decompressing can begin at or a
+//! little before their first byte: at the start of a gzip member or a zstd frame, at the end of a deflate
+//! block together with what is needed of the 32 KiB before it, at any byte of a plain archive. Those that
+//! follow without such a beginning form a *group* with the one that has it, and are only reached through
+//! it. Each span has a SHA-256 of its decompressed bytes, and the place in the blob where it ends. These
+//! are taken in the pass that checked the whole blob against its digest, so what is read by a range
+//! later is known to be right, and what is not wanted of a group need not be hashed.
 //!
 //! A table of contents that a layer comes with has digests, too, one for each chunk of a file. An
 //! index that is made of one ([`Origin::Toc`]) has a span for each of these; what the archive has
@@ -18,6 +19,7 @@ mod entries;
 mod hashing;
 mod indexer;
 mod read;
+mod sealing;
 mod span;
 mod stored;
 mod table;
@@ -36,7 +38,7 @@ pub(super) use cuts::{Cut, index_of_cuts};
 pub(super) use entries::{AssemblyError, Entries};
 pub use hashing::Hashing;
 pub use indexer::{Chunk, Expected, IndexError, Indexer, Options};
-pub use read::{DecodeError, SpanDecoder};
+pub use read::{DecodeError, Decoded, SpanDecoder, Work};
 pub use span::Span;
 pub(super) use stored::u64_at;
 pub use stored::{StoredError, StoredHead};
@@ -259,11 +261,9 @@ impl LayerIndex {
     /// The spans that are decompressed together with `span`: from the one before it at which
     /// decompressing can begin, up to the next one of that kind.
     pub fn group(&self, span: u32) -> Range<u32> {
-        let at = (span as usize).min(self.spans.len());
-        let begin = self.spans[..(at + 1).min(self.spans.len())].iter().rposition(Span::is_start);
-        let rest = self.spans.get(at + 1..).unwrap_or_default();
-        let end = rest.iter().position(Span::is_start).map_or(self.spans.len(), |n| at + 1 + n);
-        begin.unwrap_or(0) as u32..end as u32
+        let known = self.spans.get(span as usize).or(self.spans.last());
+        let first = known.map_or(0, |span| span.first);
+        first..self.spans.partition_point(|span| span.first <= first) as u32
     }
 
     /// The digests of the pieces of a file whose content is in `extents`, by their places in the file, if
@@ -300,6 +300,12 @@ impl LayerIndex {
 
     /// Bytes that come out of decompressing these spans of one group, with those passed over.
     fn decompressed_bytes(&self, spans: Range<u32>) -> u64 {
+        if self.origin != Origin::Toc {
+            // Only the first one has something before it.
+            let skip = self.spans.get(spans.start as usize).map_or(0, |span| span.skip);
+            let end = self.stream_range(spans.end.saturating_sub(1)).end;
+            return u64::from(skip) + end - self.stream_range(spans.start).start.min(end);
+        }
         let bytes = |span: u32| {
             let range = self.stream_range(span);
             let skip = self.spans.get(span as usize).map_or(0, |span| span.skip);
@@ -314,17 +320,20 @@ impl LayerIndex {
         if spans.is_empty() || spans.end > self.span_count() {
             return 0..0;
         }
-        let begin = self.spans[self.group(spans.start).start as usize].blob_bits / 8;
-        // Without a start behind them, nobody knows where in the blob they end.
-        let rest = &self.spans[spans.end as usize..];
-        let end = rest.iter().find(|span| span.is_start());
-        let end = end.map_or(self.used_bytes, |span| span.blob_bits.div_ceil(8));
+        let start_of = |first: u32| self.spans.get(first as usize).and_then(Span::blob_bits);
+        let begin = start_of(self.group(spans.start).start).unwrap_or(0) / 8;
+        let end = match self.spans[spans.end as usize - 1].blob_end {
+            // Without a start behind them, nobody knows where in the blob they end.
+            0 => start_of(self.group(spans.end - 1).end)
+                .map_or(self.used_bytes, |bits| bits.div_ceil(8)),
+            known => known,
+        };
         if self.origin != Origin::Toc {
             return begin..end;
         }
         // A table of contents may have its members far from each other, with anything in between.
         let last = self.group(spans.end - 1).start;
-        let start = self.spans[last as usize].blob_bits / 8;
+        let start = start_of(last).unwrap_or(0) / 8;
         let most = most_compressed_bytes(self.decompressed_bytes(last..spans.end));
         begin..end.min(start.saturating_add(most))
     }
@@ -360,6 +369,13 @@ impl LayerIndex {
     #[must_use]
     pub fn with_windows_stored(self, head: &StoredHead) -> Self {
         Self { windows: None, windows_offset: head.table_bytes(), ..self }
+    }
+
+    /// The same index that does not say where in the blob spans end.
+    #[cfg(test)]
+    pub(super) fn without_ends(mut self) -> Self {
+        self.spans.iter_mut().for_each(|span| span.blob_end = 0);
+        self
     }
 
     #[cfg(test)]

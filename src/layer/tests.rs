@@ -5,6 +5,8 @@ mod damage;
 mod listing;
 mod merging;
 mod model;
+mod old;
+mod parts;
 mod reading;
 mod spans;
 mod stored;
@@ -13,7 +15,8 @@ mod toc;
 use std::sync::Arc;
 
 use super::{
-    Expected, Hashing, IndexError, Indexer, LayerIndex, Limits, Options, Rootfs, SpanDecoder,
+    Expected, Hashing, IndexError, Indexer, LayerIndex, Limits, Options, Origin, Rootfs,
+    SpanDecoder,
 };
 use crate::image::Digest;
 
@@ -22,7 +25,7 @@ fn they_go_from_thread_to_thread() {
     fn send<T: Send>() {}
     fn sync<T: Send + Sync>() {}
     send::<Indexer>();
-    send::<SpanDecoder<'_>>();
+    send::<SpanDecoder>();
     sync::<LayerIndex>();
     sync::<Rootfs>();
 }
@@ -56,9 +59,19 @@ fn limited(limits: Limits) -> Options {
     Options { limits, ..inline() }
 }
 
-/// The bytes of the stream that an index knows, read span by span.
+/// The bytes of the stream that an index knows, read in one go.
 fn read_stream(index: &LayerIndex, blob: &[u8]) -> Vec<u8> {
-    (0..index.span_count()).flat_map(|span| read_span(index, blob, span)).collect()
+    let (all, mut bytes) = (0..index.span_count(), Vec::new());
+    if index.origin() == Origin::Pass && !all.is_empty() {
+        let range = index.fetch_range(all.clone());
+        let compressed = &blob[range.start as usize..range.end as usize];
+        let mut decoder = SpanDecoder::new(index, 0, None).unwrap();
+        let found = decoder.push(index, &all, compressed, &mut |one| bytes.extend(one.bytes));
+        assert_eq!(found, Ok(true));
+    } else {
+        bytes.extend(all.flat_map(|span| read_span(index, blob, span)));
+    }
+    bytes
 }
 
 fn read_span(index: &LayerIndex, blob: &[u8], span: u32) -> Vec<u8> {

@@ -47,6 +47,8 @@ pub(super) struct Decoder {
     wanted: usize,
     /// What is here of them.
     pending: Vec<u8>,
+    /// The output was full: there may be more without further input.
+    was_full: bool,
 }
 
 /// What the header of a frame says.
@@ -80,6 +82,7 @@ impl Decoder {
             window_bytes: 0,
             wanted: 1,
             pending: Vec::new(),
+            was_full: false,
         })
     }
 
@@ -91,6 +94,12 @@ impl Decoder {
         self.has_frame = false;
         self.wanted = 1;
         self.pending.clear();
+        self.was_full = false;
+    }
+
+    /// Offset in the blob of the next byte to be pushed.
+    pub(super) fn next_byte(&self) -> u64 {
+        self.at + self.pending.len() as u64
     }
 
     /// Bytes of memory that it takes.
@@ -100,6 +109,9 @@ impl Decoder {
 
     /// Decompresses what comes next.
     pub(super) fn push(&mut self, mut input: &[u8], output: &mut dyn Output) -> Progress {
+        if self.was_full && self.decode(&mut &[][..], output)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
         loop {
             match self.phase {
                 Phase::Header => {
@@ -231,26 +243,32 @@ impl Decoder {
 
     fn decode(&mut self, input: &mut &[u8], output: &mut dyn Output) -> Progress {
         loop {
+            let room = output.room().min(CHUNK_BYTES);
             let mut from = InBuffer::around(input);
-            let mut to = OutBuffer::around(&mut self.buffer[..]);
+            let mut to = OutBuffer::around(&mut self.buffer[..room]);
             let hint = self.raw.run(&mut from, &mut to).map_err(|e| failed(self.at, &e))?;
             let (consumed, produced) = (from.pos(), to.pos());
             *input = &input[consumed..];
             self.at += consumed as u64;
-            let bytes = &self.buffer[..produced];
-            if !bytes.is_empty() && output.bytes(bytes).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
             self.wanted = match hint.checked_sub(BLOCK_HEADER_BYTES) {
                 None | Some(0) => hint.max(1),
                 Some(without_next_header) => without_next_header,
             };
             if hint == 0 {
                 self.phase = Phase::Header;
-                break;
             }
             // A full buffer may mean that there is more without further input.
-            if produced < CHUNK_BYTES {
+            self.was_full = produced == room && hint > 0;
+            let bytes = &self.buffer[..produced];
+            // zstd gives the last byte of a frame back as long as there is more output.
+            let blob_end = self.at + input.len() as u64;
+            if !bytes.is_empty() && output.bytes(bytes, blob_end).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            if hint == 0 {
+                break;
+            }
+            if !self.was_full {
                 if consumed == 0 && produced == 0 && !input.is_empty() {
                     let what = "decompressing does not go on".to_owned();
                     return Err(CodecError::Damaged { at: self.at, what });

@@ -22,8 +22,9 @@ use futures_util::{StreamExt, stream::iter};
 
 use super::{
     Images, Variant,
+    decode::stream_bytes,
     index_store::Indexed,
-    layer::{Layer, stream_bytes},
+    layer::Layer,
     location::Compressed,
     stream::{Stream, stream},
 };

@@ -1,9 +1,7 @@
-//! A layer of images: its index, made once, and its spans, fetched and decompressed when they are
-//! read.
+//! A layer of images: its index, made once.
 
 use std::{
     io,
-    ops::Range,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -24,15 +22,11 @@ use super::{
     key::{LayerKey, Source},
     location::{Compressed, Location, STEP},
     scan::{Scan, ScanError},
-    spans::Group,
 };
 use crate::{
     backend::{Error, Kind, Result},
     image::{Descriptor, Digest, Reference},
-    layer::{
-        DecodeError, IndexError, LayerIndex, Limits, MAX_ZTOC_BYTES, SpanDecoder, TocError,
-        TocReader, ztoc_of,
-    },
+    layer::{IndexError, LayerIndex, Limits, MAX_ZTOC_BYTES, TocError, TocReader, ztoc_of},
     util::{Died, OutOfMemory, Reservation, locked},
 };
 
@@ -84,13 +78,6 @@ enum WhenShort {
     Wait,
 }
 
-/// What has been fetched or made anew because spans were not what they should be.
-enum Doubted {
-    Nothing,
-    Bytes,
-    Index,
-}
-
 impl Layer {
     pub(super) fn new(
         store: Arc<Store>,
@@ -109,7 +96,7 @@ impl Layer {
         })
     }
 
-    fn store(&self) -> &Arc<Store> {
+    pub(super) fn store(&self) -> &Arc<Store> {
         &self.at.store
     }
 
@@ -156,7 +143,7 @@ impl Layer {
         async move { flight.await.unwrap_or_else(|died| Err(layer.died(died))) }.boxed()
     }
 
-    fn died(&self, died: Died) -> Error {
+    pub(super) fn died(&self, died: Died) -> Error {
         self.error(io::Error::other(died))
     }
 
@@ -413,7 +400,7 @@ impl Layer {
 
     /// If it is the table of contents that is wrong and not what the registry sends, a scan finds that
     /// out. What is open keeps to the table; who opens the image later has the layer as it is.
-    fn scan_for_later(self: &Arc<Self>) {
+    pub(super) fn scan_for_later(self: &Arc<Self>) {
         if self.toc_is_doubted.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -558,129 +545,6 @@ impl Layer {
             ScanError::Index(other) => Kind::Layer(other.to_string()),
         })
     }
-
-    // --- spans ---
-
-    /// The spans of the group that `span` is in, checked.
-    pub(super) fn group(
-        self: &Arc<Self>,
-        index: &Arc<Indexed>,
-        span: u32,
-    ) -> BoxFuture<'static, Result<Arc<Group>>> {
-        let spans = index.group(span);
-        let key = self.key.of(index.source());
-        if let Some(group) = self.store().recent.get(&key, spans.start) {
-            return ready(Ok(group)).boxed();
-        }
-        let (layer, index) = (self.clone(), index.clone());
-        let name = (key, spans.start);
-        let decode = || async move {
-            if let Some(group) = layer.store().recent.get(&key, spans.start) {
-                return Ok(group);
-            }
-            let group = layer.decode(&index, spans).await?;
-            layer.store().recent.put(&key, &group);
-            Ok(group)
-        };
-        let flight = self.store().decoding.run(name, decode);
-        let layer = self.clone();
-        async move { flight.await.unwrap_or_else(|died| Err(layer.died(died))) }.boxed()
-    }
-
-    /// Fetches and decompresses spans of one group.
-    pub(super) async fn decode(
-        self: &Arc<Self>,
-        index: &Arc<Indexed>,
-        spans: Range<u32>,
-    ) -> Result<Arc<Group>> {
-        let mut index = index.clone();
-        let mut doubted = Doubted::Nothing;
-        loop {
-            let compressed = self.at.compressed().await?;
-            let decoded =
-                self.store().with_memory(|| self.decode_once(&compressed, &index, spans.clone()));
-            let error = match decoded.await? {
-                Ok(group) => return Ok(group),
-                Err(error) => error,
-            };
-            let of_window = matches!(error, DecodeError::Window(_) | DecodeError::NoWindow(_));
-            doubted = match doubted {
-                Doubted::Nothing if !of_window => {
-                    self.at.distrust(&compressed, &error);
-                    Doubted::Bytes
-                }
-                // The same bytes came again, so it is the index that has been damaged since it was
-                // read, or rather its windows.
-                Doubted::Nothing | Doubted::Bytes if !index.has_windows() => {
-                    self.forget_index(&index).await;
-                    let again = self.index().await?;
-                    if !is_cut_alike(&again, &index, &spans) {
-                        let reason = "it has been indexed anew; what is open is to be opened again";
-                        return Err(self.error(Kind::Layer(reason.into())));
-                    }
-                    index = again;
-                    Doubted::Index
-                }
-                _ => {
-                    if index.source() != Source::Pass {
-                        self.scan_for_later();
-                    }
-                    return Err(self.error(Kind::Layer(error.to_string())));
-                }
-            };
-        }
-    }
-
-    async fn decode_once(
-        self: &Arc<Self>,
-        compressed: &Compressed,
-        index: &Arc<Indexed>,
-        spans: Range<u32>,
-    ) -> Result<std::result::Result<Arc<Group>, DecodeError>> {
-        let range = index.fetch_range(spans.clone());
-        // What comes in, what comes out, and as much again for the window of a zstd frame.
-        let bytes = range.end - range.start + 2 * stream_bytes(index, &spans);
-        let memory = self.store().sources.memory.reserve(bytes).map_err(|e| self.error(e))?;
-        let bytes = self.at.fetch(compressed, range).await?;
-        let (layer, of) = (self.clone(), index.clone());
-        let decode = move || layer.decode_now(&of, spans, &bytes, memory);
-        self.store().compute(decode).await.map_err(|e| self.error(e))
-    }
-
-    fn decode_now(
-        &self,
-        index: &Indexed,
-        spans: Range<u32>,
-        compressed: &[u8],
-        mut memory: Reservation,
-    ) -> std::result::Result<Arc<Group>, DecodeError> {
-        let window = self.window(index, spans.start);
-        let (first, last) = (spans.start, spans.end.saturating_sub(1));
-        let mut decoder = SpanDecoder::new(index, spans, window.as_deref())?;
-        let mut found: Vec<Bytes> = Vec::new();
-        if !decoder.push(compressed, &mut |_, bytes| found.push(bytes.into()))? {
-            return Err(DecodeError::Short(last));
-        }
-        // It becomes smaller, for which there is always room.
-        let _ = memory.resize(found.iter().map(|span| span.len() as u64).sum());
-        Ok(Arc::new(Group { first, spans: found.into(), _memory: memory }))
-    }
-
-    /// The window that decompressing begins with at the group of `span`, where it is not in memory.
-    pub(super) fn window(&self, index: &Indexed, span: u32) -> Option<Vec<u8>> {
-        let range = index.window_range(span).filter(|_| !index.has_windows())?;
-        // If it cannot be read, decoding says that it is missing.
-        self.store().index_store.window(&self.key.of(index.source()), range).ok()
-    }
-}
-
-/// Decompressed bytes of these spans.
-pub(super) fn stream_bytes(index: &LayerIndex, spans: &Range<u32>) -> u64 {
-    let of = |span| {
-        let range = index.stream_range(span);
-        range.end - range.start
-    };
-    spans.clone().map(of).sum()
 }
 
 /// Sees to it that a scan does not seem to be under way when whoever did it has ended, in whatever way.
@@ -697,13 +561,4 @@ impl Drop for ScanEnded {
             *scan = None;
         }
     }
-}
-
-/// Whether these spans are the same by two indexes of a layer.
-fn is_cut_alike(one: &Indexed, other: &Indexed, spans: &Range<u32>) -> bool {
-    let of = |index: &Indexed| {
-        let ranges: Vec<_> = spans.clone().map(|span| index.stream_range(span)).collect();
-        (index.source(), index.stream_bytes(), ranges)
-    };
-    of(one) == of(other)
 }

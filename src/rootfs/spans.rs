@@ -1,7 +1,8 @@
-//! The spans that were decompressed last. Files that lie side by side are read one after the other
-//! more often than not.
+//! The spans that were decompressed last, and the decoders that stand behind them. Files that lie side by side
+//! are read one after the other more often than not.
 
 use std::{
+    ops::Range,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -10,44 +11,66 @@ use bytes::Bytes;
 use lru::LruCache;
 use tokio::runtime::Handle;
 
-use super::key::LayerKey;
-use crate::util::{Budget, Kept, Reservation, locked};
+use super::{index_store::Indexed, key::LayerKey};
+use crate::{
+    layer::SpanDecoder,
+    util::{Budget, Kept, Reservation, locked},
+};
 
-/// Bytes that are kept.
-const LIMIT: usize = 16 << 20;
+/// Bytes of spans that are kept.
+const LIMIT: usize = 8 << 20;
 
-/// Groups that are kept: those of tables of contents may be small.
+/// Spans that are kept: those of tables of contents may be small.
 const MOST: usize = 256;
 
-/// How long they are kept when nobody reads.
+/// Decoders that are kept, about as many as there are readers at a time.
+const MOST_DECODERS: usize = 8;
+
+/// How far behind the span that is wanted a decoder may stand to be used for it, in spans.
+const MOST_BEHIND: u32 = 64;
+
+/// How long everything is kept when nobody reads.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// Spans that are decompressed together.
+/// Spans that have been decompressed together and checked.
 pub(super) struct Group {
-    /// The number of the first of them.
-    pub first: u32,
-    pub spans: Box<[Bytes]>,
+    /// Where in the stream each begins, and its bytes, in order.
+    pub spans: Box<[(u64, Bytes)]>,
     /// For their bytes.
     pub _memory: Reservation,
 }
 
 impl Group {
-    /// The span with this number, if it is one of them.
-    pub(super) fn get(&self, span: u32) -> Option<&Bytes> {
-        self.spans.get(span.checked_sub(self.first)? as usize)
-    }
-
-    /// Decompressed bytes.
-    pub(super) fn bytes(&self) -> usize {
-        self.spans.iter().map(Bytes::len).sum()
+    /// The span that is this part of the stream, if it is one of them.
+    pub(super) fn get(&self, range: &Range<u64>) -> Option<&Bytes> {
+        let at = self.spans.binary_search_by_key(&range.start, |(offset, _)| *offset).ok()?;
+        let bytes = &self.spans.get(at)?.1;
+        (bytes.len() as u64 == range.end - range.start).then_some(bytes)
     }
 }
 
-/// A group: its layer and the number of its first span.
-type Name = (LayerKey, u32);
+/// A span, by where it is in the stream of its layer. Indexes of a layer may number them in different ways.
+type Name = (LayerKey, u64);
+
+/// A span that is kept.
+struct Recent {
+    bytes: Bytes,
+    is_checked: Mutex<bool>,
+    _memory: Reservation,
+}
+
+/// A decoder that is kept, until somebody takes it.
+struct Idle {
+    decoder: Mutex<Option<SpanDecoder>>,
+    index: Arc<Indexed>,
+    _memory: Reservation,
+}
 
 pub(super) struct RecentSpans {
-    groups: Kept<Name, Group>,
+    spans: Kept<Name, Recent>,
+    /// By the layer and the next span.
+    decoders: Kept<(LayerKey, u32), Idle>,
+    budget: Budget,
     usage: Mutex<Usage>,
     /// Where it waits for readers to have ended.
     runtime: Option<Handle>,
@@ -61,8 +84,9 @@ struct Usage {
     is_watched: bool,
     /// Of `order`.
     bytes: usize,
-    /// The bytes of each group; some may have been let go already.
+    /// The bytes of each span; some may have been let go already.
     order: LruCache<Name, usize>,
+    decoders: LruCache<(LayerKey, u32), ()>,
 }
 
 impl RecentSpans {
@@ -74,30 +98,52 @@ impl RecentSpans {
             is_watched: false,
             bytes: 0,
             order: LruCache::unbounded(),
+            decoders: LruCache::unbounded(),
         };
         Arc::new(Self {
-            groups: Kept::new(budget),
+            spans: Kept::new(budget),
+            decoders: Kept::new(budget),
+            budget: budget.clone(),
             usage: Mutex::new(usage),
             runtime: Handle::try_current().ok(),
         })
     }
 
-    /// The group that begins with the span `first` of a layer.
-    pub(super) fn get(&self, layer: &LayerKey, first: u32) -> Option<Arc<Group>> {
-        let name = (*layer, first);
-        let group = self.groups.get(&name)?;
+    /// The bytes of a span, if they are here and right; and how many had to be hashed to find that out.
+    pub(super) fn get(&self, layer: &LayerKey, index: &Indexed, span: u32) -> (Option<Bytes>, u64) {
+        let range = index.stream_range(span);
+        let name = (*layer, range.start);
+        let Some(recent) = self.spans.get(&name) else { return (None, 0) };
+        if recent.bytes.len() as u64 != range.end - range.start {
+            return (None, 0);
+        }
         locked(&self.usage).order.promote(&name);
-        Some(group)
+        let mut is_checked = locked(&recent.is_checked);
+        if *is_checked {
+            return (Some(recent.bytes.clone()), 0);
+        }
+        let hashed_bytes = recent.bytes.len() as u64;
+        if index.is_right(span, &recent.bytes) {
+            *is_checked = true;
+            return (Some(recent.bytes.clone()), hashed_bytes);
+        }
+        self.spans.remove_if(&name, |kept| std::ptr::eq(kept, &*recent));
+        (None, hashed_bytes)
     }
 
-    pub(super) fn put(&self, layer: &LayerKey, group: &Arc<Group>) {
-        let name = (*layer, group.first);
-        self.groups.insert(name, group);
+    /// Keeps a span that begins at `stream_offset`. If it has not been checked, it is before it is given to
+    /// anybody.
+    pub(super) fn put(&self, layer: &LayerKey, stream_offset: u64, bytes: Bytes, is_checked: bool) {
+        // Where there is no room, it is decompressed again.
+        let Ok(memory) = self.budget.reserve(bytes.len() as u64) else { return };
+        let (name, length) = ((*layer, stream_offset), bytes.len());
+        let recent = Recent { bytes, is_checked: Mutex::new(is_checked), _memory: memory };
+        self.spans.insert(name, &Arc::new(recent));
         let mut gone = Vec::new();
         {
             let Usage { bytes, order, .. } = &mut *locked(&self.usage);
-            *bytes += group.bytes();
-            *bytes -= order.put(name, group.bytes()).unwrap_or(0);
+            *bytes += length;
+            *bytes -= order.put(name, length).unwrap_or(0);
             // A single one is kept however large it is: somebody is about to read it.
             while (*bytes > LIMIT || order.len() > MOST)
                 && order.len() > 1
@@ -108,7 +154,46 @@ impl RecentSpans {
             }
         }
         for name in gone {
-            self.groups.remove_if(&name, |_| true);
+            self.spans.remove_if(&name, |_| true);
+        }
+    }
+
+    /// A decoder that stands at `span` or before it, in its group; whoever gets it has it for himself.
+    pub(super) fn take_decoder(
+        &self,
+        layer: &LayerKey,
+        index: &Arc<Indexed>,
+        span: u32,
+    ) -> Option<SpanDecoder> {
+        let first = index.group(span).start.max(span.saturating_sub(MOST_BEHIND));
+        (first..=span).rev().find_map(|next| {
+            let name = (*layer, next);
+            let idle = self.decoders.get(&name).filter(|idle| Arc::ptr_eq(&idle.index, index))?;
+            let decoder = locked(&idle.decoder).take();
+            self.decoders.remove_if(&name, |kept| std::ptr::eq(kept, &*idle));
+            locked(&self.usage).decoders.pop(&name);
+            decoder
+        })
+    }
+
+    /// Keeps a decoder for whoever wants the spans behind it.
+    pub(super) fn put_decoder(&self, layer: &LayerKey, index: &Arc<Indexed>, decoder: SpanDecoder) {
+        let next = decoder.next_span();
+        if next >= index.span_count() {
+            return;
+        }
+        let Ok(memory) = self.budget.reserve(decoder.memory_bytes()) else { return };
+        let decoder = Mutex::new(Some(decoder));
+        let idle = Idle { decoder, index: index.clone(), _memory: memory };
+        let name = (*layer, next);
+        self.decoders.insert(name, &Arc::new(idle));
+        let gone = {
+            let Usage { decoders, .. } = &mut *locked(&self.usage);
+            decoders.put(name, ());
+            (decoders.len() > MOST_DECODERS).then(|| decoders.pop_lru()).flatten()
+        };
+        if let Some((name, ())) = gone {
+            self.decoders.remove_if(&name, |_| true);
         }
     }
 
@@ -129,8 +214,10 @@ impl RecentSpans {
                 all.is_watched = false;
                 all.bytes = 0;
                 all.order.clear();
+                all.decoders.clear();
                 drop(all);
-                self.groups.let_go();
+                self.spans.let_go();
+                self.decoders.let_go();
                 return;
             }
         }

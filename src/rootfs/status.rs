@@ -1,6 +1,6 @@
 //! What is known of an image, for those who look after it: `status.json` in a mount.
 
-use std::time::UNIX_EPOCH;
+use std::{sync::atomic::Ordering, time::UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -30,6 +30,8 @@ impl Images {
             "platforms": platforms.collect::<Vec<_>>(),
             "fetched_bytes": stats.fetched_bytes,
             "requests": stats.requests,
+            "inflated_bytes": self.store().decoded.inflated.load(Ordering::Relaxed),
+            "hashed_bytes": self.store().decoded.hashed.load(Ordering::Relaxed),
             "cache": { "held_bytes": stats.held_bytes, "limit_bytes": stats.limit_bytes },
             "memory": {
                 "used_bytes": memory.used_bytes,

@@ -1,7 +1,9 @@
 //! The decompressed stream of a layer, and how it becomes content for the cache.
 
 use std::{
+    collections::VecDeque,
     future::ready,
+    io,
     ops::Range,
     sync::{Arc, Mutex},
 };
@@ -9,11 +11,12 @@ use std::{
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, future::BoxFuture};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
+    decode::{Keeping, stream_bytes},
     index_store::Indexed,
-    layer::{Layer, stream_bytes},
+    layer::Layer,
     location::{Compressed, STEP},
     scan::Scan,
     spans::{Group, Reader},
@@ -25,6 +28,12 @@ use crate::{
     layer::SpanDecoder,
     util::locked,
 };
+
+/// Spans that are decompressed together for somebody who reads on.
+const SPANS_AT_ONCE: u32 = 4;
+
+/// The window of usual zstd frames, in bytes.
+const WINDOW_BYTES: u64 = 2 << 20;
 
 /// The decompressed stream of a layer, open for reading.
 pub(super) enum Stream {
@@ -86,12 +95,13 @@ pub(super) struct Scanned {
 impl Scanned {
     /// The group of a span up to that. It may become longer yet, so it is kept here only.
     async fn group(&self, span: u32) -> Result<Arc<Group>> {
+        let range = self.index.stream_range(span);
         let last = locked(&self.last).clone();
-        if let Some(group) = last.filter(|group| group.get(span).is_some()) {
+        if let Some(group) = last.filter(|group| group.get(&range).is_some()) {
             return Ok(group);
         }
         let spans = self.index.group(span).start..span + 1;
-        let group = self.layer.decode(&self.index, spans).await?;
+        let group = self.layer.decode(&self.index, spans, Keeping::Nothing).await?;
         *locked(&self.last) = Some(group.clone());
         Ok(group)
     }
@@ -112,8 +122,9 @@ impl ReadScanned for Scanned {
                 let span = self.index.span_of(at).ok_or_else(ended)?;
                 let group = self.group(span).await?;
                 // A span has 8 MiB at most.
-                let skip = (at - self.index.stream_range(span).start) as usize;
-                let found = group.get(span).and_then(|found| found.get(skip..));
+                let of = self.index.stream_range(span);
+                let skip = (at - of.start) as usize;
+                let found = group.get(&of).and_then(|found| found.get(skip..));
                 let found = found.filter(|found| !found.is_empty()).ok_or_else(ended)?;
                 let taken = &found[..found.len().min((range.end - at) as usize)];
                 bytes.extend_from_slice(taken);
@@ -153,7 +164,7 @@ impl Blobs for Decompressed {
         // What can only be decompressed from its beginning is decompressed once, and all kept.
         let way = match is_sequential && range == all {
             true => Way::InOrder(self.in_order().await?),
-            false => Way::Each(None),
+            false => Way::Each { ready: VecDeque::new(), coming: JoinSet::new() },
         };
         let (layer, index) = (self.layer.clone(), self.index.clone());
         Ok(Box::new(Spans { layer, index, left: range, spans, way, ignores_ranges: is_sequential }))
@@ -162,8 +173,13 @@ impl Blobs for Decompressed {
 
 /// How spans come.
 enum Way {
-    /// Group by group, wherever they are; the one that came last.
-    Each(Option<Arc<Group>>),
+    /// A few at a time, wherever they are.
+    Each {
+        /// Those that have come.
+        ready: VecDeque<Bytes>,
+        /// Those that follow, on their way; at most one task, which ends with this.
+        coming: JoinSet<Result<Vec<Bytes>>>,
+    },
     /// All of the layer, decompressed in order.
     InOrder(mpsc::Receiver<Result<Bytes>>),
 }
@@ -188,17 +204,23 @@ impl Spans {
         };
         match &mut self.way {
             Way::InOrder(comes) => comes.recv().await.ok_or_else(ended)?,
-            Way::Each(group) => {
-                if group.as_ref().is_none_or(|group| group.get(span).is_none()) {
-                    *group = Some(self.layer.group(&self.index, span).await?);
-                    let next = self.index.group(span).end;
-                    if next < self.spans.end {
-                        // It is on its way while this one is read.
-                        drop(self.layer.group(&self.index, next));
+            Way::Each { ready, coming } => {
+                if ready.is_empty() {
+                    let end = self.spans.end;
+                    let some = |from: u32| from..end.min(from.saturating_add(SPANS_AT_ONCE));
+                    let came = match coming.join_next().await {
+                        Some(came) => came.map_err(|e| self.layer.error(io::Error::other(e)))??,
+                        None => self.layer.spans(&self.index, some(span)).await?,
+                    };
+                    ready.extend(came);
+                    let next = some(span + ready.len() as u32);
+                    if !next.is_empty() {
+                        // They are on their way while these are read.
+                        let (layer, index) = (self.layer.clone(), self.index.clone());
+                        coming.spawn(async move { layer.spans(&index, next).await });
                     }
                 }
-                let found = group.as_ref().and_then(|group| group.get(span)).cloned();
-                found.ok_or_else(ended)
+                ready.pop_front().ok_or_else(ended)
             }
         }
     }
@@ -242,11 +264,11 @@ impl Decompressed {
     async fn in_order(&self) -> Result<mpsc::Receiver<Result<Bytes>>> {
         let (layer, index) = (self.layer.clone(), self.index.clone());
         let compressed = layer.at.compressed().await?.for_all();
-        let (gives, comes) = mpsc::channel(1);
+        let (gives, comes) = mpsc::channel(4);
         let (sender, mut receiver) = mpsc::channel::<Bytes>(2);
         // The span that is decompressed, the one that waits, and the window.
         let largest = (0..index.span_count()).map(|span| stream_bytes(&index, &(span..span + 1)));
-        let bytes = 3 * largest.max().unwrap_or(0) + 4 * STEP as u64;
+        let bytes = 3 * largest.max().unwrap_or(0).max(WINDOW_BYTES) + 4 * STEP as u64;
         let budget = &layer.at.store.sources.memory;
         let reserve = || ready(budget.reserve(bytes).map_err(|error| layer.error(error)));
         let memory = layer.at.store.with_memory(reserve).await?;
@@ -297,13 +319,15 @@ fn decompress(
     };
     let window = layer.window(index, 0);
     let spans = 0..index.span_count();
-    let mut decoder = SpanDecoder::new(index, spans, window.as_deref()).map_err(failed)?;
+    let mut decoder = SpanDecoder::new(index, 0, window.as_deref()).map_err(failed)?;
     let mut is_wanted = true;
     while is_wanted {
         let Some(bytes) = comes.blocking_recv() else { return Ok(()) };
-        let is_done = decoder.push(&bytes, &mut |_, bytes| {
-            is_wanted &= gives.blocking_send(Ok(bytes.into())).is_ok();
+        let before = decoder.work();
+        let is_done = decoder.push(index, &spans, &bytes, &mut |one| {
+            is_wanted &= gives.blocking_send(Ok(one.bytes.into())).is_ok();
         });
+        layer.at.store.decoded.add(decoder.work().since(before));
         is_wanted &= !is_done.map_err(failed)?;
     }
     Ok(())

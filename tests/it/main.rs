@@ -47,6 +47,7 @@ mod rootfs_image;
 mod rootfs_memory;
 mod rootfs_reads;
 mod rootfs_real;
+mod rootfs_small_reads;
 mod rootfs_toc;
 mod run;
 mod selftest;

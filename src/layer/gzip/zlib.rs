@@ -59,6 +59,13 @@ impl Inflate {
         if result == zlib::Z_OK { Ok(Self { stream }) } else { Err("there is no memory for it") }
     }
 
+    /// Lets it begin with another stream.
+    pub(super) fn reset(&mut self) -> Result<(), &'static str> {
+        // SAFETY: the stream is initialised.
+        let result = unsafe { zlib::inflateReset(&mut *self.stream) };
+        if result == zlib::Z_OK { Ok(()) } else { Err("it cannot begin again") }
+    }
+
     /// Tells it what came before the first byte that it decompresses.
     pub(super) fn set_window(&mut self, window: &[u8]) -> Result<(), &'static str> {
         // At most `WINDOW_BYTES` matter, so the length fits.
@@ -80,12 +87,13 @@ impl Inflate {
         if result == zlib::Z_OK { Ok(()) } else { Err("it cannot begin within a byte") }
     }
 
-    /// Decompresses up to the end of a block, of `input` or of `output`, whichever comes first.
-    /// What comes before damage is written, however the input is cut into pieces.
-    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Step {
+    /// Decompresses up to the end of `input` or of `output`, or of a block if it `stops_at_blocks`,
+    /// whichever comes first. What comes before damage is written, however the input is cut into pieces.
+    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8], stops_at_blocks: bool) -> Step {
         // What is beyond 4 GiB comes with the next call.
         let given = u32::try_from(input.len()).unwrap_or(u32::MAX);
         let room = u32::try_from(output.len()).unwrap_or(u32::MAX);
+        let flush = if stops_at_blocks { zlib::Z_BLOCK } else { zlib::Z_NO_FLUSH };
         let stream = &mut *self.stream;
         stream.next_in = input.as_ptr();
         stream.avail_in = given;
@@ -93,7 +101,7 @@ impl Inflate {
         stream.avail_out = room;
         // SAFETY: the stream is initialised; `next_in` and `next_out` point at as many readable
         // and writable bytes as is said, in slices that outlive the call and do not overlap.
-        let result = unsafe { zlib::inflate(stream, zlib::Z_BLOCK) };
+        let result = unsafe { zlib::inflate(stream, flush) };
         let consumed = (given - stream.avail_in) as usize;
         let produced = (room - stream.avail_out) as usize;
         stream.next_in = std::ptr::null();
@@ -104,7 +112,7 @@ impl Inflate {
             zlib::Z_STREAM_END => Ok(At::End),
             // Z_BUF_ERROR: it could not go on for want of input or room, which is no error here.
             // 128: between blocks; 64: the block was the last one, so there is no next.
-            zlib::Z_OK | zlib::Z_BUF_ERROR if stream.data_type & 0xc0 == 128 => {
+            zlib::Z_OK | zlib::Z_BUF_ERROR if stops_at_blocks && stream.data_type & 0xc0 == 128 => {
                 Ok(At::Boundary { unused_bits: (stream.data_type & 63) as u8 })
             }
             zlib::Z_OK | zlib::Z_BUF_ERROR => Ok(At::Middle),

@@ -238,7 +238,8 @@ impl Assembler {
         for at in order {
             let at = at as usize;
             let (entry, piece) = (self.pieces[at].entry, self.pieces[at].piece);
-            let (mut stream_offset, mut start, mut skip) = (0, Start::Clean, piece.inner_offset);
+            let (mut stream_offset, mut start, mut skip) =
+                (0, Start::Clean { blob_bits: piece.blob_offset * 8 }, piece.inner_offset);
             if let Some(before) = before.map(|before| &self.pieces[before]) {
                 let last = &before.piece;
                 let is_next =
@@ -258,11 +259,16 @@ impl Assembler {
             if let Some(span) = spans.last_mut() {
                 span.padding = (stream_offset - stream_end) as u16;
             }
+            let first = match (start, spans.last()) {
+                (Start::No, Some(last)) => last.first,
+                _ => spans.len() as u32,
+            };
             spans.push(Span {
                 stream_offset,
-                blob_bits: if start == Start::Clean { piece.blob_offset * 8 } else { 0 },
+                blob_end: 0,
                 digest: piece.digest,
                 start,
+                first,
                 // It is not more than 64 MiB.
                 skip: skip as u32,
                 padding: 0,

@@ -36,18 +36,21 @@ pub(in crate::layer) fn index_of_cuts<'a>(
     }
     let mut found = Spans { spans: Vec::new(), windows: Vec::new(), stream_bytes };
     for cut in cuts {
+        let (blob_bits, first) = (cut.blob_bits, found.spans.len() as u32);
         let start = match source.compression {
-            Compression::Plain | Compression::Zstd => Start::Clean,
+            Compression::Plain | Compression::Zstd => Start::Clean { blob_bits },
             Compression::Gzip => {
-                let no_memory = AssemblyError::Span(found.spans.len() as u32, "there is no memory");
-                keep_window(cut.window, &mut found.windows).ok_or(no_memory)?
+                let no_memory = AssemblyError::Span(first, "there is no memory");
+                let kept = keep_window(cut.window, &mut found.windows).ok_or(no_memory)?;
+                Start::Window { blob_bits, offset: kept.0, bytes: kept.1 }
             }
         };
         found.spans.push(Span {
             stream_offset: cut.stream_offset,
-            blob_bits: cut.blob_bits,
+            blob_end: 0,
             digest: cut.digest,
             start,
+            first,
             skip: 0,
             padding: 0,
         });
@@ -66,13 +69,14 @@ fn check_spans(found: &Spans, blob_bytes: u64) -> Result<(), AssemblyError> {
     for (number, span) in (0..).zip(spans) {
         let wrong = |what| Err(AssemblyError::Span(number, what));
         let next = spans.get(number as usize + 1);
-        let next = next.map_or(end, |next| (next.stream_offset, next.blob_bits));
+        let bits = |span: &Span| span.blob_bits().unwrap_or(0);
+        let next = next.map_or(end, |next| (next.stream_offset, bits(next)));
         let bytes = match next.0.checked_sub(span.stream_offset) {
             Some(bytes @ 1..=MAX_BYTES) => bytes,
             Some(0) | None => return wrong("it ends before it begins"),
             Some(_) => return wrong("it has more than 8 MiB"),
         };
-        match next.1.checked_sub(span.blob_bits) {
+        match next.1.checked_sub(bits(span)) {
             Some(bits) if bits / 8 <= most_compressed_bytes(bytes) => {}
             Some(_) => return wrong("it has more bytes than can be in it"),
             None => return wrong("it ends in the blob before it begins there"),

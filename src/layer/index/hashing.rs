@@ -3,16 +3,19 @@
 use std::{
     mem,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::JoinHandle,
 };
 
-use sha2::{Digest as _, Sha256};
-
+use super::{
+    sealing::{SEALER_BYTES, Sealed, Sealer},
+    span::{CleanStart, SPAN_BYTES, WindowStart},
+};
 use crate::{
     image::{Algorithm, Digest, Hasher},
+    layer::gzip::{FOLLOWING_BYTES, WINDOW_BYTES},
     util::locked,
 };
 
@@ -26,46 +29,73 @@ pub enum Hashing {
 }
 
 /// Bytes that are handed over at a time.
-const PARCEL_BYTES: usize = 256 << 10;
+const PARCEL_BYTES: usize = SPAN_BYTES as usize;
 
 /// Parcels that wait at most.
-const PARCELS: usize = 8;
+const PARCELS: usize = 12;
 
-/// Memory that hashing on a thread of its own takes: those that wait, and those that are spare.
-pub(super) const HASHING_BYTES: u64 = (PARCEL_BYTES * (PARCELS + 2)) as u64;
+/// Memory that hashing on a thread of its own takes: parcels that wait and those that are spare, with a place
+/// for a window for each that waits, and what it takes to thin that.
+pub(super) const HASHING_BYTES: u64 =
+    ((PARCEL_BYTES + WINDOW_BYTES + FOLLOWING_BYTES) * (PARCELS + 2)) as u64 + SEALER_BYTES;
 
-/// The digests of a pass.
+/// The digests of a pass, and its spans.
 pub(super) struct Digests {
     /// Of the blob.
     pub(super) blob: Digest,
     /// Of the stream.
     pub(super) stream: Digest,
-    /// Of each span.
-    pub(super) spans: Vec<[u8; 32]>,
+    pub(super) sealed: Sealed,
 }
 
 struct State {
     blob: Hasher,
     stream: Hasher,
-    span: Sha256,
-    spans: SpanDigests,
+    sealer: Sealer,
 }
 
-/// The digests of spans, shared with those who want to know them while more come.
-type SpanDigests = Arc<Mutex<Vec<[u8; 32]>>>;
+/// A part of a span, what is known of its beginning, and of its end.
+#[derive(Default)]
+struct Part {
+    begins: Option<CleanStart>,
+    bytes: Vec<u8>,
+    place: Option<Box<WindowStart>>,
+    ends: Option<End>,
+}
+
+/// Where a span ends in the stream, and how much of the blob it takes.
+#[derive(Clone, Copy)]
+struct End {
+    stream_end: u64,
+    blob_end: u64,
+}
 
 enum Job {
     Blob(Vec<u8>),
-    Stream(Vec<u8>),
-    EndSpan,
+    Part(Part),
 }
 
 impl State {
-    fn do_job(&mut self, job: &Job) {
+    /// Does it; gives back the room that it took.
+    fn do_job(&mut self, job: Job) -> Vec<u8> {
         match job {
-            Job::Blob(bytes) => self.blob.update(bytes),
-            Job::Stream(bytes) => self.stream(bytes),
-            Job::EndSpan => self.end_span(),
+            Job::Blob(bytes) => {
+                self.blob.update(&bytes);
+                bytes
+            }
+            Job::Part(part) => {
+                if let Some(start) = part.begins {
+                    self.sealer.begin(start);
+                }
+                self.stream(&part.bytes);
+                if let Some(place) = part.place {
+                    self.sealer.consider(*place);
+                }
+                if let Some(end) = part.ends {
+                    self.sealer.end(end.stream_end, end.blob_end);
+                }
+                part.bytes
+            }
         }
     }
 
@@ -73,24 +103,15 @@ impl State {
         // While a part is in the processor's cache, both take it.
         for part in bytes.chunks(16 << 10) {
             self.stream.update(part);
-            self.span.update(part);
+            self.sealer.bytes(part);
         }
-    }
-
-    fn end_span(&mut self) {
-        locked(&self.spans).push(self.span.finalize_reset().into());
-    }
-
-    fn finish(self) -> Digests {
-        let spans = mem::take(&mut *locked(&self.spans));
-        Digests { blob: self.blob.finish(), stream: self.stream.finish(), spans }
     }
 }
 
-/// Takes what is to be hashed.
+/// Takes what is to be hashed, and where the stream is cut.
 pub(super) struct Hashes {
     way: Way,
-    spans: SpanDigests,
+    sealed: Arc<Mutex<Sealed>>,
 }
 
 enum Way {
@@ -108,7 +129,7 @@ pub(super) struct Worker {
     spare: Receiver<Vec<u8>>,
     thread: JoinHandle<State>,
     blob: Vec<u8>,
-    stream: Vec<u8>,
+    part: Part,
 }
 
 /// The thread that hashes has died, which only happens if it panics.
@@ -126,12 +147,10 @@ impl Way {
         let mut state_of_thread = state();
         let thread = std::thread::Builder::new().name("layer-hash".to_owned()).spawn(move || {
             for job in to_do {
-                state_of_thread.do_job(&job);
-                if let Job::Blob(mut parcel) | Job::Stream(mut parcel) = job {
-                    parcel.clear();
-                    // If nobody wants it, it goes.
-                    let _ = done.try_send(parcel);
-                }
+                let mut parcel = state_of_thread.do_job(job);
+                parcel.clear();
+                // If nobody wants it, it goes.
+                let _ = done.try_send(parcel);
             }
             state_of_thread
         });
@@ -141,7 +160,7 @@ impl Way {
                 spare,
                 thread,
                 blob: Vec::new(),
-                stream: Vec::new(),
+                part: Part::default(),
             }),
             // There are enough threads already.
             Err(_) => inline(),
@@ -151,95 +170,129 @@ impl Way {
 
 impl Hashes {
     pub(super) fn new(hashing: Hashing, blob: Algorithm, stream: Algorithm) -> Self {
-        let spans = SpanDigests::default();
+        let sealed = Arc::<Mutex<Sealed>>::default();
         let state = || State {
             blob: Hasher::new(blob),
             stream: Hasher::new(stream),
-            span: Sha256::new(),
-            spans: spans.clone(),
+            sealer: Sealer::new(sealed.clone()),
         };
         let way = Way::new(hashing, &state);
-        Self { way, spans }
+        Self { way, sealed }
     }
 
-    /// How many spans have been hashed.
-    pub(super) fn span_count(&self) -> usize {
-        locked(&self.spans).len()
-    }
-
-    /// The digests of the first spans, as far as they have been computed.
-    pub(super) fn spans(&self) -> Vec<[u8; 32]> {
-        locked(&self.spans).clone()
+    /// The spans that are complete by now.
+    pub(super) fn sealed(&self) -> MutexGuard<'_, Sealed> {
+        locked(&self.sealed)
     }
 
     /// Takes the next bytes of the blob.
     pub(super) fn blob(&mut self, bytes: &[u8]) -> Result<(), Died> {
         match &mut self.way {
-            Way::Inline(state) => state.0.blob.update(bytes),
-            Way::OwnThread(worker) => worker.collect(bytes, false)?,
+            Way::Inline(state) => {
+                state.0.blob.update(bytes);
+                Ok(())
+            }
+            Way::OwnThread(worker) => worker.blob(bytes),
         }
-        Ok(())
     }
 
-    /// Takes the next bytes of the stream.
+    /// A span begins, at which decompressing can begin without a window.
+    pub(super) fn begin_span(&mut self, start: CleanStart) {
+        match &mut self.way {
+            Way::Inline(state) => state.0.sealer.begin(start),
+            Way::OwnThread(worker) => worker.part.begins = Some(start),
+        }
+    }
+
+    /// Takes the next bytes of the current span.
     pub(super) fn stream(&mut self, bytes: &[u8]) -> Result<(), Died> {
         match &mut self.way {
-            Way::Inline(state) => state.0.stream(bytes),
-            Way::OwnThread(worker) => worker.collect(bytes, true)?,
+            Way::Inline(state) => {
+                state.0.stream(bytes);
+                Ok(())
+            }
+            Way::OwnThread(worker) => worker.stream(bytes),
         }
-        Ok(())
     }
 
-    /// Ends the current span.
-    pub(super) fn end_span(&mut self) -> Result<(), Died> {
+    /// Decompressing could begin here for the current span.
+    pub(super) fn place(&mut self, place: WindowStart) {
         match &mut self.way {
-            Way::Inline(state) => state.0.end_span(),
+            Way::Inline(state) => state.0.sealer.consider(place),
+            Way::OwnThread(worker) => worker.part.place = Some(Box::new(place)),
+        }
+    }
+
+    /// Ends the current span; see [`Sealer::end`].
+    pub(super) fn end_span(&mut self, stream_end: u64, blob_end: u64) -> Result<(), Died> {
+        match &mut self.way {
+            Way::Inline(state) => {
+                state.0.sealer.end(stream_end, blob_end);
+                Ok(())
+            }
             Way::OwnThread(worker) => {
-                worker.hand_over(true)?;
-                worker.jobs.send(Job::EndSpan).map_err(|_| Died)?;
+                worker.part.ends = Some(End { stream_end, blob_end });
+                worker.hand_over_part()
             }
         }
-        Ok(())
     }
 
     /// The digests of everything.
     pub(super) fn finish(self) -> Result<Digests, Died> {
-        match self.way {
-            Way::Inline(state) => Ok(state.0.finish()),
+        let state = match self.way {
+            Way::Inline(state) => state.0,
             Way::OwnThread(mut worker) => {
-                worker.hand_over(true)?;
-                worker.hand_over(false)?;
+                worker.hand_over_part()?;
+                worker.hand_over_blob()?;
                 drop(worker.jobs);
-                worker.thread.join().map(State::finish).map_err(|_| Died)
+                worker.thread.join().map_err(|_| Died)?
             }
-        }
+        };
+        let State { blob, stream, .. } = state;
+        let sealed = mem::take(&mut *locked(&self.sealed));
+        Ok(Digests { blob: blob.finish(), stream: stream.finish(), sealed })
     }
 }
 
+/// Puts as many of `bytes` into a parcel as it takes; returns the rest.
+fn fill<'a>(parcel: &mut Vec<u8>, spare: &Receiver<Vec<u8>>, bytes: &'a [u8]) -> &'a [u8] {
+    if parcel.capacity() == 0 {
+        *parcel = spare.try_recv().unwrap_or_default();
+        parcel.reserve_exact(PARCEL_BYTES);
+    }
+    let (taken, rest) = bytes.split_at(bytes.len().min(PARCEL_BYTES - parcel.len()));
+    parcel.extend_from_slice(taken);
+    rest
+}
+
 impl Worker {
-    fn collect(&mut self, mut bytes: &[u8], is_stream: bool) -> Result<(), Died> {
+    fn blob(&mut self, mut bytes: &[u8]) -> Result<(), Died> {
         while !bytes.is_empty() {
-            let parcel = if is_stream { &mut self.stream } else { &mut self.blob };
-            if parcel.capacity() == 0 {
-                *parcel = self.spare.try_recv().unwrap_or_default();
-                parcel.reserve_exact(PARCEL_BYTES);
-            }
-            let count = bytes.len().min(PARCEL_BYTES - parcel.len());
-            parcel.extend_from_slice(&bytes[..count]);
-            bytes = &bytes[count..];
-            if parcel.len() == PARCEL_BYTES {
-                self.hand_over(is_stream)?;
+            bytes = fill(&mut self.blob, &self.spare, bytes);
+            if self.blob.len() == PARCEL_BYTES {
+                self.hand_over_blob()?;
             }
         }
         Ok(())
     }
 
-    fn hand_over(&mut self, is_stream: bool) -> Result<(), Died> {
-        let parcel = std::mem::take(if is_stream { &mut self.stream } else { &mut self.blob });
-        if parcel.is_empty() {
-            return Ok(());
+    fn stream(&mut self, mut bytes: &[u8]) -> Result<(), Died> {
+        while !bytes.is_empty() {
+            if self.part.bytes.len() == PARCEL_BYTES {
+                self.hand_over_part()?;
+            }
+            bytes = fill(&mut self.part.bytes, &self.spare, bytes);
         }
-        let job = if is_stream { Job::Stream(parcel) } else { Job::Blob(parcel) };
-        self.jobs.send(job).map_err(|_| Died)
+        Ok(())
+    }
+
+    fn hand_over_blob(&mut self) -> Result<(), Died> {
+        let blob = mem::take(&mut self.blob);
+        self.jobs.send(Job::Blob(blob)).map_err(|_| Died)
+    }
+
+    fn hand_over_part(&mut self) -> Result<(), Died> {
+        let part = mem::take(&mut self.part);
+        self.jobs.send(Job::Part(part)).map_err(|_| Died)
     }
 }

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use super::{
     Compression, LayerIndex, MAX_NOTES, Note, Origin, SEQUENTIAL_BYTES, Table, TableError,
     hashing::{Died, HASHING_BYTES, Hashes, Hashing},
+    sealing::Sealed,
     span::{Cutter, Span},
     table::TableBuilder,
 };
@@ -132,6 +133,8 @@ struct Pass {
     has_died: bool,
     compression: Compression,
     cutter: Cutter,
+    /// Bytes of the blob that what has come of the stream took.
+    blob_end: u64,
     /// The parser, as long as it can go on.
     tar: Option<Parser>,
     table: TableBuilder,
@@ -157,6 +160,7 @@ impl Indexer {
                 has_died: false,
                 compression: Compression::Plain,
                 cutter: Cutter::new(Compression::Plain),
+                blob_end: 0,
                 tar: Some(Parser::new(limits.max_entries)),
                 table: TableBuilder::new(&limits),
                 notes: Vec::new(),
@@ -223,12 +227,13 @@ impl Indexer {
             Input::Decoding(decoder) => decoder.memory_bytes(),
             Input::Magic(_) | Input::Stopped => 0,
         };
-        let cutter = &self.pass.cutter;
-        let spans = cutter.spans.capacity() * std::mem::size_of::<Span>();
+        let sealed = self.pass.hashes.sealed();
+        let spans = sealed.spans.capacity() * std::mem::size_of::<Span>();
         decoder
             + HASHING_BYTES
+            + self.pass.cutter.memory_bytes()
             + self.pass.table.memory_bytes()
-            + (spans + cutter.windows.capacity()) as u64
+            + (spans + sealed.windows.capacity()) as u64
     }
 
     /// What cannot be shown of what has passed so far; see [`LayerIndex::notes`].
@@ -238,37 +243,23 @@ impl Indexer {
 
     /// How much of the stream [`Indexer::so_far`] would cover, in bytes.
     pub fn settled_bytes(&self) -> u64 {
-        self.settled().map_or(0, |end| self.pass.cutter.spans[end].stream_offset)
-    }
-
-    /// The number of the span that has to be known no more, because everything before it has been
-    /// hashed and can be decompressed again without too much ado; never the first one.
-    fn settled(&self) -> Option<usize> {
-        let spans = &self.pass.cutter.spans;
-        let hashed = self.pass.hashes.span_count().min(spans.len().checked_sub(1)?);
-        (1..=hashed).rev().find(|end| {
-            let start = spans[..*end].iter().rposition(Span::is_start).unwrap_or(0);
-            spans[*end].stream_offset - spans[start].stream_offset <= SEQUENTIAL_BYTES
-        })
+        let sealed = self.pass.hashes.sealed();
+        let end = settled(&sealed);
+        sealed.spans.get(end).map_or(0, |span| span.stream_offset)
     }
 
     /// An index of what has passed so far, as far as that can be decompressed again. The layer may
     /// still turn out to be another than `expected`: what is read by this index is what has passed, no
     /// more and no less.
     pub fn so_far(&self, expected: &Expected) -> Option<LayerIndex> {
-        let end = self.settled()?;
-        let digests = self.pass.hashes.spans();
-        let mut spans = self.pass.cutter.spans.clone();
-        let stream_bytes = spans[end].stream_offset;
-        // Where nothing begins, nobody knows where in the blob it is.
-        let used_bytes = match spans[end].is_start() {
-            true => spans[end].blob_bits.div_ceil(8),
-            false => self.blob_bytes,
+        let Sealed { mut spans, windows } = {
+            let sealed = self.pass.hashes.sealed();
+            let end = settled(&sealed);
+            let spans = sealed.spans.get(..=end)?.to_vec();
+            Sealed { spans, windows: sealed.windows.clone() }
         };
-        spans.truncate(end);
-        for (span, digest) in spans.iter_mut().zip(digests) {
-            span.digest = digest;
-        }
+        let stream_bytes = spans.pop().filter(|_| !spans.is_empty())?.stream_offset;
+        let used_bytes = spans.last()?.blob_end;
         Some(LayerIndex {
             origin: Origin::Pass,
             blob: expected.blob,
@@ -279,7 +270,7 @@ impl Indexer {
             compression: self.pass.compression,
             table: self.table().clone(),
             spans,
-            windows: Some(self.pass.cutter.windows.clone()),
+            windows: Some(windows),
             windows_offset: 0,
             notes: self.notes().to_vec(),
             more_notes: self.pass.more_notes,
@@ -315,9 +306,7 @@ impl Indexer {
             let number = pass.entries;
             pass.note_whole(Note::unreadable(number, &error));
         }
-        if pass.cutter.since() > 0 {
-            pass.hashes.end_span().map_err(|Died| IndexError::Died)?;
-        }
+        pass.end_stream().map_err(|Died| IndexError::Died)?;
         let digests = pass.hashes.finish().map_err(|Died| IndexError::Died)?;
         let blob = expected.blob;
         if self.blob_bytes != expected.blob_bytes {
@@ -341,12 +330,8 @@ impl Indexer {
                 return Err(IndexError::DiffId { blob, expected, found });
             }
         }
-        pass.cutter.finish();
         let stream_bytes = pass.cutter.at();
-        let Cutter { mut spans, mut windows, .. } = pass.cutter;
-        for (span, digest) in spans.iter_mut().zip(digests.spans) {
-            span.digest = digest;
-        }
+        let Sealed { mut spans, mut windows } = digests.sealed;
         spans.shrink_to_fit();
         windows.shrink_to_fit();
         Ok(LayerIndex {
@@ -394,6 +379,7 @@ impl Indexer {
     fn decode(&mut self, bytes: &[u8], sink: &mut dyn FnMut(Chunk<'_>)) {
         let Input::Decoding(decoder) = &mut self.decoder else { return };
         self.pass.stream_limit = self.pass.limits.stream_bytes(self.blob_bytes);
+        self.pass.cutter.input(self.blob_bytes - bytes.len() as u64, bytes);
         match decoder.push(bytes, &mut Shown { pass: &mut self.pass, sink }) {
             Ok(ControlFlow::Continue(())) => {}
             Ok(ControlFlow::Break(())) => {
@@ -416,42 +402,75 @@ struct Shown<'a> {
 }
 
 impl Output for Shown<'_> {
-    fn bytes(&mut self, mut bytes: &[u8]) -> ControlFlow<()> {
+    fn room(&self) -> usize {
+        usize::try_from(self.pass.cutter.room()).unwrap_or(usize::MAX)
+    }
+
+    fn bytes(&mut self, bytes: &[u8], blob_end: u64) -> ControlFlow<()> {
         let pass = &mut *self.pass;
-        while !bytes.is_empty() {
-            let allowed = pass.stream_limit.saturating_sub(pass.cutter.at());
-            let room = pass.cutter.room().min(allowed);
-            let count = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
-            if count == 0 {
-                pass.is_too_large = true;
-                return ControlFlow::Break(());
-            }
-            let (piece, rest) = bytes.split_at(count);
-            bytes = rest;
-            pass.parse(piece);
-            let (span, stream_offset) = (pass.cutter.spans.len() as u32 - 1, pass.cutter.at());
-            pass.cutter.advance(count as u64);
-            let mut result = pass.hashes.stream(piece);
-            (self.sink)(Chunk { span, stream_offset, bytes: piece });
-            if pass.cutter.cut_if_full() {
-                result = result.and(pass.hashes.end_span());
-            }
-            if result.is_err() {
-                pass.has_died = true;
-                return ControlFlow::Break(());
-            }
+        let allowed = pass.stream_limit.saturating_sub(pass.cutter.at());
+        let bytes = &bytes[..bytes.len().min(usize::try_from(allowed).unwrap_or(usize::MAX))];
+        if bytes.is_empty() {
+            pass.is_too_large = true;
+            return ControlFlow::Break(());
+        }
+        pass.parse(bytes);
+        let (span, stream_offset) = (pass.cutter.span() as u32, pass.cutter.at());
+        let result = pass.take(bytes, blob_end);
+        (self.sink)(Chunk { span, stream_offset, bytes });
+        if result.is_err() {
+            pass.has_died = true;
+            return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
     }
 
     fn boundary(&mut self, at: Boundary<'_>) {
-        if self.pass.cutter.boundary(at) && self.pass.hashes.end_span().is_err() {
-            self.pass.has_died = true;
-        }
+        self.pass.cutter.boundary(at);
     }
 }
 
+/// The number of the span that has to be known no more, because everything before it has been hashed and
+/// can be decompressed again without too much ado; 0 if there is none.
+fn settled(sealed: &Sealed) -> usize {
+    let spans = &sealed.spans;
+    let is_near = |end: &usize| {
+        let first = spans[*end - 1].first as usize;
+        spans[*end].stream_offset - spans[first].stream_offset <= SEQUENTIAL_BYTES
+    };
+    (1..spans.len()).rev().find(is_near).unwrap_or(0)
+}
+
 impl Pass {
+    /// Cuts and hashes the next bytes of the stream, which are of one span.
+    fn take(&mut self, bytes: &[u8], blob_end: u64) -> Result<(), Died> {
+        if self.cutter.since() == 0
+            && let Some(start) = self.cutter.begin()
+        {
+            self.hashes.begin_span(start);
+        }
+        self.blob_end = blob_end;
+        self.hashes.stream(bytes)?;
+        if let Some(place) = self.cutter.advance(bytes.len() as u64, blob_end) {
+            self.hashes.place(place);
+        }
+        if self.cutter.ends(blob_end) {
+            self.hashes.end_span(self.cutter.at(), blob_end)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the last span.
+    fn end_stream(&mut self) -> Result<(), Died> {
+        if self.cutter.since() == 0 {
+            return Ok(());
+        }
+        if let Some(place) = self.cutter.take_awaited(self.blob_end) {
+            self.hashes.place(place);
+        }
+        self.hashes.end_span(self.cutter.at(), self.blob_end)
+    }
+
     /// Gives the parser the next bytes of the stream.
     fn parse(&mut self, bytes: &[u8]) {
         let Some(tar) = &mut self.tar else { return };

@@ -1,6 +1,9 @@
 //! Reading spans by ranges of the blob.
 
-use std::ops::{ControlFlow, Range};
+use std::{
+    mem,
+    ops::{ControlFlow, Range},
+};
 
 use sha2::{Digest as _, Sha256};
 
@@ -38,6 +41,38 @@ pub enum DecodeError {
     Overlap(u32),
 }
 
+/// A span that has been decompressed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decoded {
+    /// Its number.
+    pub span: u32,
+    /// Its bytes, as many as [`LayerIndex::stream_range`] says.
+    pub bytes: Vec<u8>,
+    /// Whether they have been compared with its digest. If not, it lies before the spans that are wanted, and
+    /// [`LayerIndex::is_right`] has to say so before they are given to anybody.
+    pub is_checked: bool,
+}
+
+/// What a [`SpanDecoder`] has done, in decompressed bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes that it has decompressed.
+    pub inflated_bytes: u64,
+    /// Bytes that it has hashed.
+    pub hashed_bytes: u64,
+}
+
+impl Work {
+    /// What has been done since it was `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            inflated_bytes: self.inflated_bytes - before.inflated_bytes,
+            hashed_bytes: self.hashed_bytes - before.hashed_bytes,
+        }
+    }
+}
+
 impl LayerIndex {
     /// Decompresses a span from `compressed`, which is [`LayerIndex::fetch_range`] of it, and
     /// checks it. For an index that has its windows in memory.
@@ -52,22 +87,34 @@ impl LayerIndex {
         window: Option<&[u8]>,
         compressed: &[u8],
     ) -> Result<Vec<u8>, DecodeError> {
-        let mut decoder = SpanDecoder::new(self, span..span.saturating_add(1), window)?;
+        let mut decoder = SpanDecoder::new(self, span, window)?;
         let mut found = None;
-        decoder.push(compressed, &mut |_, bytes| found = Some(bytes))?;
+        let wanted = span..span.saturating_add(1);
+        decoder.push(self, &wanted, compressed, &mut |decoded| {
+            found = (decoded.span == span).then_some(decoded.bytes);
+        })?;
         found.ok_or(DecodeError::Short(span))
+    }
+
+    /// Whether `bytes` are those of a span. Never for an index of [`Origin::Ztoc`], whose digests are those of
+    /// compressed bytes.
+    pub fn is_right(&self, span: u32, bytes: &[u8]) -> bool {
+        let digest: [u8; 32] = Sha256::digest(bytes).into();
+        self.origin != Origin::Ztoc
+            && self.spans.get(span as usize).is_some_and(|span| span.digest == digest)
     }
 
     /// A decoder that begins at `span`, which is there and is a start. `window` is as for
     /// [`SpanDecoder::new`].
     fn decoder(&self, span: u32, window: Option<&[u8]>) -> Result<Decoder, DecodeError> {
         let start = &self.spans[span as usize];
+        let blob_bits = start.blob_bits().unwrap_or(0);
         Ok(match start.start {
             Start::Window { .. } if self.compression == Compression::Gzip => {
                 let window = self.window(span, window)?;
-                Decoder::Gzip(Box::new(gzip::Decoder::resume(start.blob_bits, &window)?))
+                Decoder::Gzip(Box::new(gzip::Decoder::resume(blob_bits, &window)?))
             }
-            _ => Decoder::new(self.compression, start.blob_bits / 8)?,
+            _ => Decoder::new(self.compression, blob_bits / 8)?,
         })
     }
 
@@ -84,24 +131,23 @@ impl LayerIndex {
     }
 }
 
-/// Decompresses spans one after the other, from bytes of the blob that come in pieces.
-pub struct SpanDecoder<'a> {
+/// Decompresses spans one after the other, from bytes of the blob that come in pieces. It stands behind the
+/// last one that was wanted, and can go on from there.
+///
+/// All calls have to be given the index that it was made for.
+pub struct SpanDecoder {
     decoder: Decoder,
     /// Offset in the blob of the next byte to be pushed.
-    blob_offset: u64,
-    spans: Collector<'a>,
+    next_byte: u64,
+    spans: Collector,
     /// Compressed bytes from the beginning of a span on, where its digest is that of those.
     unchecked: Vec<u8>,
 }
 
 /// Collects the bytes of spans and checks them.
-struct Collector<'a> {
-    index: &'a LayerIndex,
-    /// The first span that is wanted.
-    first: u32,
-    /// The span that is being decompressed, and where those end that are wanted.
+struct Collector {
+    /// The span that is being decompressed.
     at: u32,
-    end: u32,
     bytes: Vec<u8>,
     /// Decompressed bytes that are passed over before the next one of a span.
     skip: u64,
@@ -110,58 +156,85 @@ struct Collector<'a> {
     restart: Option<u64>,
     /// The span whose digest is wrong.
     wrong: Option<u32>,
+    work: Work,
 }
 
-/// A [`Collector`] together with who gets the spans.
+/// A [`Collector`] together with what is wanted, and who gets it.
 struct Giving<'a, 'b> {
-    spans: &'b mut Collector<'a>,
-    sink: &'b mut dyn FnMut(u32, Vec<u8>),
+    index: &'a LayerIndex,
+    wanted: &'a Range<u32>,
+    spans: &'a mut Collector,
+    sink: &'b mut dyn FnMut(Decoded),
 }
 
-impl<'a> SpanDecoder<'a> {
-    /// Begins to decompress these spans. What has to be pushed is [`LayerIndex::fetch_range`] of
-    /// them. `window` is [`LayerIndex::window_range`] of the first one in the stored form, or
-    /// `None` if it needs none or the index has its windows in memory. Those after the first group
-    /// need none, but for [`Origin::Ztoc`]: there they have to be in memory.
-    pub fn new(
-        index: &'a LayerIndex,
-        spans: Range<u32>,
-        window: Option<&[u8]>,
-    ) -> Result<Self, DecodeError> {
-        if spans.is_empty() || spans.end > index.span_count() {
-            return Err(DecodeError::NoSpan(spans.end.saturating_sub(1)));
+impl SpanDecoder {
+    /// Begins to decompress at the first span of the group that `span` is in. `window` is
+    /// [`LayerIndex::window_range`] of it in the stored form, or `None` if it needs none or the index has its
+    /// windows in memory. Groups after the first one need none, but for [`Origin::Ztoc`]: there they have to
+    /// be in memory.
+    pub fn new(index: &LayerIndex, span: u32, window: Option<&[u8]>) -> Result<Self, DecodeError> {
+        if span >= index.span_count() {
+            return Err(DecodeError::NoSpan(span));
         }
-        let at = index.group(spans.start).start;
-        // `group` gives numbers of spans that are there.
-        let start = &index.spans[at as usize];
+        let at = index.group(span).start;
         let decoder = index.decoder(at, window)?;
+        let next_byte = decoder.next_byte();
         let spans = Collector {
-            index,
-            first: spans.start,
             at,
-            end: spans.end,
             bytes: Vec::new(),
-            skip: start.skip.into(),
+            // `group` gives numbers of spans that are there.
+            skip: index.spans[at as usize].skip.into(),
             restart: None,
             wrong: None,
+            work: Work::default(),
         };
-        Ok(Self { decoder, blob_offset: start.blob_bits / 8, spans, unchecked: Vec::new() })
+        Ok(Self { decoder, next_byte, spans, unchecked: Vec::new() })
     }
 
-    /// Takes the next bytes of the blob; gives each span that is complete and right to `sink`.
-    /// Says whether all spans have come; what is pushed after that does not matter.
+    /// The next span that it gives.
+    pub fn next_span(&self) -> u32 {
+        self.spans.at
+    }
+
+    /// What has to be pushed next of the blob for the spans up to `end`; more than they need, if it is not known
+    /// where they end.
+    pub fn fetch_range(&self, index: &LayerIndex, end: u32) -> Range<u64> {
+        let begin = self.next_byte;
+        begin..index.fetch_range(self.spans.at..end).end.max(begin)
+    }
+
+    /// Bytes of memory that it takes, besides what has come out of it.
+    pub fn memory_bytes(&self) -> u64 {
+        self.decoder.memory_bytes() + self.unchecked.capacity() as u64
+    }
+
+    /// What it has done so far.
+    pub fn work(&self) -> Work {
+        self.spans.work
+    }
+
+    /// Takes the next bytes of the blob. Gives each span before the end of those that are `wanted` to `sink` as
+    /// soon as it is complete, and if it is wanted, has been compared with its digest.
+    ///
+    /// Says whether all have come. Then what was pushed has not been used up beyond that, and what
+    /// [`SpanDecoder::fetch_range`] says has to be pushed for others.
     pub fn push(
         &mut self,
+        index: &LayerIndex,
+        wanted: &Range<u32>,
         compressed: &[u8],
-        sink: &mut dyn FnMut(u32, Vec<u8>),
+        sink: &mut dyn FnMut(Decoded),
     ) -> Result<bool, DecodeError> {
-        if self.spans.index.origin == Origin::Ztoc {
-            return self.push_unchecked(compressed, sink);
+        if wanted.end > index.span_count() {
+            return Err(DecodeError::NoSpan(wanted.end.saturating_sub(1)));
         }
-        let begin = self.blob_offset;
-        self.blob_offset += compressed.len() as u64;
+        if index.origin == Origin::Ztoc {
+            return self.push_unchecked(index, wanted, compressed, sink);
+        }
+        let begin = self.next_byte;
+        self.next_byte += compressed.len() as u64;
         let mut rest = compressed;
-        while self.spans.at < self.spans.end {
+        while self.spans.at < wanted.end {
             if let Some(restart) = self.spans.restart {
                 let overlap = DecodeError::Overlap(self.spans.at);
                 let passed = restart.checked_sub(begin).ok_or(overlap)?;
@@ -172,16 +245,18 @@ impl<'a> SpanDecoder<'a> {
                 self.decoder.restart(restart);
                 self.spans.restart = None;
             }
-            let result = self.decoder.push(rest, &mut Giving { spans: &mut self.spans, sink });
+            let spans = &mut self.spans;
+            let result = self.decoder.push(rest, &mut Giving { index, wanted, spans, sink });
             if let Some(span) = self.spans.wrong {
                 return Err(DecodeError::Digest(span));
             }
             // What is wrong behind a span that was wanted does not matter.
-            if self.spans.at < self.spans.end && self.spans.restart.is_none() {
+            if self.spans.at < wanted.end && self.spans.restart.is_none() {
                 let _ = result?;
                 return Ok(false);
             }
         }
+        self.next_byte = self.spans.restart.unwrap_or(self.decoder.next_byte());
         Ok(true)
     }
 
@@ -189,29 +264,33 @@ impl<'a> SpanDecoder<'a> {
     /// all of it is here.
     fn push_unchecked(
         &mut self,
+        index: &LayerIndex,
+        wanted: &Range<u32>,
         compressed: &[u8],
-        sink: &mut dyn FnMut(u32, Vec<u8>),
+        sink: &mut dyn FnMut(Decoded),
     ) -> Result<bool, DecodeError> {
-        if self.spans.at >= self.spans.end {
+        if self.spans.at >= wanted.end {
             return Ok(true);
         }
         self.unchecked.extend_from_slice(compressed);
-        let index = self.spans.index;
-        while self.spans.at < self.spans.end {
+        self.next_byte += compressed.len() as u64;
+        while self.spans.at < wanted.end {
             let span = self.spans.at;
             let range = index.fetch_range(span..span + 1);
             let length = (range.end - range.start) as usize;
             let Some(bytes) = self.unchecked.get(..length) else { return Ok(false) };
             let digest: [u8; 32] = Sha256::digest(bytes).into();
+            self.spans.work.hashed_bytes += length as u64;
             if index.spans[span as usize].digest != digest {
                 return Err(DecodeError::Digest(span));
             }
-            let result = self.decoder.push(bytes, &mut Giving { spans: &mut self.spans, sink });
+            let spans = &mut self.spans;
+            let result = self.decoder.push(bytes, &mut Giving { index, wanted, spans, sink });
             if self.spans.at == span {
                 let _ = result?;
                 return Err(DecodeError::Short(span));
             }
-            if self.spans.at < self.spans.end {
+            if self.spans.at < wanted.end {
                 // Two spans may have a byte in common.
                 let next = index.fetch_range(span + 1..span + 2).start;
                 self.unchecked.drain(..(next - range.start) as usize);
@@ -224,26 +303,29 @@ impl<'a> SpanDecoder<'a> {
 
 impl Giving<'_, '_> {
     fn finish_span(&mut self) -> ControlFlow<()> {
-        let spans = &mut *self.spans;
-        if spans.index.origin != Origin::Ztoc {
-            let digest: [u8; 32] = Sha256::digest(&spans.bytes).into();
-            if spans.index.spans[spans.at as usize].digest != digest {
-                spans.wrong = Some(spans.at);
+        let (index, spans) = (self.index, &mut *self.spans);
+        let span = spans.at;
+        let is_compressed_digest = index.origin == Origin::Ztoc;
+        let is_checked = span >= self.wanted.start || is_compressed_digest;
+        if is_checked && !is_compressed_digest {
+            spans.work.hashed_bytes += spans.bytes.len() as u64;
+            if !index.is_right(span, &spans.bytes) {
+                spans.wrong = Some(span);
                 return ControlFlow::Break(());
             }
         }
-        let bytes = std::mem::take(&mut spans.bytes);
-        if spans.at >= spans.first {
-            (self.sink)(spans.at, bytes);
-        }
+        (self.sink)(Decoded { span, bytes: mem::take(&mut spans.bytes), is_checked });
         spans.at += 1;
-        if spans.at >= spans.end || spans.index.origin == Origin::Ztoc {
-            return ControlFlow::Break(());
+        if let Some(next) = index.spans.get(spans.at as usize)
+            && index.origin == Origin::Toc
+        {
+            spans.skip = next.skip.into();
+            if next.is_start() {
+                spans.restart = next.blob_bits().map(|bits| bits / 8);
+                return ControlFlow::Break(());
+            }
         }
-        let next = &spans.index.spans[spans.at as usize];
-        spans.skip = next.skip.into();
-        if spans.index.origin == Origin::Toc && next.is_start() {
-            spans.restart = Some(next.blob_bits / 8);
+        if spans.at >= self.wanted.end || is_compressed_digest {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
@@ -251,10 +333,26 @@ impl Giving<'_, '_> {
 }
 
 impl Output for Giving<'_, '_> {
-    fn bytes(&mut self, mut bytes: &[u8]) -> ControlFlow<()> {
+    fn room(&self) -> usize {
+        let left = match self.spans.skip {
+            0 => {
+                let range = self.index.stream_range(self.spans.at);
+                (range.end - range.start).saturating_sub(self.spans.bytes.len() as u64)
+            }
+            skip => skip,
+        };
+        usize::try_from(left).unwrap_or(usize::MAX).max(1)
+    }
+
+    fn is_pass(&self) -> bool {
+        false
+    }
+
+    fn bytes(&mut self, mut bytes: &[u8], _: u64) -> ControlFlow<()> {
+        self.spans.work.inflated_bytes += bytes.len() as u64;
         while !bytes.is_empty() {
             let spans = &mut *self.spans;
-            if spans.at >= spans.end {
+            if spans.at >= self.wanted.end {
                 return ControlFlow::Break(());
             }
             let skipped = usize::try_from(spans.skip).unwrap_or(usize::MAX).min(bytes.len());
@@ -263,7 +361,7 @@ impl Output for Giving<'_, '_> {
                 bytes = &bytes[skipped..];
                 continue;
             }
-            let range = spans.index.stream_range(spans.at);
+            let range = self.index.stream_range(spans.at);
             // A span has 8 MiB at most.
             let length = (range.end - range.start) as usize;
             spans.bytes.reserve_exact(length - spans.bytes.len());

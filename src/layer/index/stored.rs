@@ -15,7 +15,10 @@ use crate::{image::Digest, layer::Compression};
 use body::parse_body;
 
 const MAGIC: &[u8; 8] = b"imgfslyr";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+
+/// What is still read: its spans have up to 8 MiB, and begin where decompressing does.
+const OLD_VERSION: u32 = 2;
 
 /// Where in the head its digest is, which covers what is before it and the body.
 const DIGEST_AT: usize = 184;
@@ -33,7 +36,9 @@ pub enum StoredError {
     #[error("it is no layer index")]
     Magic,
     /// Another imgfs has written it.
-    #[error("it is a layer index of version {0}; this imgfs reads version {VERSION}")]
+    #[error(
+        "it is a layer index of version {0}; this imgfs reads versions {OLD_VERSION} to {VERSION}"
+    )]
     Version(u32),
     /// It ends too early.
     #[error("the layer index has {found} bytes instead of {expected}")]
@@ -76,7 +81,7 @@ impl StoredHead {
         }
         let length = StoredError::Length { expected: Self::BYTES as u64, found: head.len() as u64 };
         let version = u32_at(head, 8).ok_or(length.clone())?;
-        if version != VERSION {
+        if !(OLD_VERSION..=VERSION).contains(&version) {
             return Err(StoredError::Version(version));
         }
         let number = |at| head.get(..Self::BYTES).and_then(|head| u64_at(head, at));
@@ -115,13 +120,39 @@ impl StoredHead {
 impl LayerIndex {
     /// Its stored form.
     pub fn to_bytes(&self) -> Result<Vec<u8>, StoredError> {
+        self.to_version(VERSION)
+    }
+
+    /// The stored form of version 2 that an earlier imgfs would have written, of which `stream` is the stream: a
+    /// span from each place where decompressing can begin to the next.
+    #[cfg(test)]
+    pub(in crate::layer) fn to_old_bytes(&self, stream: &[u8]) -> Result<Vec<u8>, StoredError> {
+        let mut old = self.clone();
+        old.spans.retain(Span::is_start);
+        for at in 0..old.spans.len() {
+            let begin = |at: usize| {
+                let span = old.spans.get(at)?;
+                Some((span.stream_offset - u64::from(span.skip)) as usize)
+            };
+            let range = begin(at).unwrap_or(0)..begin(at + 1).unwrap_or(stream.len());
+            let digest = Sha256::digest(&stream[range]).into();
+            old.spans[at].digest = digest;
+        }
+        for span in &mut old.spans {
+            span.stream_offset -= u64::from(span.skip);
+            span.skip = 0;
+        }
+        old.to_version(OLD_VERSION)
+    }
+
+    fn to_version(&self, version: u32) -> Result<Vec<u8>, StoredError> {
         let windows = self.windows.as_ref().ok_or(StoredError::NoWindows)?;
-        let raw = body::write(self);
+        let raw = body::write(self, version == OLD_VERSION);
         let body = zstd::bulk::compress(&raw, BODY_LEVEL)
             .map_err(|e| StoredError::Compress(e.to_string()))?;
         let mut out = Vec::with_capacity(StoredHead::BYTES + body.len() + windows.len());
         out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&version.to_le_bytes());
         out.push(match self.compression {
             Compression::Plain => 0,
             Compression::Gzip => 1,
@@ -217,7 +248,8 @@ impl LayerIndex {
             notes: Vec::new(),
             more_notes: 0,
         };
-        parse_body(&mut index, &raw)?;
+        let is_old = u32_at(bytes, 8) == Some(OLD_VERSION);
+        parse_body(&mut index, &raw, is_old)?;
         let windows = index.spans.iter().rev().find_map(Span::window).map_or(0, |w| w.end);
         if windows != head.windows_bytes {
             return Err(StoredError::Content("the windows have another length"));
@@ -231,6 +263,7 @@ impl LayerIndex {
     /// An index with this body, of a gzip blob.
     pub(in crate::layer) fn from_body(
         origin: Origin,
+        is_old: bool,
         body: &[u8],
         blob_bytes: u64,
         stream_bytes: u64,
@@ -250,7 +283,7 @@ impl LayerIndex {
             notes: Vec::new(),
             more_notes: 0,
         };
-        parse_body(&mut index, body)?;
+        parse_body(&mut index, body, is_old)?;
         Ok(index)
     }
 

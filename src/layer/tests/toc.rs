@@ -16,8 +16,8 @@ use super::{
 use crate::{
     image::{Descriptor, Digest, Manifest, View},
     layer::{
-        Attributes, Compression, Kind, LayerIndex, Limits, Origin, Rootfs, SpanDecoder, StoredHead,
-        Time, TocError, TocReader,
+        Attributes, Compression, Decoded, Kind, LayerIndex, Limits, Origin, Rootfs, SpanDecoder,
+        StoredHead, Time, TocError, TocReader,
     },
 };
 use builder::{Built, Form};
@@ -120,10 +120,15 @@ fn check_index(index: &LayerIndex, blob: &[u8]) {
             continue;
         }
         let range = index.fetch_range(from..to);
-        let mut decoder = SpanDecoder::new(index, from..to, None).unwrap();
+        let mut decoder = SpanDecoder::new(index, from, None).unwrap();
         let (mut found, mut is_done) = (Vec::new(), false);
         for piece in blob[range.start as usize..range.end as usize].chunks(997) {
-            is_done = decoder.push(piece, &mut |span, bytes| found.push((span, bytes))).unwrap();
+            let mut keep = |one: Decoded| {
+                if one.is_checked {
+                    found.push((one.span, one.bytes));
+                }
+            };
+            is_done = decoder.push(index, &(from..to), piece, &mut keep).unwrap();
         }
         assert!(is_done);
         assert!(found == spans[from as usize..to as usize], "spans {from} to {to}");

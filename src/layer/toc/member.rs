@@ -19,7 +19,7 @@ const MAX_PACKING_BYTES: u64 = 1 << 20;
 struct Collected(Vec<u8>);
 
 impl Output for Collected {
-    fn bytes(&mut self, bytes: &[u8]) -> ControlFlow<()> {
+    fn bytes(&mut self, bytes: &[u8], _: u64) -> ControlFlow<()> {
         self.0.extend_from_slice(bytes);
         match self.0.len() as u64 > MAX_TOC_BYTES + MAX_PACKING_BYTES {
             true => ControlFlow::Break(()),

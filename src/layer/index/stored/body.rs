@@ -8,7 +8,7 @@ use crate::layer::{
     Extent, Kind,
     index::{
         LayerIndex, Note, NoteKind, Origin, Table,
-        span::{MAX_BYTES, MAX_REACH_BYTES, Span, Start},
+        span::{MAX_BYTES, MAX_REACH_BYTES, MAX_SKIP_BYTES, Span, Start},
         table::{NONE, PathPart, ROOT, Row, kind_of},
     },
     tar::BLOCK_BYTES,
@@ -23,19 +23,20 @@ const fn wrong<T>(what: &'static str) -> Result<T> {
     Err(StoredError::Content(what))
 }
 
-pub(super) fn write(index: &LayerIndex) -> Vec<u8> {
+/// What [`parse_body`] reads; `is_old` only in tests.
+pub(super) fn write(index: &LayerIndex, is_old: bool) -> Vec<u8> {
     let mut out = Writer::default();
     write_paths(&index.table, &mut out);
     write_rows(&index.table, &mut out);
     write_extras(&index.table, &mut out);
     out.number(index.blob_bytes - index.used_bytes);
-    write_spans(index, &mut out);
+    write_spans(index, &mut out, is_old);
     write_notes(index, &mut out);
     out.0
 }
 
-/// Fills in what the body says of an index whose head is known.
-pub(super) fn parse_body(index: &mut LayerIndex, body: &[u8]) -> Result<()> {
+/// Fills in what the body says of an index whose head is known; it may be one of version 2.
+pub(super) fn parse_body(index: &mut LayerIndex, body: &[u8], is_old: bool) -> Result<()> {
     let mut from = Reader(body);
     let mut table = Table::default();
     read_paths(&mut table, &mut from)?;
@@ -46,7 +47,7 @@ pub(super) fn parse_body(index: &mut LayerIndex, body: &[u8]) -> Result<()> {
         Some(used) => used,
         None => return wrong("more of the blob is unused than there is"),
     };
-    read_spans(index, &mut from)?;
+    read_spans(index, &mut from, is_old)?;
     read_notes(index, &mut from)?;
     if from.0.is_empty() { Ok(()) } else { wrong("there is something after the body") }
 }
@@ -348,37 +349,47 @@ fn read_extras(table: &mut Table, from: &mut Reader<'_>) -> Result<()> {
     Ok(())
 }
 
-fn write_spans(index: &LayerIndex, out: &mut Writer) {
+fn write_spans(index: &LayerIndex, out: &mut Writer, is_old: bool) {
     out.number(index.spans.len() as u64);
-    let (mut last, mut last_bits) = (0, 0);
+    let (mut last, mut last_bits, mut last_end) = (0, 0, 0);
     for span in &index.spans {
         out.number(span.stream_offset - last);
         last = span.stream_offset;
         let (kind, bytes) = match span.start {
             Start::No => (0, None),
-            Start::Clean => (1, None),
+            Start::Clean { .. } => (1, None),
             Start::Window { bytes, .. } => (2, Some(bytes)),
         };
         out.number(kind);
-        if kind > 0 {
-            out.number(span.blob_bits - last_bits);
-            last_bits = span.blob_bits;
+        if let Some(bits) = span.blob_bits() {
+            out.number(bits - last_bits);
+            last_bits = bits;
         }
         if let Some(bytes) = bytes {
             out.number(u64::from(bytes));
         }
-        if index.origin == Origin::Toc {
+        if index.origin == Origin::Toc || (index.origin == Origin::Pass && kind > 0 && !is_old) {
             out.number(u64::from(span.skip));
-            out.number(u64::from(span.padding));
+        }
+        match index.origin {
+            Origin::Toc => out.number(u64::from(span.padding)),
+            // Of those that were read of version 2 it is not known.
+            Origin::Pass if !is_old => {
+                let end = span.blob_end.max(last_end);
+                out.number(end - last_end);
+                last_end = end;
+            }
+            Origin::Pass | Origin::Ztoc => {}
         }
         out.0.extend_from_slice(&span.digest);
     }
 }
 
-fn read_spans(index: &mut LayerIndex, from: &mut Reader<'_>) -> Result<()> {
+fn read_spans(index: &mut LayerIndex, from: &mut Reader<'_>, is_old: bool) -> Result<()> {
     let count = from.count()?;
     let (is_toc, is_ztoc) = (index.origin == Origin::Toc, index.origin == Origin::Ztoc);
-    let (mut at, mut bits, mut window_at) = (0_u64, 0_u64, 0_u64);
+    let has_ends = index.origin == Origin::Pass && !is_old;
+    let (mut at, mut bits, mut window_at, mut first, mut blob_end) = (0_u64, 0_u64, 0_u64, 0, 0);
     // Of the span before, and how much is decompressed to get to its beginning.
     let (mut padding, mut reach) = (0, 0);
     let blob_bits = index.used_bytes.saturating_mul(8);
@@ -401,17 +412,32 @@ fn read_spans(index: &mut LayerIndex, from: &mut Reader<'_>) -> Result<()> {
         }
         let start = match kind {
             0 if number > 0 && !is_ztoc => Start::No,
-            1 => Start::Clean,
+            1 => Start::Clean { blob_bits: bits },
             2 if (number > 0 || is_ztoc) && !is_toc => {
                 let (offset, bytes) = (window_at, from.number_u32()?);
                 window_at += u64::from(bytes);
-                Start::Window { offset, bytes }
+                Start::Window { blob_bits: bits, offset, bytes }
             }
             _ => return wrong("the kind of a span is unknown"),
         };
+        if kind > 0 {
+            first = number as u32;
+        }
         let mut skip = 0;
-        if is_toc {
+        if is_toc || (has_ends && kind > 0) {
             skip = from.number_u32()?;
+        }
+        if has_ends {
+            blob_end = match u64::checked_add(blob_end, from.number()?) {
+                Some(0) => 0,
+                Some(end) if end <= index.used_bytes && end >= bits.div_ceil(8) => end,
+                _ => return wrong("a span ends where it cannot"),
+            };
+            if u64::from(skip) > MAX_SKIP_BYTES {
+                return wrong("a span is too far from its start");
+            }
+        }
+        if is_toc {
             padding = match u16::try_from(from.number()?) {
                 Ok(padding) if padding < BLOCK_BYTES as u16 => padding,
                 _ => return wrong("there is too much between two spans"),
@@ -424,8 +450,7 @@ fn read_spans(index: &mut LayerIndex, from: &mut Reader<'_>) -> Result<()> {
         }
         let mut digest = [0; 32];
         digest.copy_from_slice(from.take(32)?);
-        let blob_bits = if kind > 0 { bits } else { 0 };
-        index.spans.push(Span { stream_offset: at, blob_bits, digest, start, skip, padding });
+        index.spans.push(Span { stream_offset: at, blob_end, digest, start, first, skip, padding });
     }
     if padding > 0 {
         return wrong("there is nothing after the last span");

@@ -7,7 +7,7 @@ use super::{
     Archive, Built, Descriptor, Digest, Form, LayerIndex, Limits, TocError, TocReader, read_toc,
     sample,
 };
-use crate::layer::{DecodeError, Rootfs, SpanDecoder, tests::stored};
+use crate::layer::{DecodeError, Decoded, Rootfs, SpanDecoder, tests::stored};
 
 /// Two files: the first in three chunks, the second in one.
 fn built(form: Form) -> Built {
@@ -386,16 +386,17 @@ fn what_is_between_files_is_passed_over() {
         json!({"version": 1, "entries": [file("a", 0), file("b", far)]}),
     );
     let (index, _) = read_toc(&built.blob, &built.layer, Limits::default()).unwrap();
-    let mut decoder = SpanDecoder::new(&index, 0..2, None).unwrap();
+    let mut decoder = SpanDecoder::new(&index, 0, None).unwrap();
     let mut seen = Vec::new();
     for piece in built.members.chunks(7) {
-        decoder.push(piece, &mut |span, bytes| seen.push((span, bytes))).unwrap();
+        let mut keep = |one: Decoded| seen.push((one.span, one.bytes));
+        decoder.push(&index, &(0..2), piece, &mut keep).unwrap();
     }
     assert_eq!(seen, [(0, b"a".to_vec()), (1, b"a".to_vec())]);
     // Not even decompressed: it may be damaged.
     let damaged = [&a[..], &vec![0xff; bomb.len()], &a].concat();
-    let mut decoder = SpanDecoder::new(&index, 0..2, None).unwrap();
-    assert_eq!(decoder.push(&damaged, &mut |_, _| {}), Ok(true));
+    let mut decoder = SpanDecoder::new(&index, 0, None).unwrap();
+    assert_eq!(decoder.push(&index, &(0..2), &damaged, &mut |_| {}), Ok(true));
     // Each by itself needs none of it.
     assert_eq!(super::read_span(&index, &built.blob, 1), b"a");
     // One that begins within another is no member, or comes too late.
@@ -405,11 +406,12 @@ fn what_is_between_files_is_passed_over() {
         json!({"version": 1, "entries": [file("a", 0), file("b", 1)]}),
     );
     let (index, _) = read_toc(&within.blob, &within.layer, Limits::default()).unwrap();
-    let mut decoder = SpanDecoder::new(&index, 0..2, None).unwrap();
-    let whole = decoder.push(&within.blob, &mut |_, _| {});
+    let mut decoder = SpanDecoder::new(&index, 0, None).unwrap();
+    let whole = decoder.push(&index, &(0..2), &within.blob, &mut |_| {});
     assert!(matches!(whole, Err(DecodeError::Codec(_))), "{whole:?}");
-    let mut decoder = SpanDecoder::new(&index, 0..2, None).unwrap();
-    let pieces = within.blob.chunks(1).find_map(|b| decoder.push(b, &mut |_, _| {}).err());
+    let mut decoder = SpanDecoder::new(&index, 0, None).unwrap();
+    let mut push = |byte: &[u8]| decoder.push(&index, &(0..2), byte, &mut |_| {}).err();
+    let pieces = within.blob.chunks(1).find_map(&mut push);
     assert_eq!(pieces, Some(DecodeError::Overlap(1)));
     // Nor is much fetched for a little file with nothing after it.
     let far = Built::of(
@@ -524,9 +526,9 @@ proptest! {
             prop_assert_eq!(again.span_count(), index.span_count());
             let spans = 0..index.span_count();
             let range = index.fetch_range(spans.clone());
-            if let Ok(mut decoder) = SpanDecoder::new(&index, spans, None) {
+            if let Ok(mut decoder) = SpanDecoder::new(&index, 0, None) {
                 let bytes = &built.blob[range.start as usize..range.end as usize];
-                let _ = decoder.push(bytes, &mut |_, _| {});
+                let _ = decoder.push(&index, &spans, bytes, &mut |_| {});
             }
         }
     }

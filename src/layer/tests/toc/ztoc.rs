@@ -6,7 +6,8 @@ use super::{everything, see};
 use crate::{
     image::Descriptor,
     layer::{
-        Compression, DecodeError, LayerIndex, Limits, Origin, SpanDecoder, StoredHead, TocError,
+        Compression, DecodeError, Decoded, LayerIndex, Limits, Origin, SpanDecoder, StoredHead,
+        TocError,
         codec::{Boundary, Decoder, Output},
         tests::{
             archive::{Archive, Header},
@@ -36,7 +37,7 @@ struct Places {
 }
 
 impl Output for Places {
-    fn bytes(&mut self, bytes: &[u8]) -> ControlFlow<()> {
+    fn bytes(&mut self, bytes: &[u8], _: u64) -> ControlFlow<()> {
         self.at += bytes.len() as u64;
         ControlFlow::Continue(())
     }
@@ -75,10 +76,11 @@ fn check(archive: &[u8], blob: &[u8], points: &[Point], form: Form) -> LayerInde
     let count = index.span_count();
     for (from, to) in [(0, count), (count / 3, count), (count / 2, count / 2 + 1)] {
         let range = index.fetch_range(from..to);
-        let mut decoder = SpanDecoder::new(&index, from..to, None).unwrap();
+        let mut decoder = SpanDecoder::new(&index, from, None).unwrap();
         let (mut found, mut is_done) = (Vec::new(), false);
         for piece in blob[range.start as usize..range.end as usize].chunks(9973) {
-            is_done = decoder.push(piece, &mut |span, bytes| found.push((span, bytes))).unwrap();
+            let mut keep = |one: Decoded| found.push((one.span, one.bytes));
+            is_done = decoder.push(&index, &(from..to), piece, &mut keep).unwrap();
         }
         assert!(is_done);
         let expected = (from..to).map(|span| (span, read_span(&index, blob, span)));
