@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{Subject, drop_cache};
+use super::drop_cache;
 use crate::measure::Job;
 use crate::mount::timed;
 use crate::report::Report;
@@ -45,7 +45,7 @@ impl Bench {
             self.progress(round, place.name, "starts");
             self.ready(&place, &[self.registry.storage()])?;
             drop(self.mounted_image(&images_dir, &subject)?);
-            let mut start = |dir: &Path, options: &[&str]| -> Result<(u64, u64)> {
+            let start = |dir: &Path, options: &[&str]| -> Result<(u64, u64)> {
                 self.workshop.settle()?;
                 let daemon = self.mounted(dir, options.iter().copied())?;
                 // Its manifests are looked up, and its index is read.
