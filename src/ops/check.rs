@@ -138,7 +138,7 @@ pub async fn repair(
     let problems = verified.problems;
     let repaired = transfer::repair(&registry, &dir, problems, concurrency, observer).await;
     let (problems, errors) = repaired?;
-    let images = dir.inventory()?.images.len();
+    let images = dir.inventory()?.image_count();
     Ok((Verified { problems, images, ..verified }, errors))
 }
 

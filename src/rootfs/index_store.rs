@@ -425,7 +425,7 @@ mod tests {
     }
 
     fn set_age(store: &IndexStore, digest: &Digest, hours: u64) {
-        let path = store.dir.join(DOCUMENTS).join(digest.to_string());
+        let path = store.dir.join(DOCUMENTS).join(store.layout.digest_name(digest));
         let time = SystemTime::now() - Duration::from_secs(hours * 3600);
         File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
     }

@@ -115,6 +115,11 @@ impl Inventory {
         })
     }
 
+    /// Number of images. What is attached to an image is part of it.
+    pub fn image_count(&self) -> usize {
+        self.images.iter().filter(|image| !image.is_attachment).count()
+    }
+
     /// Bytes of `image` that another image has as well.
     pub fn shared_bytes(&self, image: &ImageEntry) -> u64 {
         let shared = |digest: &Digest| self.needed.get(digest).is_some_and(|n| n.images.len() > 1);

@@ -147,9 +147,7 @@ impl ImagesDir {
     pub fn verify(&self, full: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<Verified> {
         let inner = &self.inner;
         let inventory = self.inventory()?;
-        // What is attached to an image is part of it.
-        let images = inventory.images.iter().filter(|image| !image.is_attachment).count();
-        let mut verified = Verified { images, ..Verified::default() };
+        let mut verified = Verified { images: inventory.image_count(), ..Verified::default() };
         let mut to_hash: Vec<(Digest, u64)> = Vec::new();
         for (digest, &size) in &inventory.blobs {
             verified.checked_blobs += 1;
