@@ -24,7 +24,7 @@ use crate::{
 pub enum Hashing {
     /// The thread that pushes.
     Inline,
-    /// A thread of its own, which is at most 2 MiB behind. It ends with the pass.
+    /// A thread of its own, which is at most 1 MiB behind. It ends with the pass.
     OwnThread,
 }
 
@@ -32,7 +32,7 @@ pub enum Hashing {
 const PARCEL_BYTES: usize = SPAN_BYTES as usize;
 
 /// Parcels that wait at most.
-const PARCELS: usize = 12;
+const PARCELS: usize = 8;
 
 /// Memory that hashing on a thread of its own takes: parcels that wait and those that are spare, with a place
 /// for a window for each that waits, and what it takes to thin that.

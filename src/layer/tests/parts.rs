@@ -151,7 +151,7 @@ fn what_is_passed_over_is_not_right_before_it_has_been_checked() {
         match index.decode(span, &bad) {
             Ok(bytes) => assert!(bytes == right, "byte {at}"),
             Err(DecodeError::Digest(_) | DecodeError::Codec(_) | DecodeError::Short(_)) => {
-                wrong += 1
+                wrong += 1;
             }
             Err(other) => panic!("byte {at}: {other:?}"),
         }
