@@ -6,10 +6,12 @@
 //! medium costs its own module only. Where media differ in what they can do, they say so in their
 //! [`Capabilities`].
 
+mod collection;
 mod confined;
 mod error;
 pub mod images_dir;
 mod local_file;
+pub mod oci_layout;
 pub mod registry;
 
 use std::{ops::Range, sync::Arc};
@@ -17,6 +19,7 @@ use std::{ops::Range, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use collection::{Collection, ListedImage, NameBelow, NameBelowError};
 pub use confined::{ConfinedDir, DirEntry, FileType, OpenDir, SymlinkRefused};
 pub use error::{Error, Kind, Result};
 pub use local_file::{FileStream, LocalFile, Relinked};
@@ -160,6 +163,22 @@ pub trait Blobs: Send + Sync + 'static {
 pub trait Backend: Names + Attachments + Blobs {}
 
 impl<T: Names + Attachments + Blobs> Backend for T {}
+
+/// A medium that says which images it has.
+#[async_trait]
+pub trait Lister: Backend {
+    /// All its images.
+    async fn images(&self) -> Result<Listing>;
+}
+
+/// What a medium has.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// The images, in the order of the medium.
+    pub images: Vec<ListedImage>,
+    /// What the user should know of the medium.
+    pub warnings: Vec<String>,
+}
 
 /// Content that arrives piece by piece.
 #[async_trait]

@@ -17,6 +17,7 @@ mod mount;
 mod mounts;
 mod names;
 mod output;
+mod places;
 mod progress;
 mod pull;
 mod registries;

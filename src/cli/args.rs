@@ -15,11 +15,12 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint
 
 use imgfs::{
     backend::registry::{Access, PatternError, RegistryPattern},
+    ops::TreeSpec,
     template::Dialect,
 };
 use tracing::level_filters::LevelFilter;
 
-use super::{log::LogArgs, vars::VarsArgs};
+use super::{Failure, log::LogArgs, vars::VarsArgs};
 
 pub(crate) use look::{CatArgs, DiffArgs, DigestArgs, DuArgs, InspectArgs, LsArgs};
 pub(crate) use names::{LoginArgs, LogoutArgs, RmArgs, TagArgs};
@@ -148,6 +149,17 @@ pub(crate) struct TreeArgs {
         value_hint = ValueHint::DirPath
     )]
     pub(crate) images_dir: PathBuf,
+}
+
+impl TreeArgs {
+    /// What it means: a directory of images, or one of the other places that have images.
+    pub(crate) fn place(&self) -> Result<TreeSpec, Failure> {
+        match self.images_dir.to_str() {
+            Some(text) => text.parse().map_err(|e| Failure::new(format!("--images-dir: {e}"))),
+            // Whatever it is, it is no scheme.
+            None => Ok(TreeSpec::Directory(self.images_dir.clone())),
+        }
+    }
 }
 
 #[derive(ClapArgs, Clone, Copy, Default)]
@@ -364,17 +376,20 @@ pub(crate) struct PushArgs {
 #[command(after_help = EXIT_STATUS)]
 pub(crate) struct CopyArgs {
     /// Images: in full, or below the registry that --from names
-    #[arg(value_name = "IMAGE", required_unless_present_any = ["file", "all"], conflicts_with = "all")]
+    #[arg(value_name = "IMAGE", conflicts_with = "all")]
     pub(crate) images: Vec<String>,
-    /// Where the images are: a directory, or registry://HOST[:PORT][/PATH]
-    #[arg(long, value_name = "TREE", value_hint = ValueHint::DirPath)]
+    /// Where the images are: a directory, registry://HOST[:PORT][/PATH], or another place
+    #[arg(long, value_name = "PLACE", value_hint = ValueHint::AnyPath)]
     pub(crate) from: String,
-    /// Where they are to be: a directory, or registry://HOST[:PORT][/PATH]
-    #[arg(long, value_name = "TREE", value_hint = ValueHint::DirPath)]
+    /// Where they are to be: a directory, registry://HOST[:PORT][/PATH], or another place
+    #[arg(long, value_name = "PLACE", value_hint = ValueHint::AnyPath)]
     pub(crate) to: String,
-    /// All images of a directory, or all tags of the repository registry://HOST/PATH
+    /// All images of a directory or another place, or all tags of the repository registry://HOST/PATH
     #[arg(long, conflicts_with = "file")]
     pub(crate) all: bool,
+    /// Repository of images that --from does not name in full, with a :TAG for a single one
+    #[arg(long, value_name = "REPOSITORY[:TAG]")]
+    pub(crate) name: Option<String>,
     /// Read more images from a file, one a line; `#` starts a comment, `-` is standard input
     #[arg(long, value_name = "LIST", value_hint = ValueHint::FilePath)]
     pub(crate) file: Option<PathBuf>,
@@ -655,6 +670,12 @@ pub(crate) struct InsideArgs {
     /// Take what is local, and ask no registry
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Look into the images of this place, such as oci:DIR or an archive, and no others
+    #[arg(long, value_name = "PLACE", value_hint = ValueHint::AnyPath)]
+    pub(crate) from: Option<String>,
+    /// Repository of images that the place does not name in full, with a :TAG for a single one
+    #[arg(long, value_name = "REPOSITORY[:TAG]")]
+    pub(crate) name: Option<String>,
     /// Bytes that indexes of layers, manifests and configurations may take in $XDG_CACHE_HOME/imgfs
     /// (~/.cache/imgfs), as in 1G or 500M; 0 keeps none
     ///
@@ -680,6 +701,12 @@ pub(crate) struct InsideArgs {
 #[derive(ClapArgs)]
 #[command(after_help = EXIT_STATUS)]
 pub(crate) struct VerifyArgs {
+    /// Another place that has images, such as oci:DIR or an archive, of which all is read
+    #[arg(value_name = "PLACE", value_hint = ValueHint::AnyPath)]
+    pub(crate) place: Option<String>,
+    /// Repository of images that the place does not name in full
+    #[arg(long, value_name = "REPOSITORY[:TAG]")]
+    pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) tree: TreeArgs,
     /// Fetch again what is broken or missing

@@ -7,9 +7,10 @@ use std::{
     path::PathBuf,
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
-use super::{Error, Result};
+use super::{Error, Result, Source};
 use crate::{
     backend::{
         self, Backend,
@@ -139,11 +140,26 @@ impl Opener {
     /// ```
     pub fn new(options: OpenOptions, config: RegistryConfig) -> Result<Self> {
         let patience = config.patience();
-        let Place { dir, cache, index_cache, scratch } = place(&options)?;
         let remote: Option<Arc<dyn Backend>> = match options.offline {
             true => None,
             false => Some(Arc::new(Registry::new(config))),
         };
+        Self::with(options, remote, patience)
+    }
+
+    /// Prepares to open images of `source`, and no others.
+    pub fn of_source(options: OpenOptions, source: &Source, patience: Duration) -> Result<Self> {
+        // None of the images is in a directory of images.
+        let options = OpenOptions { images_dir: PathBuf::new(), ..options };
+        Self::with(options, Some(source.backend()), patience)
+    }
+
+    fn with(
+        options: OpenOptions,
+        remote: Option<Arc<dyn Backend>>,
+        patience: Duration,
+    ) -> Result<Self> {
+        let Place { dir, cache, index_cache, scratch } = place(&options)?;
         let platforms = match options.any_single_platform {
             true => PlatformFilter::All,
             false => PlatformFilter::Only(vec![options.platform.clone()]),

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Error, Images, Request, Result, TreeSpec};
+use super::{
+    Error, Images, Medium, Request, Result, Source, TreeSpec,
+    medium::{check_apart, open_sink},
+};
 use crate::{
     backend::{
         self, Backend, Kind, Names, Sink,
@@ -104,6 +107,8 @@ pub struct TransferReport {
     pub warnings: Vec<backend::Error>,
     /// What the source lists and cannot be copied, since it has no name that a reference could have.
     pub unnameable: Vec<backend::Error>,
+    /// What the user should know of the source as a whole.
+    pub notices: Vec<String>,
 }
 
 /// How the whole of a transfer ended.
@@ -194,15 +199,16 @@ impl<'a> Transfer<'a> {
         let listed = request.listed()?;
         let early = listed.as_deref().map(|images| request.routes(images)).transpose()?;
         let from = match &request.from {
-            TreeSpec::Directory(path) => Some(ImagesDir::open(path)?),
-            TreeSpec::Registry { .. } => None,
+            TreeSpec::Directory(path) if !path.is_file() => Some(ImagesDir::open(path)?),
+            TreeSpec::Directory(_) | TreeSpec::Registry { .. } | TreeSpec::Medium(_) => None,
         };
+        check_apart(request)?;
         // A directory that does not exist is created when there is something to put into it.
         let to = match &request.to {
             TreeSpec::Directory(path) if options.dry_run || path.exists() => {
                 Some(open_target(path, request, options)?)
             }
-            TreeSpec::Directory(_) | TreeSpec::Registry { .. } => None,
+            TreeSpec::Directory(_) | TreeSpec::Registry { .. } | TreeSpec::Medium(_) => None,
         };
         let local = match (&listed, &from) {
             (None, Some(dir)) => Some(images_of(dir, request)?),
@@ -245,10 +251,21 @@ impl<'a> Transfer<'a> {
             self.to.as_ref().map(ImagesDir::registries_without_referrers).unwrap_or_default();
         let (known_without, concurrency) = (config.without_referrers.clone(), config.concurrency);
         let registry = Arc::new(Registry::new(config));
-        let mut unnameable = Vec::new();
-        let routes = match self.routes.take() {
-            Some(routes) => routes,
-            None => {
+        let (mut unnameable, mut notices) = (Vec::new(), Vec::new());
+        let medium = match request.from.medium() {
+            Some(medium) => Some(Source::open(&medium, request.name.as_ref()).await?),
+            None => None,
+        };
+        notices.extend(medium.iter().flat_map(Source::warnings).cloned());
+        let routes = match (self.routes.take(), &medium) {
+            (Some(routes), _) => routes,
+            (None, Some(source)) => {
+                let images = source.names()?;
+                let images: Vec<Reference> =
+                    images.into_iter().filter(|image| request.matches(image, None)).collect();
+                request.routes(&images)?
+            }
+            (None, None) => {
                 let (images, others) = tags_of(&registry, request).await?;
                 unnameable = others;
                 request.routes(&images)?
@@ -264,23 +281,31 @@ impl<'a> Transfer<'a> {
             return Ok(TransferReport {
                 nothing: Some(nothing),
                 left_out,
+                notices,
                 ..TransferReport::default()
             });
         }
         if let (TreeSpec::Directory(path), None) = (&request.to, &self.to) {
             self.to = Some(open_target(path, request, options)?);
         }
-        if options.create_projects && self.to.is_none() && !options.dry_run {
+        let target: Option<Medium> = match &self.to {
+            Some(_) => None,
+            None => request.to.medium(),
+        };
+        let to_registry = self.to.is_none() && target.is_none();
+        if options.create_projects && to_registry && !options.dry_run {
             create_projects(&registry, &routes, observer).await?;
         }
         let started = Instant::now();
-        let source: Arc<dyn Backend> = match self.from {
-            Some(dir) => Arc::new(dir),
-            None => registry.clone(),
+        let source: Arc<dyn Backend> = match (self.from, &medium) {
+            (Some(dir), _) => Arc::new(dir),
+            (None, Some(source)) => source.backend(),
+            (None, None) => registry.clone(),
         };
-        let sink: Arc<dyn Sink> = match &self.to {
-            Some(dir) => Arc::new(dir.clone()),
-            None => Arc::new(RegistrySink::new(registry.clone())),
+        let sink: Arc<dyn Sink> = match (&self.to, &target) {
+            (Some(dir), _) => Arc::new(dir.clone()),
+            (None, Some(medium)) => open_sink(medium, &routes, options.linking, options.dry_run)?,
+            (None, None) => Arc::new(RegistrySink::new(registry.clone())),
         };
         let (report, plan) = if options.dry_run {
             let plan = engine::plan(&source, &sink, &routes, &request.options).await;
@@ -312,6 +337,7 @@ impl<'a> Transfer<'a> {
             left_out,
             warnings,
             unnameable,
+            notices,
         })
     }
 }

@@ -109,7 +109,7 @@ impl ImagesDir {
         Ok(Self::new(root, layout, records, linking, filling))
     }
 
-    fn new(
+    pub(super) fn new(
         root: ConfinedDir,
         layout: Layout,
         records: Records,
@@ -124,8 +124,17 @@ impl ImagesDir {
             traffic: Traffic::default(),
             referrers: ReferrersCache::default(),
             _filling: filling,
+            by_algorithm: false,
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// The same, with its blobs in a directory for each algorithm. To be called before anybody else has it.
+    pub(super) fn by_algorithm(mut self) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.by_algorithm = true;
+        }
+        self
     }
 }
 
