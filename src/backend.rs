@@ -6,13 +6,21 @@
 //! medium costs its own module only. Where media differ in what they can do, they say so in their
 //! [`Capabilities`].
 
+pub mod archive;
 mod collection;
 mod confined;
+#[cfg(test)]
+mod conformance;
+pub mod docker_daemon;
 mod error;
 pub mod images_dir;
 mod local_file;
+pub mod object_store;
 pub mod oci_layout;
+mod packer;
 pub mod registry;
+mod shard;
+pub mod skopeo_dir;
 
 use std::{ops::Range, sync::Arc};
 
@@ -23,6 +31,8 @@ pub use collection::{Collection, ListedImage, NameBelow, NameBelowError};
 pub use confined::{ConfinedDir, DirEntry, FileType, OpenDir, SymlinkRefused};
 pub use error::{Error, Kind, Result};
 pub use local_file::{FileStream, LocalFile, Relinked};
+pub use packer::{PackedImage, Packer, Unwritten};
+pub use shard::{Shard, ShardError, Sharded};
 
 use crate::image::{Descriptor, Digest, Manifest, Reference, Repository};
 

@@ -22,6 +22,7 @@ mod codec;
 mod compressed;
 mod gzip;
 mod index;
+mod members;
 mod merge;
 mod tar;
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub use index::{
     Chunk, DecodeError, Entry, Expected, Hashing, IndexError, Indexer, LayerIndex, Note, NoteKind,
     Options, Origin, Span, SpanDecoder, StoredError, StoredHead, Table, TableError, Xattrs,
 };
+pub use members::{Member, MemberReader, Refused};
 pub use merge::{Attributes, Broken, Data, Found, MergeError, Node, Rootfs, find_from_top};
 pub use tar::{Extent, Kind, Refusal, TarError, Time};
 pub use toc::{MAX_ZTOC_BYTES, TocError, TocReader, soci_index, ztoc_of};

@@ -7,7 +7,7 @@
 mod naming;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::Range,
     sync::Arc,
 };
@@ -36,6 +36,8 @@ pub struct ListedImage {
     pub name: Option<Reference>,
     /// What the medium calls it, if it calls it anything.
     pub label: Option<String>,
+    /// What else the medium calls it.
+    pub other_label: Option<String>,
     /// What it is.
     pub manifest: Descriptor,
     /// Whether it is a signature or something else that belongs to another one.
@@ -114,6 +116,7 @@ impl Collection {
             let reason = format!("it lists more than {MAX_IMAGES} images");
             return Err(collection.error("listing images", Kind::Unfit(reason)));
         }
+        let ambiguous = ambiguous_names(&listed);
         let all: Vec<String> = listed.iter().filter_map(|one| one.labels.shown()).collect();
         for Listed { manifest, labels } in listed {
             if only.as_deref().is_some_and(|only| !labels.is(only)) {
@@ -122,6 +125,10 @@ impl Collection {
             let digest = manifest.digest;
             collection.media_types.insert(digest, manifest.media_type.clone());
             let name = labels.name(below.as_ref(), digest);
+            let name = match labels.full.as_ref().filter(|full| ambiguous.contains(*full)) {
+                Some(_) => name.map(|name| labels.with_tag(name)),
+                None => name,
+            };
             let mut is_attachment =
                 name.as_ref().and_then(Reference::tag).is_some_and(is_attachment_tag);
             if labels.shown().is_none() {
@@ -143,7 +150,14 @@ impl Collection {
                 }
             }
             let label = labels.shown();
-            collection.images.push(ListedImage { name, label, manifest, is_attachment });
+            let other_label = labels.short.filter(|short| Some(short) != label.as_ref());
+            collection.images.push(ListedImage {
+                name,
+                label,
+                other_label,
+                manifest,
+                is_attachment,
+            });
         }
         if let (Some(only), true) = (&only, collection.images.is_empty()) {
             let mut has: Vec<&str> = all.iter().map(String::as_str).take(10).collect();
@@ -162,7 +176,7 @@ impl Collection {
     /// Finds the indexes of which some children are not there, on purpose.
     async fn find_sparse(&mut self) {
         let mut open: Vec<Digest> = self.images.iter().map(|image| image.manifest.digest).collect();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         while let Some(digest) = open.pop() {
             if !seen.insert(digest) || seen.len() > MAX_IMAGES {
                 continue;
@@ -210,8 +224,7 @@ impl Collection {
         let bytes = read_whole(self.blobs.read(&blob, 0..size).await?, size).await?;
         let found = Digest::of(digest.algorithm(), &bytes);
         if found != digest {
-            let kind = Kind::Damaged(Box::new(Kind::Digest { expected: digest, found }));
-            return Err(self.error(&doing, kind));
+            return Err(self.error(&doing, Kind::Digest { expected: digest, found }));
         }
         let media_type = self.media_types.get(&digest).map(String::as_str);
         let media_type = media_type.filter(|text| !text.is_empty());
@@ -248,7 +261,6 @@ impl Collection {
             Some(found) => Kind::Size { expected: blob.size, found },
             None => Kind::NotFound(String::new()),
         };
-        let kind = Kind::Damaged(Box::new(kind));
         Err(self.error(&format!("reading blob {}", blob.digest), kind))
     }
 
@@ -268,6 +280,21 @@ impl Collection {
             })
             .await
     }
+}
+
+/// Full names that several images have. umoci, for one, copies the annotations of an image to the one that it makes of
+/// it, and only changes the short name.
+fn ambiguous_names(listed: &[Listed]) -> HashSet<String> {
+    let mut seen: HashMap<&str, Digest> = HashMap::new();
+    let mut ambiguous = HashSet::new();
+    for one in listed {
+        let Some(full) = one.labels.full.as_deref() else { continue };
+        let digest = one.manifest.digest;
+        if *seen.entry(full).or_insert(digest) != digest {
+            ambiguous.insert(full.to_owned());
+        }
+    }
+    ambiguous
 }
 
 /// Reads a stream of at most `size` bytes to its end.

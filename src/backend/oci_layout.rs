@@ -20,7 +20,7 @@ use std::{io, ops::Range, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 
-pub(super) use index::{MAX_INDEX, listed_of};
+pub(super) use index::{MAX_INDEX, NewEntry, listed_of, merge};
 pub use sink::OciLayout;
 
 use super::{
@@ -98,10 +98,11 @@ impl BlobSource for Files {
     }
 
     async fn read(&self, blob: &Descriptor, range: Range<u64>) -> Result<BoxStream> {
-        self.0.read(&nobody()?, blob, range).await
+        self.0.read(&nobody()?, blob, range).await.map_err(|e| e.on(&side(self.0.root())))
     }
 
     async fn file(&self, blob: &Descriptor) -> Result<Option<LocalFile>> {
-        Blobs::file(&self.0, &nobody()?, blob).await
+        let file = Blobs::file(&self.0, &nobody()?, blob).await;
+        file.map_err(|e| e.on(&side(self.0.root())))
     }
 }

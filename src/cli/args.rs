@@ -6,7 +6,7 @@ mod names;
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::OnceLock,
     time::Duration,
 };
@@ -14,7 +14,10 @@ use std::{
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 
 use imgfs::{
-    backend::registry::{Access, PatternError, RegistryPattern},
+    backend::{
+        Shard,
+        registry::{Access, PatternError, RegistryPattern},
+    },
     ops::TreeSpec,
     template::Dialect,
 };
@@ -140,10 +143,10 @@ impl Command {
 
 #[derive(ClapArgs)]
 pub(crate) struct TreeArgs {
-    /// Directory of the images
+    /// Directory of the images; or another place that has them, such as oci:DIR or an archive
     #[arg(
         long,
-        value_name = "DIR",
+        value_name = "DIR|PLACE",
         env = "IMGFS_IMAGES_DIR",
         default_value = DEFAULT_IMAGES_DIR,
         value_hint = ValueHint::DirPath
@@ -152,6 +155,16 @@ pub(crate) struct TreeArgs {
 }
 
 impl TreeArgs {
+    /// The directory that it means, for `command`, which is for nothing else.
+    pub(crate) fn directory(&self, command: &str) -> Result<&Path, Failure> {
+        match self.place()? {
+            TreeSpec::Directory(_) => Ok(&self.images_dir),
+            place => Err(Failure::new(format!(
+                "{place}: `imgfs {command}` is for a directory of images"
+            ))),
+        }
+    }
+
     /// What it means: a directory of images, or one of the other places that have images.
     pub(crate) fn place(&self) -> Result<TreeSpec, Failure> {
         match self.images_dir.to_str() {
@@ -287,6 +300,8 @@ pub(crate) struct PullArgs {
     /// Layout of a new directory
     #[arg(long, value_enum)]
     pub(crate) layout: Option<LayoutArg>,
+    #[command(flatten)]
+    pub(crate) sharing: SharingArgs,
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -294,6 +309,18 @@ pub(crate) struct PullArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) registries: RegistryArgs,
+}
+
+// Whether others write to the same place.
+#[derive(ClapArgs)]
+pub(crate) struct SharingArgs {
+    /// As worker K of N that run this very command at the same time with the same target: fetch the blobs
+    /// whose digests fall to it, and wait for the others to bring theirs
+    #[arg(long, value_name = "K/N")]
+    pub(crate) shard: Option<Shard>,
+    /// Nobody else writes to the object store meanwhile: for one that does not write on conditions
+    #[arg(long, conflicts_with = "shard")]
+    pub(crate) single_writer: bool,
 }
 
 /// What of the images is wanted.
@@ -342,6 +369,9 @@ pub(crate) struct PushArgs {
     pub(crate) images: Vec<String>,
     #[command(flatten)]
     pub(crate) tree: TreeArgs,
+    /// Repository of images that their place does not name in full, with a :TAG for a single one
+    #[arg(long, value_name = "REPOSITORY[:TAG]")]
+    pub(crate) name: Option<String>,
     /// Only images whose name, such as docker.io/library/nginx:1.25, matches this regular
     /// expression anywhere
     #[arg(long, value_name = "REGEX")]
@@ -366,14 +396,23 @@ pub(crate) struct PushArgs {
     pub(crate) registries: RegistryArgs,
 }
 
-/// Copy images from any tree to any other
+/// Copy images from any place to any other
 ///
-/// A tree is a directory of images or registry://HOST[:PORT][/PATH]; what is below the one comes
-/// below the other. From registry to registry everything streams through memory, and what one
-/// registry has on both sides is mounted. From directory to directory, blobs share their place on
-/// the disk where the file system can do that.
+/// A place is a directory of images; registry://HOST[:PORT][/PATH]; an OCI image layout, oci:DIR[:NAME]; an
+/// archive, oci-archive:FILE or docker-archive:FILE, with - for standard input or output; skopeo's dir:DIR;
+/// docker-daemon:[NAME]; or an object store, s3://BUCKET[/PREFIX], gs:// or az://. What is below the one
+/// comes below the other. From registry to registry everything streams through memory, and what one
+/// registry has on both sides is mounted. Between directories, blobs share their place on the disk where
+/// the file system can do that.
 #[derive(ClapArgs)]
-#[command(after_help = EXIT_STATUS)]
+#[command(after_help = ending!(
+    exit_status!(),
+    "imgfs copy --from images --to registry://hub.example.com/mirror --all",
+    "imgfs copy --from images --to oci-archive:images.tar --all",
+    "imgfs copy --from images.tar --to images --all            what `docker save` wrote, too",
+    "imgfs copy --from oci:layout:v1 --to images --name quay.io/team/app",
+    "imgfs copy --from images --to oci-archive:- --all | ssh host imgfs copy --from oci-archive:- --to images --all",
+))]
 pub(crate) struct CopyArgs {
     /// Images: in full, or below the registry that --from names
     #[arg(value_name = "IMAGE", conflicts_with = "all")]
@@ -411,6 +450,8 @@ pub(crate) struct CopyArgs {
     /// Create the projects that are missing, if the target is a Harbor
     #[arg(long)]
     pub(crate) create_projects: bool,
+    #[command(flatten)]
+    pub(crate) sharing: SharingArgs,
     /// Say what would be copied, and copy nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -498,6 +539,12 @@ pub(crate) struct MountArgs {
     pub(crate) image: Option<String>,
     #[command(flatten)]
     pub(crate) selection: SelectionArgs,
+    /// Show the images of this place, such as oci:DIR or an archive, and ask no registry
+    #[arg(long, value_name = "PLACE", value_hint = ValueHint::AnyPath, conflicts_with = "registries")]
+    pub(crate) from: Option<String>,
+    /// Repository of images that --from does not name in full, with a :TAG for a single one
+    #[arg(long, value_name = "REPOSITORY[:TAG]", requires = "from")]
+    pub(crate) name: Option<String>,
     /// Show what is local, and ask no registry
     #[arg(long)]
     pub(crate) offline: bool,

@@ -23,12 +23,17 @@ pub(crate) fn push(args: &PushArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         [] => Images::All,
         images => Images::Listed(images.to_vec()),
     };
+    let place = args.tree.place()?;
+    if args.name.is_some() && place.medium().is_none() {
+        return Err(Failure::new("--name is for places that do not name their images in full"));
+    }
     let request = Request {
+        name: name_below(args.name.as_deref())?,
         pattern: pattern("--src-pattern", args.src_pattern.as_deref())?,
         dest: Some(template(&args.dest, &args.naming)?),
         options: options(&args.selection)?,
         vars: args.naming.vars.load()?,
-        ..Request::new(args.tree.place()?, TreeSpec::Registry { prefix: String::new() }, images)
+        ..Request::new(place, TreeSpec::Registry { prefix: String::new() }, images)
     };
     let setting = Setting {
         verb: Verb::Push,
@@ -89,6 +94,8 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
                 LinkArg::Never => Linking::Never,
             },
             create_projects: args.create_projects,
+            shard: args.sharing.shard,
+            single_writer: args.sharing.single_writer,
             dry_run: args.dry_run,
         },
         output,

@@ -375,7 +375,7 @@ fn problem_json(problem: &Problem) -> Value {
 }
 
 pub(crate) fn prune(args: &PruneArgs, output: &Output) -> Result<Outcome, Failure> {
-    let root = &args.tree.images_dir;
+    let root = args.tree.directory("prune")?;
     let Some(pruned) = ops::prune(root, args.dry_run)? else {
         output.warning(&format!("no images in {}", root.display()));
         output.event(

@@ -42,11 +42,11 @@ pub(crate) fn ls(
     let Some(source) = inside::open_source(place, is_from, args.inside.name.as_deref())? else {
         return Err(Failure::new(format!("{place} is none of the places that can be listed")));
     };
-    for warning in source.warnings() {
-        output.warning(warning);
-    }
     let attachments = args.all || output.json;
     let images = block_on(ops::list_place(&source, pattern, attachments))??;
+    for warning in source.warnings() {
+        output.warning(&warning);
+    }
     let listed: Vec<Value> = images.iter().map(json_of).collect();
     output.event(&json!({"event": "report", "command": "ls", "images": listed}));
     if images.is_empty() {

@@ -39,6 +39,8 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
         registries: &args.registries,
         options: TransferOptions {
             layout: layout(args.layout),
+            shard: args.sharing.shard,
+            single_writer: args.sharing.single_writer,
             dry_run: args.dry_run,
             ..TransferOptions::default()
         },

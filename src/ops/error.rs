@@ -35,6 +35,9 @@ pub enum Error {
     /// The place cannot be written.
     #[error("{0}: images cannot be written there")]
     Unwritable(String),
+    /// The platform of this machine is none that images can be for.
+    #[error("{0}; give --platform")]
+    Platform(String),
     /// What is asked for cannot be done in the place.
     #[error("{place}: {reason}")]
     NotThere {

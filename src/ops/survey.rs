@@ -63,7 +63,7 @@ pub async fn list_place(
 ) -> Result<Vec<PlaceImage>> {
     let backend = source.backend();
     let mut found = Vec::new();
-    for image in source.images().iter().filter(|image| attachments || !image.is_attachment) {
+    for image in source.images().await?.iter().filter(|image| attachments || !image.is_attachment) {
         let mut one = PlaceImage {
             image: image.clone(),
             platforms: Vec::new(),

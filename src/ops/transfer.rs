@@ -9,15 +9,16 @@ use std::{
 
 use super::{
     Error, Images, Medium, Request, Result, Source, TreeSpec,
-    medium::{check_apart, open_sink},
+    medium::{Target, check_apart, open_target as open_medium},
+    open::this_machine,
 };
 use crate::{
     backend::{
-        self, Backend, Kind, Names, Sink,
+        self, Backend, Kind, Names, Packer, Shard, Sharded, Sink, Unwritten,
         images_dir::{ImagesDir, Layout, Linking, Problem},
         registry::{Registry, RegistryConfig, RegistrySink, Stats},
     },
-    image::{Reference, Repository, is_attachment_tag},
+    image::{PlatformFilter, Reference, Repository, is_attachment_tag},
     transfer::{self as engine, Plan, Report, Route, Status},
 };
 
@@ -30,6 +31,10 @@ pub struct TransferOptions {
     pub linking: Linking,
     /// Create the projects that are missing in a Harbor.
     pub create_projects: bool,
+    /// The part of the blobs that is this process's, if several fill the same target.
+    pub shard: Option<Shard>,
+    /// Nobody else writes to the object store that is the target.
+    pub single_writer: bool,
     /// Find out what would be done, and do nothing.
     pub dry_run: bool,
 }
@@ -256,11 +261,10 @@ impl<'a> Transfer<'a> {
             Some(medium) => Some(Source::open(&medium, request.name.as_ref()).await?),
             None => None,
         };
-        notices.extend(medium.iter().flat_map(Source::warnings).cloned());
         let routes = match (self.routes.take(), &medium) {
             (Some(routes), _) => routes,
             (None, Some(source)) => {
-                let images = source.names()?;
+                let images = source.names().await?;
                 let images: Vec<Reference> =
                     images.into_iter().filter(|image| request.matches(image, None)).collect();
                 request.routes(&images)?
@@ -271,6 +275,7 @@ impl<'a> Transfer<'a> {
                 request.routes(&images)?
             }
         };
+        notices.extend(medium.iter().flat_map(Source::warnings));
         if routes.is_empty() {
             let nothing = match (&request.images, &request.pattern) {
                 (_, Some(_)) => NothingToDo::NoMatch,
@@ -302,14 +307,41 @@ impl<'a> Transfer<'a> {
             (None, Some(source)) => source.backend(),
             (None, None) => registry.clone(),
         };
-        let sink: Arc<dyn Sink> = match (&self.to, &target) {
-            (Some(dir), _) => Arc::new(dir.clone()),
-            (None, Some(medium)) => open_sink(medium, &routes, options.linking, options.dry_run)?,
-            (None, None) => Arc::new(RegistrySink::new(registry.clone())),
+        let target = match (&self.to, &target) {
+            (Some(dir), _) => Target::Sink(Arc::new(dir.clone())),
+            (None, Some(medium)) => open_medium(medium, &routes, options)?,
+            (None, None) => Target::Sink(Arc::new(RegistrySink::new(registry.clone()))),
+        };
+        let (sink, packer): (Arc<dyn Sink>, _) = match target {
+            Target::Sink(sink) => match options.shard.filter(|_| !options.dry_run) {
+                Some(shard) => (Arc::new(Sharded::new(sink, shard)), None),
+                None => (sink, None),
+            },
+            Target::Packer(_) if options.shard.is_some() => {
+                let reason = "several workers cannot fill it together (--shard)".to_owned();
+                return Err(Error::NotThere { place: request.to.to_string(), reason });
+            }
+            Target::Packer(packer) => {
+                (Arc::new(Unwritten::new(request.to.to_string())), Some(packer))
+            }
         };
         let (report, plan) = if options.dry_run {
             let plan = engine::plan(&source, &sink, &routes, &request.options).await;
             (report_of(&plan), Some(plan))
+        } else if let Some(mut packer) = packer {
+            observer.started(None);
+            let moves: Arc<dyn engine::Observer> = observer.clone();
+            let wanted = match &request.options.platforms {
+                PlatformFilter::Only(platforms) => platforms.first().cloned(),
+                PlatformFilter::All => None,
+            };
+            let platform = match wanted {
+                Some(platform) => platform,
+                None => this_machine().map_err(|e| Error::Platform(e.to_string()))?,
+            };
+            let plan =
+                engine::plan(&source, &sink, &routes, &packed_options(request, &*packer)).await;
+            (engine::pack(&source, plan, &mut *packer, &platform, &moves).await, None)
         } else {
             observer.started(self.to.as_ref());
             let moves: Arc<dyn engine::Observer> = observer.clone();
@@ -340,6 +372,12 @@ impl<'a> Transfer<'a> {
             notices,
         })
     }
+}
+
+/// The options of a request for a target that may have no place for signatures and the like.
+fn packed_options(request: &Request, packer: &dyn Packer) -> engine::Options {
+    let options = request.options.clone();
+    engine::Options { attachments: options.attachments && packer.keeps_attachments(), ..options }
 }
 
 impl Traffic {

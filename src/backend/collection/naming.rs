@@ -89,6 +89,14 @@ impl Labels {
             })
     }
 
+    /// `name`, which several images have, with the short name as its tag, if that can be one.
+    pub(in crate::backend) fn with_tag(&self, name: Reference) -> Reference {
+        match self.short.as_deref().filter(|short| is_tag(short)) {
+            Some(tag) => name.repository().tagged(tag),
+            None => name,
+        }
+    }
+
     /// Its name: the full one, then the other one if it is full, then the other one as a tag in `below`, and
     /// if there is no such thing its digest there.
     pub(in crate::backend) fn name(

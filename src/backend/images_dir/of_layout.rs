@@ -18,7 +18,7 @@ impl ImagesDir {
     pub(in crate::backend) fn of_layout(root: ConfinedDir) -> Result<Self> {
         let path = root.path().join(BLOBS).join(STATE).join("records");
         let records = match root.is_file(&path) {
-            true => Self::layout_records(&root, path)?,
+            true => Self::layout_records(&root, &path)?,
             false => Records::absent(root.clone()),
         };
         Ok(Self::new(root, Layout::default(), records, Linking::default(), None).by_algorithm())
@@ -32,14 +32,14 @@ impl ImagesDir {
             root.create_dirs(&state.join(name)).map_err(failed)?;
         }
         root.create_dirs(&root.path().join(BLOBS).join("sha256")).map_err(failed)?;
-        let records = Self::layout_records(&root, state.join("records"))?;
+        let records = Self::layout_records(&root, &state.join("records"))?;
         Ok(Self::new(root, Layout::default(), records, linking, None).by_algorithm())
     }
 
-    fn layout_records(root: &ConfinedDir, path: PathBuf) -> Result<Records> {
+    fn layout_records(root: &ConfinedDir, path: &Path) -> Result<Records> {
         let knows_again = medium::knows_files_again(root, Layout::default());
-        Records::open(root.clone(), path.clone(), knows_again)
-            .map_err(|e| Error::io(&path, "reading", e))
+        Records::open(root.clone(), path.to_owned(), knows_again)
+            .map_err(|e| Error::io(path, "reading", e))
     }
 
     /// Where a blob is.

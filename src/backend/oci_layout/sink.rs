@@ -117,8 +117,7 @@ impl Inner {
         })?;
         let found = Digest::of(digest.algorithm(), &text);
         if found != digest {
-            let kind = Kind::Damaged(Box::new(Kind::Digest { expected: digest, found }));
-            return Err(self.error(&doing, kind));
+            return Err(self.error(&doing, Kind::Digest { expected: digest, found }));
         }
         Manifest::parse_as(digest.algorithm(), text.into(), None).map_err(|e| self.error(&doing, e))
     }
