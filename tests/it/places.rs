@@ -464,10 +464,7 @@ fn signatures_go_into_a_layout_and_out_of_it() {
     let output = run(&registry, &layout, &["team/app:1"]).success();
     assert_eq!(output.images()[0]["attached"].as_array().map(Vec::len), Some(1), "{output}");
     let archive = bed.at("oci-archive", "a.tar");
-    for (from, to) in [
-        (layout.as_str(), archive.as_str()),
-        (&archive, &registry),
-    ] {
+    for (from, to) in [(layout.as_str(), archive.as_str()), (&archive, &registry)] {
         let output = run(from, to, &["--all"]).success();
         assert_eq!(output.images().len(), 1, "a signature is no image of its own: {output}");
         assert_eq!(output.images()[0]["attached"].as_array().map(Vec::len), Some(1), "{output}");
