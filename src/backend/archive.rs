@@ -5,7 +5,7 @@
 //! on read by spans as layers are ([`crate::layer`]). What comes through a pipe is kept in a file without a name
 //! first, since it cannot be read twice.
 //!
-//! Names in an archive are keys and nothing else ([`members`]): whatever they say, nothing outside of the archive
+//! Names in an archive are keys and nothing else (`members.rs`): whatever they say, nothing outside of the archive
 //! is ever opened.
 
 mod content;
