@@ -6,20 +6,33 @@
 //! medium costs its own module only. Where media differ in what they can do, they say so in their
 //! [`Capabilities`].
 
+pub mod archive;
+mod collection;
 mod confined;
+#[cfg(test)]
+mod conformance;
+pub mod docker_daemon;
 mod error;
 pub mod images_dir;
 mod local_file;
+pub mod object_store;
+pub mod oci_layout;
+mod packer;
 pub mod registry;
+mod shard;
+pub mod skopeo_dir;
 
 use std::{ops::Range, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use collection::{Collection, ListedImage, NameBelow, NameBelowError};
 pub use confined::{ConfinedDir, DirEntry, FileType, Flush, OpenDir, SymlinkRefused};
 pub use error::{Error, Kind, Result};
 pub use local_file::{FileStream, LocalFile, Relinked};
+pub use packer::{PackedImage, Packer, Unwritten};
+pub use shard::{Shard, ShardError, Sharded};
 
 use crate::image::{Descriptor, Digest, Manifest, Reference, Repository};
 
@@ -160,6 +173,22 @@ pub trait Blobs: Send + Sync + 'static {
 pub trait Backend: Names + Attachments + Blobs {}
 
 impl<T: Names + Attachments + Blobs> Backend for T {}
+
+/// A medium that says which images it has.
+#[async_trait]
+pub trait Lister: Backend {
+    /// All its images.
+    async fn images(&self) -> Result<Listing>;
+}
+
+/// What a medium has.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// The images, in the order of the medium.
+    pub images: Vec<ListedImage>,
+    /// What the user should know of the medium.
+    pub warnings: Vec<String>,
+}
 
 /// Content that arrives piece by piece.
 #[async_trait]

@@ -18,6 +18,7 @@ mod mount;
 mod mounts;
 mod names;
 mod output;
+mod places;
 mod profile;
 mod progress;
 mod pull;

@@ -22,6 +22,7 @@ mod codec;
 mod compressed;
 mod gzip;
 mod index;
+mod members;
 mod merge;
 mod profile;
 mod tar;
@@ -36,6 +37,7 @@ pub use index::{
     NoteKind, Options, Origin, Span, SpanDecoder, StoredError, StoredHead, Table, TableError, Work,
     Xattrs,
 };
+pub use members::{Member, MemberReader, Refused};
 pub use merge::{Attributes, Broken, Data, Found, MergeError, Node, Rootfs, find_from_top};
 pub use profile::{
     PROFILE_ARTIFACT_TYPE, PROFILE_MEDIA_TYPE, Profile, ProfileError, ProfileRecorder,

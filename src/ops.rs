@@ -28,12 +28,15 @@ mod index_layers;
 mod indexes;
 mod inspect;
 mod listing;
+mod medium;
 mod mount;
 mod open;
+mod place;
 mod profiles;
 mod remove;
 mod request;
 mod route;
+mod survey;
 mod transfer;
 mod usage;
 
@@ -53,16 +56,19 @@ pub use index_layers::IndexedLayers;
 pub use indexes::PushedIndexes;
 pub use inspect::{Child, Inspection, LayerReport, Selected, Step, digest, inspect};
 pub use listing::{RegistryListRequest, RegistryListing, RepositoryListing, list_registry};
-pub use mount::{NamespaceRequest, Shown, namespace};
+pub use medium::Source;
+pub use mount::{NamespaceRequest, Shown, namespace, namespace_of};
 pub use open::{
     FileEntry, FileListing, NamedImage, OpenImage, OpenOptions, Opener, Scratch, this_machine,
     type_name,
 };
+pub use place::{ArchiveFormat, Medium, Store};
 pub use profiles::{AttachReport, AttachTo};
 pub use remove::{RemoveReport, RemoveRequest, RemovedImage, remove};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};
+pub use survey::{PlaceImage, list_place, verify_place};
 pub use transfer::{
     Ending, NothingToDo, Observer, Project, Traffic, Transfer, TransferOptions, TransferReport,
     transfer,

@@ -34,13 +34,13 @@ pub use playbook::{Playbook, Task};
 pub use project::{Files, Project};
 pub use run::{RunEvent, RunReport, Runner, TaskOutcome, TaskStatus};
 
-use crate::{template::Value, transfer};
+use crate::{ops::TreeSpec, template::Value, transfer};
 
 /// What holds for all tasks of a run.
 #[derive(Clone, Default)]
 pub struct Settings {
-    /// The directory of tasks that do not name one.
-    pub images_dir: PathBuf,
+    /// The directory of tasks that do not name one, or another place.
+    pub images_dir: TreeSpec,
     /// Where relative names of certificate files start.
     pub base: PathBuf,
     /// What tasks do not say: what to do with indexes and attachments.

@@ -15,6 +15,7 @@ mod content;
 mod copy;
 mod execute;
 mod graph;
+mod pack;
 mod plan;
 mod repair;
 
@@ -22,6 +23,7 @@ mod report;
 
 pub use copy::copy;
 pub use execute::execute;
+pub use pack::pack;
 pub use plan::{BlobPlan, BlobTarget, ImagePlan, Plan, PlannedManifest, plan};
 pub use repair::repair;
 

@@ -11,6 +11,7 @@ mod directory;
 mod layout;
 mod link;
 mod measure;
+mod media;
 mod mount;
 mod places;
 mod pull;
@@ -99,6 +100,8 @@ enum Part {
     Copy,
     /// Copy from directory to directory
     Dir,
+    /// OCI layouts, archives and an object store
+    Media,
     /// Reads of a local blob through a mount
     MountLocal,
     /// find over a mount of 100,000 files
@@ -176,7 +179,10 @@ impl Bench {
             name.into()
         });
         // From directory to directory there are two of them on one file system.
-        let copies = if [Part::Dir, Part::MountCopy].iter().any(|part| wants(&options, *part)) {
+        let copies = if [Part::Dir, Part::Media, Part::MountCopy]
+            .iter()
+            .any(|part| wants(&options, *part))
+        {
             2
         } else {
             1
@@ -198,6 +204,7 @@ impl Bench {
             (Part::Push, Self::push),
             (Part::Copy, Self::copy),
             (Part::Dir, Self::directories),
+            (Part::Media, Self::media),
             (Part::MountLocal, Self::local_reads),
             (Part::MountFind, Self::many_entries),
             (Part::MountCold, Self::cold_reads),

@@ -37,6 +37,7 @@ impl Usage {
 pub(crate) struct Job {
     program: OsString,
     arguments: Vec<OsString>,
+    environment: Vec<(&'static str, String)>,
     directory: PathBuf,
     output: Option<PathBuf>,
 }
@@ -46,6 +47,7 @@ impl Job {
         Self {
             program: program.as_ref().to_owned(),
             arguments: Vec::new(),
+            environment: Vec::new(),
             directory: "/".into(),
             output: None,
         }
@@ -58,6 +60,11 @@ impl Job {
 
     pub(crate) fn args(mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         self.arguments.extend(arguments.into_iter().map(|a| a.as_ref().to_owned()));
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
         self
     }
 
@@ -93,6 +100,7 @@ impl Job {
         // Nobody's proxy, credentials or registry settings in here.
         command.env_clear().env("HOME", "/nonexistent").env("LC_ALL", "C.UTF-8");
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.envs(self.environment.iter().map(|(name, value)| (*name, value)));
         command.current_dir(&self.directory).stdin(Stdio::null()).stderr(File::create(errors)?);
         command.stdout(match &self.output {
             Some(path) => Stdio::from(File::create(path)?),

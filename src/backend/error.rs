@@ -174,6 +174,14 @@ impl Error {
         }
     }
 
+    /// The same error on a side that uses another one.
+    pub(super) fn on(self, side: &str) -> Self {
+        match Arc::try_unwrap(self.0) {
+            Ok(inner) => Self(Arc::new(Inner { side: side.to_owned(), ..inner })),
+            Err(shared) => Self(shared),
+        }
+    }
+
     /// The same trouble, seen as something else.
     pub(crate) fn with_kind(&self, kind: Kind) -> Self {
         let same = Self::new(&self.0.side, &self.0.doing, kind);

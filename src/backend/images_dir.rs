@@ -26,6 +26,7 @@ mod inventory;
 mod layout;
 mod manifests;
 mod medium;
+mod of_layout;
 mod opening;
 mod other_tools;
 mod portable;
@@ -145,6 +146,8 @@ struct Inner {
     referrers: ReferrersCache,
     /// Says to `prune` that the tree is being filled.
     filling: Option<File>,
+    /// Whether blobs are in a directory for each algorithm, as in an OCI image layout.
+    by_algorithm: bool,
 }
 
 impl ImagesDir {
@@ -367,7 +370,11 @@ impl Inner {
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.root.path().join(BLOBS).join(self.layout.digest_name(digest))
+        let blobs = self.root.path().join(BLOBS);
+        match self.by_algorithm {
+            true => blobs.join(digest.algorithm().as_str()).join(digest.to_hex()),
+            false => blobs.join(self.layout.digest_name(digest)),
+        }
     }
 
     fn partial_path(&self, digest: &Digest) -> PathBuf {

@@ -105,7 +105,8 @@ pub struct FileStream {
 }
 
 impl FileStream {
-    fn start(file: Arc<File>, path: PathBuf, range: Range<u64>) -> Self {
+    /// Begins to read the bytes `range` of `file`, which is called `path` in errors.
+    pub(super) fn start(file: Arc<File>, path: PathBuf, range: Range<u64>) -> Self {
         let mut stream = Self { path, file, left: range, next: None };
         stream.read_ahead();
         stream

@@ -31,7 +31,7 @@ mod session;
 mod sink;
 mod stall;
 mod stats;
-mod tls;
+pub(super) mod tls;
 mod upload;
 mod wire;
 

@@ -7,7 +7,7 @@ mod shared;
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::OnceLock,
     time::Duration,
 };
@@ -15,12 +15,16 @@ use std::{
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 
 use imgfs::{
-    backend::registry::{Access, PatternError, RegistryPattern},
+    backend::{
+        Shard,
+        registry::{Access, PatternError, RegistryPattern},
+    },
+    ops::TreeSpec,
     template::Dialect,
 };
 use tracing::level_filters::LevelFilter;
 
-use super::{log::LogArgs, vars::VarsArgs};
+use super::{Failure, log::LogArgs, vars::VarsArgs};
 
 pub(crate) use look::{CatArgs, DiffArgs, DigestArgs, DuArgs, InspectArgs, LsArgs};
 pub(crate) use names::{LoginArgs, LogoutArgs, RmArgs, TagArgs};
@@ -149,15 +153,36 @@ impl Command {
 
 #[derive(ClapArgs)]
 pub(crate) struct TreeArgs {
-    /// Directory of the images
+    /// Directory of the images; or another place that has them, such as oci:DIR or an archive
     #[arg(
         long,
-        value_name = "DIR",
+        value_name = "DIR|PLACE",
         env = "IMGFS_IMAGES_DIR",
         default_value = DEFAULT_IMAGES_DIR,
         value_hint = ValueHint::DirPath
     )]
     pub(crate) images_dir: PathBuf,
+}
+
+impl TreeArgs {
+    /// The directory that it means, for `command`, which is for nothing else.
+    pub(crate) fn directory(&self, command: &str) -> Result<&Path, Failure> {
+        match self.place()? {
+            TreeSpec::Directory(_) => Ok(&self.images_dir),
+            place => Err(Failure::new(format!(
+                "{place}: `imgfs {command}` is for a directory of images"
+            ))),
+        }
+    }
+
+    /// What it means: a directory of images, or one of the other places that have images.
+    pub(crate) fn place(&self) -> Result<TreeSpec, Failure> {
+        match self.images_dir.to_str() {
+            Some(text) => text.parse().map_err(|e| Failure::new(format!("--images-dir: {e}"))),
+            // Whatever it is, it is no scheme.
+            None => Ok(TreeSpec::Directory(self.images_dir.clone())),
+        }
+    }
 }
 
 #[derive(ClapArgs, Clone, Copy, Default)]
@@ -294,6 +319,8 @@ pub(crate) struct PullArgs {
     pub(crate) layout: Option<LayoutArg>,
     #[command(flatten)]
     pub(crate) sync: SyncArgs,
+    #[command(flatten)]
+    pub(crate) sharing: SharingArgs,
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -314,6 +341,18 @@ pub(crate) struct SyncArgs {
     /// ever taken for whole. Run `umount` or `sync` before a disk is pulled out, or use `end`.
     #[arg(long, value_enum, value_name = "WHEN")]
     pub(crate) sync: Option<SyncArg>,
+}
+
+// Whether others write to the same place.
+#[derive(ClapArgs)]
+pub(crate) struct SharingArgs {
+    /// As worker K of N that run this very command at the same time with the same target: fetch the blobs
+    /// whose digests fall to it, and wait for the others to bring theirs
+    #[arg(long, value_name = "K/N")]
+    pub(crate) shard: Option<Shard>,
+    /// Nobody else writes to the object store meanwhile: for one that does not write on conditions
+    #[arg(long, conflicts_with = "shard")]
+    pub(crate) single_writer: bool,
 }
 
 /// What of the images is wanted.
@@ -362,6 +401,9 @@ pub(crate) struct PushArgs {
     pub(crate) images: Vec<String>,
     #[command(flatten)]
     pub(crate) tree: TreeArgs,
+    /// Repository of images that their place does not name in full, with a :TAG for a single one
+    #[arg(long, value_name = "REPOSITORY[:TAG]")]
+    pub(crate) name: Option<String>,
     /// Only images whose name, such as docker.io/library/nginx:1.25, matches this regular
     /// expression anywhere
     #[arg(long, value_name = "REGEX")]
@@ -386,27 +428,39 @@ pub(crate) struct PushArgs {
     pub(crate) registries: RegistryArgs,
 }
 
-/// Copy images from any tree to any other
+/// Copy images from any place to any other
 ///
-/// A tree is a directory of images or registry://HOST[:PORT][/PATH]; what is below the one comes
-/// below the other. From registry to registry everything streams through memory, and what one
-/// registry has on both sides is mounted. From directory to directory, blobs share their place on
-/// the disk where the file system can do that.
+/// A place is a directory of images; registry://HOST[:PORT][/PATH]; an OCI image layout, oci:DIR[:NAME]; an
+/// archive, oci-archive:FILE or docker-archive:FILE, with - for standard input or output; skopeo's dir:DIR;
+/// docker-daemon:[NAME]; or an object store, s3://BUCKET[/PREFIX], gs:// or az://. What is below the one
+/// comes below the other. From registry to registry everything streams through memory, and what one
+/// registry has on both sides is mounted. Between directories, blobs share their place on the disk where
+/// the file system can do that.
 #[derive(ClapArgs)]
-#[command(after_help = EXIT_STATUS)]
+#[command(after_help = ending!(
+    exit_status!(),
+    "imgfs copy --from images --to registry://hub.example.com/mirror --all",
+    "imgfs copy --from images --to oci-archive:images.tar --all",
+    "imgfs copy --from images.tar --to images --all            what `docker save` wrote, too",
+    "imgfs copy --from oci:layout:v1 --to images --name quay.io/team/app",
+    "imgfs copy --from images --to oci-archive:- --all | ssh host imgfs copy --from oci-archive:- --to images --all",
+))]
 pub(crate) struct CopyArgs {
     /// Images: in full, or below the registry that --from names
-    #[arg(value_name = "IMAGE", required_unless_present_any = ["file", "all"], conflicts_with = "all")]
+    #[arg(value_name = "IMAGE", conflicts_with = "all")]
     pub(crate) images: Vec<String>,
-    /// Where the images are: a directory, or registry://HOST[:PORT][/PATH]
-    #[arg(long, value_name = "TREE", value_hint = ValueHint::DirPath)]
+    /// Where the images are: a directory, registry://HOST[:PORT][/PATH], or another place
+    #[arg(long, value_name = "PLACE", value_hint = ValueHint::AnyPath)]
     pub(crate) from: String,
-    /// Where they are to be: a directory, or registry://HOST[:PORT][/PATH]
-    #[arg(long, value_name = "TREE", value_hint = ValueHint::DirPath)]
+    /// Where they are to be: a directory, registry://HOST[:PORT][/PATH], or another place
+    #[arg(long, value_name = "PLACE", value_hint = ValueHint::AnyPath)]
     pub(crate) to: String,
-    /// All images of a directory, or all tags of the repository registry://HOST/PATH
+    /// All images of a directory or another place, or all tags of the repository registry://HOST/PATH
     #[arg(long, conflicts_with = "file")]
     pub(crate) all: bool,
+    /// Repository of images that --from does not name in full, with a :TAG for a single one
+    #[arg(long, value_name = "REPOSITORY[:TAG]")]
+    pub(crate) name: Option<String>,
     /// Read more images from a file, one a line; `#` starts a comment, `-` is standard input
     #[arg(long, value_name = "LIST", value_hint = ValueHint::FilePath)]
     pub(crate) file: Option<PathBuf>,
@@ -437,6 +491,8 @@ pub(crate) struct CopyArgs {
     /// Create the projects that are missing, if the target is a Harbor
     #[arg(long)]
     pub(crate) create_projects: bool,
+    #[command(flatten)]
+    pub(crate) sharing: SharingArgs,
     /// Say what would be copied, and copy nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -526,6 +582,12 @@ pub(crate) struct MountArgs {
     pub(crate) image: Option<String>,
     #[command(flatten)]
     pub(crate) selection: SelectionArgs,
+    /// Show the images of this place, such as oci:DIR or an archive, and ask no registry
+    #[arg(long, value_name = "PLACE", value_hint = ValueHint::AnyPath, conflicts_with = "registries")]
+    pub(crate) from: Option<String>,
+    /// Repository of images that --from does not name in full, with a :TAG for a single one
+    #[arg(long, value_name = "REPOSITORY[:TAG]", requires = "from")]
+    pub(crate) name: Option<String>,
     /// Show what is local, and ask no registry
     #[arg(long)]
     pub(crate) offline: bool,
@@ -738,6 +800,12 @@ pub(crate) struct InsideArgs {
     /// Take what is local, and ask no registry
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Look into the images of this place, such as oci:DIR or an archive, and no others
+    #[arg(long, value_name = "PLACE", value_hint = ValueHint::AnyPath)]
+    pub(crate) from: Option<String>,
+    /// Repository of images that the place does not name in full, with a :TAG for a single one
+    #[arg(long, value_name = "REPOSITORY[:TAG]")]
+    pub(crate) name: Option<String>,
     /// Bytes that indexes of layers, manifests and configurations may take in $XDG_CACHE_HOME/imgfs
     /// (~/.cache/imgfs), as in 1G or 500M; 0 keeps none
     ///
@@ -763,6 +831,12 @@ pub(crate) struct InsideArgs {
 #[derive(ClapArgs)]
 #[command(after_help = EXIT_STATUS)]
 pub(crate) struct VerifyArgs {
+    /// Another place that has images, such as oci:DIR or an archive, of which all is read
+    #[arg(value_name = "PLACE", value_hint = ValueHint::AnyPath)]
+    pub(crate) place: Option<String>,
+    /// Repository of images that the place does not name in full
+    #[arg(long, value_name = "REPOSITORY[:TAG]")]
+    pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) tree: TreeArgs,
     /// Fetch again what is broken or missing

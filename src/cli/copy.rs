@@ -13,7 +13,7 @@ use super::{
     Failure, Outcome,
     args::{CopyArgs, LinkArg, NamingArgs, PushArgs},
     output::Output,
-    pull::{image_list, layout, options, sync},
+    pull::{image_list, layout, name_below, options, sync},
     request::{Setting, carry_out},
     words::Verb,
 };
@@ -23,16 +23,17 @@ pub(crate) fn push(args: &PushArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         [] => Images::All,
         images => Images::Listed(images.to_vec()),
     };
+    let place = args.tree.place()?;
+    if args.name.is_some() && place.medium().is_none() {
+        return Err(Failure::new("--name is for places that do not name their images in full"));
+    }
     let request = Request {
+        name: name_below(args.name.as_deref())?,
         pattern: pattern("--src-pattern", args.src_pattern.as_deref())?,
         dest: Some(template(&args.dest, &args.naming)?),
         options: options(&args.selection)?,
         vars: args.naming.vars.load()?,
-        ..Request::new(
-            TreeSpec::Directory(args.tree.images_dir.clone()),
-            TreeSpec::Registry { prefix: String::new() },
-            images,
-        )
+        ..Request::new(place, TreeSpec::Registry { prefix: String::new() }, images)
     };
     let setting = Setting {
         verb: Verb::Push,
@@ -49,26 +50,38 @@ pub(crate) fn push(args: &PushArgs, output: &Arc<Output>) -> Result<Outcome, Fai
 }
 
 pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
-    let images = match args.all {
+    let (from, to) = (tree("--from", &args.from)?, tree("--to", &args.to)?);
+    let is_named = !args.images.is_empty() || args.file.is_some();
+    let holds_one = from.medium().is_some_and(|medium| medium.holds_one_image());
+    if !args.all && !is_named && !holds_one {
+        return Err(Failure::new("no image is named").hint(
+            "name images, or say --all for all images of a directory, of a place such as oci:DIR, or of a repository",
+        ));
+    }
+    let images = match args.all || !is_named {
         true => Images::All,
         false => {
             let stdin_is_taken = args.registries.password_stdin;
             Images::Listed(image_list(&args.images, args.file.as_deref(), stdin_is_taken)?)
         }
     };
-    let (from, to) = (tree("--from", &args.from)?, tree("--to", &args.to)?);
+    if args.name.is_some() && from.medium().is_none() {
+        return Err(Failure::new("--name is for places that do not name their images in full")
+            .hint("in a directory of images and in a registry they have names; --dest gives them others at the target"));
+    }
     let request = Request {
+        name: name_below(args.name.as_deref())?,
         pattern: pattern("--pattern", args.pattern.as_deref())?,
         dest: args.dest.as_deref().map(|text| template(text, &args.naming)).transpose()?,
         options: options(&args.selection)?,
         vars: args.naming.vars.load()?,
         ..Request::new(from, to, images)
     };
-    if args.create_projects && matches!(request.to, TreeSpec::Directory(_)) {
-        return Err(Failure::new("--create-projects is about registries, and --to is a directory"));
+    if args.create_projects && !matches!(request.to, TreeSpec::Registry { .. }) {
+        return Err(Failure::new("--create-projects is about registries, and --to is none"));
     }
-    if args.layout.is_some() && matches!(request.to, TreeSpec::Registry { .. }) {
-        return Err(Failure::new("--layout is about directories, and --to is a registry"));
+    if args.layout.is_some() && !matches!(request.to, TreeSpec::Directory(_)) {
+        return Err(Failure::new("--layout is about directories of images, and --to is none"));
     }
     if args.index_layers && matches!(request.to, TreeSpec::Registry { .. }) {
         return Err(Failure::new("--index-layers is about directories, and --to is a registry")
@@ -89,6 +102,8 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
             },
             sync: sync(args.sync.sync),
             create_projects: args.create_projects,
+            shard: args.sharing.shard,
+            single_writer: args.sharing.single_writer,
             dry_run: args.dry_run,
             index_layers: args.index_layers,
         },

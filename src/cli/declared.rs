@@ -44,7 +44,7 @@ fn of_tasks(path: &Path, args: &MountArgs, output: &Output) -> Result<Vec<String
     let text = text.map_err(|e| Failure::new(format!("{shown}: {e}")))?;
     let playbook = Playbook::parse(&text, None).map_err(refuse)?;
     let settings = Settings {
-        images_dir: args.tree.images_dir.clone(),
+        images_dir: args.tree.place()?,
         base: path.parent().unwrap_or(Path::new("")).to_owned(),
         vars: args.vars.load()?,
         ..Settings::default()

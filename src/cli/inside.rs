@@ -9,14 +9,16 @@ use std::{
 use super::{
     Failure, Outcome,
     args::{CatArgs, InsideArgs, LsArgs, TreeArgs},
+    block_on,
     mount::shown_platform,
     output::{Output, table},
+    pull::name_below,
     registries, runtime,
 };
 use imgfs::{
     image::{PlatformFilter, Reference},
     layer::{Broken, Kind},
-    ops::{self, FileEntry, NamedImage, OpenOptions, Opener},
+    ops::{self, FileEntry, NamedImage, OpenOptions, Opener, Source, TreeSpec},
     transfer::Options,
 };
 use serde_json::{Value, json};
@@ -114,16 +116,22 @@ pub(crate) fn look<T>(
     output: &Output,
     work: impl AsyncFnOnce(&Opener, &[NamedImage]) -> ops::Result<T>,
 ) -> Result<ops::Result<T>, Failure> {
-    let images: Vec<NamedImage> =
-        images.iter().map(|image| image.parse()).collect::<Result<_, _>>()?;
-    let registries: BTreeSet<&str> =
-        images.iter().map(|image| image.reference.repository().registry()).collect();
+    let source = source(tree, args)?;
+    let images: Vec<NamedImage> = match &source {
+        Some(source) => images.iter().map(|image| source.image(image)).collect::<Result<_, _>>()?,
+        None => images.iter().map(|image| image.parse()).collect::<Result<_, _>>()?,
+    };
+    let registries: BTreeSet<&str> = match &source {
+        Some(_) => BTreeSet::new(),
+        None => images.iter().map(|image| image.reference.repository().registry()).collect(),
+    };
     let registries: Vec<String> = registries.into_iter().map(str::to_owned).collect();
     let config = registries::config(&args.registries, &registries, output)?;
     let platforms: Vec<&str> = args.platform.as_deref().into_iter().collect();
     let platforms =
         PlatformFilter::parse(&platforms).map_err(|e| Failure::new(format!("--platform: {e}")))?;
-    let index_cache = match (args.index_cache_size, tree.images_dir.exists()) {
+    let has_dir = source.is_none() && tree.images_dir.exists();
+    let index_cache = match (args.index_cache_size, has_dir) {
         (0, _) | (_, true) => None,
         (bytes, false) => ops::user_index_cache(bytes),
     };
@@ -136,7 +144,10 @@ pub(crate) fn look<T>(
     };
     let runtime = runtime()?;
     let entered = runtime.enter();
-    let opener = Opener::new(options, config)?;
+    let opener = match &source {
+        Some(source) => Opener::of_source(options, source, config.patience())?,
+        None => Opener::new(options, config)?,
+    };
     let done = runtime.block_on(work(&opener, &images));
     drop(entered);
     let scratch = opener.close();
@@ -144,6 +155,40 @@ pub(crate) fn look<T>(
     // It was for this process only.
     drop(scratch);
     Ok(done)
+}
+
+/// The place whose images are looked into, if it is neither a directory of images nor registries.
+pub(crate) fn source(tree: &TreeArgs, args: &InsideArgs) -> Result<Option<Source>, Failure> {
+    let place = match &args.from {
+        Some(text) => text.parse().map_err(|e| Failure::new(format!("--from: {e}")))?,
+        None => tree.place()?,
+    };
+    open_source(&place, args.from.is_some(), args.name.as_deref())
+}
+
+/// Opens a place; `None` if it is a directory of images, or registries, which `--from` is not for.
+pub(crate) fn open_source(
+    place: &TreeSpec,
+    is_from: bool,
+    name: Option<&str>,
+) -> Result<Option<Source>, Failure> {
+    let Some(medium) = place.medium() else {
+        return match (is_from, name) {
+            (true, _) => Err(Failure::new(format!(
+                "--from {place}: this is for other places than these"
+            ))
+            .hint(
+                "a directory of images is given with --images-dir, and registries need no option",
+            )),
+            (false, Some(_)) => {
+                Err(Failure::new("--name is for places that do not name their images in full"))
+            }
+            (false, None) => Ok(None),
+        };
+    };
+    let below = name_below(name)?;
+    let source = block_on(Source::open(&medium, below.as_ref()))??;
+    Ok(Some(source))
 }
 
 /// A file as it is listed.

@@ -13,7 +13,7 @@ use imgfs::{
     backend::images_dir::{
         ImageEntry, ImagesDir, Inventory, Linking, Problem, ProblemKind, Verified,
     },
-    ops::{self, ListRequest, RegistryListRequest, TreeSpec, TreeSpecError},
+    ops::{self, ListRequest, RegistryListRequest, Source, TreeSpec, TreeSpecError},
     transfer::Observer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -24,6 +24,7 @@ use super::{
     args::{DEFAULT_IMAGES_DIR, LsArgs, PruneArgs, VerifyArgs},
     block_on, inside,
     output::{Output, bytes, count, table},
+    places,
     progress::Progress,
     registries,
     words::Verb,
@@ -34,6 +35,9 @@ const SHOWN_STRAYS: usize = 20;
 
 pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
     let place = place(args)?;
+    if let Place::Medium(medium, pattern) = &place {
+        return places::ls(args, medium, *pattern, output);
+    }
     let is_registry = matches!(place, Place::Registry(_));
     if is_registry && is_for_images(args) {
         return Err(Failure::new("--recursive, --platform and --offline are not for registries"));
@@ -44,7 +48,7 @@ pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
     match place {
         Place::Inside(image, path) => return inside::ls(args, (image, path), output),
         Place::Registry(prefix) => return registry(args, prefix, output),
-        Place::Directory => {}
+        Place::Directory | Place::Medium(..) => {}
     }
     let root = &args.tree.images_dir;
     let request =
@@ -89,6 +93,8 @@ enum Place<'a> {
     Inside(&'a str, &'a str),
     /// What is in registries below this prefix.
     Registry(String),
+    /// Images of another place, whose names have this in them.
+    Medium(TreeSpec, Option<&'a str>),
     /// Images of the directory.
     Directory,
 }
@@ -99,7 +105,19 @@ fn is_for_images(args: &LsArgs) -> bool {
 }
 
 fn place(args: &LsArgs) -> Result<Place<'_>, Failure> {
+    let given = match &args.inside.from {
+        Some(text) => text.parse().map_err(|e| Failure::new(format!("--from: {e}")))?,
+        None => args.tree.place()?,
+    };
+    let is_medium = given.medium().is_some() || args.inside.from.is_some();
+    let listed = args.pattern.as_deref().filter(|_| args.inside.from.is_none());
+    if let Some(place) = listed.map(places::named).transpose()?.flatten() {
+        return Ok(Place::Medium(place, None));
+    }
     let Some(text) = args.pattern.as_deref() else {
+        if is_medium && !is_for_images(args) {
+            return Ok(Place::Medium(given, None));
+        }
         if is_for_images(args) {
             let message = "--recursive, --platform and --offline are for IMAGE[:/PATH]";
             return Err(Failure::new(message).hint("for instance: imgfs ls nginx:1.25:/etc"));
@@ -111,12 +129,15 @@ fn place(args: &LsArgs) -> Result<Place<'_>, Failure> {
         match text.parse() {
             Ok(TreeSpec::Registry { prefix }) => return Ok(Place::Registry(prefix)),
             // With a tag or a path in it; or no scheme at all.
-            Err(TreeSpecError::Image(_)) | Ok(TreeSpec::Directory(_)) => {}
+            Err(TreeSpecError::Image(_)) | Ok(TreeSpec::Directory(_) | TreeSpec::Medium(_)) => {}
             Err(error) => return Err(Failure::new(error.to_string())),
         }
     }
     if let Some((image, path)) = inside::split(name) {
         return Ok(Place::Inside(image, path));
+    }
+    if is_medium && !is_for_images(args) && !inside::is_image(name) {
+        return Ok(Place::Medium(given, Some(name)));
     }
     let dir = &args.tree.images_dir;
     let has_no_dir = dir == Path::new(DEFAULT_IMAGES_DIR) && !dir.exists();
@@ -206,12 +227,30 @@ fn image_json(image: &ImageEntry, inventory: &Inventory) -> Value {
 pub(crate) fn verify(args: &VerifyArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
     let started = Instant::now();
     let root = &args.tree.images_dir;
-    let mut verified = hash(root, args.full, output)?;
+    let place = match &args.place {
+        Some(text) => text.parse().map_err(|e| Failure::new(format!("{e}")))?,
+        None => args.tree.place()?,
+    };
+    let root = match &place {
+        TreeSpec::Directory(path) if !path.is_file() => path,
+        _ => root,
+    };
+    let medium = inside::open_source(&place, false, args.name.as_deref())?;
+    if matches!(place, TreeSpec::Registry { .. }) {
+        return Err(Failure::new(format!(
+            "{place}: a registry cannot be verified; what is pulled from it is"
+        )));
+    }
+    if let (Some(_), true) = (&medium, args.repair) {
+        return Err(Failure::new(format!("{place}: only a directory of images can be repaired"))
+            .hint("copy the image there once more"));
+    }
+    let mut verified = hash(root, medium.as_ref(), args.full, output)?;
     if verified.images == 0
         && verified.checked_blobs == 0
         && verified.problems.iter().all(|p| !p.kind.is_harmful())
     {
-        output.warning(&format!("no images in {}", root.display()));
+        output.warning(&format!("no images in {place}"));
         output.event(&json!({"event": "report", "command": "verify", "problems": [], "images": 0}));
         return Ok(Outcome::NothingMatched);
     }
@@ -234,10 +273,9 @@ pub(crate) fn verify(args: &VerifyArgs, output: &Arc<Output>) -> Result<Outcome,
     }
     let left = problems.iter().filter(|problem| !problem.repaired).count();
     if left > 0 && !args.repair {
-        output.error(
-            &format!("{} found", count(left, "problem")),
-            Some("`imgfs verify --repair` fetches again what is broken"),
-        );
+        let hint = "`imgfs verify --repair` fetches again what is broken";
+        let hint = medium.is_none().then_some(hint);
+        output.error(&format!("{} found", count(left, "problem")), hint);
     }
     output.line(&format!(
         "{}, {} with {}: {}; {} hashed in {:.1?}",
@@ -262,7 +300,12 @@ pub(crate) fn verify(args: &VerifyArgs, output: &Arc<Output>) -> Result<Outcome,
 }
 
 /// Verifies with a bar that counts what is hashed.
-fn hash(root: &Path, full: bool, output: &Output) -> Result<Verified, Failure> {
+fn hash(
+    root: &Path,
+    medium: Option<&Source>,
+    full: bool,
+    output: &Output,
+) -> Result<Verified, Failure> {
     let done = AtomicU64::new(0);
     let bar = match output.is_interactive() {
         true => output.bars.add(ProgressBar::new_spinner()),
@@ -274,9 +317,11 @@ fn hash(root: &Path, full: bool, output: &Output) -> Result<Verified, Failure> {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(250));
-    let verified = ops::verify(root, full, &|step| {
-        bar.set_position(done.fetch_add(step, Ordering::Relaxed) + step);
-    });
+    let hashed = |step| bar.set_position(done.fetch_add(step, Ordering::Relaxed) + step);
+    let verified = match medium {
+        Some(source) => block_on(ops::verify_place(source, &hashed))?,
+        None => ops::verify(root, full, &hashed),
+    };
     bar.finish_and_clear();
     Ok(verified?)
 }
@@ -330,7 +375,7 @@ fn problem_json(problem: &Problem) -> Value {
 }
 
 pub(crate) fn prune(args: &PruneArgs, output: &Output) -> Result<Outcome, Failure> {
-    let root = &args.tree.images_dir;
+    let root = args.tree.directory("prune")?;
     let Some(pruned) = ops::prune(root, args.dry_run)? else {
         output.warning(&format!("no images in {}", root.display()));
         output.event(

@@ -12,7 +12,7 @@ use imgfs::{
     fuse::{self, MountOptions, Unmounter},
     image::{Platform, PlatformFilter, Reference, Repository},
     namespace::Settings,
-    ops::{self, NamespaceRequest, Profiles},
+    ops::{self, NamespaceRequest, Profiles, Source, TreeSpec},
     transfer::Options,
     util::Budget,
 };
@@ -21,8 +21,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{
     Failure, Outcome,
     args::{MountArgs, ProfilesArg},
+    block_on,
     daemon::{self, Ready},
-    declared, mounts,
+    declared, inside, mounts,
     output::Output,
     pull::options,
     registries, runtime,
@@ -41,14 +42,28 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     if !serves {
         return daemon::detach();
     }
+    if !matches!(args.tree.place()?, TreeSpec::Directory(_)) {
+        return Err(Failure::new(
+            "--images-dir is a directory here, in which the mount keeps what it fetches",
+        )
+        .hint("give the place of the images with --from"));
+    }
+    // Before this process goes elsewhere: the place may be a relative path.
+    let source = source(args, output)?;
     let ready = if args.detached { daemon::enter()? } else { Ready::foreground() };
-    let images = declared::images(args, output)?;
+    let mut images = declared::images(args, output)?;
+    if let (Some(source), None) = (&source, &args.image) {
+        images.extend(block_on(source.names())??);
+    }
     let only: Option<Reference> = match &args.image {
         Some(text) => Some(text.parse().map_err(|e| Failure::new(format!("--image: {e}")))?),
         None => None,
     };
     let named: Vec<&Repository> = images.iter().chain(&only).map(Reference::repository).collect();
-    let names: Vec<String> = named.iter().map(|name| name.registry().to_owned()).collect();
+    let names: Vec<String> = match &source {
+        Some(_) => Vec::new(),
+        None => named.iter().map(|name| name.registry().to_owned()).collect(),
+    };
     let mut config = registries::config(&args.access, &names, output)?;
     config.reach = reach;
     config.reach.named = named.iter().map(|name| RegistryPattern::of(name)).collect();
@@ -85,7 +100,8 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     };
     let runtime = runtime()?;
     let entered = runtime.enter();
-    let shown = runtime.block_on(ops::namespace(&request, config)).map_err(|error| {
+    let shown = ops::namespace_of(&request, config, source.as_ref());
+    let shown = runtime.block_on(shown).map_err(|error| {
         let is_image = matches!(error, ops::Error::Only(_));
         let failure = Failure::from(error);
         let message = format!("--image: {}", failure.message);
@@ -130,6 +146,17 @@ fn profiles(args: &MountArgs) -> Profiles {
     }
 }
 
+/// What `--from` says.
+fn source(args: &MountArgs, output: &Output) -> Result<Option<Source>, Failure> {
+    let Some(text) = &args.from else { return Ok(None) };
+    let place = text.parse().map_err(|e| Failure::new(format!("--from: {e}")))?;
+    let source = inside::open_source(&place, true, args.name.as_deref())?;
+    for warning in source.iter().flat_map(Source::warnings) {
+        output.warning(&warning);
+    }
+    Ok(source)
+}
+
 /// The option of mount(8) that means `--allow-other`.
 const ALLOW_OTHER: &str = "allow_other";
 
@@ -141,7 +168,8 @@ fn allow_other(args: &MountArgs) -> bool {
 /// credentials, and can make this process connect to any registry by a lookup.
 fn reach(args: &MountArgs) -> Result<Reach, Failure> {
     let everybody = allow_other(args);
-    let is_open = args.registries.is_empty() && args.image.is_none() && !args.offline;
+    let asks = !args.offline && args.from.is_none();
+    let is_open = args.registries.is_empty() && args.image.is_none() && asks;
     if everybody && is_open {
         let message = "with --allow-other, say which registries other users may have asked, with your credentials";
         return Err(Failure::new(message)

@@ -47,7 +47,7 @@ pub(crate) fn rm(args: &RmArgs, output: &Arc<Output>) -> Result<Outcome, Failure
     let mut requests = Vec::new();
     if !local.is_empty() {
         requests.push(RemoveRequest {
-            from: TreeSpec::Directory(args.tree.images_dir.clone()),
+            from: args.tree.place()?,
             images: references(local),
             prune: args.prune,
             dry_run: args.dry_run || !is_allowed,
@@ -64,7 +64,7 @@ pub(crate) fn rm(args: &RmArgs, output: &Arc<Output>) -> Result<Outcome, Failure
     let (mut images, mut failed, mut freed) = (Vec::new(), false, 0);
     for request in &requests {
         let hosts = match request.from {
-            TreeSpec::Directory(_) => Vec::new(),
+            TreeSpec::Directory(_) | TreeSpec::Medium(_) => Vec::new(),
             TreeSpec::Registry { .. } => registries_of(&request.images),
         };
         let config = match hosts.is_empty() {
@@ -139,9 +139,10 @@ pub(crate) fn tag(args: &TagArgs, output: &Arc<Output>) -> Result<Outcome, Failu
     if target.reference.digest().is_some() || target.reference.tag().is_none() {
         return Err(Failure::new(format!("{}: a new name has a tag and no digest", args.target)));
     }
+    let local = args.tree.place()?;
     let place = || match source.in_registry {
         true => TreeSpec::Registry { prefix: String::new() },
-        false => TreeSpec::Directory(args.tree.images_dir.clone()),
+        false => local.clone(),
     };
     let registry = |named: &Named| named.reference.repository().registry().to_owned();
     if source.in_registry != target.in_registry

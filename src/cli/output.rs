@@ -3,7 +3,10 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use indicatif::{DecimalBytes, MultiProgress};
@@ -17,6 +20,8 @@ pub(crate) struct Output {
     pub(crate) json: bool,
     pub(crate) quiet: bool,
     pub(crate) bars: MultiProgress,
+    /// Whether standard output is for something else, so that everything goes to standard error.
+    is_taken: AtomicBool,
     /// Why something could not be printed.
     lost: Mutex<Option<io::Error>>,
 }
@@ -27,6 +32,7 @@ impl Output {
             json: args.json,
             quiet: args.quiet,
             bars: MultiProgress::new(),
+            is_taken: AtomicBool::new(false),
             lost: Mutex::default(),
         }
     }
@@ -82,7 +88,15 @@ impl Output {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Leaves standard output to what is being written there.
+    pub(crate) fn leave_stdout(&self) {
+        self.is_taken.store(true, Ordering::Relaxed);
+    }
+
     fn stdout(&self, text: &str) {
+        if self.is_taken.load(Ordering::Relaxed) {
+            return self.stderr(text);
+        }
         let mut stdout = io::stdout().lock();
         let printed = self
             .bars

@@ -8,7 +8,10 @@ use std::{
 };
 
 use imgfs::{
-    backend::images_dir::{Layout, SyncMode},
+    backend::{
+        NameBelow,
+        images_dir::{Layout, SyncMode},
+    },
     image::{PlatformFilter, Reference},
     ops::{Images, Request, TransferOptions, TreeSpec},
     transfer::{IndexMode, Options, Policy},
@@ -29,7 +32,7 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
         options: options(&args.selection)?,
         ..Request::new(
             TreeSpec::Registry { prefix: String::new() },
-            TreeSpec::Directory(args.tree.images_dir.clone()),
+            args.tree.place()?,
             Images::Listed(images),
         )
     };
@@ -40,6 +43,8 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
         options: TransferOptions {
             layout: layout(args.layout),
             sync: sync(args.sync.sync),
+            shard: args.sharing.shard,
+            single_writer: args.sharing.single_writer,
             dry_run: args.dry_run,
             index_layers: args.index_layers,
             ..TransferOptions::default()
@@ -83,6 +88,11 @@ pub(crate) fn image_list(
         }
     }
     Ok(images)
+}
+
+/// What `--name` says.
+pub(crate) fn name_below(text: Option<&str>) -> Result<Option<NameBelow>, Failure> {
+    text.map(|text| text.parse().map_err(|e| Failure::new(format!("--name: {e}")))).transpose()
 }
 
 pub(crate) fn options(args: &SelectionArgs) -> Result<Options, Failure> {

@@ -1,8 +1,8 @@
 //! Carrying out a [`Request`] with what the command line says beside it.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
-use imgfs::ops::{Ending, Observer, Request, Transfer, TransferOptions};
+use imgfs::ops::{Ending, Medium, Observer, Request, Transfer, TransferOptions};
 
 use super::{
     Failure, args::RegistryArgs, block_on, output::Output, progress::Progress, registries,
@@ -22,6 +22,11 @@ pub(crate) struct Setting<'a> {
 /// Does what `request` asks for, and reports how it went.
 pub(crate) fn carry_out(request: &Request, setting: &Setting<'_>) -> Result<Ending, Failure> {
     let output = setting.output;
+    if let Some(Medium::Archive { file, .. }) = request.to.medium()
+        && file == Path::new("-")
+    {
+        output.leave_stdout();
+    }
     let transfer = Transfer::prepare(request, setting.options)?;
     let config = registries::config(setting.registries, &transfer.registries(), output)?;
     let progress = Progress::new(output.clone(), setting.verb);

@@ -51,7 +51,7 @@ pub(crate) fn run(args: &RunArgs, output: &Arc<Output>) -> Result<Outcome, Failu
     };
     let playbook = playbook.map_err(refuse)?;
     let settings = Settings {
-        images_dir: args.tree.images_dir.clone(),
+        images_dir: args.tree.place()?,
         base: args.file.parent().unwrap_or(Path::new("")).to_owned(),
         options: extent(&args.extent),
         vars: args.vars.load()?,

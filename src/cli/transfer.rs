@@ -24,6 +24,9 @@ pub(crate) struct Teller<'a> {
 impl Teller<'_> {
     /// Reports how it went.
     pub(crate) fn tell(&self, transfer: &TransferReport) -> Ending {
+        for notice in &transfer.notices {
+            self.output.warning(notice);
+        }
         for problem in &transfer.left_out {
             self.output.warning(&format!("left out: {}: {}", problem.path, problem.found));
         }

@@ -172,6 +172,19 @@ impl Parser {
         }
     }
 
+    /// How many bytes follow that are data or padding. They count as passed then, and are not to be pushed.
+    pub(super) fn pass_over(&mut self) -> u64 {
+        let State::Skip(left) = self.state else { return 0 };
+        self.state = State::Header;
+        self.at += left;
+        left
+    }
+
+    /// Whether the end of the archive has passed.
+    pub(super) fn is_at_end(&self) -> bool {
+        matches!(self.state, State::End)
+    }
+
     fn has_pending(&self) -> bool {
         self.local.is_some()
             || self.long_name.is_some()

@@ -29,6 +29,39 @@ pub enum Error {
         "{0}: all images of a registry cannot be listed; name the images, or a repository (registry://HOST/PATH)"
     )]
     Unlistable(TreeSpec),
+    /// The place cannot be read.
+    #[error("{0}: images cannot be read from there")]
+    Unreadable(String),
+    /// The place cannot be written.
+    #[error("{0}: images cannot be written there")]
+    Unwritable(String),
+    /// The platform of this machine is none that images can be for.
+    #[error("{0}; give --platform")]
+    Platform(String),
+    /// What is asked for cannot be done in the place.
+    #[error("{place}: {reason}")]
+    NotThere {
+        /// The place.
+        place: String,
+        /// What cannot be done, and where it can.
+        reason: String,
+    },
+    /// Some images of the place have no name that says which repository they are in.
+    #[error("{place}: {} no full name: {}", if .images.len() == 1 { "an image has" } else { "images have" }, listed(.images))]
+    Nameless {
+        /// The place.
+        place: String,
+        /// What the place calls them, or their digests.
+        images: Vec<String>,
+    },
+    /// The place takes one image only.
+    #[error("{place}: it takes one image, and {images} are to be written")]
+    OneImage {
+        /// The place.
+        place: String,
+        /// How many there are.
+        images: usize,
+    },
     /// The one image that was asked for cannot be had.
     #[error(transparent)]
     Image(backend::Error),
@@ -98,6 +131,12 @@ pub enum Error {
     Output(io::Error),
 }
 
+/// The first few of them.
+fn listed(all: &[String]) -> String {
+    let more = if all.len() > 4 { format!(" and {} more", all.len() - 4) } else { String::new() };
+    all.iter().take(4).map(String::as_str).collect::<Vec<_>>().join(", ") + &more
+}
+
 impl Error {
     /// Whether it is about the image that was asked for, and not about how that was done.
     pub fn is_of_image(&self) -> bool {
@@ -119,6 +158,13 @@ impl Error {
             Self::Backend(error) | Self::Image(error) => error.hint().map(str::to_owned),
             Self::Unlistable(TreeSpec::Registry { prefix }) if prefix.is_empty() => {
                 Some("name one: registry://HOST".to_owned())
+            }
+            Self::Nameless { .. } => Some(
+                "say in which repository they are: --name REPOSITORY (with :TAG for one image)"
+                    .to_owned(),
+            ),
+            Self::OneImage { .. } => {
+                Some("name one image, or leave out the name at the end of the place".to_owned())
             }
             Self::RpmDatabase { image, path, .. } => Some(format!(
                 "`imgfs cat {image} {path} > FILE` brings the database out for rpm itself: rpm --dbpath DIRECTORY -qa"

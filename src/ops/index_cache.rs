@@ -32,6 +32,11 @@ pub fn user_index_cache(limit_bytes: u64) -> Option<IndexCache> {
     open(&path, limit_bytes)
 }
 
+/// The same directory, if it can be used.
+pub(super) fn user_dir() -> Option<PathBuf> {
+    user_index_cache(0).map(|cache| cache.dir.path().to_owned())
+}
+
 /// Where it is. A variable that is no absolute path counts as not set (XDG base directory
 /// specification).
 fn place(cache_home: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {

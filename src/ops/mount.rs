@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::join_all;
 
-use super::{Error, Result};
+use super::{Error, Result, Source};
 use crate::{
     backend::{
         self, Backend,
@@ -88,6 +88,15 @@ pub struct Shown {
 /// # }).unwrap();
 /// ```
 pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Result<Shown> {
+    namespace_of(request, config, None).await
+}
+
+/// The same with what `source` has instead of what registries have.
+pub async fn namespace_of(
+    request: &NamespaceRequest,
+    config: RegistryConfig,
+    source: Option<&Source>,
+) -> Result<Shown> {
     let root = &request.images_dir;
     if !root.exists() {
         ImagesDir::create(root, None, Linking::Auto)?;
@@ -95,7 +104,10 @@ pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Re
     let dir = ImagesDir::open(root)?;
     let (cache_dir, cache) = open_cache(&dir, request, config.connections_per_blob);
     let patience = config.patience();
-    let source: Arc<dyn Backend> = Arc::new(Registry::new(config));
+    let source: Arc<dyn Backend> = match source {
+        Some(source) => source.backend(),
+        None => Arc::new(Registry::new(config)),
+    };
     let (source, cache) = match (request.offline, cache) {
         (true, Ok(cache)) => (None, Some(cache)),
         (true, Err(error)) => {

@@ -7,9 +7,10 @@ use std::{
     path::PathBuf,
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
-use super::{AttachTo, Error, Result};
+use super::{AttachTo, Error, Result, Source};
 use crate::{
     backend::{
         self, Backend, Sink,
@@ -141,9 +142,26 @@ impl Opener {
     /// ```
     pub fn new(options: OpenOptions, config: RegistryConfig) -> Result<Self> {
         let (patience, connections) = (config.patience(), config.connections_per_blob);
-        let Place { dir, cache, index_cache, scratch } = place(&options, connections)?;
         let registry = (!options.offline).then(|| Arc::new(Registry::new(config)));
         let remote = registry.clone().map(|registry| registry as Arc<dyn Backend>);
+        let opener = Self::with(options, remote, patience, connections)?;
+        Ok(Self { registry, ..opener })
+    }
+
+    /// Prepares to open images of `source`, and no others.
+    pub fn of_source(options: OpenOptions, source: &Source, patience: Duration) -> Result<Self> {
+        // None of the images is in a directory of images.
+        let options = OpenOptions { images_dir: PathBuf::new(), ..options };
+        Self::with(options, Some(source.backend()), patience, 1)
+    }
+
+    fn with(
+        options: OpenOptions,
+        remote: Option<Arc<dyn Backend>>,
+        patience: Duration,
+        connections: usize,
+    ) -> Result<Self> {
+        let Place { dir, cache, index_cache, scratch } = place(&options, connections)?;
         let platforms = match options.any_single_platform {
             true => PlatformFilter::All,
             false => PlatformFilter::Only(vec![options.platform.clone()]),
@@ -167,7 +185,7 @@ impl Opener {
             profiles: Profiles::Off,
             trusted_indexes: Vec::new(),
         });
-        Ok(Self { images, catalogue, registry, options, scratch })
+        Ok(Self { images, catalogue, registry: None, options, scratch })
     }
 
     /// Opens an image for the platform that is wanted.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{Result, TreeSpec};
+use super::{Error, Result, TreeSpec};
 use crate::{
     backend::{
         self, Removal, Remover,
@@ -90,6 +90,11 @@ pub async fn remove(request: &RemoveRequest, config: RegistryConfig) -> Result<R
             })
         }
         TreeSpec::Registry { .. } => Arc::new(Registry::new(config)),
+        TreeSpec::Medium(medium) => {
+            let reason =
+                "names cannot be removed there, only from a directory of images or a registry";
+            return Err(Error::NotThere { place: medium.to_string(), reason: reason.to_owned() });
+        }
     };
     let mut report = RemoveReport::default();
     let mut gone: HashSet<Reference> = HashSet::new();

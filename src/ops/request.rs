@@ -2,8 +2,9 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
+use super::place::{KNOWN, Medium};
 use crate::{
-    backend::registry,
+    backend::{NameBelow, registry},
     image::Repository,
     template::{self, Template},
     transfer,
@@ -17,6 +18,8 @@ pub struct Request {
     pub to: TreeSpec,
     /// Which of them.
     pub images: Images,
+    /// The repository, maybe with a tag, of images that their place does not name in full.
+    pub name: Option<NameBelow>,
     /// Only images whose name, as a person writes it (`docker.io/library/nginx:1.25`), matches.
     pub pattern: Option<regex::Regex>,
     /// Renders the name at the source of each image, if it is not the image's own. What it gives
@@ -43,6 +46,7 @@ impl Request {
             from,
             to,
             images,
+            name: None,
             pattern: None,
             source: None,
             dest: None,
@@ -61,6 +65,7 @@ impl fmt::Debug for Request {
             .field("from", &self.from)
             .field("to", &self.to)
             .field("images", &self.images)
+            .field("name", &self.name)
             .field("pattern", &self.pattern)
             .field("source", &self.source)
             .field("dest", &self.dest)
@@ -81,6 +86,15 @@ pub enum TreeSpec {
         /// Below this prefix, `host[:port][/path]` in normal form; or all registries when empty.
         prefix: String,
     },
+    /// Something else that holds images.
+    Medium(Medium),
+}
+
+impl Default for TreeSpec {
+    /// The directory that the process is in.
+    fn default() -> Self {
+        Self::Directory(PathBuf::from("."))
+    }
 }
 
 /// Which images of a tree.
@@ -101,12 +115,12 @@ pub enum TreeSpecError {
     /// There is no path behind `local://`.
     #[error("`local://` needs the path of a directory")]
     NoPath,
-    /// It starts with a scheme that means nothing here.
-    #[error(
-        "`{0}://` is no tree of images; a registry is registry://HOST[:PORT][/PATH] (or oci://), \
-         a directory is its path (or local://PATH)"
-    )]
+    /// It starts with a scheme, given with the colon behind it, that means nothing here.
+    #[error("`{0}` is no tree of images{reason}; known are {KNOWN}", reason = scheme_reason(.0))]
     Scheme(String),
+    /// The scheme is known, and what is behind it is not what it takes.
+    #[error("`{0}`: expected {1}")]
+    Incomplete(String, String),
     /// It has a user name in front of the host. It is not shown, for a password may be with it.
     #[error("credentials do not belong in the name of a registry; give them as `auths`")]
     Credentials,
@@ -130,18 +144,47 @@ impl FromStr for TreeSpec {
     type Err = TreeSpecError;
 
     /// Reads `registry://HOST[:PORT][/PATH]` or KubeKey's `oci://...`, where nothing behind the
-    /// scheme means all registries; `local://PATH`; everything without a scheme is a path.
+    /// scheme means all registries; `local://PATH`; the places that [`Medium`] has; everything without a
+    /// scheme is a path. A path with a colon in its first component needs a `./` before it.
     fn from_str(text: &str) -> Result<Self, TreeSpecError> {
         let text = text.trim();
         match split_scheme(text) {
+            Some(("oci", rest)) if rest.starts_with('/') && rest != "/" => {
+                Err(TreeSpecError::Registry {
+                    text: rest.to_owned(),
+                    reason: format!("an OCI image layout is written with one colon, oci:{rest}"),
+                })
+            }
             Some(("registry" | "oci", rest)) => registry_prefix(rest),
             Some(("local", "")) => Err(TreeSpecError::NoPath),
             // Everything behind it is the path, as it is.
             Some(("local", path)) => Ok(Self::Directory(path.into())),
-            Some((scheme, _)) => Err(TreeSpecError::Scheme(scheme.to_owned())),
+            Some((scheme, rest)) => match Medium::parse_url(scheme, rest) {
+                Some(medium) => Ok(Self::Medium(medium?)),
+                None => Err(TreeSpecError::Scheme(format!("{scheme}://"))),
+            },
             None if text.is_empty() => Err(TreeSpecError::Empty),
-            None => Ok(Self::Directory(text.into())),
+            None => match split_word(text) {
+                None => Ok(Self::Directory(text.into())),
+                Some((scheme, rest)) => match Medium::parse(scheme, rest) {
+                    Some(medium) => Ok(Self::Medium(medium?)),
+                    None => Err(TreeSpecError::Scheme(format!("{scheme}:"))),
+                },
+            },
         }
+    }
+}
+
+/// What there is to say of a scheme that means nothing here.
+fn scheme_reason(scheme: &str) -> &'static str {
+    match scheme.trim_end_matches(['/', ':']) {
+        "containers-storage" => {
+            " (it keeps no compressed layers, so digests would change; `podman push` takes images out of it, \
+             to oci:DIR or to a registry)"
+        }
+        "docker" | "http" | "https" => " (a registry is registry://HOST[:PORT][/PATH])",
+        _ if scheme.ends_with("://") => "",
+        _ => " (a path with a colon in it needs a `./` before it)",
     }
 }
 
@@ -150,8 +193,17 @@ impl fmt::Display for TreeSpec {
         match self {
             Self::Directory(path) => path.display().fmt(f),
             Self::Registry { prefix } => write!(f, "registry://{prefix}"),
+            Self::Medium(medium) => medium.fmt(f),
         }
     }
+}
+
+/// `word:rest`, where the word stands before the first `/`.
+fn split_word(text: &str) -> Option<(&str, &str)> {
+    let (word, rest) = text.split_once(':')?;
+    let is_word = word.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._".contains(&b));
+    is_word.then_some((word, rest))
 }
 
 /// `oci://rest`. What stands before `://` is a scheme if it is a word; a path may contain `://`.
@@ -209,6 +261,7 @@ fn registry_prefix(text: &str) -> Result<TreeSpec, TreeSpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::{ArchiveFormat, Store};
 
     #[test]
     fn trees_are_read() {
@@ -223,6 +276,9 @@ mod tests {
             ("local://images", directory("images")),
             ("local://a?b#c@d", directory("a?b#c@d")),
             ("a/x://y", directory("a/x://y")),
+            ("./a:b", directory("./a:b")),
+            ("/a:b/c", directory("/a:b/c")),
+            (".a:b", directory(".a:b")),
             ("registry://hub.example.com", registry("hub.example.com")),
             ("registry://Hub.Example.com:5000/", registry("hub.example.com:5000")),
             ("oci://hub.example.com/team/a", registry("hub.example.com/team/a")),
@@ -239,8 +295,74 @@ mod tests {
     }
 
     #[test]
+    fn other_media_are_read() {
+        let layout = |dir: &str, name: Option<&str>| Medium::OciLayout {
+            dir: dir.into(),
+            name: name.map(str::to_owned),
+        };
+        let archive = |format, file: &str, name: Option<&str>| Medium::Archive {
+            format,
+            file: file.into(),
+            name: name.map(str::to_owned),
+        };
+        let store = |store, bucket: &str, prefix: &str| Medium::ObjectStore {
+            store,
+            bucket: bucket.into(),
+            prefix: prefix.into(),
+        };
+        for (text, medium) in [
+            ("oci:a/b", layout("a/b", None)),
+            ("oci:/a:v1", layout("/a", Some("v1"))),
+            ("oci:a:quay.io/x/y:v1", layout("a", Some("quay.io/x/y:v1"))),
+            ("oci-archive:a.tar", archive(ArchiveFormat::Oci, "a.tar", None)),
+            ("oci-archive:-", archive(ArchiveFormat::Oci, "-", None)),
+            ("docker-archive:a.tar:x:1", archive(ArchiveFormat::Docker, "a.tar", Some("x:1"))),
+            ("dir:/a:b", Medium::SkopeoDir("/a:b".into())),
+            ("docker-daemon:", Medium::DockerDaemon { name: None }),
+            ("docker-daemon:x:1", Medium::DockerDaemon { name: Some("x:1".into()) }),
+            ("s3://bucket", store(Store::S3, "bucket", "")),
+            ("s3://bucket/", store(Store::S3, "bucket", "")),
+            ("gs://my.bucket/a/b/", store(Store::Gcs, "my.bucket", "a/b")),
+            ("az://container/x", store(Store::Azure, "container", "x")),
+        ] {
+            let tree = text.parse::<TreeSpec>().unwrap();
+            assert_eq!(tree, TreeSpec::Medium(medium), "{text}");
+            assert_eq!(tree.to_string().parse::<TreeSpec>(), Ok(tree));
+        }
+    }
+
+    #[test]
+    fn an_unknown_scheme_is_told_what_is_known() {
+        for text in ["oci-archiv:a.tar", "docker://x", "ftp://x/y", "quay.io:443/x", "sif:x.sif"] {
+            let error = text.parse::<TreeSpec>().unwrap_err().to_string();
+            for known in [
+                "oci:DIR",
+                "oci-archive:",
+                "docker-archive:",
+                "dir:",
+                "docker-daemon:",
+                "s3://",
+                "gs://",
+                "az://",
+            ] {
+                assert!(error.contains(known), "{text}: {error}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_no_tree_is_refused() {
         for (text, part) in [
+            ("images:old", "needs a `./` before it"),
+            ("containers-storage:x", "digests would change"),
+            ("oci:", "expected oci:DIR[:NAME]"),
+            ("oci:a:", "expected oci:DIR[:NAME]"),
+            ("oci:///srv/a", "oci:/srv/a"),
+            ("oci-archive:", "expected oci-archive:FILE[:NAME]"),
+            ("dir:", "expected dir:DIR"),
+            ("s3://", "expected s3://BUCKET[/PREFIX]"),
+            ("s3://b/../c", "expected s3://BUCKET[/PREFIX]"),
+            ("s3://key:hunter2@b/c", "credentials do not belong"),
             ("", "this is empty"),
             (" \n", "this is empty"),
             ("local://", "needs the path"),

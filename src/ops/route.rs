@@ -203,7 +203,7 @@ impl TreeSpec {
     fn path(&self) -> Option<&str> {
         match self {
             Self::Registry { prefix } => prefix.split_once('/').map(|(_, path)| path),
-            Self::Directory(_) => None,
+            Self::Directory(_) | Self::Medium(_) => None,
         }
     }
 

@@ -8,16 +8,18 @@ use std::{
 };
 
 use super::{
-    Error, Images, IndexedLayers, Request, Result, TreeSpec,
+    Error, Images, IndexedLayers, Medium, Request, Result, Source, TreeSpec,
     index_layers::{Indexing, LayerIndexing},
+    medium::{Target, check_apart, open_target as open_medium},
+    open::this_machine,
 };
 use crate::{
     backend::{
-        self, Backend, Kind, Names, Sink,
+        self, Backend, Kind, Names, Packer, Shard, Sharded, Sink, Unwritten,
         images_dir::{ImagesDir, Layout, Linking, Problem, SyncMode},
         registry::{Registry, RegistryConfig, RegistrySink, Stats},
     },
-    image::{Reference, Repository, is_attachment_tag},
+    image::{PlatformFilter, Reference, Repository, is_attachment_tag},
     transfer::{self as engine, Plan, Report, Route, Status},
 };
 
@@ -32,6 +34,10 @@ pub struct TransferOptions {
     pub sync: SyncMode,
     /// Create the projects that are missing in a Harbor.
     pub create_projects: bool,
+    /// The part of the blobs that is this process's, if several fill the same target.
+    pub shard: Option<Shard>,
+    /// Nobody else writes to the object store that is the target.
+    pub single_writer: bool,
     /// Find out what would be done, and do nothing.
     pub dry_run: bool,
     /// Make the indexes of layers that come into a directory, and of those that are there already.
@@ -118,6 +124,8 @@ pub struct TransferReport {
     pub unnameable: Vec<backend::Error>,
     /// What became of the indexes of layers, if they were to be made.
     pub indexed: Option<IndexedLayers>,
+    /// What the user should know of the source as a whole.
+    pub notices: Vec<String>,
 }
 
 /// How the whole of a transfer ended.
@@ -210,15 +218,16 @@ impl<'a> Transfer<'a> {
         let listed = request.listed()?;
         let early = listed.as_deref().map(|images| request.routes(images)).transpose()?;
         let from = match &request.from {
-            TreeSpec::Directory(path) => Some(ImagesDir::open(path)?),
-            TreeSpec::Registry { .. } => None,
+            TreeSpec::Directory(path) if !path.is_file() => Some(ImagesDir::open(path)?),
+            TreeSpec::Directory(_) | TreeSpec::Registry { .. } | TreeSpec::Medium(_) => None,
         };
+        check_apart(request)?;
         // A directory that does not exist is created when there is something to put into it.
         let to = match &request.to {
             TreeSpec::Directory(path) if options.dry_run || path.exists() => {
                 Some(open_target(path, request, options)?)
             }
-            TreeSpec::Directory(_) | TreeSpec::Registry { .. } => None,
+            TreeSpec::Directory(_) | TreeSpec::Registry { .. } | TreeSpec::Medium(_) => None,
         };
         let local = match (&listed, &from) {
             (None, Some(dir)) => Some(images_of(dir, request)?),
@@ -261,15 +270,26 @@ impl<'a> Transfer<'a> {
             self.to.as_ref().map(ImagesDir::registries_without_referrers).unwrap_or_default();
         let (known_without, concurrency) = (config.without_referrers.clone(), config.concurrency);
         let registry = Arc::new(Registry::new(config));
-        let mut unnameable = Vec::new();
-        let routes = match self.routes.take() {
-            Some(routes) => routes,
-            None => {
+        let (mut unnameable, mut notices) = (Vec::new(), Vec::new());
+        let medium = match request.from.medium() {
+            Some(medium) => Some(Source::open(&medium, request.name.as_ref()).await?),
+            None => None,
+        };
+        let routes = match (self.routes.take(), &medium) {
+            (Some(routes), _) => routes,
+            (None, Some(source)) => {
+                let images = source.names().await?;
+                let images: Vec<Reference> =
+                    images.into_iter().filter(|image| request.matches(image, None)).collect();
+                request.routes(&images)?
+            }
+            (None, None) => {
                 let (images, others) = tags_of(&registry, request).await?;
                 unnameable = others;
                 request.routes(&images)?
             }
         };
+        notices.extend(medium.iter().flat_map(Source::warnings));
         if routes.is_empty() {
             let nothing = match (&request.images, &request.pattern) {
                 (_, Some(_)) => NothingToDo::NoMatch,
@@ -280,23 +300,44 @@ impl<'a> Transfer<'a> {
             return Ok(TransferReport {
                 nothing: Some(nothing),
                 left_out,
+                notices,
                 ..TransferReport::default()
             });
         }
         if let (TreeSpec::Directory(path), None) = (&request.to, &self.to) {
             self.to = Some(open_target(path, request, options)?);
         }
-        if options.create_projects && self.to.is_none() && !options.dry_run {
+        let target: Option<Medium> = match &self.to {
+            Some(_) => None,
+            None => request.to.medium(),
+        };
+        let to_registry = self.to.is_none() && target.is_none();
+        if options.create_projects && to_registry && !options.dry_run {
             create_projects(&registry, &routes, observer).await?;
         }
         let started = Instant::now();
-        let source: Arc<dyn Backend> = match self.from {
-            Some(dir) => Arc::new(dir),
-            None => registry.clone(),
+        let source: Arc<dyn Backend> = match (self.from, &medium) {
+            (Some(dir), _) => Arc::new(dir),
+            (None, Some(source)) => source.backend(),
+            (None, None) => registry.clone(),
         };
-        let sink: Arc<dyn Sink> = match &self.to {
-            Some(dir) => Arc::new(dir.clone()),
-            None => Arc::new(RegistrySink::new(registry.clone())),
+        let target = match (&self.to, &target) {
+            (Some(dir), _) => Target::Sink(Arc::new(dir.clone())),
+            (None, Some(medium)) => open_medium(medium, &routes, options)?,
+            (None, None) => Target::Sink(Arc::new(RegistrySink::new(registry.clone()))),
+        };
+        let (sink, packer): (Arc<dyn Sink>, _) = match target {
+            Target::Sink(sink) => match options.shard.filter(|_| !options.dry_run) {
+                Some(shard) => (Arc::new(Sharded::new(sink, shard)), None),
+                None => (sink, None),
+            },
+            Target::Packer(_) if options.shard.is_some() => {
+                let reason = "several workers cannot fill it together (--shard)".to_owned();
+                return Err(Error::NotThere { place: request.to.to_string(), reason });
+            }
+            Target::Packer(packer) => {
+                (Arc::new(Unwritten::new(request.to.to_string())), Some(packer))
+            }
         };
         let indexing = match &self.to {
             Some(dir) if options.index_layers && !options.dry_run => Some(LayerIndexing::new(dir)),
@@ -305,6 +346,20 @@ impl<'a> Transfer<'a> {
         let (report, plan) = if options.dry_run {
             let plan = engine::plan(&source, &sink, &routes, &request.options).await;
             (report_of(&plan), Some(plan))
+        } else if let Some(mut packer) = packer {
+            observer.started(None);
+            let moves: Arc<dyn engine::Observer> = observer.clone();
+            let wanted = match &request.options.platforms {
+                PlatformFilter::Only(platforms) => platforms.first().cloned(),
+                PlatformFilter::All => None,
+            };
+            let platform = match wanted {
+                Some(platform) => platform,
+                None => this_machine().map_err(|e| Error::Platform(e.to_string()))?,
+            };
+            let plan =
+                engine::plan(&source, &sink, &routes, &packed_options(request, &*packer)).await;
+            (engine::pack(&source, plan, &mut *packer, &platform, &moves).await, None)
         } else {
             observer.started(self.to.as_ref());
             let moves: Arc<dyn engine::Observer> = match &indexing {
@@ -348,8 +403,15 @@ impl<'a> Transfer<'a> {
             warnings,
             unnameable,
             indexed,
+            notices,
         })
     }
+}
+
+/// The options of a request for a target that may have no place for signatures and the like.
+fn packed_options(request: &Request, packer: &dyn Packer) -> engine::Options {
+    let options = request.options.clone();
+    engine::Options { attachments: options.attachments && packer.keeps_attachments(), ..options }
 }
 
 impl Traffic {

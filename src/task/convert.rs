@@ -91,8 +91,14 @@ impl Converter<'_> {
             },
         };
         let to = self.take(argument, to)?;
-        if let TreeSpec::Directory(_) = to.tree {
-            return self.wrong(argument, "this is a directory; a push goes to a registry");
+        match to.tree {
+            TreeSpec::Directory(_) => {
+                return self.wrong(argument, "this is a directory; a push goes to a registry");
+            }
+            TreeSpec::Medium(_) => {
+                return self.wrong(argument, "a push goes to a registry; a copy goes there");
+            }
+            TreeSpec::Registry { .. } => {}
         }
         let registry = to.registry(&self.scope.vars);
         if let (None, Some(username)) = (&registry, step.get("username")) {
@@ -142,6 +148,7 @@ impl Converter<'_> {
             from: from.tree,
             to: to.tree,
             images,
+            name: None,
             pattern: common.pattern,
             source: from.name,
             dest: to.name,
@@ -175,12 +182,12 @@ impl Converter<'_> {
     /// The directory of `images_dir`, or the one of the command line.
     fn images_dir(&mut self, step: &Step) -> Option<Side> {
         let Some(argument) = step.get("images_dir") else {
-            return Some(Side::tree(TreeSpec::Directory(self.settings.images_dir.clone())));
+            return Some(Side::tree(self.settings.images_dir.clone()));
         };
         let side = self.scope.side(&argument.node, &[], Bare::Path);
         let side = self.take(argument, side)?;
         match side.tree {
-            TreeSpec::Directory(_) => Some(side),
+            TreeSpec::Directory(_) | TreeSpec::Medium(_) => Some(side),
             TreeSpec::Registry { .. } => {
                 self.wrong(argument, "this is a registry, not a directory")
             }

@@ -114,6 +114,7 @@ impl Scope {
         let is_one_image = match split_scheme(text) {
             Some(("oci" | "registry", rest)) => names_one_image(rest),
             Some(_) => false,
+            None if matches!(text.parse(), Ok(TreeSpec::Medium(_))) => false,
             None => match bare {
                 Bare::Path => false,
                 Bare::PathLike if looks_like_path(text) => false,

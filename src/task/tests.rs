@@ -23,7 +23,7 @@ fn texts(all: &[impl Display]) -> Vec<String> {
 
 fn settings(vars: serde_json::Value) -> Settings {
     Settings {
-        images_dir: "default-dir".into(),
+        images_dir: TreeSpec::Directory("default-dir".into()),
         base: "/etc/tasks".into(),
         vars: vars.into(),
         ..Settings::default()

@@ -216,6 +216,10 @@ impl Explorer<'_> {
         // Nested indexes have no platform of their own and are looked into; so are manifests
         // about which the index says nothing.
         let (kept, missing_here) = choose(children, filter);
+        let kept = match &sparse {
+            Some(_) => self.there(kept, children).await?,
+            None => kept,
+        };
         let explored = try_join_all(kept.iter().map(|&(at, inner_filter)| async move {
             let inner = if inner_filter { filter } else { &PlatformFilter::All };
             let node = self.child(&children[at], inner, place, bounds).await?;
@@ -266,6 +270,27 @@ impl Explorer<'_> {
         let (digest, size) = (root.digest(), root.bytes().len() as u64);
         graph.manifests.push(root);
         Ok(Node { digest, size, graph, wanted, missing })
+    }
+
+    /// The chosen children of an index that is sparse on purpose, without attestations that are not there: which of
+    /// these are, nobody has said.
+    async fn there(
+        &self,
+        kept: Vec<(usize, bool)>,
+        children: &[Descriptor],
+    ) -> Result<Vec<(usize, bool)>> {
+        let mut found = Vec::with_capacity(kept.len());
+        for (at, nested) in kept {
+            let child = &children[at];
+            if child.attests().is_some() {
+                match self.source.manifest(&self.from.pinned(child.digest)).await {
+                    Err(error) if error.is_not_found() => continue,
+                    read => drop(read?),
+                }
+            }
+            found.push((at, nested));
+        }
+        Ok(found)
     }
 
     async fn child(

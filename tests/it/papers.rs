@@ -17,6 +17,7 @@ const PAGES: &[(&str, usize, usize)] = &[
     ("docs/layer-index.md", 0, 0),
     ("docs/mount.md", 26, 0),
     ("docs/moving-images.md", 34, 0),
+    ("docs/places.md", 14, 0),
     ("docs/registries.md", 23, 0),
     ("docs/profiles.md", 0, 0),
     ("docs/security.md", 0, 0),
@@ -81,6 +82,7 @@ examples! {
     examples_about_kubekey: "docs/kubekey.md",
     examples_about_mounts: "docs/mount.md",
     examples_about_moving_images: "docs/moving-images.md",
+    examples_about_places: "docs/places.md",
     examples_about_registries: "docs/registries.md",
     examples_about_trouble: "docs/troubleshooting.md",
 }

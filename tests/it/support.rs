@@ -8,6 +8,7 @@
 //! faults    what tests of faults share
 //! hostile   a registry inside the test process that counts, waits, lies and breaks off, for pulls and pushes
 //! harbor    the same behind an imitation of Harbor's projects
+//! s3        an imitation of an object store that counts and fails
 //! image     builders of images, indexes, artifacts, and whatever can receive them
 //! inside    a mount and an image in it that is looked into
 //! layers    archives of layers, entry by entry, and how they are packed
@@ -45,6 +46,7 @@ pub(crate) mod need;
 pub(crate) mod process;
 pub(crate) mod readers;
 pub(crate) mod registry;
+pub(crate) mod s3;
 pub(crate) mod skopeo;
 pub(crate) mod snapshot;
 pub(crate) mod tls;

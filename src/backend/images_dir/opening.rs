@@ -123,6 +123,7 @@ impl ImagesDir {
             traffic: Traffic::default(),
             referrers: ReferrersCache::default(),
             filling: None,
+            by_algorithm: false,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -168,8 +169,17 @@ impl ImagesDir {
             traffic: Traffic::default(),
             referrers: ReferrersCache::default(),
             filling,
+            by_algorithm: false,
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The same, with its blobs in a directory for each algorithm. To be called before anybody else has it.
+    pub(super) fn by_algorithm(mut self) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.by_algorithm = true;
+        }
+        self
     }
 }
 

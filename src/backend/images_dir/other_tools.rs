@@ -29,8 +29,8 @@ const ARCHIVES: [&str; 8] =
 /// How images come out of it.
 #[derive(Clone, Copy)]
 enum WayOut {
-    /// With skopeo, by this name of a transport.
-    Skopeo(&'static str),
+    /// They are read where they are, as a place with this scheme.
+    Read(&'static str),
     /// Loaded into an engine, and pushed from there.
     Push(&'static str),
     /// A registry is to be started that serves it.
@@ -69,10 +69,7 @@ pub(super) fn describe_file(path: &Path) -> String {
     } else {
         return "it is a file, not a directory".to_owned();
     };
-    format!(
-        "it is {what}, not a directory of images; {}; or unpack it, if a directory of images is what is in it",
-        WayOut::Skopeo(transport).text(path)
-    )
+    format!("it is {what}, not a directory of images; {}", WayOut::Read(transport).text(path))
 }
 
 impl WayOut {
@@ -80,12 +77,8 @@ impl WayOut {
         let path = path.display();
         let pull = "pull from there with `imgfs pull`";
         match self {
-            Self::Skopeo(transport) => {
-                let tag = if transport == "dir" { "" } else { ":NAME" };
-                format!(
-                    "copy its images to a registry (`skopeo copy --all {transport}:{path}{tag} docker://REGISTRY/NAME`) and {pull}, \
-                     or give another directory"
-                )
+            Self::Read(scheme) => {
+                format!("{scheme}:{path} reads it as it is; say that, or give another directory")
             }
             Self::Push(tool) => {
                 format!(
@@ -140,7 +133,7 @@ impl Place<'_> {
 
     /// What this directory is.
     fn kind(&self) -> Option<(&'static str, WayOut)> {
-        use WayOut::{Elsewhere, Push, Serve, Skopeo};
+        use WayOut::{Elsewhere, Push, Read, Serve};
         let entries = self.entries();
         let has_dir =
             |test: &dyn Fn(&str) -> bool| entries.iter().any(|(name, dir)| *dir && test(name));
@@ -176,10 +169,10 @@ impl Place<'_> {
             return Some(("the content store of BuildKit or containerd", Push("ctr images push")));
         }
         if self.has_file("oci-layout") || has_hashes {
-            return Some(("an OCI image layout (of skopeo, crane, KubeKey 3)", Skopeo("oci")));
+            return Some(("an OCI image layout (of skopeo, crane, KubeKey 3)", Read("oci")));
         }
         if self.begins_with("version", b"Directory Transport Version") {
-            return Some(("a directory of skopeo's `dir:` transport", Skopeo("dir")));
+            return Some(("a directory of skopeo's `dir:` transport", Read("dir")));
         }
         let is_hash = |name: &str| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
         let has_hash = |is_dir| entries.iter().any(|(name, dir)| *dir == is_dir && is_hash(name));
@@ -187,13 +180,11 @@ impl Place<'_> {
             Some(serde_json::Value::Array(_)) => {
                 return Some((
                     "an unpacked archive of `docker save`",
-                    Elsewhere(
-                        "pack it again with tar, `docker load` it, and push its images to a registry",
-                    ),
+                    Elsewhere("pack it again with tar, and give that as docker-archive:FILE"),
                 ));
             }
             Some(manifest) if has_hash(false) || manifest.get("schemaVersion").is_some() => {
-                return Some(("a directory of skopeo's `dir:` transport", Skopeo("dir")));
+                return Some(("a directory of skopeo's `dir:` transport", Read("dir")));
             }
             _ => {}
         }

@@ -120,7 +120,7 @@ impl ServerCertVerifier for Trust {
 }
 
 /// Makes the process's choice of cryptography, which `reqwest` asks for.
-pub(super) fn choose_provider() {
+pub(in crate::backend) fn choose_provider() {
     if CryptoProvider::get_default().is_none() {
         // Fails if another thread is faster, which is as good.
         let _ = ring::default_provider().install_default();

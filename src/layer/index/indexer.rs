@@ -278,7 +278,16 @@ impl Indexer {
     }
 
     /// Ends the pass and compares the layer with what it should be.
-    pub fn finish(mut self, expected: &Expected) -> Result<LayerIndex, IndexError> {
+    pub fn finish(self, expected: &Expected) -> Result<LayerIndex, IndexError> {
+        self.end(Some(expected))
+    }
+
+    /// Ends the pass over something of which nobody has said what it should be. The index tells its digest.
+    pub fn finish_as_found(self) -> Result<LayerIndex, IndexError> {
+        self.end(None)
+    }
+
+    fn end(mut self, expected: Option<&Expected>) -> Result<LayerIndex, IndexError> {
         if let Input::Magic(magic) = &mut self.decoder {
             let magic = std::mem::take(magic);
             self.begin(&magic);
@@ -308,6 +317,8 @@ impl Indexer {
         }
         pass.end_stream().map_err(|Died| IndexError::Died)?;
         let digests = pass.hashes.finish().map_err(|Died| IndexError::Died)?;
+        let as_found = Expected { blob: digests.blob, blob_bytes: self.blob_bytes, diff_id: None };
+        let expected = expected.unwrap_or(&as_found);
         let blob = expected.blob;
         if self.blob_bytes != expected.blob_bytes {
             let (expected, found) = (expected.blob_bytes, self.blob_bytes);

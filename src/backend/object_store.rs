@@ -1,0 +1,279 @@
+//! An object store as an image tree: S3, Google Cloud Storage, Azure Blob Storage, and what speaks like them.
+//!
+//! The keys are the paths of an images_dir ([`super::images_dir`]), below a prefix:
+//!
+//! ```text
+//! <registry>/<repository>/manifests/<tag>             the manifest or index that the tag names
+//! <registry>/<repository>/manifests/<algorithm>:<hex> the same by digest
+//! <registry>/<repository>/manifests/<algorithm>-<hex> the referrers of a manifest, as a tag
+//! blobs/<algorithm>:<hex>                             configurations and layers
+//! blobs/.imgfs/probe                                  an object to find out what the store can do
+//! ```
+//!
+//! Any number of processes may write at once, and none knows of the others. A blob's key appears only when all of
+//! it has come with the right digest; a tag is written on the condition that nobody has changed it since it was
+//! read, so that no list of referrers loses an entry. A store that knows no such conditions is written only if
+//! somebody says that there is one writer.
+
+mod blobs;
+mod error;
+mod listing;
+mod names;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use object_store::{
+    ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
+    aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path,
+    signer::Signer,
+};
+use tokio::sync::{OnceCell, Semaphore};
+
+use super::{Error, Kind, Result, registry::tls};
+use crate::image::{Digest, Reference, Repository};
+
+/// Whose store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// S3, of Amazon and many others.
+    S3,
+    /// Google Cloud Storage.
+    Gcs,
+    /// Azure Blob Storage.
+    Azure,
+}
+
+/// How many writers there may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Writers {
+    /// Any number: the store has to write on conditions.
+    #[default]
+    Many,
+    /// This process alone, as its user says.
+    One,
+}
+
+/// Buffers of [`blobs::PART_BYTES`] that uploads may take together.
+const BUFFERS: usize = 5;
+
+/// Longest time without a single byte before a request is repeated.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest time to establish a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a request is repeated while the store fails or asks to slow down.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How often.
+const MAX_RETRIES: usize = 8;
+
+/// Tags that others change at the same moment are read and written again this often.
+const MAX_CONFLICTS: usize = 20;
+
+/// A part of a bucket. Clones are the same.
+#[derive(Clone)]
+pub struct ObjectTree {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn ObjectStore>,
+    /// Makes addresses that need no credentials.
+    signer: Option<Arc<dyn Signer>>,
+    prefix: Path,
+    side: String,
+    writers: Writers,
+    /// Whether it has been found out that the store writes on conditions.
+    conditions: OnceCell<()>,
+    buffers: Arc<Semaphore>,
+    /// What names have been seen to lead to, or been made to.
+    seen: Mutex<HashMap<Path, Digest>>,
+}
+
+impl ObjectTree {
+    /// The part of `bucket` whose keys begin with `prefix`. Nothing is asked yet. Credentials, region and endpoint
+    /// come from the environment, as the provider's own tools know it.
+    pub fn open(provider: Provider, bucket: &str, prefix: &str, writers: Writers) -> Result<Self> {
+        let scheme = match provider {
+            Provider::S3 => "s3",
+            Provider::Gcs => "gs",
+            Provider::Azure => "az",
+        };
+        let side = format!("{scheme}://{bucket}");
+        let wrong =
+            |e: object_store::Error| Error::new(&side, "opening it", Kind::Config(error::text(&e)));
+        tls::choose_provider();
+        let retry = RetryConfig {
+            max_retries: MAX_RETRIES,
+            retry_timeout: RETRY_TIMEOUT,
+            ..RetryConfig::default()
+        };
+        let options = |allow_http| {
+            ClientOptions::new()
+                .with_connect_timeout(CONNECT_TIMEOUT)
+                .with_read_timeout(READ_TIMEOUT)
+                // A large blob takes as long as it takes.
+                .with_timeout_disabled()
+                .with_allow_http(allow_http)
+        };
+        let is_http = |name: &str| {
+            std::env::var(name).is_ok_and(|url| url.trim_start().starts_with("http://"))
+        };
+        let (store, signer): (Arc<dyn ObjectStore>, Arc<dyn Signer>) = match provider {
+            Provider::S3 => {
+                let allow_http = is_http("AWS_ENDPOINT")
+                    || is_http("AWS_ENDPOINT_URL")
+                    || is_http("AWS_ENDPOINT_URL_S3");
+                let mut builder = AmazonS3Builder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_retry(retry)
+                    .with_client_options(options(allow_http));
+                if let Ok(url) = std::env::var("AWS_ENDPOINT_URL_S3") {
+                    builder = builder.with_endpoint(url);
+                }
+                let store = Arc::new(builder.build().map_err(wrong)?);
+                (store.clone(), store)
+            }
+            Provider::Gcs => {
+                let builder = GoogleCloudStorageBuilder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_retry(retry)
+                    .with_client_options(options(is_http("GOOGLE_BASE_URL")));
+                let store = Arc::new(builder.build().map_err(wrong)?);
+                (store.clone(), store)
+            }
+            Provider::Azure => {
+                let builder = MicrosoftAzureBuilder::from_env()
+                    .with_container_name(bucket)
+                    .with_retry(retry)
+                    .with_client_options(options(
+                        is_http("AZURE_STORAGE_ENDPOINT") || is_http("AZURE_ENDPOINT"),
+                    ));
+                let store = Arc::new(builder.build().map_err(wrong)?);
+                (store.clone(), store)
+            }
+        };
+        Ok(Self::with(store, Some(signer), prefix, side, writers))
+    }
+
+    /// One that is gone with the process.
+    #[cfg(test)]
+    pub(super) fn in_memory(prefix: &str) -> Self {
+        let store = Arc::new(object_store::memory::InMemory::new());
+        Self::with(store, None, prefix, "store in memory".to_owned(), Writers::Many)
+    }
+
+    /// An address at which anybody can read a blob for as long as `valid`, without credentials; `None` if the store
+    /// makes none. Nothing is asked of the store, so the blob need not be there.
+    pub async fn presigned(&self, blob: &Digest, valid: Duration) -> Result<Option<String>> {
+        let Some(signer) = &self.inner.signer else { return Ok(None) };
+        let key = self.inner.blob_key(blob);
+        let url = signer.signed_url(reqwest::Method::GET, &key, valid).await;
+        let failed = |e| self.inner.error(format_args!("signing an address for blob {blob}"), &e);
+        Ok(Some(url.map_err(failed)?.into()))
+    }
+
+    fn with(
+        store: Arc<dyn ObjectStore>,
+        signer: Option<Arc<dyn Signer>>,
+        prefix: &str,
+        side: String,
+        writers: Writers,
+    ) -> Self {
+        let inner = Inner {
+            store,
+            signer,
+            prefix: Path::from(prefix),
+            side,
+            writers,
+            conditions: OnceCell::new(),
+            buffers: Arc::new(Semaphore::new(BUFFERS)),
+            seen: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+}
+
+impl Inner {
+    fn error(&self, doing: impl std::fmt::Display, error: &object_store::Error) -> Error {
+        Error::new(&self.side, doing, error::kind(error))
+    }
+
+    /// The key of a path of an images_dir.
+    fn key(&self, path: &str) -> Path {
+        let parts = path.split('/').map(object_store::path::PathPart::from);
+        self.prefix.parts().chain(parts).collect()
+    }
+
+    fn blob_key(&self, digest: &Digest) -> Path {
+        self.key(&format!("blobs/{digest}"))
+    }
+
+    fn manifest_key(&self, repository: &Repository, name: &str) -> Path {
+        self.key(&format!("{repository}/manifests/{name}"))
+    }
+
+    fn name_key(&self, reference: &Reference) -> Path {
+        match (reference.digest(), reference.tag()) {
+            (Some(digest), _) => self.manifest_key(reference.repository(), &digest.to_string()),
+            (None, tag) => self.manifest_key(reference.repository(), tag.unwrap_or("latest")),
+        }
+    }
+
+    /// Makes sure that the store writes on conditions, or that nobody else writes: once a run, with one request
+    /// where it has been found out before.
+    async fn check_conditions(&self) -> Result<()> {
+        if self.writers == Writers::One {
+            return Ok(());
+        }
+        let checked = self.conditions.get_or_try_init(|| async {
+            let key = self.key("blobs/.imgfs/probe");
+            for attempt in 0..2 {
+                let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+                match self.store.put_opts(&key, PutPayload::from_static(b"imgfs\n"), options).await {
+                    // Now it is there, and must not be written once more.
+                    Ok(_) if attempt == 0 => {}
+                    Err(
+                        object_store::Error::AlreadyExists { .. }
+                        | object_store::Error::Precondition { .. },
+                    ) => return Ok(()),
+                    Ok(_)
+                    | Err(
+                        object_store::Error::NotImplemented { .. }
+                        | object_store::Error::NotSupported { .. },
+                    ) => break,
+                    Err(error) => return Err(self.error("finding out what the store can do", &error)),
+                }
+            }
+            let reason = "the store does not write on conditions (If-None-Match), so several writers could take tags \
+                 from each other; with --single-writer it is written by this process, and must be by no other";
+            Err(Error::new(&self.side, "finding out what the store can do", Kind::Config(reason.to_owned())))
+        });
+        checked.await.copied()
+    }
+
+    async fn get(&self, key: &Path, limit: u64) -> object_store::Result<(bytes::Bytes, Version)> {
+        let found = self.store.get(key).await?;
+        if found.meta.size > limit {
+            return Err(object_store::Error::Generic {
+                store: "object store",
+                source: format!(
+                    "the object has {} bytes, and at most {limit} are read",
+                    found.meta.size
+                )
+                .into(),
+            });
+        }
+        let version =
+            Version { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+        Ok((found.bytes().await?, version))
+    }
+}
+
+/// Which version of an object has been read.
+type Version = object_store::UpdateVersion;

@@ -1,0 +1,261 @@
+//! Blobs: read with one `GET`, looked for with one `HEAD`, written with one `PUT` or, if they are large, in parts.
+
+use std::{ops::Range, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use object_store::{GetOptions, GetRange, MultipartUpload, ObjectStoreExt, PutPayload, path::Path};
+use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
+
+use super::{Inner, ObjectTree, error};
+use crate::{
+    backend::{
+        Blobs, BoxStream, ByteStream, Content, Error, Kind, Opened, Received, Receiver, Result,
+    },
+    image::{Descriptor, Hasher, Repository},
+};
+
+/// The size of a part, in bytes, and the largest blob that is written at once: the least that S3 takes as a part.
+pub(super) const PART_BYTES: usize = 5 << 20;
+
+/// The most parts that S3 takes; those of larger blobs are larger.
+const MAX_PARTS: u64 = 9_000;
+
+/// Parts of one blob that are sent at the same time.
+const PARTS_AT_ONCE: usize = 3;
+
+/// Pieces are handed on in this size at most, in bytes.
+const PIECE: usize = 256 << 10;
+
+#[async_trait]
+impl Blobs for ObjectTree {
+    async fn read(
+        &self,
+        _: &Repository,
+        blob: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<BoxStream> {
+        let inner = &self.inner;
+        let doing = format!("fetching blob {}", blob.digest);
+        let range = range.start.min(blob.size)..range.end.min(blob.size);
+        if range.is_empty() {
+            return Ok(Box::new(Pieces { stream: None, inner: inner.clone(), doing }));
+        }
+        let is_whole = range.start == 0 && range.end == blob.size;
+        let part = (!is_whole).then(|| GetRange::Bounded(range.clone()));
+        let options = GetOptions { range: part, ..GetOptions::default() };
+        let found = inner.store.get_opts(&inner.blob_key(&blob.digest), options).await;
+        let found = found.map_err(|e| inner.error(&doing, &e))?;
+        if found.meta.size != blob.size {
+            let kind = Kind::Size { expected: blob.size, found: found.meta.size };
+            return Err(Error::new(&inner.side, &doing, kind));
+        }
+        let stream = Some(found.into_stream());
+        Ok(Box::new(Pieces { stream, inner: inner.clone(), doing }))
+    }
+}
+
+/// A part of a blob that is on its way. The store's client repeats what breaks.
+struct Pieces {
+    stream: Option<futures_util::stream::BoxStream<'static, object_store::Result<Bytes>>>,
+    inner: Arc<Inner>,
+    doing: String,
+}
+
+#[async_trait]
+impl ByteStream for Pieces {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        let Some(stream) = &mut self.stream else { return Ok(None) };
+        match stream.next().await {
+            Some(Ok(piece)) => Ok(Some(piece)),
+            Some(Err(e)) => Err(self.inner.error(&self.doing, &e)),
+            None => Ok(None),
+        }
+    }
+}
+
+impl ObjectTree {
+    /// Whether a blob is there in its size.
+    pub(super) async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
+        match self.inner.store.head(&self.inner.blob_key(&blob.digest)).await {
+            Ok(meta) => Ok(meta.size == blob.size),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(e) => Err(self.inner.error(format_args!("looking for blob {}", blob.digest), &e)),
+        }
+    }
+
+    pub(super) async fn open_blob(&self, blob: &Descriptor) -> Result<Opened> {
+        match self.has_blob(blob).await? {
+            true => Ok(Opened::Present),
+            false => Ok(Opened::Receive(Box::new(Upload {
+                inner: self.inner.clone(),
+                blob: blob.clone(),
+            }))),
+        }
+    }
+}
+
+/// A blob that is to be written.
+struct Upload {
+    inner: Arc<Inner>,
+    blob: Descriptor,
+}
+
+/// Bytes that are collected, with the room that they take.
+struct Buffer {
+    bytes: BytesMut,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Upload {
+    fn error(&self, kind: impl Into<Kind>) -> Error {
+        Error::new(&self.inner.side, format_args!("storing blob {}", self.blob.digest), kind)
+    }
+
+    fn failed(&self, error: &object_store::Error) -> Error {
+        self.error(error::kind(error))
+    }
+
+    async fn buffer(&self, most: usize) -> Result<Buffer> {
+        // It is never closed.
+        let room = self.inner.buffers.clone().acquire_owned().await;
+        let room = room.map_err(|e| self.error(std::io::Error::other(e)))?;
+        let bytes = usize::try_from(self.blob.size).unwrap_or(most).min(most);
+        Ok(Buffer { bytes: BytesMut::with_capacity(bytes), _room: room })
+    }
+
+    fn part_bytes(&self) -> usize {
+        let least = self.blob.size.div_ceil(MAX_PARTS);
+        usize::try_from(least).unwrap_or(usize::MAX).max(PART_BYTES)
+    }
+
+    /// Fills a buffer of up to `most` bytes from `source`, and hashes it; whether the source has ended.
+    async fn fill(&self, source: &mut Source, most: usize) -> Result<(Buffer, bool)> {
+        let mut buffer = self.buffer(most).await?;
+        while buffer.bytes.len() < most {
+            let Some(piece) = source.next(most - buffer.bytes.len()).await? else {
+                return Ok((buffer, true));
+            };
+            source.found += piece.len() as u64;
+            if source.found > self.blob.size {
+                let kind = Kind::Size { expected: self.blob.size, found: source.found };
+                return Err(self.error(kind));
+            }
+            source.hasher.update(&piece);
+            buffer.bytes.extend_from_slice(&piece);
+        }
+        Ok((buffer, source.found == self.blob.size))
+    }
+
+    /// Checks that all has come, and is what it should be.
+    fn check(&self, source: &Source) -> Result<()> {
+        if source.found != self.blob.size {
+            let kind = Kind::Size { expected: self.blob.size, found: source.found };
+            return Err(self.error(kind));
+        }
+        let (expected, found) = (self.blob.digest, source.hasher.clone().finish());
+        match expected == found {
+            true => Ok(()),
+            false => Err(self.error(Kind::Digest { expected, found })),
+        }
+    }
+
+    async fn put(&self, key: &Path, source: &mut Source) -> Result<()> {
+        let (buffer, _) = self.fill(source, PART_BYTES).await?;
+        self.check(source)?;
+        let count = buffer.bytes.len() as u64;
+        let payload = PutPayload::from_bytes(buffer.bytes.freeze());
+        self.inner.store.put(key, payload).await.map_err(|e| self.failed(&e))?;
+        source.content.moved(count);
+        Ok(())
+    }
+
+    async fn put_parts(&self, upload: &mut dyn MultipartUpload, source: &mut Source) -> Result<()> {
+        let most = self.part_bytes();
+        let mut sending: JoinSet<object_store::Result<u64>> = JoinSet::new();
+        let sent = |done: Option<std::result::Result<object_store::Result<u64>, _>>| match done {
+            Some(Ok(Ok(count))) => Ok(count),
+            Some(Ok(Err(e))) => Err(self.failed(&e)),
+            Some(Err(e)) => Err(self.error(std::io::Error::other::<tokio::task::JoinError>(e))),
+            None => Ok(0),
+        };
+        let mut is_end = false;
+        while !is_end {
+            // The buffer that is waited for may be one of those that are on their way.
+            while sending.len() >= PARTS_AT_ONCE {
+                source.content.moved(sent(sending.join_next().await)?);
+            }
+            let buffer;
+            (buffer, is_end) = self.fill(source, most).await?;
+            let Buffer { bytes, _room } = buffer;
+            if bytes.is_empty() {
+                break;
+            }
+            let count = bytes.len() as u64;
+            let part = upload.put_part(PutPayload::from_bytes(bytes.freeze()));
+            sending.spawn(async move {
+                let done = part.await;
+                drop(_room);
+                done.map(|()| count)
+            });
+        }
+        while !sending.is_empty() {
+            source.content.moved(sent(sending.join_next().await)?);
+        }
+        self.check(source)
+    }
+}
+
+/// Where the bytes of a blob come from, and what they have been so far.
+struct Source {
+    content: Arc<dyn Content>,
+    stream: BoxStream,
+    rest: Bytes,
+    hasher: Hasher,
+    found: u64,
+}
+
+impl Source {
+    /// The next bytes, at most `most` of them.
+    async fn next(&mut self, most: usize) -> Result<Option<Bytes>> {
+        while self.rest.is_empty() {
+            match self.stream.next().await? {
+                Some(piece) => self.rest = piece,
+                None => return Ok(None),
+            }
+        }
+        let count = self.rest.len().min(most).min(PIECE);
+        Ok(Some(self.rest.split_to(count)))
+    }
+}
+
+#[async_trait]
+impl Receiver for Upload {
+    fn offset(&self) -> u64 {
+        0
+    }
+
+    async fn receive(self: Box<Self>, content: Arc<dyn Content>) -> Result<Received> {
+        let key = self.inner.blob_key(&self.blob.digest);
+        let stream = content.read(0).await?;
+        let hasher = Hasher::new(self.blob.digest.algorithm());
+        let mut source = Source { content, stream, rest: Bytes::new(), hasher, found: 0 };
+        if self.blob.size <= PART_BYTES as u64 {
+            self.put(&key, &mut source).await?;
+        } else {
+            let upload = self.inner.store.put_multipart(&key).await;
+            let mut upload = upload.map_err(|e| self.failed(&e))?;
+            if let Err(error) = self.put_parts(&mut *upload, &mut source).await {
+                // Parts that stay are paid for. If even this fails, the store's own rules for them have to do.
+                let _ = upload.abort().await;
+                return Err(error);
+            }
+            if let Err(e) = upload.complete().await {
+                let _ = upload.abort().await;
+                return Err(self.failed(&e));
+            }
+        }
+        Ok(Received { bytes: self.blob.size, linked: false })
+    }
+}

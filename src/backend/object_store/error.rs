@@ -1,0 +1,39 @@
+//! What goes wrong in an object store, in the words of this floor.
+
+use object_store::Error;
+
+use crate::backend::Kind;
+
+/// What the error says, once.
+pub(super) fn text(error: &Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    // The deepest cause may say less than what is around it.
+    let (whole, cause) = (error.to_string(), cause.to_string());
+    let text = if whole.contains(&cause) { whole } else { format!("{whole}: {cause}") };
+    text.chars().filter(|c| !c.is_control()).take(500).collect()
+}
+
+/// The cause.
+pub(super) fn kind(error: &Error) -> Kind {
+    match error {
+        Error::NotFound { .. } => Kind::NotFound(String::new()),
+        Error::Unauthenticated { .. } => Kind::Config(format!(
+            "the credentials are not accepted: {}; they come from the environment (AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME and \
+             AZURE_STORAGE_ACCOUNT_KEY, or the identity of the machine)",
+            text(error)
+        )),
+        Error::PermissionDenied { .. } => Kind::Denied(text(error)),
+        Error::InvalidPath { .. }
+        | Error::NotSupported { .. }
+        | Error::NotImplemented { .. }
+        | Error::UnknownConfigurationKey { .. } => Kind::Config(text(error)),
+        Error::AlreadyExists { .. } | Error::Precondition { .. } => {
+            Kind::InUse("others change it at the same time".to_owned())
+        }
+        error => Kind::Interrupted(text(error)),
+    }
+}

@@ -1,0 +1,237 @@
+//! `index.json`: reading it, and adding names to it so that everything else in it stays.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    backend::collection::{CONTAINERD_NAME, Labels, Listed, MAX_IMAGES, REF_NAME},
+    image::{Descriptor, Digest, Manifest, MediaType, Reference},
+};
+
+/// The largest `index.json` that is read, in bytes: 100,000 images.
+pub(in crate::backend) const MAX_INDEX: u64 = 64 << 20;
+
+/// The images that an `index.json` lists. It need not have names, nor annotations at all.
+pub(in crate::backend) fn listed_of(text: &[u8]) -> Result<Vec<Listed>, String> {
+    let document = parse(text)?;
+    let entries = document.get("manifests").and_then(Value::as_array);
+    let entries = entries.map_or(&[][..], Vec::as_slice);
+    if entries.len() > MAX_IMAGES {
+        return Err(format!("index.json lists more than {MAX_IMAGES} images"));
+    }
+    let mut listed = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let manifest: Descriptor = serde_json::from_value(entry.clone())
+            .map_err(|e| format!("an entry of index.json is malformed: {e}"))?;
+        let label = |key: &str| manifest.annotations.get(key).filter(|text| !text.is_empty());
+        let labels =
+            Labels { full: label(CONTAINERD_NAME).cloned(), short: label(REF_NAME).cloned() };
+        listed.push(Listed { manifest, labels });
+    }
+    Ok(listed)
+}
+
+fn parse(text: &[u8]) -> Result<Value, String> {
+    if text.len() as u64 > MAX_INDEX {
+        return Err(format!("index.json is larger than {MAX_INDEX} bytes"));
+    }
+    let document: Value =
+        serde_json::from_slice(text).map_err(|e| format!("index.json is malformed: {e}"))?;
+    match document.is_object() {
+        true => Ok(document),
+        false => Err("index.json is no JSON object".to_owned()),
+    }
+}
+
+/// An image that `index.json` is to list.
+pub(in crate::backend) struct NewEntry<'a> {
+    pub(in crate::backend) manifest: &'a Manifest,
+    /// Its full name; `None` if it is to be found by its digest.
+    pub(in crate::backend) name: Option<&'a Reference>,
+    /// What stands in `org.opencontainers.image.ref.name`, if not the full name.
+    pub(in crate::backend) label: Option<&'a str>,
+}
+
+impl NewEntry<'_> {
+    fn labels(&self) -> Option<(String, String)> {
+        let name = self.name?.to_string();
+        let label = self.label.map_or_else(|| name.clone(), str::to_owned);
+        Some((name, label))
+    }
+
+    /// Writes the descriptor into `entry`, and leaves there what else it has.
+    fn write(&self, entry: &mut Map<String, Value>) {
+        // What describes another manifest does not describe this one.
+        for key in ["platform", "artifactType", "data", "urls"] {
+            entry.shift_remove(key);
+        }
+        entry.insert("mediaType".to_owned(), self.manifest.media_type().into());
+        entry.insert("digest".to_owned(), self.manifest.digest().to_string().into());
+        entry.insert("size".to_owned(), self.manifest.bytes().len().into());
+        if let Some((name, label)) = self.labels() {
+            let annotations = entry.entry("annotations").or_insert(Value::Null);
+            if !annotations.is_object() {
+                *annotations = Value::Object(Map::new());
+            }
+            annotations[CONTAINERD_NAME] = name.into();
+            annotations[REF_NAME] = label.into();
+        }
+    }
+}
+
+/// A new `index.json`.
+pub(in crate::backend) fn empty() -> Value {
+    json!({"schemaVersion": 2, "mediaType": MediaType::OciIndex.as_str(), "manifests": []})
+}
+
+/// Adds `new` to the index in `text`, which may be empty for a new one. `None` if it is there already.
+///
+/// A name that is there leads to the new manifest then; its entry keeps its other annotations. What is to be
+/// found by its digest is added only if nothing leads to it, so no name is ever lost to it.
+pub(in crate::backend) fn merge(
+    text: &[u8],
+    new: &NewEntry<'_>,
+) -> Result<Option<Vec<u8>>, String> {
+    let mut document = if text.is_empty() { empty() } else { parse(text)? };
+    if !document["manifests"].is_array() {
+        document["manifests"] = Value::Array(Vec::new());
+    }
+    let Value::Array(entries) = &mut document["manifests"] else { return Ok(None) };
+    let digest = new.manifest.digest().to_string();
+    let leads_there = |entry: &Value| entry["digest"].as_str() == Some(&digest);
+    let place = match new.labels() {
+        None if entries.iter().any(leads_there) => return Ok(None),
+        None => None,
+        Some((name, label)) => {
+            let is_it = |entry: &Value| {
+                let said = |key: &str| entry["annotations"][key].as_str();
+                match said(CONTAINERD_NAME) {
+                    // Tags of several repositories may be the same.
+                    Some(full) => full == name && said(REF_NAME).is_none_or(|own| own == label),
+                    None => said(REF_NAME).is_some_and(|own| own == label || own == name),
+                }
+            };
+            let place = entries.iter().position(is_it);
+            if let Some(place) = place
+                && leads_there(&entries[place])
+            {
+                return Ok(None);
+            }
+            place
+        }
+    };
+    let entry = match place {
+        Some(place) => &mut entries[place],
+        None => {
+            entries.push(json!({}));
+            let last = entries.len() - 1;
+            &mut entries[last]
+        }
+    };
+    if let Value::Object(entry) = entry {
+        new.write(entry);
+    }
+    serde_json::to_vec(&document).map(Some).map_err(|e| e.to_string())
+}
+
+/// The digest that `name` leads to in an index.
+pub(in crate::backend) fn find(
+    text: &[u8],
+    name: &Reference,
+    label: Option<&str>,
+) -> Option<Digest> {
+    let listed = listed_of(text).ok()?;
+    let full = name.to_string();
+    let is_it = |one: &&Listed| match &one.labels.full {
+        Some(own) => *own == full,
+        None => one.labels.short.as_deref().is_some_and(|own| own == full || Some(own) == label),
+    };
+    listed.iter().find(is_it).map(|one| one.manifest.digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(text: &str) -> Manifest {
+        let text =
+            format!(r#"{{"schemaVersion":2,"manifests":[],"annotations":{{"x":"{text}"}}}}"#);
+        Manifest::parse(text.into_bytes().into(), None).unwrap()
+    }
+
+    fn put(text: &[u8], manifest: &Manifest, name: Option<&str>) -> Option<Vec<u8>> {
+        let name: Option<Reference> = name.map(|name| name.parse().unwrap());
+        merge(text, &NewEntry { manifest, name: name.as_ref(), label: None }).unwrap()
+    }
+
+    fn names(text: &[u8]) -> Vec<(Option<String>, Digest)> {
+        let listed = listed_of(text).unwrap();
+        listed.into_iter().map(|one| (one.labels.shown(), one.manifest.digest)).collect()
+    }
+
+    #[test]
+    fn tagging_by_digest_drops_nothing() {
+        let (a, b) = (manifest("a"), manifest("b"));
+        let text = put(b"", &a, Some("quay.io/x/y:1")).unwrap();
+        let text = put(&text, &a, Some("quay.io/x/y:2")).unwrap();
+        assert_eq!(put(&text, &a, None), None, "two names lead to it");
+        let text = put(&text, &b, None).unwrap();
+        let text = put(&text, &b, Some("quay.io/x/y:3")).unwrap();
+        let expected = [
+            (Some("quay.io/x/y:1".to_owned()), a.digest()),
+            (Some("quay.io/x/y:2".to_owned()), a.digest()),
+            (None, b.digest()),
+            (Some("quay.io/x/y:3".to_owned()), b.digest()),
+        ];
+        assert_eq!(names(&text), expected);
+    }
+
+    #[test]
+    fn a_name_that_moves_keeps_its_annotations_and_the_rest_stays() {
+        let (a, b) = (manifest("a"), manifest("b"));
+        let text = format!(
+            r#"{{"schemaVersion":2,"x-own":{{"z":1,"a":2}},"manifests":[
+                {{"mediaType":"x/unknown","digest":"{}","size":3,"annotations":null,"x":"y"}},
+                {{"mediaType":"m/t","digest":"{}","size":1,"platform":{{"os":"linux","architecture":"arm64"}},
+                  "annotations":{{"{REF_NAME}":"quay.io/x/y:1","own":"kept"}}}}],"annotations":{{"k":"v"}}}}"#,
+            Digest::sha256(b"other"),
+            a.digest()
+        );
+        let merged = put(text.as_bytes(), &b, Some("quay.io/x/y:1")).unwrap();
+        let mut expected: Value = serde_json::from_str(&text).unwrap();
+        expected["manifests"][1] = json!({
+            "mediaType": b.media_type(), "digest": b.digest().to_string(), "size": b.bytes().len(),
+            "annotations": {REF_NAME: "quay.io/x/y:1", "own": "kept", CONTAINERD_NAME: "quay.io/x/y:1"},
+        });
+        assert_eq!(serde_json::from_slice::<Value>(&merged).unwrap(), expected);
+        assert_eq!(put(&merged, &b, Some("quay.io/x/y:1")), None);
+    }
+
+    #[test]
+    fn the_same_tag_of_two_repositories_is_two_names() {
+        let (a, b) = (manifest("a"), manifest("b"));
+        let entry = |name: &str, m: &Manifest, text: &[u8]| {
+            let name: Reference = name.parse().unwrap();
+            merge(text, &NewEntry { manifest: m, name: Some(&name), label: Some("v1") }).unwrap()
+        };
+        let text = entry("quay.io/x/a:v1", &a, b"").unwrap();
+        let text = entry("quay.io/x/b:v1", &b, &text).unwrap();
+        assert_eq!(names(&text).len(), 2);
+        assert_eq!(find(&text, &"quay.io/x/b:v1".parse().unwrap(), None), Some(b.digest()));
+    }
+
+    #[test]
+    fn what_is_no_index_is_refused() {
+        for text in [
+            "",
+            "[]",
+            "{",
+            r#"{"manifests":[{}]}"#,
+            r#"{"manifests":[{"digest":"sha256:../x","size":1}]}"#,
+        ] {
+            assert!(listed_of(text.as_bytes()).is_err(), "{text}");
+        }
+        for text in ["{}", r#"{"manifests":null}"#] {
+            assert!(listed_of(text.as_bytes()).unwrap().is_empty(), "{text}");
+        }
+    }
+}
