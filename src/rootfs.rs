@@ -39,6 +39,7 @@ mod index_store;
 mod key;
 mod layer;
 mod location;
+mod recorded;
 mod scan;
 mod spans;
 mod status;
@@ -52,11 +53,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 pub use files::{FileFound, Files, PathError};
 pub use image::{Image, Images, Variant};
 pub use index_store::IndexCache;
+pub use recorded::{CONFIG_FILE, MANIFEST_FILE, Record, WrongLayer, read_record};
 pub use tree::{Tree, TreeFile};
 
 use index_store::{IndexStore, Indexed};
@@ -74,6 +76,9 @@ const SIDE: &str = "image";
 
 /// Failures that are remembered, for those who ask later what went wrong.
 const REMEMBERED: usize = 32;
+
+/// Layers that are remembered for not being what they should be, until somebody asks for them.
+const REMEMBERED_WRONG: usize = 256;
 
 /// The least that stored indexes and documents may take of the disk, in bytes: what several thousand
 /// layers of usual size have. Where the cache is large, they may take a tenth of its size.
@@ -129,6 +134,10 @@ struct Store {
     /// Held while an index takes the place of another, or is dropped.
     replacing: Mutex<()>,
     errors: Mutex<VecDeque<(SystemTime, String)>>,
+    /// Is told when a layer has been found not to be what it should be.
+    wrong_found: Notify,
+    /// Those that nobody has asked for yet, with [`Images::wrong_layers`].
+    wrong: Mutex<Vec<WrongLayer>>,
 }
 
 impl Store {
@@ -150,6 +159,8 @@ impl Store {
             memory_turn: tokio::sync::Mutex::default(),
             replacing: Mutex::default(),
             errors: Mutex::default(),
+            wrong_found: Notify::new(),
+            wrong: Mutex::default(),
             sources,
         })
     }
@@ -161,6 +172,15 @@ impl Store {
             errors.pop_front();
         }
         errors.push_back((SystemTime::now(), error.to_string()));
+    }
+
+    /// Notes that a layer is not what it should be.
+    fn note_wrong(&self, found: WrongLayer) {
+        let mut wrong = locked(&self.wrong);
+        if wrong.len() < REMEMBERED_WRONG && !wrong.contains(&found) {
+            wrong.push(found);
+        }
+        self.wrong_found.notify_one();
     }
 
     /// Does what takes a processor, on a thread that may block, when one is free.

@@ -22,6 +22,7 @@ use super::{
     index_store::Indexed,
     key::LayerKey,
     location::{Compressed, Location, STEP},
+    recorded::WrongLayer,
     scan::{Scan, ScanError},
     spans::Group,
 };
@@ -167,6 +168,10 @@ impl Layer {
         };
         if let Err(error) = &found {
             self.store().note(error);
+            if error.is_mismatch() {
+                let (layer, reason) = (self.at.blob.digest, error.to_string());
+                self.store().note_wrong(WrongLayer { layer, diff_id: None, reason });
+            }
             scan.fail();
         }
         found
