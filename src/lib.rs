@@ -12,6 +12,7 @@
 //! | [`namespace`] | the files and directories of a mount, as plain values |
 //! | [`catalogue`] | what a name leads to, and where its bytes are |
 //! | [`transfer`] | what to copy from one backend to another, in which order, and how it went |
+//! | [`store`] | a store of images in the format of containers/storage |
 //! | [`rootfs`] | images from the inside: their files, read where they are |
 //! | [`cache`] | parts of blobs that are read through a mount |
 //! | [`backend`] | where images are: registries, KubeKey's `images_dir` |
@@ -29,6 +30,7 @@ pub mod layer;
 pub mod namespace;
 pub mod ops;
 pub mod rootfs;
+pub mod store;
 pub mod task;
 pub mod template;
 pub mod transfer;
