@@ -8,6 +8,7 @@
 //! | `cli` (in the binary) | arguments, output, exit statuses |
 //! | [`fuse`] | requests of the kernel in, replies out |
 //! | [`serve`] | requests of registry clients in, answers out |
+//! | [`snapshotter`] | requests of containerd in, answers out |
 //! | [`task`] | KubeKey's tasks: what to transfer, under which names, in which order |
 //! | [`ops`] | one function a verb: a request goes in, a report comes out |
 //! | [`namespace`] | the files and directories of a mount, as plain values |
@@ -32,6 +33,7 @@ pub mod namespace;
 pub mod ops;
 pub mod rootfs;
 pub mod serve;
+pub mod snapshotter;
 pub mod store;
 pub mod task;
 pub mod template;

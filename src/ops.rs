@@ -12,6 +12,7 @@
 //! | compare images | [`diff`], [`package_diff`] |
 //! | tell what layers take | [`usage`] |
 //! | remove images by their names | [`remove`] |
+//! | serve an additional image store from a mount | [`StoreDaemon`] |
 //! | show images as a file system | [`namespace`], which `fuse::mount` then mounts |
 //!
 //! Nothing here prints, ends the process, or starts a runtime: functions that may ask a registry are
@@ -29,6 +30,7 @@ mod open;
 mod remove;
 mod request;
 mod route;
+mod store;
 mod transfer;
 mod usage;
 
@@ -51,6 +53,7 @@ pub use remove::{RemoveReport, RemoveRequest, RemovedImage, remove};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};
+pub use store::{StoreDaemon, StoreListener, StoreOptions};
 pub use transfer::{
     Ending, NothingToDo, Observer, Project, Traffic, Transfer, TransferOptions, TransferReport,
     transfer,

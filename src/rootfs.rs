@@ -49,7 +49,7 @@ mod tree;
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
@@ -115,6 +115,25 @@ impl Sources {
     }
 }
 
+/// What has been done to layers since the process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Passes that have indexed a layer.
+    pub passes: u64,
+    /// Those that failed.
+    pub failed_passes: u64,
+    /// Bytes that were decompressed, in passes and for readers.
+    pub inflated_bytes: u64,
+}
+
+/// The same as it is counted.
+#[derive(Default)]
+struct WorkDone {
+    passes: AtomicU64,
+    failed_passes: AtomicU64,
+    inflated_bytes: AtomicU64,
+}
+
 /// What all images of a process share.
 struct Store {
     sources: Sources,
@@ -134,6 +153,7 @@ struct Store {
     /// Held while an index takes the place of another, or is dropped.
     replacing: Mutex<()>,
     errors: Mutex<VecDeque<(SystemTime, String)>>,
+    work: WorkDone,
     /// Is told when a layer has been found not to be what it should be.
     wrong_found: Notify,
     /// Those that nobody has asked for yet, with [`Images::wrong_layers`].
@@ -159,6 +179,7 @@ impl Store {
             memory_turn: tokio::sync::Mutex::default(),
             replacing: Mutex::default(),
             errors: Mutex::default(),
+            work: WorkDone::default(),
             wrong_found: Notify::new(),
             wrong: Mutex::default(),
             sources,

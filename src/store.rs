@@ -44,7 +44,7 @@ use std::{
 
 pub use entries::{ImageEntry, LayerEntry};
 pub use graphroots::{Needed, default_graphroots, needed_by};
-pub use prune::{PruneReport, Removed};
+pub use prune::{PruneReport, RemoveReport, Removed};
 pub use records::{Source, StoredRecord};
 pub use setup::setup;
 
@@ -99,6 +99,13 @@ impl StoreDir {
         let root = std::path::absolute(root).map_err(failed)?;
         fs::metadata(root.join("overlay-layers")).map_err(failed)?;
         Ok(Self { root })
+    }
+
+    /// The same for records alone, without the lists that other programs read.
+    pub(crate) fn only_records(root: &Path) -> Result<Self> {
+        let store = Self { root: root.to_owned() };
+        store.create_dirs(&store.root.join(".imgfs"))?;
+        Ok(store)
     }
 
     /// Where it is, as an absolute path.

@@ -6,6 +6,7 @@ mod file;
 mod lock;
 mod metrics;
 mod single_flight;
+mod socket;
 
 pub use budget::{Budget, BudgetStats, OutOfMemory};
 pub(crate) use budget::{Counted, Kept, Reservation};
@@ -15,3 +16,4 @@ pub use metrics::{
     Counter, Counters, Gauge, Gauges, Histogram, Histograms, Labels, METRICS_TYPE, Metrics,
 };
 pub(crate) use single_flight::{Died, SingleFlight};
+pub(crate) use socket::listen_alone;

@@ -2,6 +2,8 @@
 
 mod look;
 mod names;
+mod snapshotter;
+mod store;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -23,6 +25,10 @@ use super::{log::LogArgs, vars::VarsArgs};
 
 pub(crate) use look::{CatArgs, DiffArgs, DigestArgs, DuArgs, InspectArgs, LsArgs};
 pub(crate) use names::{LoginArgs, LogoutArgs, RmArgs, TagArgs};
+pub(crate) use snapshotter::{SnapshotterArgs, SnapshotterCommand};
+pub(crate) use store::{
+    GraphrootArgs, MountStoreArgs, StoreArgs, StoreCommand, StoreHelperArgs, StorePlaceArgs,
+};
 
 /// The exit statuses of most commands.
 macro_rules! exit_status {
@@ -89,6 +95,10 @@ pub(crate) enum Command {
     Tag(TagArgs),
     Login(LoginArgs),
     Logout(LogoutArgs),
+    Store(StoreArgs),
+    Snapshotter(Box<SnapshotterArgs>),
+    #[command(hide = true)]
+    StoreHelper(StoreHelperArgs),
     Render(RenderArgs),
     /// Print a completion script for a shell
     Completions {
@@ -107,7 +117,7 @@ impl Command {
     /// What is logged if no level is asked for. Other commands report on standard error what fails.
     pub(crate) fn log_level(&self) -> LevelFilter {
         match self {
-            Self::Mount(_) => LevelFilter::WARN,
+            Self::Mount(_) | Self::Snapshotter(_) => LevelFilter::WARN,
             _ => LevelFilter::OFF,
         }
     }
@@ -120,6 +130,14 @@ impl Command {
             Self::Copy(args) => args.output,
             Self::Run(args) => args.output,
             Self::Mount(_) | Self::Umount(_) | Self::Cat(_) => OutputArgs::default(),
+            Self::Store(args) => match &args.command {
+                StoreCommand::Add { output, .. }
+                | StoreCommand::Rm { output, .. }
+                | StoreCommand::Prune { output, .. } => *output,
+                StoreCommand::Ls { json, .. } => OutputArgs { json: *json, quiet: false },
+                StoreCommand::Setup { .. } => OutputArgs::default(),
+            },
+            Self::StoreHelper(_) | Self::Snapshotter(_) => OutputArgs::default(),
             Self::Mounts(args) => OutputArgs { json: args.json, quiet: false },
             Self::Ls(args) => OutputArgs { json: args.json, quiet: false },
             Self::Inspect(args) => OutputArgs { json: args.json, quiet: false },
@@ -537,6 +555,8 @@ pub(crate) struct MountArgs {
     /// Set by the process that goes into the background
     #[arg(long, hide = true)]
     pub(crate) detached: bool,
+    #[command(flatten)]
+    pub(crate) store: MountStoreArgs,
     #[command(flatten)]
     pub(crate) access: RegistryArgs,
 }

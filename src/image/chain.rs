@@ -115,7 +115,8 @@ mod tests {
     #[test]
     fn chains_are_named_as_others_name_them() {
         // As containers/storage 1.43 and containerd 1.6 have named the layers of one image.
-        let digest = |digit: &str| format!("sha256:{}", digit.repeat(64)).parse::<Digest>().unwrap();
+        let digest =
+            |digit: &str| format!("sha256:{}", digit.repeat(64)).parse::<Digest>().unwrap();
         let diff_ids = [digest("1"), digest("2"), digest("3")];
         let chains = ChainId::of_layers(&diff_ids).unwrap();
         let ones = "1".repeat(64);

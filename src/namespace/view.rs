@@ -106,6 +106,11 @@ impl View {
         self.inodes.len()
     }
 
+    /// What names lead to.
+    pub fn catalogue(&self) -> &Catalogue {
+        self.repositories.catalogue()
+    }
+
     /// The images that are looked into; `None` if there is no cache to read with.
     pub fn images(&self) -> Option<&Images> {
         self.inside.as_ref().map(Inside::images)

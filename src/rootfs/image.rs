@@ -30,8 +30,8 @@ use super::{
 use crate::{
     backend::{Error, Kind, Result},
     image::{
-        ChainId, Descriptor, Digest, ImageConfig, Manifest, MediaType, Platform, PlatformFilter, Reference,
-        Repository, View,
+        ChainId, Descriptor, Digest, ImageConfig, Manifest, MediaType, Platform, PlatformFilter,
+        Reference, Repository, View,
     },
     layer::{Rootfs, soci_index},
     util::{Kept, Reservation, SingleFlight},
@@ -437,7 +437,11 @@ impl Images {
     }
 
     /// Memory for a document of a manifest, with so many bytes.
-    pub(super) async fn memory_for(&self, bytes: usize, manifest: &Manifest) -> Result<Reservation> {
+    pub(super) async fn memory_for(
+        &self,
+        bytes: usize,
+        manifest: &Manifest,
+    ) -> Result<Reservation> {
         let store = &self.inner.store;
         let bytes = bytes as u64 * BYTES_EACH + BYTES_MORE;
         let reserve = || {
@@ -617,7 +621,11 @@ impl Images {
     ) -> Result<Origin> {
         if let Some(note) = index.wrong() {
             let reason = note.kind.to_string();
-            self.inner.store.note_wrong(WrongLayer { layer: index.blob(), diff_id: None, reason: reason.clone() });
+            self.inner.store.note_wrong(WrongLayer {
+                layer: index.blob(),
+                diff_id: None,
+                reason: reason.clone(),
+            });
             return Err(layer.error(Kind::Layer(reason)));
         }
         if let (Some(found), Some(expected)) = (index.diff_id(), variant.diff_ids.get(number))

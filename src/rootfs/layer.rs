@@ -411,6 +411,16 @@ impl Layer {
             Err(error) => Err(error),
         };
         scan.stop();
+        let work = &self.store().work;
+        match &scanned {
+            Ok((index, _)) => {
+                work.passes.fetch_add(1, Ordering::Relaxed);
+                work.inflated_bytes.fetch_add(index.stream_bytes(), Ordering::Relaxed);
+            }
+            Err(_) => {
+                work.failed_passes.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         if scanned.is_ok() {
             let blob = &self.at.blob;
             tracing::info!(digest = %blob.digest, bytes = blob.size, "indexed a layer");
@@ -581,6 +591,8 @@ impl Layer {
         if !decoder.push(compressed, &mut |_, bytes| found.push(bytes.into()))? {
             return Err(DecodeError::Short(last));
         }
+        let inflated: usize = found.iter().map(Bytes::len).sum();
+        self.store().work.inflated_bytes.fetch_add(inflated as u64, Ordering::Relaxed);
         // It becomes smaller, for which there is always room.
         let _ = memory.resize(found.iter().map(|span| span.len() as u64).sum());
         Ok(Arc::new(Group { first, spans: found.into(), _memory: memory }))

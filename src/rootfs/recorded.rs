@@ -13,17 +13,21 @@ use std::{
     fs,
     io::Read,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
 
-use super::{Images, SIDE, Variant, index_store::MAX_DOCUMENT};
+use super::{Images, SIDE, Variant, Work, WorkDone, index_store::MAX_DOCUMENT};
 use crate::{
     backend::{Error, Kind, Result},
+    cache::CacheStats,
     catalogue::HeldBlobs,
     image::{ChainId, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, Repository, View},
-    util::{Reservation, locked},
+    util::{BudgetStats, Reservation, locked},
 };
 
 /// Images that are remembered for having been looked into.
@@ -254,6 +258,32 @@ impl Images {
     /// Whether the layer with this number has been indexed. Blocks for a moment.
     pub fn is_layer_indexed(&self, variant: &Variant, number: usize) -> bool {
         self.layer(variant, number).is_some_and(|layer| layer.is_indexed())
+    }
+
+    /// Bytes that registries have sent of a layer, by its digest.
+    pub fn fetched_bytes(&self, layer: &Digest) -> u64 {
+        self.store().sources.cache.fetched_bytes(layer)
+    }
+
+    /// What has been done to layers since the process began.
+    pub fn work(&self) -> Work {
+        let WorkDone { passes, failed_passes, inflated_bytes } = &self.store().work;
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Work {
+            passes: of(passes),
+            failed_passes: of(failed_passes),
+            inflated_bytes: of(inflated_bytes),
+        }
+    }
+
+    /// What the cache holds and has done.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.store().sources.cache.stats()
+    }
+
+    /// How much memory is in use.
+    pub fn memory_stats(&self) -> BudgetStats {
+        self.store().sources.memory.stats()
     }
 
     /// Layers that have been found not to be what they should be since the last time that this was called.

@@ -30,8 +30,7 @@ pub(super) fn link(chain: &ChainId) -> String {
 
 /// The name of the file of an image that is called `key`, as containers/storage makes it.
 fn big_data_name(key: &str) -> String {
-    let is_plain =
-        |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'.';
+    let is_plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'.';
     match key.bytes().all(is_plain) {
         true => key.to_owned(),
         false => format!("={}", STANDARD.encode(key)),
@@ -126,15 +125,17 @@ impl StoreDir {
         remove: impl FnOnce(&Path) -> io::Result<()>,
     ) -> Result<()> {
         match remove(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(self.error("removing", path, e))
-            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.error("removing", path, e)),
             _ => Ok(()),
         }
     }
 
     /// Writes the directory of the image of a record, and returns its entry.
-    pub(super) fn write_image(&self, record: &StoredRecord, names: &[String]) -> Result<ImageEntry> {
+    pub(super) fn write_image(
+        &self,
+        record: &StoredRecord,
+        names: &[String],
+    ) -> Result<ImageEntry> {
         let manifest = &record.manifest;
         let unfit = |reason: &str| {
             let side = format_args!("store {}", self.root.display());
@@ -182,7 +183,9 @@ mod tests {
     fn short_names_are_stable() {
         let chain: ChainId = "0".repeat(64).parse().unwrap();
         let name = link(&chain);
-        assert!(name.len() == 26 && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()));
+        assert!(
+            name.len() == 26 && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
+        );
         // Containers that exist have this one in their files.
         assert_eq!(name, "GG6TSYRXEZXNB4QPWZ6ERM6QWW");
     }

@@ -135,8 +135,14 @@ mod tests {
             value.as_object().unwrap().keys().cloned().collect::<Vec<_>>()
         };
         let expected = [
-            "id", "parent", "created", "compressed-diff-digest", "compressed-size", "diff-digest",
-            "diff-size", "compression",
+            "id",
+            "parent",
+            "created",
+            "compressed-diff-digest",
+            "compressed-size",
+            "diff-digest",
+            "diff-size",
+            "compression",
         ];
         assert_eq!(keys(&upper), expected);
         assert!(!keys(&base).contains(&"parent".to_owned()));

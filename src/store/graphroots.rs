@@ -8,6 +8,7 @@ use std::{
 
 use serde::Deserialize;
 
+use super::dirs::link;
 use crate::{
     backend::{Error, Kind, Result},
     image::ChainId,
@@ -27,6 +28,19 @@ pub struct Needed {
     pub chains: HashSet<ChainId>,
     /// Layers that containers name by their short names.
     pub links: HashSet<String>,
+}
+
+impl Needed {
+    /// Whether somebody needs this layer.
+    pub fn has(&self, chain: &ChainId) -> bool {
+        self.chains.contains(chain) || self.links.contains(&link(chain))
+    }
+
+    /// Adds what others need.
+    pub fn add(&mut self, other: Self) {
+        self.chains.extend(other.chains);
+        self.links.extend(other.links);
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -125,7 +139,9 @@ pub fn needed_by(root: &Path) -> Result<Needed> {
         let path = entry.map_err(|e| failed("reading", &overlay, e))?.path().join("lower");
         let text = match fs::read_to_string(&path) {
             // A layer without others below it; or a file beside the layers.
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
                 continue;
             }
             text => text.map_err(|e| failed("reading", &path, e))?,
@@ -144,8 +160,9 @@ fn read_list<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>> {
     if text.iter().all(u8::is_ascii_whitespace) {
         return Ok(Vec::new());
     }
-    let malformed =
-        |e: serde_json::Error| failed("reading", path, Kind::Config(format!("it is malformed: {e}")));
+    let malformed = |e: serde_json::Error| {
+        failed("reading", path, Kind::Config(format!("it is malformed: {e}")))
+    };
     // Go writes an empty list as null.
     Ok(serde_json::from_slice::<Option<Vec<T>>>(&text).map_err(malformed)?.unwrap_or_default())
 }

@@ -137,9 +137,7 @@ impl<T: Entry> List<'_, T> {
         let file = File::options().write(true).open(&self.path).map_err(failed)?;
         let now = file.metadata().and_then(|meta| meta.modified()).map_err(failed)?;
         match before.filter(|before| *before >= now) {
-            Some(before) => {
-                file.set_modified(before + Duration::from_millis(10)).map_err(failed)
-            }
+            Some(before) => file.set_modified(before + Duration::from_millis(10)).map_err(failed),
             None => Ok(()),
         }
     }
@@ -186,8 +184,10 @@ mod tests {
     fn a_change_is_seen_by_those_who_have_it_open() {
         let dir = tempfile::tempdir().unwrap();
         let store = StoreDir::create(dir.path()).unwrap();
-        let (json, lock) =
-            (dir.path().join("overlay-layers/layers.json"), dir.path().join("overlay-layers/layers.lock"));
+        let (json, lock) = (
+            dir.path().join("overlay-layers/layers.json"),
+            dir.path().join("overlay-layers/layers.lock"),
+        );
         let mut seen = Vec::new();
         for name in ["a", "b", "c"] {
             store.list().change(|list: &mut Vec<LayerEntry>| list.push(layer(name))).unwrap();

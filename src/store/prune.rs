@@ -5,10 +5,12 @@ use std::{
     path::PathBuf,
 };
 
-use super::{LayerEntry, Needed, StoreDir, YOUNG, dirs, needed_by, now};
+use serde_json::{Value, json};
+
+use super::{LayerEntry, Needed, StoreDir, StoredRecord, YOUNG, needed_by, now};
 use crate::{
     backend::Result,
-    image::{ChainId, Digest},
+    image::{ChainId, Digest, Reference},
 };
 
 /// What has been removed from a store.
@@ -18,6 +20,17 @@ pub struct Removed {
     pub chains: Vec<ChainId>,
     /// Images that nothing is recorded of any more, by the digests of their manifests.
     pub records: Vec<Digest>,
+}
+
+/// How images were removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RemoveReport {
+    /// Images that nothing is recorded of any more, by the digests of their manifests.
+    pub gone: Vec<Digest>,
+    /// What was asked for and is not there.
+    pub missing: Vec<String>,
+    /// What was asked for and has to stay, since somebody needs its layers.
+    pub in_use: Vec<String>,
 }
 
 /// How a store was pruned.
@@ -31,7 +44,67 @@ pub struct PruneReport {
     pub removed: Removed,
 }
 
+impl PruneReport {
+    /// The same for programs.
+    pub fn to_json(&self) -> Value {
+        let roots = self.graphroots.iter().map(|root| root.display().to_string());
+        json!({
+            "graphroots": roots.collect::<Vec<_>>(),
+            "kept_layers": self.kept,
+            "removed_layers": self.removed.chains,
+            "removed_images": self.removed.records,
+        })
+    }
+}
+
 impl StoreDir {
+    /// Removes images by their names or by the digests of their manifests, but for those that are in use, as far
+    /// as `needed` tells. An image that has been added by several names stays as long as it has one. Layers go
+    /// that no other image has.
+    pub fn forget_images(&self, wanted: &[String], needed: &Needed) -> Result<RemoveReport> {
+        let (mut records, _) = self.records()?;
+        let mut report = RemoveReport::default();
+        let mut names = Vec::new();
+        for text in wanted {
+            let name = text.parse::<Reference>().map_or_else(|_| text.clone(), |n| n.to_string());
+            let is_it = |record: &StoredRecord| {
+                let digest = record.digest();
+                let is_digest = *text == digest.to_string() || *text == digest.to_hex();
+                is_digest || record.source.reference == name || record.source.added.contains(&name)
+            };
+            let mut found = false;
+            for record in records.iter_mut().filter(|record| is_it(record)) {
+                found = true;
+                let others = record.source.added.iter().any(|added| *added != name);
+                if others && record.source.added.contains(&name) {
+                    record.source.added.retain(|added| *added != name);
+                    names.push(name.clone());
+                    self.write_source(&record.digest(), &record.source)?;
+                } else if record.chains.iter().any(|chain| needed.has(chain)) {
+                    report.in_use.push(text.clone());
+                } else {
+                    names.append(&mut record.source.added);
+                    report.gone.push(record.digest());
+                }
+            }
+            if !found {
+                report.missing.push(text.clone());
+            }
+        }
+        self.remove_names(&names)?;
+        let is_gone = |record: &&StoredRecord| report.gone.contains(&record.digest());
+        let others: HashSet<ChainId> = records
+            .iter()
+            .filter(|record| !is_gone(record) && record.is_lazy())
+            .flat_map(|record| record.chains.iter().copied())
+            .collect();
+        let own: HashSet<ChainId> =
+            records.iter().filter(is_gone).flat_map(|r| r.chains.iter().copied()).collect();
+        self.remove_layers(|layer| !own.contains(&layer.id) || others.contains(&layer.id))?;
+        report.gone.iter().try_for_each(|digest| self.remove_record(digest))?;
+        Ok(report)
+    }
+
     /// Removes layers that no image or container in `graphroots` needs, that no image needs which has been
     /// added, and that have been there for a day; and what is recorded of images without layers. Nothing at all
     /// if a graphroot cannot be read, and nothing if it is only to be told (`is_dry`).
@@ -39,8 +112,7 @@ impl StoreDir {
         let mut needed = Needed::default();
         for root in graphroots {
             let of_root = needed_by(root)?;
-            needed.chains.extend(of_root.chains);
-            needed.links.extend(of_root.links);
+            needed.add(of_root);
         }
         let (records, _) = self.records()?;
         let pinned = records.iter().filter(|record| !record.source.added.is_empty());
@@ -61,7 +133,8 @@ impl StoreDir {
         for record in whole.into_iter().chain(others) {
             let age = now().saturating_sub(record.source.recorded);
             let is_young = age < YOUNG.as_secs().cast_signed();
-            let serves = record.chains.iter().any(|chain| is_kept(chain) && !served.contains(chain));
+            let serves =
+                record.chains.iter().any(|chain| is_kept(chain) && !served.contains(chain));
             match serves || is_young || !record.source.added.is_empty() {
                 true => served.extend(&record.chains),
                 false => removed.records.push(record.digest()),
@@ -83,9 +156,7 @@ fn kept(layers: &[LayerEntry], needed: &Needed, now: i64) -> HashSet<ChainId> {
     let mut kept = HashSet::new();
     for layer in layers {
         let is_young = now.saturating_sub(layer.created_at()) < YOUNG.as_secs().cast_signed();
-        let is_needed = is_young
-            || needed.chains.contains(&layer.id)
-            || needed.links.contains(&dirs::link(&layer.id));
+        let is_needed = is_young || needed.has(&layer.id);
         let mut next = is_needed.then_some(layer.id);
         while let Some(chain) = next
             && kept.insert(chain)
@@ -100,7 +171,7 @@ fn kept(layers: &[LayerEntry], needed: &Needed, now: i64) -> HashSet<ChainId> {
 mod tests {
     use std::{fs, path::Path};
 
-    use super::super::{StoredRecord, entries, records::tests::record};
+    use super::super::{dirs, entries, records::tests::record};
     use super::*;
 
     /// A store with three images, of which all is as old as `age` seconds.
@@ -140,7 +211,10 @@ mod tests {
         );
         let other = graphroot(&dir.path().join("other"), "null", "");
         let report = store.prune(&[one.clone(), other.clone()], true).unwrap();
-        assert_eq!((report.kept, report.removed.chains.len(), report.removed.records.len()), (3, 2, 2));
+        assert_eq!(
+            (report.kept, report.removed.chains.len(), report.removed.records.len()),
+            (3, 2, 2)
+        );
         assert_eq!(store.layers().unwrap().len(), 5, "it was only asked");
 
         let images = format!(r#"[{{"id":"i","layer":"{}"}}]"#, b.chains[2]);
@@ -154,7 +228,10 @@ mod tests {
         assert_eq!(store.layers().unwrap().len(), 4);
 
         let report = store.prune(&[], false).unwrap();
-        assert_eq!((report.kept, report.removed.chains.len(), report.removed.records.len()), (0, 4, 2));
+        assert_eq!(
+            (report.kept, report.removed.chains.len(), report.removed.records.len()),
+            (0, 4, 2)
+        );
         assert!(store.records().unwrap().0.is_empty());
         assert!(store.root().join("overlay-layers/layers.json").exists());
     }
@@ -169,6 +246,23 @@ mod tests {
         old.write_source(&a.digest(), &source).unwrap();
         let report = old.prune(&[], false).unwrap();
         assert_eq!((report.kept, report.removed.records.len()), (3, 2));
+    }
+
+    #[test]
+    fn images_are_removed_by_name_unless_somebody_needs_them() {
+        let (_dir, store, [a, b, c]) = store(0);
+        let texts = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+        let needed = Needed { chains: [b.chains[2]].into(), ..Needed::default() };
+        let wanted = texts(&["quay.io/team/a:1", "quay.io/team/b:1", "quay.io/none:1"]);
+        let report = store.forget_images(&wanted, &needed).unwrap();
+        assert_eq!(report.gone, [a.digest()]);
+        assert_eq!(report.missing, ["quay.io/none:1"]);
+        assert_eq!(report.in_use, ["quay.io/team/b:1"]);
+        assert_eq!(store.layers().unwrap().len(), 4, "what others have stays");
+        let report =
+            store.forget_images(&[c.digest().to_hex(), b.digest().to_string()], &Needed::default());
+        assert_eq!(report.unwrap().gone.len(), 2);
+        assert!(store.layers().unwrap().is_empty() && store.records().unwrap().0.is_empty());
     }
 
     #[test]

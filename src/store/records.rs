@@ -251,7 +251,10 @@ pub(super) mod tests {
         fs::remove_file(path(2).join("manifest")).unwrap();
         let (whole, mut damaged) = store.records().unwrap();
         assert_eq!(whole.len(), 1);
-        assert_eq!((whole[0].digest(), &whole[0].source), (records[3].digest(), &records[3].source));
+        assert_eq!(
+            (whole[0].digest(), &whole[0].source),
+            (records[3].digest(), &records[3].source)
+        );
         damaged.sort();
         let mut expected = [path(0), path(1), path(2)];
         expected.sort();
@@ -286,7 +289,10 @@ pub(super) mod tests {
         assert_eq!(fs::read_link(layer.join("als/blob")).unwrap(), blob);
         let link = fs::read_to_string(layer.join("link")).unwrap();
         let short = store.root().join("overlay/l").join(&link);
-        assert_eq!(fs::read_link(short).unwrap(), Path::new("..").join(one.chains[1].to_string()).join("diff"));
+        assert_eq!(
+            fs::read_link(short).unwrap(),
+            Path::new("..").join(one.chains[1].to_string()).join("diff")
+        );
 
         store.set_sizes(&[(one.chains[1], 4321)]).unwrap();
         let info = fs::read_to_string(layer.join("als/info")).unwrap();
@@ -301,7 +307,10 @@ pub(super) mod tests {
         assert_eq!(images.len(), 2, "no id occurs twice");
         assert_eq!(images[0].names, names(&["quay.io/x:3", "quay.io/x:1"]));
         assert_eq!(images[1].names, names(&["quay.io/x:2"]));
-        assert_eq!(store.remove_names(&names(&["quay.io/x:2", "none"])).unwrap(), names(&["quay.io/x:2"]));
+        assert_eq!(
+            store.remove_names(&names(&["quay.io/x:2", "none"])).unwrap(),
+            names(&["quay.io/x:2"])
+        );
         assert_eq!(store.images().unwrap().len(), 1);
 
         let gone = store.remove_layers(|layer| layer.id == one.chains[0]).unwrap();
@@ -316,7 +325,8 @@ pub(super) mod tests {
         let edit = |from: &str, to: &str| {
             let text = String::from_utf8(whole.manifest.bytes().to_vec()).unwrap();
             assert!(text.contains(from));
-            let manifest = Manifest::parse(text.replace(from, to).into_bytes().into(), None).unwrap();
+            let manifest =
+                Manifest::parse(text.replace(from, to).into_bytes().into(), None).unwrap();
             StoredRecord::new(whole.source.clone(), manifest, whole.config.clone())
         };
         for (from, to, reason) in [

@@ -38,6 +38,8 @@ pub enum Order {
     Remove {
         /// Their names or digests.
         images: Vec<String>,
+        /// The stores that may need something.
+        graphroots: Vec<PathBuf>,
     },
     /// Remove what nobody needs.
     Prune {
@@ -113,8 +115,9 @@ pub fn ask(socket: &Path, order: &Order, patience: Option<Duration>) -> io::Resu
 /// # Ok::<(), String>(())
 /// ```
 pub fn helper_request(text: &[u8]) -> Result<Vec<(String, Login)>, String> {
-    let parsed: serde_json::Map<String, Value> = serde_json::from_slice(text)
-        .map_err(|_| "standard input is not {\"IMAGE\": {\"username\": ..., \"password\": ...}}".to_owned())?;
+    let parsed: serde_json::Map<String, Value> = serde_json::from_slice(text).map_err(|_| {
+        "standard input is not {\"IMAGE\": {\"username\": ..., \"password\": ...}}".to_owned()
+    })?;
     if parsed.is_empty() {
         return Err("standard input names no image".to_owned());
     }
