@@ -43,6 +43,8 @@ use std::{
 };
 
 pub use entries::{ImageEntry, LayerEntry};
+#[cfg(feature = "fuzzing")]
+pub use graphroots::fuzz_graphroot;
 pub use graphroots::{Needed, default_graphroots, needed_by};
 pub use prune::{PruneReport, RemoveReport, Removed};
 pub use records::{Source, StoredRecord};

@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 32] = [
+const OPTIONS: [&str; 37] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -30,6 +30,7 @@ const OPTIONS: [&str; 32] = [
     "manifests",
     "max-wait",
     "memory",
+    "metrics",
     "no-passthrough",
     "offline",
     "plain-http",
@@ -39,6 +40,10 @@ const OPTIONS: [&str; 32] = [
     "registries",
     "resolve",
     "stall-timeout",
+    "store",
+    "store-images",
+    "store-min-size",
+    "store-socket",
     "tag-ttl",
     "threads",
     "uid",
@@ -82,8 +87,8 @@ fn option(option: &str) -> Option<String> {
     let name = name.replace('_', "-");
     let known = OPTIONS.contains(&name.as_str());
     match value {
-        Some(value) if name == "registries" => {
-            Some(format!("--registries={}", value.replace('+', ",")))
+        Some(value) if matches!(name.as_str(), "registries" | "store-images") => {
+            Some(format!("--{name}={}", value.replace('+', ",")))
         }
         Some(value) if known => Some(format!("--{name}={value}")),
         None if known => Some(format!("--{name}")),

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
     // containerd names the images, for whoever may start containers here.
     config.reach = Reach {
         registries: vec![RegistryPattern::every()],
-        requester: Requester::User,
+        requester: Requester::Programs,
         ..Reach::default()
     };
     let (given, deadline) = (config.given.clone(), config.patience());

@@ -20,6 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use serde_json::Value;
 
 use super::{Images, SIDE, Variant, Work, WorkDone, index_store::MAX_DOCUMENT};
 use crate::{
@@ -73,6 +74,8 @@ pub(super) struct Recorded {
     chains: HashMap<ChainId, Vec<(Digest, usize)>>,
     /// Those that have only been looked into, the oldest first.
     passing: VecDeque<Digest>,
+    /// What is to be told of images by whoever has recorded them.
+    notes: HashMap<Digest, Value>,
 }
 
 struct Entry {
@@ -179,12 +182,23 @@ impl Images {
             let mut recorded = locked(self.recorded());
             let chains = recorded.images.get(manifest).map(|entry| entry.chains.clone());
             recorded.remove(manifest);
+            recorded.notes.remove(manifest);
             chains.unwrap_or_default()
         };
         for chain in chains {
             // Another image may have it, from another blob.
             self.chains().remove_if(&chain, |_| true);
         }
+    }
+
+    /// Says what is to be told of an image that is or was recorded, in its status.
+    pub fn set_store_note(&self, manifest: Digest, note: Value) {
+        locked(self.recorded()).notes.insert(manifest, note);
+    }
+
+    /// What is to be told of an image.
+    pub(super) fn store_note(&self, manifest: &Digest) -> Option<Value> {
+        locked(self.recorded()).notes.get(manifest).cloned()
     }
 
     /// Remembers an image that has been looked into.

@@ -57,6 +57,12 @@ impl LayerEntry {
         }
     }
 
+    /// The same layer, recorded now.
+    #[must_use]
+    pub fn recorded_now(&self) -> Self {
+        Self { created: time(super::now()), ..self.clone() }
+    }
+
     /// When it was recorded, in seconds since 1970; 0 if that cannot be told.
     pub fn created_at(&self) -> i64 {
         DateTime::parse_from_rfc3339(&self.created).map_or(0, |time| time.timestamp())

@@ -11,6 +11,7 @@ const PAGES: &[(&str, usize, usize)] = &[
     ("README.md", 22, 0),
     ("docs/benchmarks.md", 0, 0),
     ("docs/compared.md", 0, 0),
+    ("docs/containers.md", 2, 0),
     ("docs/faq.md", 3, 0),
     ("docs/inside-images.md", 27, 0),
     ("docs/kubekey.md", 22, 0),

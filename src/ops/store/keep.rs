@@ -7,13 +7,14 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use serde_json::json;
 
 use super::{Known, MAX_ORDINARY, Result, StoreDaemon, blocking};
 use crate::{
     backend,
     image::{ChainId, Digest},
     rootfs::{Record, WrongLayer},
-    store::{Needed, PruneReport, RemoveReport, StoredRecord, needed_by},
+    store::{LayerEntry, Needed, PruneReport, RemoveReport, StoredRecord, needed_by},
     util::locked,
 };
 
@@ -34,7 +35,7 @@ impl StoreDaemon {
             Ok((records, damaged))
         })
         .await?;
-        let (mut layers, mut images) = (Vec::new(), HashMap::new());
+        let (mut layers, mut images) = (Vec::<LayerEntry>::new(), HashMap::new());
         for record in &records {
             let digest = record.digest();
             let mut known = Known::new(record);
@@ -54,6 +55,11 @@ impl StoreDaemon {
         let served: HashSet<ChainId> = layers.iter().map(|layer| layer.id).collect();
         let has_damaged = !damaged.is_empty();
         blocking(move || {
+            let listed: HashSet<ChainId> = dir.layers()?.iter().map(|layer| layer.id).collect();
+            if !listed.is_empty() {
+                // What has been pruned stays so; an empty list may have been a damaged one.
+                layers.retain(|layer| listed.contains(&layer.id));
+            }
             dir.add_layers(&mount, &layers)?;
             if has_damaged {
                 // What nobody can show any more must not keep an ordinary pull from bringing it.
@@ -74,7 +80,10 @@ impl StoreDaemon {
             config: record.config.clone(),
             kept_in: self.inner.dir.record_dir(&record.digest()),
         };
-        self.inner.images.record(&record).map(drop)
+        self.inner.images.record(&record)?;
+        let note = json!({ "state": "lazy" });
+        self.inner.images.set_store_note(record.manifest.digest(), note);
+        Ok(())
     }
 
     pub(super) fn count_entries(&self) {
@@ -221,6 +230,8 @@ impl StoreDaemon {
             let image = &known.source.reference;
             tracing::warn!(%image, %digest, "{image} is withdrawn: {}", wrong.reason);
             self.inner.images.forget_record(digest);
+            let note = json!({ "state": "ordinary", "reason": wrong.reason });
+            self.inner.images.set_store_note(*digest, note);
         }
         let (dir, served) = (self.inner.dir.clone(), self.served());
         blocking(move || {

@@ -7,7 +7,7 @@ use crate::{
     backend::{self, Error, Kind},
     image::{Digest, Reference},
     rootfs::Variant,
-    store::{Source, StoredRecord, now, wire::Login},
+    store::{LayerEntry, Source, StoredRecord, now, wire::Login},
     util::locked,
 };
 
@@ -164,7 +164,8 @@ impl StoreDaemon {
         // Others may have removed some of its layers.
         let _changing = self.inner.changing.lock().await;
         let (dir, mount) = (self.inner.dir.clone(), self.inner.options.mount.clone());
-        blocking(move || dir.add_layers(&mount, &known.layers)).await?;
+        let layers: Vec<_> = known.layers.iter().map(LayerEntry::recorded_now).collect();
+        blocking(move || dir.add_layers(&mount, &layers)).await?;
         Ok(Some(digest))
     }
 
