@@ -136,7 +136,7 @@ impl Snapshotter {
         });
         let number = number.ok_or_else(|| format!("{image} has no such layer"))?;
         let name = format!("{} {target}", request.key);
-        let mut snapshot = lazy_snapshot(name, request.parent.clone(), request.labels.clone());
+        let mut snapshot = lazy_snapshot(&name, request.parent.clone(), request.labels.clone());
         snapshot.chain = known.chains.get(number).copied();
         snapshot.manifest = Some(manifest.to_hex());
         self.add_lazy(snapshot, target.to_string(), REF)

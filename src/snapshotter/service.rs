@@ -347,7 +347,7 @@ fn info(snapshot: &Snapshot) -> Info {
 
 /// A snapshot of a layer that is shown.
 pub(super) fn lazy_snapshot(
-    name: String,
+    name: &str,
     parent: String,
     labels: HashMap<String, String>,
 ) -> Snapshot {
@@ -358,6 +358,6 @@ pub(super) fn lazy_snapshot(
         created: now,
         updated: now,
         labels: labels.into_iter().collect(),
-        ..Snapshot::new(&name, 0)
+        ..Snapshot::new(name, 0)
     }
 }

@@ -76,6 +76,7 @@ macro_rules! examples {
 
 examples! {
     examples_of_the_readme: "README.md",
+    examples_about_containers: "docs/containers.md",
     examples_about_questions: "docs/faq.md",
     examples_about_inside_images: "docs/inside-images.md",
     examples_about_kubekey: "docs/kubekey.md",
