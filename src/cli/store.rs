@@ -79,10 +79,14 @@ fn open(place: &StorePlaceArgs) -> Result<StoreDir, Failure> {
 }
 
 fn graphroots_of(args: &GraphrootArgs) -> Result<Vec<PathBuf>, Failure> {
-    match args.graphroot.is_empty() {
-        true => Ok(default_graphroots()?),
-        false => args.graphroot.iter().map(|root| absolute(root)).collect(),
+    let mut graphroots = default_graphroots()?;
+    for root in &args.graphroot {
+        let root = absolute(root)?;
+        if !graphroots.contains(&root) {
+            graphroots.push(root);
+        }
     }
+    Ok(graphroots)
 }
 
 fn add(images: &[String], place: &StorePlaceArgs, output: &Output) -> Result<Outcome, Failure> {

@@ -269,6 +269,13 @@ impl Images {
         Ok(index.stream_bytes())
     }
 
+    /// Notes that another repository has the layers of a chain, too.
+    pub fn is_also_in(&self, variant: &Variant, repository: &Repository) {
+        for layer in self.layers(variant) {
+            layer.at.is_in(repository);
+        }
+    }
+
     /// Whether the layer with this number has been indexed. Blocks for a moment.
     pub fn is_layer_indexed(&self, variant: &Variant, number: usize) -> bool {
         self.layer(variant, number).is_some_and(|layer| layer.is_indexed())

@@ -92,7 +92,7 @@ fn a_container_starts_while_its_layers_are_on_their_way() {
     bed.prepare(&name).success();
     bed.podman(&host, &["pull", &name]).success();
     let run = ["run", "--rm", &name, "sh", "-c", "cat doc/a etc/variant; ls opq; ls | wc -l"];
-    assert_eq!(bed.podman(&host, &run).success().text(), "upper\nslow\nupper\n11\n");
+    assert_eq!(bed.podman(&host, &run).success().text(), "upper\nslow\nupper\n12\n");
 }
 
 #[test]

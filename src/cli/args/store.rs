@@ -91,8 +91,8 @@ pub(crate) struct StorePlaceArgs {
 /// Which stores of podman and others are read.
 #[derive(ClapArgs)]
 pub(crate) struct GraphrootArgs {
-    /// A store of podman, CRI-O or buildah that may need layers; by default the one that storage.conf names; may
-    /// be repeated
+    /// A store of podman, CRI-O or buildah that may need layers, besides the one that storage.conf names; may be
+    /// repeated
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) graphroot: Vec<PathBuf>,
 }

@@ -26,19 +26,25 @@ impl StoreDaemon {
     pub(super) async fn take_up(&self) -> Result<()> {
         let _changing = self.inner.changing.lock().await;
         let dir = self.inner.dir.clone();
-        let (records, damaged) = blocking(move || {
+        let (records, damaged, listed) = blocking(move || {
             let (records, damaged) = dir.records()?;
             for record in &damaged {
                 tracing::warn!("the record {} is damaged, and set aside", record.display());
                 dir.set_aside(record)?;
             }
-            Ok((records, damaged))
+            Ok((records, damaged, dir.layers()?))
         })
         .await?;
+        let sized = listed.iter().filter(|layer| layer.diff_size != layer.compressed_size);
+        let sized: HashSet<ChainId> = sized.map(|layer| layer.id).collect();
         let (mut layers, mut images) = (Vec::<LayerEntry>::new(), HashMap::new());
         for record in &records {
             let digest = record.digest();
             let mut known = Known::new(record);
+            for (passed, chain) in known.passed.iter_mut().zip(&record.chains) {
+                // Its size is known, so it has been passed through before.
+                *passed = sized.contains(chain);
+            }
             if record.is_lazy() {
                 match self.show(record) {
                     Ok(()) => layers.extend(record.layers.iter().cloned()),
@@ -55,7 +61,7 @@ impl StoreDaemon {
         let served: HashSet<ChainId> = layers.iter().map(|layer| layer.id).collect();
         let has_damaged = !damaged.is_empty();
         blocking(move || {
-            let listed: HashSet<ChainId> = dir.layers()?.iter().map(|layer| layer.id).collect();
+            let listed: HashSet<ChainId> = listed.iter().map(|layer| layer.id).collect();
             if !listed.is_empty() {
                 // What has been pruned stays so; an empty list may have been a damaged one.
                 layers.retain(|layer| listed.contains(&layer.id));

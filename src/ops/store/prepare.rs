@@ -102,12 +102,12 @@ impl StoreDaemon {
             return Err(Stop::Ordinary("it is not among --store-images".to_owned()));
         }
         let root = self.resolve(name).await?;
-        if let Some(digest) = self.known(&root).await? {
+        if let Some(digest) = self.known(&root, name).await? {
             return Ok(digest);
         }
         let variant = self.variant(name, root).await?;
         let digest = variant.manifest().digest();
-        if let Some(digest) = self.known(&digest).await? {
+        if let Some(digest) = self.known(&digest, name).await? {
             return Ok(digest);
         }
         let source = Source {
@@ -147,7 +147,11 @@ impl StoreDaemon {
     }
 
     /// The image that is recorded for what a name leads to, if it is served. An error if it has been withdrawn.
-    async fn known(&self, root: &Digest) -> std::result::Result<Option<Digest>, Stop> {
+    async fn known(
+        &self,
+        root: &Digest,
+        name: &Reference,
+    ) -> std::result::Result<Option<Digest>, Stop> {
         let platform = self.inner.options.platform.to_string();
         let found = {
             let state = locked(&self.inner.state);
@@ -160,6 +164,12 @@ impl StoreDaemon {
         let Some((digest, known)) = found else { return Ok(None) };
         if let Some(reason) = known.source.withdrawn {
             return Err(Stop::Ordinary(format!("it has been withdrawn: {reason}")));
+        }
+        if known.source.repository != name.repository().to_string()
+            && let Some(top) = known.chains.last()
+            && let Ok(Some(variant)) = self.inner.images.chain(top).await
+        {
+            self.inner.images.is_also_in(&variant, name.repository());
         }
         // Others may have removed some of its layers.
         let _changing = self.inner.changing.lock().await;

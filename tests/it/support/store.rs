@@ -189,6 +189,9 @@ impl Drop for StoreBed {
     }
 }
 
+/// `cap_chown=ep` (linux/capability.h, version 2).
+const CAP_CHOWN: [u8; 20] = [1, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
 /// Names of programs that busybox is.
 const APPLETS: [&str; 16] = [
     "sh", "ls", "cat", "echo", "sleep", "id", "stat", "touch", "rm", "find", "md5sum", "dd",
@@ -218,6 +221,10 @@ fn runnable_with(variant: &str, program: Option<&str>) -> Built {
     }
     base = base
         .entry(Entry::file("bin/su", &busybox).mode(0o4755))
+        .dir("able")
+        .entry(
+            Entry::file("able/cat", &busybox).mode(0o755).xattr("security.capability", CAP_CHOWN),
+        )
         .file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n")
         .file("etc/group", "root:x:0:\nuser:x:1000:\n")
         .file("etc/gone", "to be removed\n")
