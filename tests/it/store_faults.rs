@@ -14,7 +14,8 @@ use std::time::Duration;
 /// An image with a layer of its own above one that all have, which takes a while to pass through.
 fn image(variant: usize) -> Built {
     let base = Archive::new().dir("etc").file("etc/a", "lower\n").noise("noise", 1, 300_000);
-    let top = Archive::new().file("etc/v", format!("{variant}\n"));
+    let text = format!("{variant}\n");
+    let top = Archive::new().file("etc/v", &text).file("v", &text);
     Image::new().step("ADD base", &base.gzip()).step("RUN", &top.gzip()).build()
 }
 
@@ -131,7 +132,7 @@ fn what_is_not_cached_is_an_error_while_the_registry_is_down_and_comes_when_it_i
     assert!(is_known, "{}", down.stderr);
     assert!(!bed.mount.logged(&["reading layer"]).is_empty(), "{:?}", bed.mount.log());
     // The upper layer is there.
-    assert_eq!(bed.mount.cat(&format!("{tree}/etc/v")).success().text(), "1\n");
+    assert_eq!(bed.mount.cat(&format!("{tree}/v")).success().text(), "1\n");
     assert_eq!(bed.listed(&name)["state"], "lazy", "that is no reason to withdraw it");
     hostile.behave();
     assert_eq!(bed.mount.cat(&format!("{tree}/etc/a")).success().text(), "lower\n");
