@@ -75,7 +75,7 @@ use crate::{
             cached::{BLOCK_BYTES, ContentId, StreamId},
         },
     },
-    image::{Descriptor, Repository},
+    image::{Descriptor, Digest, Repository},
     util::{Budget, Reservation, locked},
 };
 
@@ -383,6 +383,14 @@ impl Cache {
             blob: blob.clone(),
         };
         CachedBlob::new(core.clone(), key, Arc::new(origin), trust)
+    }
+
+    /// Bytes that sources have sent of the blob `digest` since the cache was opened, as far as anything is
+    /// remembered of it.
+    pub fn fetched_bytes(&self, digest: &Digest) -> u64 {
+        let state = self.core.lock();
+        let of_blob = state.blobs.iter().filter(|(key, _)| key.content == ContentId::Blob(*digest));
+        of_blob.map(|(_, blob)| blob.fetched_bytes).sum()
     }
 
     /// What it holds and has done.

@@ -27,12 +27,12 @@ use std::{
     time::Duration,
 };
 
-pub use known::KnownBlob;
+pub use known::{HeldBlobs, KnownBlob};
 use known::{Known, Listed, TagState};
 
 use crate::{
     backend::{Backend, Error, Kind, Names, Result, Sink, images_dir::ImagesDir},
-    image::{Digest, Manifest, Reference, Repository},
+    image::{Descriptor, Digest, Manifest, Reference, Repository},
     transfer::{self, Options, Route, Status},
     util::{Budget, Kept, SingleFlight, locked},
 };
@@ -192,6 +192,16 @@ impl Catalogue {
     /// Lists `image` although it has not been looked up yet.
     pub fn declare(&self, image: &Reference) {
         locked(&self.inner.known).declare(image);
+    }
+
+    /// Lists blobs that `repository` has, as long as the result exists: they can be opened without looking up
+    /// an image that has them. [`Kind::Memory`] if there is no room for that.
+    pub fn hold_blobs(&self, repository: &Repository, blobs: &[Descriptor]) -> Result<HeldBlobs> {
+        let memory = self.inner.budget.reserve(Known::bytes_of_blobs(blobs.len()));
+        let doing = format_args!("listing blobs of {repository}");
+        let memory = memory.map_err(|e| Error::new(SIDE, doing, e))?;
+        let weak = Arc::downgrade(&self.inner);
+        Ok(locked(&self.inner.known).hold_blobs(repository, blobs, weak, memory))
     }
 
     // --- what has to be found out ---

@@ -15,6 +15,7 @@ mod log;
 mod login;
 mod manual;
 mod mount;
+mod mount_store;
 mod mounts;
 mod names;
 mod output;
@@ -26,6 +27,8 @@ mod registries;
 mod render;
 mod request;
 mod run;
+mod snapshotter;
+mod store;
 mod transfer;
 mod vars;
 mod words;
@@ -173,19 +176,25 @@ fn carry_out(command: Command, output: &Arc<Output>) -> Result<Outcome, Failure>
         Command::Tag(args) => names::tag(&args, output),
         Command::Login(args) => login::login(&args, output),
         Command::Logout(args) => login::logout(&args, output),
+        Command::Store(args) => store::run(&args, output),
+        Command::Snapshotter(args) => snapshotter::run(&args, output),
+        Command::StoreHelper(args) => store::helper(&args, output),
         Command::Render(args) => render::run(&args),
         Command::Completions { shell } => manual::completions(shell, Args::command()),
         Command::Man { dir } => manual::pages(&dir, Args::command()),
     }
 }
 
-/// The arguments of the process, those of `mount.imgfs` brought into the form of `imgfs mount`.
+/// The arguments of the process, those under its other names brought into the form of commands.
 pub(crate) fn arguments() -> Vec<OsString> {
     let mut all = std::env::args_os();
     let program = all.next().unwrap_or_default();
     let all: Vec<OsString> = all.collect();
     match Path::new(&program).file_name() {
         Some(name) if name == "mount.imgfs" => fstab::arguments(&all),
+        Some(name) if name == store::HELPER => {
+            std::iter::once("store-helper".into()).chain(all).collect()
+        }
         _ => all,
     }
 }

@@ -6,6 +6,7 @@
 //! hashed, becomes a task that has the reply; so one slow blob delays nobody else. Every such wait
 //! has a deadline: the kernel lets nobody interrupt it.
 
+mod counts;
 mod errno;
 mod files;
 
@@ -36,6 +37,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::{runtime, time::timeout};
 use tracing::{Level, Span, field::display};
 
+use counts::{Asked, Counts};
 use errno::errno;
 use files::Files;
 
@@ -44,6 +46,7 @@ use crate::{
     namespace::{
         Attributes, Entry, Found, Handle, Listing, Namespace, Question, Subject, ViewError,
     },
+    util::Metrics,
 };
 
 /// Requests of the kernel that may be under way in the background: reading ahead, mostly.
@@ -79,6 +82,8 @@ pub struct MountOptions {
     /// Threads that take requests from the kernel, 1 at least. Whatever waits is done elsewhere, so on few
     /// processors one is the fastest.
     pub threads: usize,
+    /// Where requests and failures are counted, if they are.
+    pub metrics: Option<Metrics>,
     /// Further options, as in `mount -o`.
     pub other: Vec<String>,
 }
@@ -143,7 +148,9 @@ pub fn mount(
         config.clone_fd = true;
     }
     let span = tracing::error_span!("mount", mountpoint = %mountpoint.display());
-    let shared = Arc::new(Shared { view, files: Files::default(), options, span: span.clone() });
+    let counts = Counts::new(&options.metrics.clone().unwrap_or_default());
+    let shared =
+        Arc::new(Shared { view, files: Files::default(), options, counts, span: span.clone() });
     let (ends, ended) = mpsc::channel();
     let adapter = Adapter { shared, runtime, ends };
     Ok(Mount { ended, session: Session::new(adapter, mountpoint, &config)?, span })
@@ -189,6 +196,7 @@ struct Shared {
     view: Arc<dyn Namespace>,
     files: Files,
     options: MountOptions,
+    counts: Counts,
     /// What failures are logged in.
     span: Span,
 }
@@ -209,6 +217,7 @@ impl Shared {
     /// What the kernel is told of a failure, which is logged.
     fn failed_for(&self, subject: impl FnOnce() -> Subject, error: &ViewError) -> Errno {
         let errno = errno(error);
+        self.counts.failed(errno);
         // What does not exist or cannot is no failure, nor what does not exist any more: the kernel looks again.
         let is_failure = ![Errno::ENOENT, Errno::ENAMETOOLONG, Errno::ESTALE]
             .iter()
@@ -240,6 +249,7 @@ impl Shared {
             Err(_) => {
                 let seconds = self.options.deadline.as_secs();
                 self.log(subject, &format_args!("{what}: no answer within {seconds} s"));
+                self.counts.failed(Errno::ETIMEDOUT);
                 Err(Errno::ETIMEDOUT)
             }
         }
@@ -306,6 +316,7 @@ impl Shared {
     }
 
     async fn find_out(&self, question: Question, reply: ReplyEntry) {
+        let _waits = self.counts.waits(Asked::Lookup);
         let found = self.view.find_out(&question);
         let found = match question.ends_by_itself() {
             true => found.await.map_err(|error| self.failed_for(|| question.subject(), &error)),
@@ -422,6 +433,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.shared.counts.asked(Asked::Lookup);
         match self.shared.view.lookup(parent.0, name) {
             Ok(Found::Ask(question)) => {
                 let shared = self.shared.clone();
@@ -436,15 +448,18 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, times: u64) {
+        self.shared.counts.asked(Asked::Forget);
         self.shared.view.forget(ino.0, times);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.shared.counts.asked(Asked::Getattr);
         match self.shared.view.attributes_now(ino.0) {
             Ok(Some(entry)) => reply.attr(&entry.ttl, &self.shared.attr(&entry.attributes)),
             Ok(None) => {
                 let shared = self.shared.clone();
                 self.runtime.spawn(async move {
+                    let _waits = shared.counts.waits(Asked::Getattr);
                     match shared.view.attributes(ino.0).await {
                         Ok(entry) => reply.attr(&entry.ttl, &shared.attr(&entry.attributes)),
                         Err(error) => reply.error(shared.failed(ino, &error)),
@@ -456,6 +471,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.shared.counts.asked(Asked::Open);
         if self.shared.view.opens_every_file() {
             // From now on the kernel reads without asking first, which is half of what it costs to
             // read a small file.
@@ -466,6 +482,7 @@ impl Filesystem for Adapter {
             Ok(None) => {
                 let shared = self.shared.clone();
                 self.runtime.spawn(async move {
+                    let _waits = shared.counts.waits(Asked::Open);
                     let subject = || shared.view.subject(ino.0);
                     match shared.in_time("opening", subject, shared.view.open(ino.0)).await {
                         Ok(handle) => shared.opened(ino.0, handle, reply),
@@ -488,6 +505,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.shared.counts.asked(Asked::Read);
         let handle = match self.handle(ino, fh) {
             Ok(handle) => handle,
             Err(errno) => return reply.error(errno),
@@ -495,11 +513,15 @@ impl Filesystem for Adapter {
         // 32 bits always fit.
         let length = size as usize;
         match handle.read_now(offset, length) {
-            Some(Ok(content)) => reply.data(&content),
+            Some(Ok(content)) => {
+                self.shared.counts.read(content.len());
+                reply.data(&content);
+            }
             Some(Err(error)) => reply.error(self.shared.failed(ino, &error.into())),
             None => {
                 let shared = self.shared.clone();
                 self.runtime.spawn(async move {
+                    let _waits = shared.counts.waits(Asked::Read);
                     let read = async { Ok(handle.read(offset, length).await?) };
                     let read = match handle.ends_by_itself() {
                         true => read.await.map_err(|error| shared.failed(ino, &error)),
@@ -509,7 +531,10 @@ impl Filesystem for Adapter {
                         }
                     };
                     match read {
-                        Ok(content) => reply.data(&content),
+                        Ok(content) => {
+                            shared.counts.read(content.len());
+                            reply.data(&content);
+                        }
                         Err(errno) => reply.error(errno),
                     }
                 });
@@ -567,6 +592,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.shared.counts.asked(Asked::Readlink);
         match self.shared.view.link_target_now(ino.0) {
             Ok(Some(target)) => reply.data(&target),
             Ok(None) => {
@@ -583,6 +609,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.shared.counts.asked(Asked::Opendir);
         if self.shared.view.is_fixed() {
             // And lists directories without asking first.
             return reply.error(Errno::ENOSYS);
@@ -596,6 +623,7 @@ impl Filesystem for Adapter {
             Ok(None) => {
                 let shared = shared.clone();
                 runtime.spawn(async move {
+                    let _waits = shared.counts.waits(Asked::Opendir);
                     match shared.view.list(ino.0).await {
                         Ok(listing) => shared.listing(Some(listing), reply),
                         Err(error) => reply.error(shared.failed(ino, &error)),
@@ -614,6 +642,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        self.shared.counts.asked(Asked::Readdir);
         self.where_it_may_wait(ino, move |shared| {
             let listing = match shared.directory(ino.0, fh.0) {
                 Ok(listing) => listing,
@@ -641,6 +670,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        self.shared.counts.asked(Asked::Readdir);
         self.where_it_may_wait(ino, move |shared| {
             let listing = match shared.directory(ino.0, fh.0) {
                 Ok(listing) => listing,
@@ -680,6 +710,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.shared.counts.asked(Asked::Statfs);
         let space = self.shared.view.space();
         let blocks = |bytes: u64| bytes / BLOCK;
         // Nothing can be written, so nothing is free.
@@ -696,6 +727,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.shared.counts.asked(Asked::Getxattr);
         if ino == INodeNo::ROOT && name == CACHE_DIR_XATTR {
             return xattr(self.shared.options.cache_dir.as_os_str().as_bytes(), size, reply);
         }
@@ -709,6 +741,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.shared.counts.asked(Asked::Listxattr);
         self.xattrs(ino, reply, move |all, reply| {
             let names: Vec<u8> =
                 all.into_iter().flat_map(|(name, _)| name.into_iter().chain([0])).collect();

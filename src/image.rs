@@ -3,6 +3,7 @@
 //! Plain values and parsers; nothing here does I/O.
 
 mod attachment;
+mod chain;
 mod config;
 mod digest;
 mod manifest;
@@ -12,6 +13,7 @@ mod platform;
 mod reference;
 
 pub use attachment::{is_attachment_tag, is_referrers_tag, referrers_tag, tagged_subject};
+pub use chain::{ChainId, ChainIdError, oci_chain_ids};
 pub use config::{HistoryLine, ImageConfig};
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use manifest::{

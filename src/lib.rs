@@ -7,18 +7,21 @@
 //! |---|---|
 //! | `cli` (in the binary) | arguments, output, exit statuses |
 //! | [`fuse`] | requests of the kernel in, replies out |
+//! | [`serve`] | requests of registry clients in, answers out |
+//! | [`snapshotter`] | requests of containerd in, answers out |
 //! | [`task`] | KubeKey's tasks: what to transfer, under which names, in which order |
 //! | [`ops`] | one function a verb: a request goes in, a report comes out |
 //! | [`namespace`] | the files and directories of a mount, as plain values |
 //! | [`catalogue`] | what a name leads to, and where its bytes are |
 //! | [`transfer`] | what to copy from one backend to another, in which order, and how it went |
+//! | [`store`] | a store of images in the format of containers/storage |
 //! | [`rootfs`] | images from the inside: their files, read where they are |
 //! | [`cache`] | parts of blobs that are read through a mount |
 //! | [`backend`] | where images are: registries, KubeKey's `images_dir` |
 //! | [`layer`] | what is inside the blobs of layers |
 //! | [`template`] | texts with values in them: Go's templates and Tera's |
 //! | [`image`] | what images are: references, digests, platforms, manifests |
-//! | [`util`] | locks, single flight, the memory budget |
+//! | [`util`] | locks, single flight, the memory budget, metrics |
 
 pub mod backend;
 pub mod cache;
@@ -29,6 +32,9 @@ pub mod layer;
 pub mod namespace;
 pub mod ops;
 pub mod rootfs;
+pub mod serve;
+pub mod snapshotter;
+pub mod store;
 pub mod task;
 pub mod template;
 pub mod transfer;

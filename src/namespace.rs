@@ -21,6 +21,7 @@
 //! steps. [`Namespace::lookup`] answers at once, or says what has to be found out; [`Namespace::find_out`]
 //! does that, and may take its time. The same for [`Namespace::open`] and for reading.
 
+mod counts;
 mod handle;
 mod inodes;
 mod inside;

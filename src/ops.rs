@@ -13,6 +13,7 @@
 //! | tell what layers take | [`usage`] |
 //! | carry profiles and indexes of layers to other machines | [`Opener`] |
 //! | remove images by their names | [`remove`] |
+//! | serve an additional image store from a mount | [`StoreDaemon`] |
 //! | show images as a file system | [`namespace`], which `fuse::mount` then mounts |
 //!
 //! Nothing here prints, ends the process, or starts a runtime: functions that may ask a registry are
@@ -36,6 +37,7 @@ mod profiles;
 mod remove;
 mod request;
 mod route;
+mod store;
 mod survey;
 mod transfer;
 mod usage;
@@ -68,6 +70,7 @@ pub use remove::{RemoveReport, RemoveRequest, RemovedImage, remove};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};
+pub use store::{StoreDaemon, StoreListener, StoreOptions};
 pub use survey::{PlaceImage, list_place, verify_place};
 pub use transfer::{
     Ending, NothingToDo, Observer, Project, Traffic, Transfer, TransferOptions, TransferReport,

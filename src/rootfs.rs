@@ -43,6 +43,7 @@ mod index_store;
 mod key;
 mod layer;
 mod location;
+mod recorded;
 mod scan;
 mod shared;
 mod spans;
@@ -61,12 +62,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 pub use attached::{INDEX_ARTIFACT_TYPE, INDEX_LAYER, INDEX_MEDIA_TYPE};
 pub use files::{FileFound, Files, PathError};
 pub use image::{Image, Images, Variant};
 pub use index_store::{IndexCache, MadeBy, StoredIndex};
+pub use recorded::{CONFIG_FILE, MANIFEST_FILE, Record, WrongLayer, read_record};
 pub use shared::{LayerIndexes, LayerState, Pulled, PulledIndex};
 pub use starts::Profiles;
 pub use tree::{Tree, TreeFile};
@@ -81,7 +83,6 @@ use crate::{
     cache::Cache,
     catalogue::Catalogue,
     image::Repository,
-    layer::Work,
     util::{Budget, Kept, SingleFlight, locked},
 };
 
@@ -89,6 +90,9 @@ const SIDE: &str = "image";
 
 /// Failures that are remembered, for those who ask later what went wrong.
 const REMEMBERED: usize = 32;
+
+/// Layers that are remembered for not being what they should be, until somebody asks for them.
+const REMEMBERED_WRONG: usize = 256;
 
 /// The least that stored indexes and documents may take of the disk, in bytes: what several thousand
 /// layers of usual size have. Where the cache is large, they may take a tenth of its size.
@@ -134,6 +138,25 @@ impl Sources {
     }
 }
 
+/// What has been done to layers since the process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Passes that have indexed a layer.
+    pub passes: u64,
+    /// Those that failed.
+    pub failed_passes: u64,
+    /// Bytes that were decompressed, in passes and for readers.
+    pub inflated_bytes: u64,
+}
+
+/// The same as it is counted.
+#[derive(Default)]
+struct WorkDone {
+    passes: AtomicU64,
+    failed_passes: AtomicU64,
+    inflated_bytes: AtomicU64,
+}
+
 /// What all images of a process share.
 struct Store {
     sources: Sources,
@@ -158,6 +181,11 @@ struct Store {
     /// What is attached to images.
     attached: attached::Found,
     errors: Mutex<VecDeque<(SystemTime, String)>>,
+    work: WorkDone,
+    /// Is told when a layer has been found not to be what it should be.
+    wrong_found: Notify,
+    /// Those that nobody has asked for yet, with [`Images::wrong_layers`].
+    wrong: Mutex<Vec<WrongLayer>>,
 }
 
 /// What has been decompressed and hashed for those who read, in bytes.
@@ -168,7 +196,7 @@ struct Decoded {
 }
 
 impl Decoded {
-    fn add(&self, work: Work) {
+    fn add(&self, work: crate::layer::Work) {
         self.inflated.fetch_add(work.inflated_bytes, Ordering::Relaxed);
         self.hashed.fetch_add(work.hashed_bytes, Ordering::Relaxed);
     }
@@ -196,6 +224,9 @@ impl Store {
             starts: Starts::new(sources.profiles, memory),
             attached: attached::Found::default(),
             errors: Mutex::default(),
+            work: WorkDone::default(),
+            wrong_found: Notify::new(),
+            wrong: Mutex::default(),
             sources,
         })
     }
@@ -207,6 +238,15 @@ impl Store {
             errors.pop_front();
         }
         errors.push_back((SystemTime::now(), error.to_string()));
+    }
+
+    /// Notes that a layer is not what it should be.
+    fn note_wrong(&self, found: WrongLayer) {
+        let mut wrong = locked(&self.wrong);
+        if wrong.len() < REMEMBERED_WRONG && !wrong.contains(&found) {
+            wrong.push(found);
+        }
+        self.wrong_found.notify_one();
     }
 
     /// Does what takes a processor, on a thread that may block, when one is free.

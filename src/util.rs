@@ -1,15 +1,21 @@
 //! What every floor may use and none is about: reading without waiting for the disk, locks that outlive a panic, work that is done once for all who
-//! need it, how many connections are worth having, and the memory that a process may take.
+//! need it, how many connections are worth having, the memory that a process may take, and counts of what it does.
 
 mod budget;
 mod file;
 mod lock;
+mod metrics;
 mod parallelism;
 mod single_flight;
+mod socket;
 
 pub use budget::{Budget, BudgetStats, OutOfMemory};
 pub(crate) use budget::{Counted, Kept, Reservation};
 pub(crate) use file::read_cached;
 pub(crate) use lock::locked;
+pub use metrics::{
+    Counter, Counters, Gauge, Gauges, Histogram, Histograms, Labels, METRICS_TYPE, Metrics,
+};
 pub(crate) use parallelism::Parallelism;
 pub(crate) use single_flight::{Died, SingleFlight};
+pub(crate) use socket::listen_alone;

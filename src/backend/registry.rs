@@ -16,6 +16,7 @@ mod config;
 mod credentials;
 mod encoding;
 mod failure;
+mod given;
 mod harbor;
 mod holders;
 mod limit;
@@ -52,6 +53,7 @@ pub use blob::BlobStream;
 pub use catalog::Repositories;
 pub use config::{Access, Credentials, Entry, Reach, RegistryConfig, Requester};
 pub use credentials::default_files as default_credential_files;
+pub use given::GivenCredentials;
 pub use logins::{
     LoginError, Place, docker_config_file, erase_login, is_what_is_found, store_login,
 };
@@ -92,8 +94,9 @@ pub struct Registry {
     stats: Arc<Stats>,
 }
 
-/// Host, the entry of the configuration, and the part of it with stored credentials of its own.
-type SessionKey = (String, Option<usize>, Option<String>);
+/// Host, the entry of the configuration, the part of it with stored credentials of its own, and the repository
+/// for which some have been given.
+type SessionKey = (String, Option<usize>, Option<String>, Option<Repository>);
 
 impl Registry {
     /// Nothing is asked of any registry yet.
@@ -173,7 +176,10 @@ impl Registry {
             let doing = format!("looking up {repository}");
             return Err(Error::new(side(repository), doing, Kind::NotFound(reason.into())));
         }
-        if let Some(session) = locked(&self.repositories).get(repository) {
+        let is_given = self.config.given.get(repository).is_some();
+        if let Some(session) = locked(&self.repositories).get(repository)
+            && session.auth.is_of_given() == is_given
+        {
             return Ok(session.clone());
         }
         let entry = self.config.entry_for(repository);
@@ -184,7 +190,8 @@ impl Registry {
             true => None,
             false => credentials::stored_part(&self.config.credential_files, repository).await,
         };
-        let session = self.open_session(repository.registry(), entry, part)?;
+        let given = is_given.then(|| repository.clone());
+        let session = self.open_session(repository.registry(), entry, part, given)?;
         locked(&self.repositories).put(repository.clone(), session.clone());
         Ok(session)
     }
@@ -194,15 +201,17 @@ impl Registry {
         registry: &str,
         entry: Option<usize>,
         part: Option<String>,
+        given: Option<Repository>,
     ) -> Result<Arc<Session>> {
-        let key = (registry.to_owned(), entry, part);
+        let key = (registry.to_owned(), entry, part, given);
         let mut sessions = locked(&self.sessions);
         let session = sessions.try_get_or_insert(key.clone(), || {
             let config = &self.config;
             let (clients, stats) = (self.clients.clone(), self.stats.clone());
             let access = config.access(entry);
             let wire = Wire::new(registry, access, clients, config.clone(), stats)?;
-            let session = Session::new(wire, Auth::new(config.clone(), registry, entry, key.2));
+            let session =
+                Session::new(wire, Auth::new(config.clone(), registry, entry, key.2, key.3));
             if config.without_referrers.iter().any(|name| name == registry) {
                 session.referrers_api.learn(Referrers::Unknown);
             }

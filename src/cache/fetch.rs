@@ -212,9 +212,12 @@ impl Source {
     /// Counts what comes from elsewhere.
     fn count(core: &Core, key: &Key, requests: u64, bytes: usize) {
         if !key.content.is_stream() {
-            let counts = &mut core.lock().counts;
-            counts.requests += requests;
-            counts.fetched_bytes += bytes as u64;
+            let mut state = core.lock();
+            state.counts.requests += requests;
+            state.counts.fetched_bytes += bytes as u64;
+            if let Some(blob) = state.blobs.get_mut(key) {
+                blob.fetched_bytes += bytes as u64;
+            }
         }
     }
 

@@ -101,6 +101,8 @@ pub(super) struct Blob {
     pub id: u64,
     pub content: ContentId,
     pub size: u64,
+    /// Bytes that sources have sent of it.
+    pub fetched_bytes: u64,
     pub blocks: u32,
     pub disk: Stored,
     pub verification: Verification,
@@ -114,6 +116,7 @@ impl Blob {
             id,
             content: key.content,
             size: key.size,
+            fetched_bytes: 0,
             // Handles see to it that the number is small enough.
             blocks: cached::block_count(key.size) as u32,
             disk: Stored::new(key, extent_blocks, place),
@@ -129,6 +132,7 @@ impl Blob {
             verification: self.verification.begin_anew(key),
             requests: self.requests.begin_anew(),
             readers: self.readers.begin_anew(),
+            fetched_bytes: self.fetched_bytes,
             ..Self::new(id, key, self.disk.extent_blocks, place)
         }
     }

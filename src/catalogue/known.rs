@@ -110,6 +110,11 @@ pub(super) struct Listed {
     _memory: Reservation,
 }
 
+/// Blobs that are listed as long as this exists.
+pub struct HeldBlobs {
+    _listed: Listed,
+}
+
 impl Listed {
     fn new(catalogue: Weak<Inner>, memory: Reservation) -> Self {
         Self {
@@ -296,24 +301,47 @@ impl Known {
             }
         }
         for blob in plan.missing() {
-            let digest = blob.descriptor.digest;
-            let new = || Shared {
-                value: KnownBlob { descriptor: blob.descriptor.clone(), repositories: Vec::new() },
-                uses: 0,
-            };
-            let known = self.blobs.entry(digest).or_insert_with(new);
-            known.uses += 1;
-            if known.uses == 1 {
-                self.generation += 1;
-            }
-            for repository in &blob.sources {
-                if !known.value.repositories.contains(repository) {
-                    known.value.repositories.push(repository.clone());
-                }
-            }
-            listed.blobs.push(digest);
+            self.add_blob(&mut listed, &blob.descriptor, &blob.sources);
         }
         listed
+    }
+
+    fn add_blob(&mut self, listed: &mut Listed, blob: &Descriptor, sources: &[Repository]) {
+        let new = || Shared {
+            value: KnownBlob { descriptor: blob.clone(), repositories: Vec::new() },
+            uses: 0,
+        };
+        let known = self.blobs.entry(blob.digest).or_insert_with(new);
+        known.uses += 1;
+        if known.uses == 1 {
+            self.generation += 1;
+        }
+        for repository in sources {
+            if !known.value.repositories.contains(repository) {
+                known.value.repositories.push(repository.clone());
+            }
+        }
+        listed.blobs.push(blob.digest);
+    }
+
+    /// What [`Known::hold_blobs`] takes of memory for so many blobs, in bytes.
+    pub(super) fn bytes_of_blobs(count: usize) -> u64 {
+        count as u64 * PER_BLOB
+    }
+
+    /// Lists blobs that `repository` has, for whoever holds the result.
+    pub(super) fn hold_blobs(
+        &mut self,
+        repository: &Repository,
+        blobs: &[Descriptor],
+        catalogue: Weak<Inner>,
+        memory: Reservation,
+    ) -> HeldBlobs {
+        let mut listed = Listed::new(catalogue, memory);
+        for blob in blobs {
+            self.add_blob(&mut listed, blob, std::slice::from_ref(repository));
+        }
+        HeldBlobs { _listed: listed }
     }
 
     /// Takes up a single manifest.

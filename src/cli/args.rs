@@ -3,6 +3,8 @@
 mod look;
 mod names;
 mod shared;
+mod snapshotter;
+mod store;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -32,6 +34,10 @@ pub(crate) use shared::{
     IndexArgs, IndexCommand, IndexLsArgs, IndexPullArgs, IndexPushArgs, IndexRmArgs, ProfileArgs,
     ProfileCommand, ProfileExportArgs, ProfileImportArgs, ProfileLsArgs, ProfilePullArgs,
     ProfilePushArgs, ProfileRmArgs, ProfileShowArgs,
+};
+pub(crate) use snapshotter::{SnapshotterArgs, SnapshotterCommand};
+pub(crate) use store::{
+    GraphrootArgs, MountStoreArgs, StoreArgs, StoreCommand, StoreHelperArgs, StorePlaceArgs,
 };
 
 /// The exit statuses of most commands.
@@ -101,6 +107,10 @@ pub(crate) enum Command {
     Tag(TagArgs),
     Login(LoginArgs),
     Logout(LogoutArgs),
+    Store(StoreArgs),
+    Snapshotter(Box<SnapshotterArgs>),
+    #[command(hide = true)]
+    StoreHelper(StoreHelperArgs),
     Render(RenderArgs),
     /// Print a completion script for a shell
     Completions {
@@ -119,7 +129,7 @@ impl Command {
     /// What is logged if no level is asked for. Other commands report on standard error what fails.
     pub(crate) fn log_level(&self) -> LevelFilter {
         match self {
-            Self::Mount(_) => LevelFilter::WARN,
+            Self::Mount(_) | Self::Snapshotter(_) => LevelFilter::WARN,
             _ => LevelFilter::OFF,
         }
     }
@@ -132,6 +142,14 @@ impl Command {
             Self::Copy(args) => args.output,
             Self::Run(args) => args.output,
             Self::Mount(_) | Self::Umount(_) | Self::Cat(_) => OutputArgs::default(),
+            Self::Store(args) => match &args.command {
+                StoreCommand::Add { output, .. }
+                | StoreCommand::Rm { output, .. }
+                | StoreCommand::Prune { output, .. } => *output,
+                StoreCommand::Ls { json, .. } => OutputArgs { json: *json, quiet: false },
+                StoreCommand::Setup { .. } => OutputArgs::default(),
+            },
+            Self::StoreHelper(_) | Self::Snapshotter(_) => OutputArgs::default(),
             Self::Mounts(args) => OutputArgs { json: args.json, quiet: false },
             Self::Ls(args) => OutputArgs { json: args.json, quiet: false },
             Self::Inspect(args) => OutputArgs { json: args.json, quiet: false },
@@ -665,6 +683,8 @@ pub(crate) struct MountArgs {
     /// Set by the process that goes into the background
     #[arg(long, hide = true)]
     pub(crate) detached: bool,
+    #[command(flatten)]
+    pub(crate) store: MountStoreArgs,
     #[command(flatten)]
     pub(crate) access: RegistryArgs,
 }

@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 34] = [
+const OPTIONS: [&str; 39] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -30,6 +30,7 @@ const OPTIONS: [&str; 34] = [
     "manifests",
     "max-wait",
     "memory",
+    "metrics",
     "no-passthrough",
     "offline",
     "plain-http",
@@ -40,6 +41,10 @@ const OPTIONS: [&str; 34] = [
     "registries",
     "resolve",
     "stall-timeout",
+    "store",
+    "store-images",
+    "store-min-size",
+    "store-socket",
     "tag-ttl",
     "threads",
     "trust-indexes",
@@ -84,7 +89,7 @@ fn option(option: &str) -> Option<String> {
     let name = name.replace('_', "-");
     let known = OPTIONS.contains(&name.as_str());
     match value {
-        Some(value) if matches!(name.as_str(), "registries" | "trust-indexes") => {
+        Some(value) if matches!(name.as_str(), "registries" | "trust-indexes" | "store-images") => {
             Some(format!("--{name}={}", value.replace('+', ",")))
         }
         Some(value) if known => Some(format!("--{name}={value}")),

@@ -23,14 +23,14 @@ use super::{
     args::{MountArgs, ProfilesArg},
     block_on,
     daemon::{self, Ready},
-    declared, inside, mounts,
+    declared, inside, mount_store, mounts,
     output::Output,
     pull::options,
     registries, runtime,
 };
 
 /// How long a mount that is in use may take to end before it is taken away from its users.
-const GRACE: Duration = Duration::from_secs(2);
+pub(super) const GRACE: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
     let serves = args.foreground || args.detached;
@@ -98,6 +98,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         cache_dir: args.cache_dir.as_deref().map(absolute).transpose()?,
         cache_bytes: args.cache_size,
     };
+    let given = config.given.clone();
     let runtime = runtime()?;
     let entered = runtime.enter();
     let shown = ops::namespace_of(&request, config, source.as_ref());
@@ -107,7 +108,11 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         let message = format!("--image: {}", failure.message);
         if is_image { Failure { message, ..failure } } else { failure }
     })?;
+    let platform = &request.settings.platform;
+    let mut served =
+        mount_store::open(&args.store, &mountpoint, platform, given, &shown.view, &runtime)?;
     let options = MountOptions {
+        metrics: served.metrics.clone(),
         owner: owner(args),
         inside_owner: (args.uid, args.gid),
         allow_other: allow_other(args),
@@ -130,6 +135,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         let (root, mountpoint) = (mounts::shown(&root), mounts::shown(&mountpoint));
         output.line(&format!("{root} is mounted at {mountpoint}"));
     }
+    served.listen(&args.store, &runtime)?;
     ready.tell()?;
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
     view.finish();
@@ -198,7 +204,7 @@ pub(super) fn shown_platform(options: &Options) -> Result<Platform, Failure> {
     })
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))
 }
 
@@ -252,7 +258,7 @@ fn check_mountpoint(args: &MountArgs, output: &Output) -> Result<PathBuf, Failur
 }
 
 /// Takes away what killed processes of imgfs have left at a mount point.
-fn free_mountpoint(mountpoint: &Path, output: &Output) -> Result<(), Failure> {
+pub(super) fn free_mountpoint(mountpoint: &Path, output: &Output) -> Result<(), Failure> {
     const NOT_CONNECTED: i32 = rustix::io::Errno::NOTCONN.raw_os_error();
     let shown = mounts::shown(mountpoint);
     // Each time it is what the one before has covered.
@@ -285,7 +291,7 @@ fn check_cache_dir(cache: &Path, root: &Path, mountpoint: &Path) -> Result<(), F
     }
 }
 
-fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Failure {
+pub(super) fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Failure {
     let message = format!("{}: cannot mount: {error}", mountpoint.display());
     let is_root = rustix::process::geteuid().is_root();
     if !Path::new("/dev/fuse").exists() {
@@ -302,13 +308,17 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Failure {
 }
 
 /// What tells a process to end.
-fn signals() -> io::Result<[Signal; 2]> {
+pub(super) fn signals() -> io::Result<[Signal; 2]> {
     Ok([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?])
 }
 
 /// Ends the mount when the process is told to end. Whoever still uses it keeps what is open, and
 /// nobody else sees it any more; the second time, the process ends at once.
-async fn end_on_signal(signals: [Signal; 2], mut unmounter: Unmounter, mountpoint: PathBuf) {
+pub(super) async fn end_on_signal(
+    signals: [Signal; 2],
+    mut unmounter: Unmounter,
+    mountpoint: PathBuf,
+) {
     let [mut term, mut interrupt] = signals;
     let mut told = 0;
     loop {

@@ -8,6 +8,7 @@
 //!     <platform>/config.json  manifest.json
 //!     <platform>/rootfs/                      a tree: what a container sees
 //!     <platform>/layers/<number>/             a tree: what the layer has by itself
+//! .imgfs/.trees/<chain>/                      a tree: what the lowest layers of an image make, by their content
 //! ```
 //!
 //! What is above the trees is known by its path, as in the rest of the mount. What is in a tree is
@@ -21,6 +22,7 @@
 //! of what is above the trees, the path says that. What cannot be answered without that is answered by
 //! `..._later`, which may take its time, in place of `..._now`.
 
+mod chains;
 mod trees;
 
 use std::{
@@ -44,7 +46,7 @@ use super::{
 use crate::{
     backend::{self, Error, images_dir::published_time},
     catalogue::Catalogue,
-    image::{Digest, Platform, Reference, is_referrers_tag},
+    image::{ChainId, Digest, Platform, Reference, is_referrers_tag},
     layer::{Kind as FileKind, Node},
     rootfs::{Files, Image, Images, Tree, Variant},
     util::{Kept, locked},
@@ -129,7 +131,7 @@ struct Record {
     told: u64,
 }
 
-/// What a tree is of: the manifest of a platform, and the layer if it is not all of them.
+/// What a tree is of: what a platform or a chain of layers is known by, and the layer if it is not all of them.
 type TreeOf = (Digest, Option<usize>);
 
 /// A tree that may not have been made.
@@ -154,6 +156,8 @@ pub(super) enum Wanted {
     Image(Reference, Digest),
     /// What a platform of an image is.
     Platform(Arc<Image>, String),
+    /// What a chain of layers is.
+    Chain(ChainId),
     /// What has this path in a tree.
     Below(TreeId, String),
     /// What has this name in a node of a tree.
@@ -223,6 +227,9 @@ impl Inside {
         }
         let known = locked(&self.records).by_id.get(&id).map(|r| (r.path.clone(), r.of.1));
         let (path, layer) = known.ok_or(ViewError::Stale)?;
+        if let InsideForm::Chain(chain, _) = names::inside(&path) {
+            return self.slot_of_chain(&chain).await;
+        }
         let InsideForm::Image(name, digest, rest) = names::inside(&path) else {
             return Err(ViewError::Stale);
         };
@@ -270,12 +277,25 @@ impl Inside {
         variant: &Arc<Variant>,
         layer: Option<usize>,
     ) -> TreeId {
-        let name = format!("{} {layer:?}", variant.manifest().digest());
+        self.tree_id_at(variant, layer, || match layer {
+            None => format!("{image}/{platform}/{ROOTFS}"),
+            Some(number) => format!("{image}/{platform}/{LAYERS}/{number}"),
+        })
+    }
+
+    /// The same of a tree that is at `path`, below `.imgfs`.
+    fn tree_id_at(
+        &self,
+        variant: &Arc<Variant>,
+        layer: Option<usize>,
+        path: impl FnOnce() -> String,
+    ) -> TreeId {
+        let name = format!("{} {layer:?}", variant.key());
         let digest = Digest::sha256(name.as_bytes());
         let mut head = [0; 4];
         head.copy_from_slice(&digest.as_bytes()[..4]);
         let mut id = TreeId(u32::from_be_bytes(head) >> (32 - ID_BITS));
-        let of = (variant.manifest().digest(), layer);
+        let of = (variant.key(), layer);
         let records = &mut *locked(&self.records);
         while records.by_id.get(&id).is_some_and(|record| record.of != of) {
             id = TreeId((id.0 + 1) & ((1 << ID_BITS) - 1));
@@ -290,11 +310,8 @@ impl Inside {
             records.sweep_at = (records.by_id.len() * 2).max(SWEEP_FROM);
         }
         let record = records.by_id.entry(id).or_insert_with(|| {
-            let path = match layer {
-                None => format!("{image}/{platform}/{ROOTFS}"),
-                Some(number) => format!("{image}/{platform}/{LAYERS}/{number}"),
-            };
-            Record { path: inside_path(&path).into(), of, early: Arc::default(), told: 0 }
+            let path = inside_path(&path()).into();
+            Record { path, of, early: Arc::default(), told: 0 }
         });
         if self.slots.get(&id).is_none() {
             let files = self.images.files(variant, layer);
@@ -413,6 +430,7 @@ impl Inside {
             Wanted::Platform(image, platform) => {
                 Arc::new((image.clone(), self.images.variant(image, platform).await?))
             }
+            Wanted::Chain(chain) => Arc::new(self.images.chain(chain).await?),
             Wanted::Below(..) | Wanted::Named(..) | Wanted::NamedBelow(..) => Arc::new(()),
         })
     }
@@ -472,7 +490,7 @@ impl Inside {
     /// What `path`, which is below `.imgfs`, is, if that can be told now.
     pub(super) fn place_now(&self, path: &str) -> Option<Place> {
         match self.place(path) {
-            Place::Ask(Wanted::Image(..) | Wanted::Platform(..)) => None,
+            Place::Ask(Wanted::Image(..) | Wanted::Platform(..) | Wanted::Chain(_)) => None,
             place => Some(place),
         }
     }
@@ -482,7 +500,9 @@ impl Inside {
         let mut in_use = Vec::new();
         loop {
             match self.place(path) {
-                Place::Ask(wanted @ (Wanted::Image(..) | Wanted::Platform(..))) => {
+                Place::Ask(
+                    wanted @ (Wanted::Image(..) | Wanted::Platform(..) | Wanted::Chain(_)),
+                ) => {
                     in_use.push(self.make_known(&wanted).await?);
                 }
                 place => return Ok((place, in_use)),
@@ -498,6 +518,8 @@ impl Inside {
                 None => Place::Ask(Wanted::Tag(name)),
             },
             InsideForm::Image(name, digest, rest) => self.place_in_image(&name, digest, rest),
+            InsideForm::Chains => self.place_of_chains(),
+            InsideForm::Chain(chain, rest) => self.place_in_chain(&chain, rest),
             InsideForm::Nothing => Place::Nothing,
         }
     }
@@ -506,7 +528,7 @@ impl Inside {
     pub(super) fn look(&self, path: &str) -> Result<Found, ViewError> {
         let place = self.place(path);
         Ok(match place {
-            Place::Nothing => Found::Absent(ABSENT),
+            Place::Nothing => Found::Absent(chains::absent(path)),
             Place::Ask(wanted) => {
                 Found::Ask(Question { path: path.to_owned(), about: About::Inside(wanted) })
             }
@@ -582,7 +604,7 @@ impl Inside {
                     let path = [rest.as_bytes(), b"/", name].concat();
                     return self.found_in_tree(id, &tree, tree.rootfs().find(&path));
                 }
-                Wanted::Tag(_) | Wanted::Image(..) | Wanted::Platform(..) => {}
+                Wanted::Tag(_) | Wanted::Image(..) | Wanted::Platform(..) | Wanted::Chain(_) => {}
             }
             match self.make_known(&wanted).await {
                 Err(error) if error.is_not_found() => return Ok(Found::Absent(ABSENT)),

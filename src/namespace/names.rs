@@ -3,7 +3,7 @@
 
 use crate::{
     backend::images_dir::leads_to_manifests,
-    image::{Digest, Reference, Repository, is_tag},
+    image::{ChainId, Digest, Reference, Repository, is_tag},
 };
 
 /// The directory of all blobs.
@@ -14,6 +14,10 @@ pub(super) const MANIFESTS: &str = "manifests";
 
 /// Names that imgfs keeps to itself: its state in an images_dir, and its part of a mount.
 const OWN: &str = ".imgfs";
+
+/// The directory of merged chains of layers. No registry can be called so, and there is no colon in it: in the
+/// options of overlayfs one ends a path.
+const CHAINS: &str = ".trees";
 
 /// Endings of files that desktops and tools look for at the root of everything that is mounted. None
 /// is a top-level domain; a registry that is called so all the same is found with its port.
@@ -50,6 +54,10 @@ pub(super) enum InsideForm<'a> {
     Tag(Reference),
     /// An image, and what in it.
     Image(Reference, Digest, &'a str),
+    /// The directory of merged chains of layers.
+    Chains,
+    /// A merged chain of layers, and what in it.
+    Chain(ChainId, &'a str),
     /// Nothing.
     Nothing,
 }
@@ -119,6 +127,17 @@ pub(super) fn inside_path(rest: &str) -> String {
 /// What `path`, which is [`Form::Inside`], can be.
 pub(super) fn inside(path: &str) -> InsideForm<'_> {
     let rest = path.strip_prefix(OWN).map_or("", |rest| rest.trim_start_matches('/'));
+    if let Some(below) = rest.strip_prefix(CHAINS)
+        && (below.is_empty() || below.starts_with('/'))
+    {
+        let below = below.trim_start_matches('/');
+        let (name, rest) = below.split_once('/').unwrap_or((below, ""));
+        return match name.parse() {
+            _ if name.is_empty() => InsideForm::Chains,
+            Ok(chain) => InsideForm::Chain(chain, rest),
+            Err(_) => InsideForm::Nothing,
+        };
+    }
     let mut end = 0;
     for (number, component) in rest.split('/').enumerate() {
         end += component.len() + usize::from(number > 0);
@@ -141,6 +160,11 @@ pub(super) fn inside(path: &str) -> InsideForm<'_> {
     if is_way && !is_other { InsideForm::Way(rest) } else { InsideForm::Nothing }
 }
 
+/// The path of a merged chain of layers, below `.imgfs`.
+pub(super) fn chain_path(chain: &ChainId) -> String {
+    format!("{CHAINS}/{chain}")
+}
+
 /// The repository of which `path` is the directory of manifests.
 pub(super) fn repository_of(path: &str) -> Option<&str> {
     path.strip_suffix(MANIFESTS)?.strip_suffix('/').filter(|repository| repository.contains('/'))
@@ -155,6 +179,7 @@ mod tests {
         let digest = Digest::sha256(b"x");
         let image = format!("quay.io/a/b@{digest}");
         let reference: Reference = image.parse().unwrap();
+        let chain = digest.to_hex().parse().unwrap();
         for (path, expected) in [
             ("", InsideForm::Way("")),
             ("/host:5000", InsideForm::Way("host:5000")),
@@ -164,6 +189,10 @@ mod tests {
             ("/host:5000/a:v1", InsideForm::Tag("host:5000/a:v1".parse().unwrap())),
             ("/quay.io/a:v1/x", InsideForm::Nothing),
             ("/quay.io/a:", InsideForm::Nothing),
+            ("/.trees", InsideForm::Chains),
+            ("/.trees/diff1", InsideForm::Nothing),
+            (&format!("/.trees/{}", digest.to_hex()), InsideForm::Chain(chain, "")),
+            (&format!("/.trees/{}/a/b", digest.to_hex()), InsideForm::Chain(chain, "a/b")),
             (&format!("/{image}"), InsideForm::Image(reference.clone(), digest, "")),
             (
                 &format!("/{image}/linux-amd64/layers/0"),

@@ -59,6 +59,10 @@ impl Repositories {
         Self { inodes, catalogue, cache, tag_ttl }
     }
 
+    pub(super) fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
     pub(super) fn images_dir(&self) -> &ImagesDir {
         self.catalogue.dir()
     }

@@ -23,7 +23,10 @@ impl Subject {
             Form::Manifest(image) => of_image(image),
             Form::Inside => match inside(path) {
                 InsideForm::Tag(image) | InsideForm::Image(image, ..) => of_image(image),
-                InsideForm::Way(_) | InsideForm::Nothing => Self::default(),
+                InsideForm::Way(_)
+                | InsideForm::Chains
+                | InsideForm::Chain(..)
+                | InsideForm::Nothing => Self::default(),
             },
             Form::Directory | Form::Way | Form::Other | Form::Own => Self::default(),
         }

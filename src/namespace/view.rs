@@ -108,6 +108,16 @@ impl View {
         self.inodes.len()
     }
 
+    /// What names lead to.
+    pub fn catalogue(&self) -> &Catalogue {
+        self.repositories.catalogue()
+    }
+
+    /// The images that are looked into; `None` if there is no cache to read with.
+    pub fn images(&self) -> Option<&Images> {
+        self.inside.as_ref().map(Inside::images)
+    }
+
     /// Lists `image` although it has not been looked up yet.
     pub fn declare(&self, image: &Reference) {
         self.repositories.declare(image);

@@ -5,7 +5,7 @@ use std::{
     future::ready,
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -23,6 +23,7 @@ use super::{
     index_store::Indexed,
     key::LayerKey,
     layer::{Claims, Layer},
+    recorded::{Recorded, WrongLayer},
     scan::Scan,
     starts::{Start, Ways},
     stream::{scanned_stream, stream},
@@ -31,8 +32,8 @@ use super::{
 use crate::{
     backend::{Error, Kind, Result},
     image::{
-        Descriptor, Digest, ImageConfig, Manifest, MediaType, Platform, PlatformFilter, Reference,
-        Repository, View,
+        ChainId, Descriptor, Digest, ImageConfig, Manifest, MediaType, Platform, PlatformFilter,
+        Reference, Repository, View,
     },
     layer::{ProfiledStream, Rootfs, StreamKind, soci_index},
     util::{Kept, Reservation, SingleFlight},
@@ -84,6 +85,10 @@ pub struct Variant {
     created_by: Vec<Option<String>>,
     /// Where tables of contents of its layers are, if SOCI has made some.
     soci_index: Option<Reference>,
+    /// What trees of it are known by.
+    key: Digest,
+    /// The layers, if it is a chain of them and not all of an image.
+    chain: Option<Vec<Descriptor>>,
     _memory: Reservation,
 }
 
@@ -182,9 +187,53 @@ impl Variant {
 
     /// Its layers, the lowest first.
     pub fn layers(&self) -> &[Descriptor] {
-        match self.manifest.view() {
-            View::Image { layers, .. } => layers,
-            View::Index { .. } => &[],
+        match (&self.chain, self.manifest.view()) {
+            (Some(layers), _) => layers,
+            (None, View::Image { layers, .. }) => layers,
+            (None, View::Index { .. }) => &[],
+        }
+    }
+
+    /// The digests of its decompressed layers, as far as the configuration tells.
+    pub fn diff_ids(&self) -> &[Digest] {
+        &self.diff_ids
+    }
+
+    /// Where its layers are.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// What trees of it are known by: the digest of its manifest, or of what a chain is made of.
+    pub(crate) fn key(&self) -> Digest {
+        self.key
+    }
+
+    /// The names of the chains of its layers, the lowest first; `None` if its configuration does not tell them.
+    pub fn chains(&self) -> Option<Vec<ChainId>> {
+        let is_told = self.manifest.blobs().next().is_some_and(Descriptor::is_image_config)
+            && self.diff_ids.len() == self.layer_count();
+        is_told.then(|| ChainId::of_layers(&self.diff_ids))?
+    }
+
+    /// The lowest `count` layers as a variant of their own, called `chain`. What only this image says of them
+    /// does not count in it.
+    pub(super) fn chain(self, chain: &ChainId, count: usize) -> Self {
+        let mut layers: Vec<Descriptor> = self.layers().iter().take(count).cloned().collect();
+        let mut made_of = chain.to_string();
+        for layer in &mut layers {
+            layer.annotations.clear();
+            made_of += &format!(" {} {}", layer.digest, layer.size);
+        }
+        let mut diff_ids = self.diff_ids;
+        diff_ids.truncate(count);
+        Self {
+            key: Digest::sha256(made_of.as_bytes()),
+            created_by: vec![None; layers.len()],
+            diff_ids,
+            soci_index: None,
+            chain: Some(layers),
+            ..self
         }
     }
 
@@ -194,7 +243,7 @@ impl Variant {
         self.created_by.get(layer)?.as_deref()
     }
 
-    fn new(
+    pub(super) fn new(
         repository: Repository,
         manifest: Manifest,
         config: Bytes,
@@ -223,6 +272,7 @@ impl Variant {
             created_by = vec![None; count];
         }
         let soci_index = soci_index(&manifest).map(|digest| repository.pinned(digest));
+        let key = manifest.digest();
         Ok(Self {
             repository,
             manifest,
@@ -231,6 +281,8 @@ impl Variant {
             diff_ids,
             created_by,
             soci_index,
+            key,
+            chain: None,
             _memory: memory,
         })
     }
@@ -245,6 +297,8 @@ struct Inner {
     store: Arc<Store>,
     images: Kept<Digest, Image>,
     variants: Kept<Digest, Variant>,
+    chains: Kept<ChainId, Variant>,
+    recorded: Mutex<Recorded>,
     layers: Kept<LayerKey, Layer>,
     trees: Kept<TreeKey, Tree>,
     /// Trees that are being made.
@@ -253,7 +307,7 @@ struct Inner {
     scanned: Kept<(TreeKey, u64), Tree>,
 }
 
-/// The manifest of a platform, and the number of the layer if it is not all of them.
+/// What a platform is known by, and the number of the layer if it is not all of them.
 type TreeKey = (Digest, Option<usize>);
 
 /// Which layers of a platform a tree is made of.
@@ -279,6 +333,8 @@ impl Images {
             store: Store::new(sources),
             images: Kept::new(&memory),
             variants: Kept::new(&memory),
+            chains: Kept::new(&memory),
+            recorded: Mutex::default(),
             layers: Kept::new(&memory),
             trees: Kept::new(&memory),
             merging: SingleFlight::default(),
@@ -393,7 +449,11 @@ impl Images {
     }
 
     /// Memory for a document of a manifest, with so many bytes.
-    async fn memory_for(&self, bytes: usize, manifest: &Manifest) -> Result<Reservation> {
+    pub(super) async fn memory_for(
+        &self,
+        bytes: usize,
+        manifest: &Manifest,
+    ) -> Result<Reservation> {
         let store = &self.inner.store;
         let bytes = bytes as u64 * BYTES_EACH + BYTES_MORE;
         let reserve = || {
@@ -446,6 +506,7 @@ impl Images {
         let memory = self.memory_for(manifest.bytes().len() + config.len(), &manifest).await?;
         let variant = Arc::new(Variant::new(repository.clone(), manifest, config, memory)?);
         self.inner.variants.insert(digest, &variant);
+        self.note(&variant);
         Ok(variant)
     }
 
@@ -461,13 +522,23 @@ impl Images {
         numbers.filter_map(of).collect()
     }
 
+    /// Images that are found by their content.
+    pub(super) fn recorded(&self) -> &Mutex<Recorded> {
+        &self.inner.recorded
+    }
+
+    /// The chains that have been opened.
+    pub(super) fn chains(&self) -> &Kept<ChainId, Variant> {
+        &self.inner.chains
+    }
+
     /// The layers of a platform, the lowest first.
     pub(super) fn layers(&self, variant: &Variant) -> Vec<Arc<Layer>> {
         let numbers = 0..variant.layer_count();
         numbers.filter_map(|number| self.layer(variant, number)).collect()
     }
 
-    fn layer(&self, variant: &Variant, number: usize) -> Option<Arc<Layer>> {
+    pub(super) fn layer(&self, variant: &Variant, number: usize) -> Option<Arc<Layer>> {
         self.layer_with(variant, number, self.trusted_attachments(variant))
     }
 
@@ -491,7 +562,9 @@ impl Images {
 
     /// The name of the manifest of a platform, if the indexes that are attached to it are trusted.
     pub(super) fn trusted_attachments(&self, variant: &Variant) -> Option<Reference> {
-        let is_trusted = self.inner.store.sources.trusts(&variant.repository);
+        // A chain is shown for every image that has it, and must not depend on what is attached to one of them.
+        let is_trusted =
+            variant.chain.is_none() && self.inner.store.sources.trusts(&variant.repository);
         is_trusted.then(|| variant.name())
     }
 
@@ -537,7 +610,7 @@ impl Images {
 
     /// The tree of a platform or of one of its layers, if it has been made and not been let go.
     pub(super) fn known_tree(&self, variant: &Variant, layer: Option<usize>) -> Option<Arc<Tree>> {
-        self.inner.trees.get(&(variant.manifest.digest(), layer))
+        self.inner.trees.get(&(variant.key, layer))
     }
 
     /// The tree of a platform or of one of its layers, which is made once for all who want it.
@@ -549,7 +622,7 @@ impl Images {
         if let Some(tree) = self.known_tree(variant, layer) {
             return future::ready(Ok(tree)).boxed();
         }
-        let key = (variant.manifest.digest(), layer);
+        let key = (variant.key, layer);
         let (images, of) = (self.clone(), variant.clone());
         let make = || async move {
             if let Some(tree) = images.known_tree(&of, layer) {
@@ -612,7 +685,7 @@ impl Images {
     }
 
     /// What a tree has to know of a layer, which has to be the one that the configuration means.
-    fn origin(
+    pub(super) fn origin(
         &self,
         variant: &Variant,
         number: usize,
@@ -620,7 +693,13 @@ impl Images {
         index: &Arc<Indexed>,
     ) -> Result<Origin> {
         if let Some(note) = index.wrong() {
-            return Err(layer.error(Kind::Layer(note.kind.to_string())));
+            let reason = note.kind.to_string();
+            self.inner.store.note_wrong(WrongLayer {
+                layer: index.blob(),
+                diff_id: None,
+                reason: reason.clone(),
+            });
+            return Err(layer.error(Kind::Layer(reason)));
         }
         if let (Some(found), Some(expected)) = (index.diff_id(), variant.diff_ids.get(number))
             && found != *expected
@@ -628,12 +707,15 @@ impl Images {
             let reason = format!(
                 "decompressed it has the digest {found}; the image's configuration says {expected}"
             );
-            let error = layer.error(Kind::Layer(reason));
+            let error = layer.error(Kind::Layer(reason.clone()));
             self.inner.store.note(&error);
+            let wrong = WrongLayer { layer: index.blob(), diff_id: Some(*expected), reason };
+            self.inner.store.note_wrong(wrong);
             return Err(error);
         }
         let (of, index) = (layer.clone(), index.clone());
         Ok(Origin {
+            is_told: variant.chain.is_none(),
             number,
             digest: index.blob(),
             stream: profiled(&index),
@@ -649,7 +731,7 @@ impl Images {
         number: usize,
         scan: &Scan,
     ) -> Option<Arc<Tree>> {
-        self.inner.scanned.get(&((variant.manifest.digest(), Some(number)), scan.number))
+        self.inner.scanned.get(&((variant.key, Some(number)), scan.number))
     }
 
     /// What has been scanned of a layer, with the file `path`, if that has been. Copies the table.
@@ -673,6 +755,7 @@ impl Images {
         memory.resize(rootfs.memory_bytes()).ok()?;
         let (of, scan_of, scanned) = (layer.clone(), scan.clone(), index.clone());
         let origin = Origin {
+            is_told: variant.chain.is_none(),
             number,
             digest: index.blob(),
             // How long it is nobody knows yet.
@@ -681,7 +764,7 @@ impl Images {
             open: Box::new(move || Ok(scanned_stream(&of, &scanned, &scan_of))),
         };
         let tree = Tree::new(rootfs, vec![origin], memory, self.start(variant));
-        let key = ((variant.manifest.digest(), Some(number)), scan.number);
+        let key = ((variant.key, Some(number)), scan.number);
         self.inner.scanned.insert(key, &tree);
         Some(tree)
     }

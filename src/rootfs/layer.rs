@@ -21,6 +21,7 @@ use super::{
     index_store::Indexed,
     key::{LayerKey, Source},
     location::{Compressed, Location, STEP},
+    recorded::WrongLayer,
     scan::{Scan, ScanError},
 };
 use crate::{
@@ -162,6 +163,10 @@ impl Layer {
         };
         if let Err(error) = &found {
             self.store().note(error);
+            if error.is_mismatch() {
+                let (layer, reason) = (self.at.blob.digest, error.to_string());
+                self.store().note_wrong(WrongLayer { layer, diff_id: None, reason });
+            }
             scan.fail();
         }
         found
@@ -478,6 +483,16 @@ impl Layer {
             Err(error) => Err(error),
         };
         scan.stop();
+        let work = &self.store().work;
+        match &scanned {
+            Ok((index, _)) => {
+                work.passes.fetch_add(1, Ordering::Relaxed);
+                work.inflated_bytes.fetch_add(index.stream_bytes(), Ordering::Relaxed);
+            }
+            Err(_) => {
+                work.failed_passes.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         if scanned.is_ok() {
             let blob = &self.at.blob;
             tracing::info!(digest = %blob.digest, bytes = blob.size, "indexed a layer");

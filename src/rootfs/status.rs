@@ -16,7 +16,12 @@ impl Images {
                 let layers = self.layers(&variant).into_iter();
                 layers.map(|layer| layer_status(&layer)).collect::<Vec<_>>()
             });
-            json!({ "platform": name, "layers": layers })
+            let store = image.manifest_of(name).and_then(|digest| self.store_note(&digest));
+            let mut status = json!({ "platform": name, "layers": layers });
+            if let Some(note) = store {
+                status["store"] = note;
+            }
+            status
         });
         let stats = self.store().sources.cache.stats();
         let memory = self.store().sources.memory.stats();
@@ -44,8 +49,12 @@ impl Images {
 }
 
 fn layer_status(layer: &Layer) -> Value {
-    let mut status =
-        json!({ "digest": layer.at.blob.digest.to_string(), "size": layer.at.blob.size });
+    let fetched = layer.at.store.sources.cache.fetched_bytes(&layer.at.blob.digest);
+    let mut status = json!({
+        "digest": layer.at.blob.digest.to_string(),
+        "size": layer.at.blob.size,
+        "fetched_bytes": fetched,
+    });
     let Some(index) = layer.known_index() else {
         status["indexed"] = json!(false);
         if let Some(scan) = layer.scan() {

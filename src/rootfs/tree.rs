@@ -27,6 +27,8 @@ pub(super) type OpenStream = Box<dyn Fn() -> Result<Stream> + Send + Sync>;
 
 /// What a tree knows of each of its layers besides the index.
 pub(super) struct Origin {
+    /// Whether files say that they come from it.
+    pub is_told: bool,
     /// From 0 for the lowest of the image.
     pub number: usize,
     pub digest: Digest,
@@ -139,6 +141,7 @@ impl Tree {
         let kind = self.rootfs.attributes(node).kind;
         if matches!(kind, FileKind::File | FileKind::Dir)
             && let Some(origin) = self.origins.get(self.rootfs.content_layer(node))
+            && origin.is_told
         {
             let layer = format!("{} {}", origin.number, origin.digest);
             all.push((LAYER_XATTR, Cow::Owned(layer.into_bytes())));

@@ -11,6 +11,7 @@ const PAGES: &[(&str, usize, usize)] = &[
     ("README.md", 22, 0),
     ("docs/benchmarks.md", 0, 0),
     ("docs/compared.md", 0, 0),
+    ("docs/containers.md", 2, 0),
     ("docs/faq.md", 3, 0),
     ("docs/inside-images.md", 27, 0),
     ("docs/kubekey.md", 22, 0),
@@ -77,6 +78,7 @@ macro_rules! examples {
 
 examples! {
     examples_of_the_readme: "README.md",
+    examples_about_containers: "docs/containers.md",
     examples_about_questions: "docs/faq.md",
     examples_about_inside_images: "docs/inside-images.md",
     examples_about_kubekey: "docs/kubekey.md",

@@ -13,8 +13,10 @@
 //! inside    a mount and an image in it that is looked into
 //! layers    archives of layers, entry by entry, and how they are packed
 //! model     what a container sees of layers, worked out plainly
+//! store     a store under podman
 //! snapshot  trees of files with all their attributes, and what differs between two
 //! umoci     the independent unpacker
+//! containerd  containerd with the snapshotter, and a client of its CRI
 //! content   deterministic bytes that can be produced from any offset
 //! http      the small HTTP/1.1 server under `hostile` and under the token server
 //! mount     a mount, and programs that look at it
@@ -31,6 +33,7 @@
 
 pub(crate) mod cli;
 pub(crate) mod client;
+pub(crate) mod containerd;
 pub(crate) mod content;
 pub(crate) mod disk;
 pub(crate) mod faults;
@@ -49,6 +52,7 @@ pub(crate) mod registry;
 pub(crate) mod s3;
 pub(crate) mod skopeo;
 pub(crate) mod snapshot;
+pub(crate) mod store;
 pub(crate) mod tls;
 pub(crate) mod tree;
 pub(crate) mod umoci;

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     backend::{Kind, Result},
+    image::Repository,
     util::{SingleFlight, locked},
 };
 
@@ -81,6 +82,8 @@ struct Lookup {
     entry: Option<usize>,
     /// The part of the registry for which a credential file has an entry of its own.
     stored_under: Option<String>,
+    /// The repository for which credentials have been given.
+    given: Option<Repository>,
 }
 
 /// What a request has to be allowed to do.
@@ -92,7 +95,19 @@ pub(super) struct Need<'a> {
 }
 
 impl Lookup {
+    /// The newest credentials that have been given for the repository.
+    fn given(&self) -> Option<Credentials> {
+        self.config.given.get(self.given.as_ref()?)
+    }
+
     async fn first(&self) -> Found {
+        match self.given() {
+            Some(given) => Ok(Some(given)),
+            None => self.configured().await,
+        }
+    }
+
+    async fn configured(&self) -> Found {
         if let Some(entry) = self.entry.and_then(|index| self.config.entries.get(index))
             && let Some(given) = &entry.credentials
         {
@@ -102,13 +117,22 @@ impl Lookup {
         credentials::lookup(files, &self.registry, part, self.config.patience()).await
     }
 
-    /// Looks up what has been refused: whoever has changed a password has written it down, too.
-    async fn again(&self) -> Found {
+    /// Looks up what has been refused: whoever has changed a password has given it, or written it down, too.
+    async fn again(&self, refused: &Found) -> Found {
+        match self.given() {
+            Some(given) if !matches!(refused, Ok(Some(refused)) if *refused == given) => {
+                Ok(Some(given))
+            }
+            _ => self.written().await,
+        }
+    }
+
+    async fn written(&self) -> Found {
         let entry = self.entry.and_then(|index| self.config.entries.get(index));
         let Some(entry) = entry.filter(|entry| entry.credentials.is_some()) else {
-            return self.first().await;
+            return self.configured().await;
         };
-        let Some(file) = self.config.auths_file.clone() else { return self.first().await };
+        let Some(file) = self.config.auths_file.clone() else { return self.configured().await };
         let prefix = entry.prefix.clone();
         let read = task::spawn_blocking(move || {
             let auths = Auths::load(&file).ok()?;
@@ -116,23 +140,25 @@ impl Lookup {
         });
         match read.await {
             Ok(Some(again)) => Ok(Some(again)),
-            _ => self.first().await,
+            _ => self.configured().await,
         }
     }
 }
 
 impl Auth {
     /// For `registry`, with the credentials of the configuration's `entry`, or those that other
-    /// tools have stored, maybe for a part of the registry only.
+    /// tools have stored, maybe for a part of the registry only. Before all of them go those that have been given
+    /// for the repository `given`.
     pub(super) fn new(
         config: Arc<RegistryConfig>,
         registry: &str,
         entry: Option<usize>,
         stored_under: Option<String>,
+        given: Option<Repository>,
     ) -> Self {
         let registry = registry.to_owned();
         Self {
-            lookup: Arc::new(Lookup { config, registry, entry, stored_under }),
+            lookup: Arc::new(Lookup { config, registry, entry, stored_under, given }),
             known: Mutex::default(),
             lookups: SingleFlight::default(),
             scheme: Mutex::default(),
@@ -145,6 +171,11 @@ impl Auth {
     /// Whether the registry has asked for credentials, as far as it has been asked.
     pub(super) fn asks_for_credentials(&self) -> bool {
         !matches!(self.scheme(), None | Some(Scheme::None))
+    }
+
+    /// Whether it is for a repository for which credentials have been given.
+    pub(super) fn is_of_given(&self) -> bool {
+        self.lookup.given.is_some()
     }
 
     fn scheme(&self) -> Option<Scheme> {
@@ -186,7 +217,7 @@ impl Auth {
         {
             return found.clone();
         }
-        let found = self.look_up(Occasion::First).await;
+        let found = self.look_up(Occasion::First, &Ok(None)).await;
         let mut known = locked(&self.known);
         match &*known {
             // Others have been there before, and know more by now.
@@ -205,7 +236,7 @@ impl Auth {
         if locked(&self.known).as_ref().is_some_and(|(found, _)| is_other(found)) {
             return true;
         }
-        let fresh = self.look_up(Occasion::Refused).await;
+        let fresh = self.look_up(Occasion::Refused, refused).await;
         let has_others = is_other(&fresh);
         if has_others {
             *locked(&self.known) = Some((fresh, Instant::now()));
@@ -213,12 +244,12 @@ impl Auth {
         has_others
     }
 
-    async fn look_up(&self, occasion: Occasion) -> Arc<Found> {
-        let lookup = self.lookup.clone();
+    async fn look_up(&self, occasion: Occasion, refused: &Found) -> Arc<Found> {
+        let (lookup, refused) = (self.lookup.clone(), refused.clone());
         let flight = self.lookups.run(occasion, || async move {
             Arc::new(match occasion {
                 Occasion::First => lookup.first().await,
-                Occasion::Refused => lookup.again().await,
+                Occasion::Refused => lookup.again(&refused).await,
             })
         });
         flight.await.unwrap_or_else(|died| Arc::new(Err(died.to_string())))

@@ -5,6 +5,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{
     address::Zone,
+    given::GivenCredentials,
     pattern::{RegistryPattern, split_port, without_port},
 };
 use crate::image::Repository;
@@ -40,6 +41,8 @@ pub struct RegistryConfig {
     pub resolve: Vec<(String, SocketAddr)>,
     /// Which registries may be asked, and at which addresses they may be.
     pub reach: Reach,
+    /// Credentials that come while registries are asked.
+    pub given: GivenCredentials,
 }
 
 /// Which registries may be asked, on whose behalf. See `docs/security.md`.
@@ -91,6 +94,7 @@ impl Default for RegistryConfig {
             without_referrers: Vec::new(),
             resolve: Vec::new(),
             reach: Reach::default(),
+            given: GivenCredentials::default(),
         }
     }
 }

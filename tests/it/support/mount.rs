@@ -107,6 +107,11 @@ impl Mounted {
         self.child.as_ref().expect("it runs").id()
     }
 
+    /// The same; `None` if it does not run.
+    pub(crate) fn server(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// How many threads the process has.
     pub(crate) fn threads(&self) -> usize {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id()));
@@ -359,6 +364,13 @@ impl Looking {
 
     pub(crate) fn is_running(&mut self) -> bool {
         has_ended(&mut self.child).is_none()
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn kill(&mut self, sent: Signal) {
+        if self.is_running() {
+            signal(self.child.id(), sent);
+        }
     }
 
     /// Waits for the end of one that was meant to run for a while.

@@ -19,8 +19,23 @@ pub(crate) enum Need {
     Sticks,
     /// The same, and loop devices with ext4.
     Loops,
+    /// Mounts, and podman with runc, buildah and skopeo.
+    Podman,
+    /// Mounts, and containerd with runc.
+    Containerd,
     /// The long form of the tests: `scripts/test --long`.
     Long,
+}
+
+/// A program that runs in a container without any other file: it has to be linked statically.
+const BUSYBOX: &str = "/bin/busybox";
+
+fn has(programs: &[&str]) -> bool {
+    programs.iter().all(|name| super::process::find_program(name).is_some())
+        && std::fs::read(BUSYBOX).is_ok_and(|program| {
+            let head = &program[..program.len().min(4096)];
+            !head.windows(8).any(|window| window == b"ld-linux")
+        })
 }
 
 /// Programs that make and mount the file systems of sticks.
@@ -36,10 +51,19 @@ impl Need {
     fn missing(self) -> Option<&'static str> {
         let is_root = rustix::process::geteuid().is_root();
         match self {
-            Self::Root | Self::Mounts | Self::Sticks | Self::Loops if !is_root => {
+            Self::Root
+            | Self::Mounts
+            | Self::Sticks
+            | Self::Loops
+            | Self::Podman
+            | Self::Containerd
+                if !is_root =>
+            {
                 Some("it has to run as root")
             }
-            Self::Mounts | Self::Sticks if !Path::new("/dev/fuse").exists() => {
+            Self::Mounts | Self::Sticks | Self::Podman | Self::Containerd
+                if !Path::new("/dev/fuse").exists() =>
+            {
                 Some("there is no /dev/fuse: load the kernel's module (modprobe fuse)")
             }
             Self::Long if super::scale(0, 1) == 0 => {
@@ -54,7 +78,19 @@ impl Need {
             Self::Loops if !Path::new("/usr/sbin/mkfs.ext4").exists() => {
                 Some("e2fsprogs is missing")
             }
-            Self::Root | Self::Mounts | Self::Sticks | Self::Loops | Self::Long => None,
+            Self::Podman if !has(&["podman", "runc", "buildah", "skopeo"]) => {
+                Some("podman, runc, buildah, skopeo or busybox-static is missing")
+            }
+            Self::Containerd if !has(&["containerd", "ctr", "runc"]) => {
+                Some("containerd, runc or busybox-static is missing")
+            }
+            Self::Root
+            | Self::Mounts
+            | Self::Sticks
+            | Self::Loops
+            | Self::Podman
+            | Self::Containerd
+            | Self::Long => None,
         }
     }
 }

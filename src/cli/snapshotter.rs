@@ -1,0 +1,137 @@
+//! `imgfs snapshotter`
+
+use std::{fs, sync::Arc};
+
+use imgfs::{
+    backend::registry::{Reach, RegistryPattern, Requester},
+    fuse::{self, MountOptions},
+    namespace::Settings,
+    ops::{self, NamespaceRequest, Profiles},
+    serve::MetricsEndpoint,
+    snapshotter::{Snapshotter, SnapshotterListener, SnapshotterOptions, serve, setup},
+    transfer::Options,
+    util::{Budget, Metrics},
+};
+use listenfd::ListenFd;
+
+use super::{
+    Failure, Outcome,
+    args::{SnapshotterArgs, SnapshotterCommand},
+    daemon::{self, Ready},
+    mount::{GRACE, absolute, cannot_mount, end_on_signal, free_mountpoint, signals},
+    mounts,
+    output::Output,
+    registries, runtime,
+};
+
+pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
+    if let Some(SnapshotterCommand::Setup { runtime, address }) = &args.command {
+        output.line(setup((*runtime).into(), address).trim_end());
+        return Ok(Outcome::Done);
+    }
+    daemon::keep_one_heap()?;
+    let root = absolute(&args.root)?;
+    let mountpoint = match &args.mountpoint {
+        Some(given) => absolute(given)?,
+        None => root.join("mount"),
+    };
+    if mountpoint.to_string_lossy().contains(':') {
+        let shown = mounts::shown(&mountpoint);
+        return Err(Failure::new(format!(
+            "there must be no colon in the path of the mount, {shown}"
+        )));
+    }
+    free_mountpoint(&mountpoint, output)?;
+    let images_dir = root.join("images");
+    for dir in [&mountpoint, &images_dir] {
+        let made = fs::create_dir_all(dir);
+        made.map_err(|e| Failure::new(format!("{}: {e}", mounts::shown(dir))))?;
+    }
+    let mountpoint = mountpoint
+        .canonicalize()
+        .map_err(|e| Failure::new(format!("{}: {e}", mounts::shown(&mountpoint))))?;
+    if mounts::mounted_at(&mountpoint)?.is_some_and(|mount| mount.is_own()) {
+        let shown = mounts::shown(&mountpoint);
+        return Err(Failure::new(format!("{shown}: imgfs is mounted there already")));
+    }
+    let mut config = registries::config(&args.access, &[], output)?;
+    // containerd names the images, for whoever may start containers here.
+    config.reach = Reach {
+        registries: vec![RegistryPattern::every()],
+        requester: Requester::Programs,
+        ..Reach::default()
+    };
+    let (given, deadline) = (config.given.clone(), config.patience());
+    let request = NamespaceRequest {
+        images_dir: images_dir.clone(),
+        images: Vec::new(),
+        only: None,
+        settings: Settings {
+            platform: ops::this_machine().map_err(|e| Failure::new(e.to_string()))?,
+            options: Options::default(),
+            tag_ttl: args.tag_ttl,
+            patience: deadline,
+            verify_first: args.verify_first,
+            budget: Budget::of_process(args.memory),
+            profiles: Profiles::Local,
+            trusted_indexes: Vec::new(),
+        },
+        offline: false,
+        cache_dir: None,
+        cache_bytes: args.cache_size,
+    };
+    let runtime = runtime()?;
+    let entered = runtime.enter();
+    let shown = runtime.block_on(ops::namespace(&request, config))?;
+    let metrics = Metrics::default();
+    let endpoint = match &args.metrics {
+        Some(address) => {
+            shown.view.count(&metrics);
+            let started = runtime.block_on(MetricsEndpoint::start(address, metrics.clone()));
+            Some(started.map_err(|e| Failure::new(format!("--metrics {address}: {e}")))?)
+        }
+        None => None,
+    };
+    let images = shown.view.images().ok_or_else(|| Failure::new("there is no cache"))?;
+    let options = SnapshotterOptions { root: root.clone(), mount: mountpoint.clone(), given };
+    let snapshotter = runtime.block_on(Snapshotter::open(options, images, &metrics))?;
+    let options = MountOptions {
+        owner: (0, 0),
+        inside_owner: (None, None),
+        allow_other: true,
+        deadline,
+        passthrough: true,
+        source: images_dir.display().to_string(),
+        cache_dir: shown.cache_dir,
+        threads: 1,
+        metrics: endpoint.is_some().then(|| metrics.clone()),
+        // A layer may be the whole of what a container sees.
+        other: vec!["suid".to_owned(), "dev".to_owned()],
+    };
+    let signals = signals().map_err(|e| Failure::new(format!("cannot watch for signals: {e}")))?;
+    let view = shown.view.clone();
+    let mut mount = fuse::mount(shown.view, &mountpoint, options, runtime.handle().clone())
+        .map_err(|e| cannot_mount(&mountpoint, &e))?;
+    runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
+    mounts::raise_read_ahead(&mountpoint);
+    let failed = |e| Failure::new(format!("--address {}: {e}", mounts::shown(&args.address)));
+    let listener = match ListenFd::from_env().take_unix_listener(0).map_err(failed)? {
+        Some(opened) => SnapshotterListener::from_std(opened),
+        None => SnapshotterListener::bind(&args.address),
+    };
+    let listener = listener.map_err(failed)?;
+    let image_service = args.image_service.clone();
+    runtime.spawn(async move {
+        if let Err(error) = serve(snapshotter, listener, image_service.as_deref()).await {
+            tracing::error!("the socket is answered no longer: {error}");
+        }
+    });
+    output.line(&format!("listening at {}", mounts::shown(&args.address)));
+    Ready::foreground().tell()?;
+    mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mounts::shown(&mountpoint))))?;
+    view.finish();
+    drop(endpoint);
+    drop(entered);
+    runtime.shutdown_timeout(GRACE);
+    Ok(Outcome::Done)
+}

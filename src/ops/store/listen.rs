@@ -1,0 +1,110 @@
+//! The socket of a daemon.
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    time::timeout,
+};
+
+use super::{Prepared, StoreDaemon};
+use crate::{
+    store::{
+        RemoveReport,
+        wire::{Answer, MAX_LINE, Order},
+    },
+    util::listen_alone,
+};
+
+/// Connections at once.
+const MAX_CONNECTIONS: usize = 256;
+
+/// How long whoever has connected may take to say what he wants, and to take the answer.
+const TURN: Duration = Duration::from_secs(10);
+
+/// The socket of a daemon, open.
+pub struct StoreListener(UnixListener);
+
+impl StoreListener {
+    /// Listens at `path`, with mode 0600. What a process that has ended has left there is replaced. Has to be
+    /// called in a runtime.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        listen_alone(path).map(Self)
+    }
+
+    /// A socket that somebody else has opened.
+    pub fn from_std(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener).map(Self)
+    }
+}
+
+impl StoreDaemon {
+    /// Answers what is asked at the socket, for ever.
+    pub async fn listen(self, listener: StoreListener) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let Ok((stream, _)) = listener.0.accept().await else {
+                // Too many open files, for one: it may pass.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let daemon = self.clone();
+            tokio::spawn(async move {
+                // Whoever goes away needs no answer.
+                let _ = daemon.converse(stream).await;
+                drop(place);
+            });
+        }
+    }
+
+    async fn converse(&self, stream: UnixStream) -> io::Result<()> {
+        let (read, mut write) = stream.into_split();
+        let mut line = Vec::new();
+        let mut read = BufReader::new(read.take(MAX_LINE));
+        timeout(TURN, read.read_until(b'\n', &mut line)).await??;
+        let answer = match serde_json::from_slice(&line) {
+            Ok(order) => self.carry_out(order).await,
+            Err(_) => Answer::Failed("the request is malformed".to_owned()),
+        };
+        let mut text = serde_json::to_vec(&answer)?;
+        text.push(b'\n');
+        timeout(TURN, write.write_all(&text)).await??;
+        write.shutdown().await
+    }
+
+    async fn carry_out(&self, order: Order) -> Answer {
+        let done = match order {
+            Order::Prepare { image, login } => {
+                self.prepare(&image, login).await.map(|prepared| match prepared {
+                    Prepared::Lazy(digest) => json!({ "lazy": true, "digest": digest.to_string() }),
+                    Prepared::Ordinary(reason) => json!({ "lazy": false, "reason": reason }),
+                })
+            }
+            Order::Add { image } => {
+                self.add(&image).await.map(|digest| json!({ "digest": digest.to_string() }))
+            }
+            Order::List => Ok(self.list()),
+            Order::Remove { images, graphroots } => {
+                let removed = self.remove(images, graphroots).await;
+                let report = |report: RemoveReport| {
+                    let RemoveReport { gone, missing, in_use } = report;
+                    json!({ "removed": gone, "missing": missing, "in_use": in_use })
+                };
+                removed.map(report).map_err(|e| e.to_string())
+            }
+            Order::Prune { graphroots, is_dry } => {
+                let pruned = self.prune(graphroots, is_dry).await;
+                pruned.map(|report| report.to_json()).map_err(|e| e.to_string())
+            }
+        };
+        match done {
+            Ok(value) => Answer::Done(value),
+            Err(reason) => Answer::Failed(reason),
+        }
+    }
+}

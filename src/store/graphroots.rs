@@ -1,0 +1,175 @@
+//! What the stores of podman and others need of this one.
+
+use std::{
+    collections::HashSet,
+    env, fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use super::dirs::link;
+use crate::{
+    backend::{Error, Kind, Result},
+    image::ChainId,
+};
+
+/// Where podman keeps its images as root, unless something else is said.
+const DEFAULT_GRAPHROOT: &str = "/var/lib/containers/storage";
+
+/// Where a graphroot may be configured; the first that exists counts.
+const CONFIGURATIONS: [&str; 2] =
+    ["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"];
+
+/// What of a store somebody needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needed {
+    /// Layers that are named by their chains.
+    pub chains: HashSet<ChainId>,
+    /// Layers that containers name by their short names.
+    pub links: HashSet<String>,
+}
+
+impl Needed {
+    /// Whether somebody needs this layer.
+    pub fn has(&self, chain: &ChainId) -> bool {
+        self.chains.contains(chain) || self.links.contains(&link(chain))
+    }
+
+    /// Adds what others need.
+    pub fn add(&mut self, other: Self) {
+        self.chains.extend(other.chains);
+        self.links.extend(other.links);
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Configuration {
+    storage: Storage,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Storage {
+    graphroot: String,
+}
+
+#[derive(Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+#[derive(Default)]
+struct Layer {
+    id: String,
+    parent: String,
+}
+
+#[derive(Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+#[derive(Default)]
+struct Image {
+    layer: String,
+    mapped_layers: Vec<String>,
+}
+
+fn failed(doing: &str, path: &Path, error: impl Into<Kind>) -> Error {
+    Error::new("graphroot", format_args!("{doing} {}", path.display()), error)
+}
+
+/// The graphroots of this machine: what `$CONTAINERS_STORAGE_CONF`, or else the first configuration that exists,
+/// says, or the usual one. None if there is no such directory: then nothing has been kept there.
+pub fn default_graphroots() -> Result<Vec<PathBuf>> {
+    let given = env::var_os("CONTAINERS_STORAGE_CONF").filter(|path| !path.is_empty());
+    let files: Vec<PathBuf> = match given {
+        Some(file) => vec![file.into()],
+        None => CONFIGURATIONS.iter().map(PathBuf::from).collect(),
+    };
+    for file in files {
+        let text = match fs::read_to_string(&file) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            text => text.map_err(|e| failed("reading", &file, e))?,
+        };
+        let parsed: Configuration = toml::from_str(&text).map_err(|e| {
+            failed("reading", &file, Kind::Config(format!("it is malformed: {}", e.message())))
+        })?;
+        if !parsed.storage.graphroot.is_empty() {
+            return Ok(existing(PathBuf::from(parsed.storage.graphroot)));
+        }
+        break;
+    }
+    Ok(existing(PathBuf::from(DEFAULT_GRAPHROOT)))
+}
+
+fn existing(root: PathBuf) -> Vec<PathBuf> {
+    match fs::metadata(&root) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        // Whatever else is wrong with it is told when it is read.
+        _ => vec![root],
+    }
+}
+
+/// What the images and containers of the graphroot `root` need. An error if any part of it cannot be read: what
+/// is not known may be needed.
+pub fn needed_by(root: &Path) -> Result<Needed> {
+    let mut needed = Needed::default();
+    fs::read_dir(root).map_err(|e| failed("reading", root, e))?;
+    let mut chain = |text: &str| {
+        if let Ok(chain) = text.parse() {
+            needed.chains.insert(chain);
+        }
+    };
+    // Layers of containers that end with them are in a list of their own.
+    for name in ["layers.json", "volatile-layers.json"] {
+        let layers: Vec<Layer> = read_list(&root.join("overlay-layers").join(name))?;
+        for layer in &layers {
+            chain(&layer.id);
+            chain(&layer.parent);
+        }
+    }
+    let images: Vec<Image> = read_list(&root.join("overlay-images/images.json"))?;
+    for image in &images {
+        chain(&image.layer);
+        image.mapped_layers.iter().for_each(|layer| chain(layer));
+    }
+    let overlay = root.join("overlay");
+    let entries = match fs::read_dir(&overlay) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(needed),
+        entries => entries.map_err(|e| failed("reading", &overlay, e))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(|e| failed("reading", &overlay, e))?.path().join("lower");
+        let text = match fs::read_to_string(&path) {
+            // A layer without others below it; or a file beside the layers.
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                continue;
+            }
+            text => text.map_err(|e| failed("reading", &path, e))?,
+        };
+        let links = text.trim().split(':').filter_map(|lower| lower.strip_prefix("l/"));
+        needed.links.extend(links.map(str::to_owned));
+    }
+    Ok(needed)
+}
+
+fn read_list<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>> {
+    let text = match fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text.map_err(|e| failed("reading", path, e))?,
+    };
+    if text.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Vec::new());
+    }
+    let malformed = |e: serde_json::Error| {
+        failed("reading", path, Kind::Config(format!("it is malformed: {e}")))
+    };
+    // Go writes an empty list as null.
+    Ok(serde_json::from_slice::<Option<Vec<T>>>(&text).map_err(malformed)?.unwrap_or_default())
+}
+
+/// Reads a list of layers as one that somebody else has written.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_graphroot(text: &[u8]) {
+    let _ = serde_json::from_slice::<Option<Vec<Layer>>>(text);
+    let _ = serde_json::from_slice::<Option<Vec<Image>>>(text);
+}

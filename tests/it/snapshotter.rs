@@ -1,0 +1,218 @@
+//! `imgfs snapshotter` under containerd as it is: images of which it fetches no layers.
+
+use crate::support::cli::Imgfs;
+use crate::support::containerd::{Auth, Containerd, ImageSpec, Nothing, OfImage};
+use crate::support::hostile::{Access, Hostile, PASSWORD, USER};
+use crate::support::need::require;
+use crate::support::store::{pausing, runnable};
+use crate::support::wait_for;
+use imgfs::snapshotter::messages::{
+    CommitRequest, Empty, FieldMask, Info, InfoResponse, KeyRequest, Kind, ListRequest,
+    ListResponse, Mount, MountsResponse, PrepareRequest, UpdateRequest, UsageResponse,
+};
+use std::time::Duration;
+use tonic::Code;
+
+const PREPARE: &str = "/containerd.services.snapshots.v1.Snapshots/Prepare";
+const VIEW: &str = "/containerd.services.snapshots.v1.Snapshots/View";
+const COMMIT: &str = "/containerd.services.snapshots.v1.Snapshots/Commit";
+const REMOVE: &str = "/containerd.services.snapshots.v1.Snapshots/Remove";
+const STAT: &str = "/containerd.services.snapshots.v1.Snapshots/Stat";
+const UPDATE: &str = "/containerd.services.snapshots.v1.Snapshots/Update";
+const LIST: &str = "/containerd.services.snapshots.v1.Snapshots/List";
+const USAGE: &str = "/containerd.services.snapshots.v1.Snapshots/Usage";
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_pod_runs_on_layers_that_containerd_has_not_fetched() {
+    require!(Containerd);
+    let hostile = Hostile::start();
+    let (image, pause) = (runnable("pod"), pausing());
+    image.push_to(&hostile, "team/app", "1");
+    pause.push_to(&hostile, "team/pause", "1");
+    let host = hostile.host();
+    let [app, pause] = ["app", "pause"].map(|name| format!("{host}/team/{name}:1"));
+    let mut bed = Containerd::start(&host, &pause);
+    bed.pull(&app, None);
+    let content = bed.ctr(&["content", "ls", "-q"]).success().text();
+    for layer in image.layers() {
+        assert!(!content.contains(&layer), "containerd has fetched {layer}\n{}", bed.logged());
+    }
+    assert!(content.contains(image.digest()));
+    let sandbox = bed.sandbox("one");
+    let container = bed.container(&sandbox, "first", &app);
+    let text =
+        bed.exec(&container, "cat doc/a etc/variant; ls opq; stat -c '%a %h' /bin/su /data/big");
+    assert_eq!(text, "upper\npod\nupper\n4755 1\n640 2\n");
+    // All layers are one directory below the container's own.
+    let mounts = bed.exec(&container, "cat /proc/mounts");
+    let root = mounts.lines().find(|line| line.contains(" / overlay ")).expect("the root");
+    let lower = root.split("lowerdir=").nth(1).unwrap().split(',').next().unwrap();
+    assert!(!lower.contains(':') && lower.contains("/.imgfs/.trees/"), "{root}");
+    bed.exec(&container, "echo own > /etc/variant && rm -r /doc && cat /etc/variant");
+
+    // The snapshotter is killed, and there is no registry any more: what is new starts.
+    let passes = || bed.exec(&container, "md5sum data/big bin/busybox > /dev/null; echo read");
+    assert_eq!(passes(), "read\n");
+    drop(hostile);
+    bed.kill_snapshotter();
+    bed.start_snapshotter();
+    // containerd waits for a moment before it connects once more.
+    let stat = || bed.ctr(&["snapshots", "--snapshotter", "imgfs", "ls"]).status.success();
+    wait_for("the connection of containerd", PATIENCE, stat);
+    let second = bed.container(&sandbox, "second", &app);
+    assert_eq!(bed.exec(&second, "cat etc/variant; ls -d doc"), "pod\ndoc\n");
+    bed.remove_sandbox(&sandbox.0);
+
+    // What is removed in containerd goes here.
+    for image in [&app, &pause] {
+        let request = OfImage { image: Some(ImageSpec { image: image.clone() }) };
+        let call = "/runtime.v1.ImageService/RemoveImage";
+        bed.call::<Nothing>("snapshotter.sock", call, request).expect("removing an image");
+    }
+    let entries = |below: &str| -> usize {
+        let entries = std::fs::read_dir(bed.path(below)).expect("listing");
+        entries.count()
+    };
+    wait_for("the end of the snapshots", PATIENCE, || {
+        entries("snapshotter/snapshots") == 0 && entries("snapshotter/.imgfs") == 0
+    });
+}
+
+#[test]
+fn credentials_of_kubernetes_are_used_for_layers() {
+    require!(Containerd);
+    let hostile = Hostile::start();
+    let image = runnable("private");
+    image.push_to(&hostile, "team/app", "1");
+    hostile.set_access(Access::basic());
+    let host = hostile.host();
+    let name = format!("{host}/team/app:1");
+    let bed = Containerd::start(&host, &name);
+    let auth = Auth { username: USER.to_owned(), password: PASSWORD.to_owned() };
+    bed.pull(&name, Some(auth));
+    let content = bed.ctr(&["content", "ls", "-q"]).success().text();
+    for layer in image.layers() {
+        assert!(!content.contains(&layer), "containerd has fetched {layer}\n{}", bed.logged());
+    }
+    assert!(!bed.logged().contains(PASSWORD));
+}
+
+#[test]
+fn what_is_not_of_an_image_is_an_ordinary_snapshot() {
+    require!(Containerd);
+    let hostile = Hostile::start();
+    runnable("ordinary").push_to(&hostile, "team/app", "1");
+    let name = format!("{}/team/app:1", hostile.host());
+    let bed = Containerd::start(&hostile.host(), &name);
+    // `ctr` of 1.6 says nothing of images, and fetches all layers.
+    bed.ctr(&["images", "pull", "--snapshotter", "imgfs", "--plain-http", &name]).success();
+    let run = ["run", "--rm", "--snapshotter", "imgfs", &name, "one"];
+    let command = ["sh", "-c", "cat doc/a etc/variant; ls opq; ls etc/gone 2>&1 | wc -l"];
+    let text = bed.ctr(&[&run[..], &command].concat()).success().text();
+    assert_eq!(text, "upper\nordinary\nupper\n1\n");
+    let listed = bed.ctr(&["snapshots", "--snapshotter", "imgfs", "ls"]).success().text();
+    assert_eq!(listed.lines().filter(|line| line.contains("Committed")).count(), 3, "{listed}");
+}
+
+/// Calls the snapshotter as containerd does.
+#[test]
+fn the_calls_of_a_snapshotter_do_what_containerd_expects() {
+    require!(Containerd);
+    let bed = Containerd::start("127.0.0.1:1", "127.0.0.1:1/none:1");
+    let code = |call: &'static str, key: &str, parent: &str| -> Result<Vec<Mount>, Code> {
+        let request = PrepareRequest {
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            labels: [("l".to_owned(), "1".to_owned())].into(),
+            ..PrepareRequest::default()
+        };
+        let answer = bed.call::<MountsResponse>("snapshotter.sock", call, request);
+        answer.map(|answer| answer.mounts).map_err(|status| status.code())
+    };
+    let prepare = |key: &str, parent: &str| code(PREPARE, key, parent);
+    let mounts = prepare("a", "").unwrap();
+    assert_eq!((mounts[0].r#type.as_str(), mounts[0].options[0].as_str()), ("bind", "rw"));
+    assert_eq!(prepare("a", ""), Err(Code::AlreadyExists));
+    assert_eq!(prepare("b", "none"), Err(Code::NotFound));
+    assert_eq!(prepare("b", "a"), Err(Code::FailedPrecondition), "it is not committed");
+    std::fs::write(std::path::Path::new(&mounts[0].source).join("file"), "x").unwrap();
+    let commit = |key: &str, name: &str| {
+        let (key, name) = (key.to_owned(), name.to_owned());
+        let request = CommitRequest { key, name, ..CommitRequest::default() };
+        bed.call::<Empty>("snapshotter.sock", COMMIT, request).map(drop).map_err(|s| s.code())
+    };
+    commit("a", "base").unwrap();
+    assert_eq!(commit("a", "base"), Err(Code::AlreadyExists));
+    assert_eq!(commit("none", "x"), Err(Code::NotFound));
+    let view = code(VIEW, "view", "base").unwrap();
+    assert_eq!((view[0].r#type.as_str(), view[0].options[0].as_str()), ("bind", "ro"));
+    let upper = prepare("upper", "base").unwrap();
+    assert_eq!(upper[0].r#type, "overlay");
+    let has = |mount: &Mount, key: &str| mount.options.iter().any(|o| o.starts_with(key));
+    assert!(
+        has(&upper[0], "upperdir=") && has(&upper[0], "workdir=") && has(&upper[0], "lowerdir=")
+    );
+    commit("upper", "second").unwrap();
+    let view = code(VIEW, "both", "second").unwrap();
+    assert!(has(&view[0], "lowerdir=") && !has(&view[0], "upperdir="), "{view:?}");
+    let key = |key: &str| KeyRequest { key: key.to_owned(), ..KeyRequest::default() };
+    let usage: UsageResponse = bed.call("snapshotter.sock", USAGE, key("base")).unwrap();
+    assert!(usage.size > 0 && usage.inodes == 2, "{usage:?}");
+    let update = UpdateRequest {
+        info: Some(Info {
+            name: "base".to_owned(),
+            labels: [("m".to_owned(), "2".to_owned())].into(),
+            ..Info::default()
+        }),
+        update_mask: Some(FieldMask { paths: vec!["labels.m".to_owned()] }),
+        ..UpdateRequest::default()
+    };
+    let updated: InfoResponse = bed.call("snapshotter.sock", UPDATE, update).unwrap();
+    assert_eq!(updated.info.unwrap().labels.get("m").map(String::as_str), Some("2"));
+    let stat: InfoResponse = bed.call("snapshotter.sock", STAT, key("base")).unwrap();
+    assert_eq!(stat.info.unwrap().kind, i32::from(Kind::Committed));
+    let remove = |name: &str| {
+        bed.call::<Empty>("snapshotter.sock", REMOVE, key(name)).map(drop).map_err(|s| s.code())
+    };
+    assert_eq!(remove("base"), Err(Code::FailedPrecondition), "it has children");
+    for name in ["view", "both", "second", "base"] {
+        assert_eq!(remove(name), Ok(()), "{name}");
+    }
+    assert_eq!(remove("base"), Err(Code::NotFound));
+    let lists =
+        ListRequest { filters: vec!["kind==committed".to_owned()], ..ListRequest::default() };
+    // It answers in parts, of which there is none.
+    assert!(bed.call::<ListResponse>("snapshotter.sock", LIST, lists).is_err());
+    let wrong = ListRequest { filters: vec!["name==\"".to_owned()], ..ListRequest::default() };
+    let wrong = bed.call::<ListResponse>("snapshotter.sock", LIST, wrong).unwrap_err();
+    assert_eq!(wrong.code(), Code::InvalidArgument);
+    let other =
+        bed.call::<Empty>("snapshotter.sock", "/runtime.v1.RuntimeService/Version", Empty {});
+    assert_eq!(other.unwrap_err().code(), Code::Unimplemented);
+}
+
+#[test]
+fn the_configuration_is_printed_for_each_runtime() {
+    let imgfs = Imgfs::scratch();
+    let of = |runtime: &str| {
+        imgfs
+            .run(&["snapshotter", "setup", "--for", runtime, "--address", "/run/x.sock"])
+            .success()
+            .stdout
+    };
+    let first = of("containerd-1");
+    assert!(
+        first.contains("version = 2") && first.contains("address = \"/run/x.sock\""),
+        "{first}"
+    );
+    assert!(first.contains("disable_snapshot_annotations = false"), "{first}");
+    let second = of("containerd-2");
+    assert!(
+        second.contains("version = 3")
+            && second.contains("enable_remote_snapshot_annotations = true")
+    );
+    assert!(of("k3s").contains("proxy_plugins.imgfs"));
+    imgfs.run(&["snapshotter", "setup", "--for", "other"]).expect_code(2);
+}

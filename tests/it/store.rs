@@ -1,0 +1,400 @@
+//! `imgfs mount --store`, `imgfs store` and `imgfs-store-helper`, without a container runtime: what containers/image
+//! would do is done by the tests. What podman, buildah and skopeo make of it is in `store_podman`.
+
+use crate::support::hostile::{Access, Fault, Hostile, Match, PASSWORD, USER};
+use crate::support::image::{Image, Index, OCI_TAR};
+use crate::support::layers::{Archive, OCI_ENCRYPTED};
+use crate::support::mount::Mounted;
+use crate::support::need::require;
+use crate::support::store::{StoreBed, chains};
+use crate::support::{text, wait_for};
+use serde_json::Value;
+use std::path::Path;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An image of two layers, the upper of which replaces a file and removes one.
+fn image(variant: &str) -> crate::support::image::Built {
+    let base = Archive::new().dir("etc").file("etc/a", "lower\n").file("etc/gone", "x\n");
+    let top = Archive::new().file("etc/a", "upper\n").whiteout("etc/gone").file("v", variant);
+    Image::new().step("ADD base", &base.gzip()).step("RUN", &top.gzip()).build()
+}
+
+#[test]
+fn a_chain_of_layers_is_shown_by_its_content_and_nothing_else_is_asked_for() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let image = image("1");
+    image.push_to(&hostile, "team/app", "1");
+    let chains = chains(&image);
+    let imgfs = crate::support::cli::Imgfs::scratch();
+    let mount = Mounted::start(imgfs.images_dir(), &[] as &[&str]);
+    hostile.clear_log();
+    // Of what nobody has looked into nothing is known, and no registry is asked.
+    for name in [chains[1].as_str(), "diff1", "x", &"0".repeat(64), "../.trees/y"] {
+        mount
+            .run("stat", &[mount.path(&format!(".imgfs/.trees/{name}"))])
+            .fails_with("No such file");
+    }
+    assert_eq!(hostile.requests(), 0);
+    let rootfs = format!(".imgfs/{}/team/app:1/rootfs", hostile.host());
+    mount.run("ls", &[mount.path(&format!("{rootfs}/etc"))]).success();
+    hostile.clear_log();
+    let tree = |chain: &str, below: &str| mount.cat(&format!(".imgfs/.trees/{chain}/{below}"));
+    assert_eq!(tree(&chains[0], "etc/a").success().text(), "lower\n");
+    assert_eq!(tree(&chains[0], "etc/gone").success().text(), "x\n");
+    assert_eq!(tree(&chains[1], "etc/a").success().text(), "upper\n");
+    tree(&chains[1], "etc/gone").fails_with("No such file");
+    // No file of a chain has attributes of imgfs: they would get into images that are made of it.
+    let dump =
+        mount.run("getfattr", &["-d", &mount.path(&format!(".imgfs/.trees/{}/v", chains[1]))]);
+    assert!(!dump.success().text().contains("imgfs"));
+    let listed = mount.run("ls", &[mount.path(".imgfs/.trees")]).success().text();
+    let mut expected = chains.clone();
+    expected.sort();
+    assert_eq!(listed.lines().collect::<Vec<_>>(), expected);
+    assert!(hostile.log().iter().all(|served| !served.path.contains("/manifests/")));
+}
+
+#[test]
+fn an_image_that_is_prepared_is_in_the_store_and_survives_a_restart_without_its_registry() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let built = image("1");
+    let index = Index::new()
+        .child(&built)
+        .child(&Image::new().platform("linux/s390x").layer(1, 1000).build())
+        .build();
+    index.push_to(&hostile, "team/app", "1");
+    let name = format!("{}/team/app:1", hostile.host());
+    let mut bed = StoreBed::start(&[]);
+    assert!(bed.store().join("overlay-layers/layers.lock").exists(), "it is valid from the start");
+    hostile.clear_log();
+    bed.prepare(&name).success();
+    let asked = |what: &str| hostile.log().iter().filter(|s| s.path.contains(what)).count();
+    // The index, or that its name leads there; the manifest; the configuration, and one pass through each layer.
+    assert!((2..=3).contains(&asked("/manifests/")), "{:?}", hostile.log());
+    let indexed = || bed.listed(&name)["indexed"] == true;
+    wait_for("the passes", PATIENCE, indexed);
+    assert_eq!(asked("/blobs/"), 3, "{:?}", hostile.log());
+
+    let chains = chains(&built);
+    let layers = bed.layers();
+    assert_eq!(layers.iter().map(|l| l["id"].as_str().unwrap()).collect::<Vec<_>>(), chains);
+    assert_eq!(layers[1]["parent"], layers[0]["id"]);
+    assert_eq!(layers[0]["compressed-diff-digest"], built.json()["layers"][0]["digest"]);
+    assert_eq!(layers[0]["compression"], 2);
+    let size =
+        Archive::new().dir("etc").file("etc/a", "lower\n").file("etc/gone", "x\n").to_bytes().len();
+    wait_for("the size", PATIENCE, || bed.layers()[0]["diff-size"] == size);
+    assert_eq!(std::fs::read(bed.store().join("overlay-images/images.json")).unwrap(), b"[]");
+    let dir = bed.store().join("overlay").join(&chains[1]);
+    assert!(!dir.join("lower").exists());
+    assert_eq!(bed.mount.run("cat", &[dir.join("diff/etc/a")]).success().text(), "upper\n");
+    let blob = bed.mount.run("sha256sum", &[dir.join("als/blob")]).success().text();
+    let digest = built.json()["layers"][1]["digest"].as_str().unwrap().to_owned();
+    assert!(digest.ends_with(blob.split(' ').next().unwrap()), "{blob}");
+
+    // Once more: where the name leads, and nothing else.
+    hostile.clear_log();
+    bed.prepare(&name).success();
+    assert_eq!(hostile.requests(), 1, "{:?}", hostile.log());
+    bed.prepare(&format!("{}/team/app@{}", hostile.host(), built.digest())).success();
+    assert_eq!(hostile.requests(), 1, "what is recorded by its digest needs no request");
+
+    drop(hostile);
+    bed.mount.kill9();
+    bed.mount.restart();
+    assert_eq!(bed.mount.run("cat", &[dir.join("diff/etc/a")]).success().text(), "upper\n");
+    assert_eq!(bed.listed(&name)["state"], "lazy");
+}
+
+/// The table of the documentation, as far as no container is needed.
+#[test]
+fn whatever_goes_wrong_means_an_ordinary_pull_and_one_line_in_the_log() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let host = hostile.host();
+    image("1").push_to(&hostile, "team/app", "1");
+    let plain = Archive::new().file("x", "x");
+    Image::new().layer_raw(OCI_ENCRYPTED, b"secret").build().push_to(
+        &hostile,
+        "team/encrypted",
+        "1",
+    );
+    Image::new().layer_raw("application/x-other", b"x").build().push_to(
+        &hostile,
+        "team/unknown",
+        "1",
+    );
+    Image::new().layer_raw(OCI_TAR, &plain.to_bytes()).build().push_to(&hostile, "team/plain", "1");
+    Image::new().platform("linux/s390x").layer(1, 5000).build().push_to(
+        &hostile,
+        "team/other",
+        "1",
+    );
+    image("2").push_to(&hostile, "elsewhere/app", "1");
+    let patterns = format!("{host}/team");
+    let mut bed = StoreBed::start(&["--store-images", &patterns, "--store-min-size", "200"]);
+    for (name, why) in [
+        ("team/encrypted:1", "encrypted"),
+        ("team/unknown:1", "application/x-other"),
+        ("elsewhere/app:1", "--store-images"),
+        ("team/other:1", "not for linux/"),
+    ] {
+        let name = format!("{host}/{name}");
+        let done = bed.prepare(&name).success();
+        assert!(done.stderr.contains("ordinary way"), "{}", done.stderr);
+        assert_eq!(
+            bed.mount.logged(&[&name, "ordinary way", why]).len(),
+            1,
+            "{:?}",
+            bed.mount.log()
+        );
+        let listed = bed.listed(&name);
+        assert_eq!(listed["state"], "ordinary");
+        assert!(listed["reason"].as_str().unwrap().contains(why), "{listed}");
+    }
+    let missing = format!("{host}/team/missing:1");
+    bed.prepare(&missing).fails_with("not found");
+    assert_eq!(bed.mount.logged(&[&missing, "ordinary way"]).len(), 1);
+    for request in ["", "{}", "[]", "{\"x\":{}", "{\"UPPER/x:1:2\":{}}"] {
+        assert!(!bed.prepare_with(request).status.success(), "{request}");
+    }
+    assert!(bed.layers().is_empty());
+    bed.prepare(&format!("{host}/team/plain:1")).success();
+    assert_eq!(bed.layers()[0]["compression"], 0);
+    // The daemon is down at the pull.
+    let name = format!("{host}/team/app:1");
+    bed.mount.kill9();
+    bed.prepare(&name).fails_with("store.sock");
+    assert_eq!(bed.layers().len(), 1, "the store stays what it was");
+    let listed = bed.listed(&format!("{host}/team/plain:1"));
+    assert_eq!(listed["last_error"], "no mount serves the store");
+}
+
+#[test]
+fn a_wrong_blob_withdraws_the_image() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let host = hostile.host();
+    let (good, bad) = (image("good"), image("bad"));
+    good.push_to(&hostile, "team/good", "1");
+    bad.push_to(&hostile, "team/bad", "1");
+    let layer = bad.layers()[1].clone();
+    hostile.on(Match::blobs().about(&layer)).fault(Fault::FlipByte(40));
+    let mut bed = StoreBed::start(&[]);
+    let names = ["good", "bad"].map(|name| format!("{host}/team/{name}:1"));
+    names.iter().for_each(|name| drop(bed.prepare(name).success()));
+    wait_for("the withdrawal", PATIENCE, || bed.listed(&names[1])["state"] == "ordinary");
+    assert_eq!(bed.mount.logged(&[&names[1], "is withdrawn"]).len(), 1);
+    let listed = || -> Vec<String> {
+        let layers = bed.layers();
+        layers.iter().map(|layer| layer["id"].as_str().unwrap().to_owned()).collect()
+    };
+    // What another image has, too, stays.
+    wait_for("the lists", PATIENCE, || listed() == chains(&good));
+    let tree = bed.mount.at().join(".imgfs/.trees").join(&chains(&bad)[1]);
+    bed.mount.run("ls", &[tree.join("etc")]).fails_with("No such file");
+    let again = bed.prepare(&names[1]).success();
+    assert!(again.stderr.contains("withdrawn"), "{}", again.stderr);
+    bed.mount.kill9();
+    bed.mount.restart();
+    assert_eq!(bed.listed(&names[1])["state"], "ordinary", "that is remembered");
+    assert_eq!(bed.listed(&names[0])["state"], "lazy");
+    bed.imgfs_store(&["rm", &names[1], "--graphroot", text(&bed.path(""))]).success();
+    hostile.behave();
+    bed.prepare(&names[1]).success();
+    assert_eq!(
+        bed.listed(&names[1])["state"],
+        "lazy",
+        "after it has been removed it is tried anew"
+    );
+}
+
+#[test]
+fn one_damaged_record_is_set_aside() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let images = ["a", "b"].map(image);
+    let mut bed = StoreBed::start(&[]);
+    for (name, image) in ["a", "b"].iter().zip(&images) {
+        image.push_to(&hostile, &format!("team/{name}"), "1");
+        bed.prepare(&format!("{}/team/{name}:1", hostile.host())).success();
+    }
+    bed.mount.kill9();
+    let record = bed.store().join(".imgfs").join(images[0].digest().trim_start_matches("sha256:"));
+    std::fs::write(record.join("config"), "{").unwrap();
+    bed.mount.restart();
+    assert_eq!(bed.mount.logged(&["damaged"]).len(), 1);
+    assert!(!record.exists());
+    let cat = |image, below: &str| {
+        let tree = format!(".imgfs/.trees/{}/{below}", chains(image)[1]);
+        bed.mount.cat(&tree)
+    };
+    assert_eq!(cat(&images[1], "v").success().text(), "b");
+    assert_eq!(bed.layers().len(), 2, "what cannot be shown is listed no longer");
+    bed.prepare(&format!("{}/team/a:1", hostile.host())).success();
+    assert_eq!(cat(&images[0], "v").success().text(), "a");
+}
+
+#[test]
+fn credentials_that_come_with_an_image_are_used_and_nowhere_written() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let image = image("1");
+    image.push_to(&hostile, "team/app", "1");
+    hostile.set_access(Access::basic());
+    let name = format!("{}/team/app:1", hostile.host());
+    let bed = StoreBed::start(&["--log-level", "debug"]);
+    let login = |user: &str, password: &str| {
+        format!(r#"{{"{name}":{{"username":"{user}","password":"{password}"}}}}"#)
+    };
+    bed.prepare(&name).fails_with("not authorised");
+    bed.prepare_with(&login(USER, "hunter2")).fails_with("not authorised");
+    bed.prepare_with(&login(USER, PASSWORD)).success();
+    let tree = format!(".imgfs/.trees/{}/etc/a", chains(&image)[1]);
+    assert_eq!(bed.mount.cat(&tree).success().text(), "upper\n");
+    let written = bed
+        .mount
+        .run("grep", &["-rl", "hunter2", text(&bed.store()), text(bed.imgfs.images_dir())]);
+    assert!(!written.status.success() && !bed.mount.log().join("\n").contains("hunter2"));
+}
+
+#[test]
+fn images_are_added_listed_removed_and_pruned() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let host = hostile.host();
+    let bed = StoreBed::start(&[]);
+    let images = ["a", "b"].map(image);
+    for (name, image) in ["a", "b"].iter().zip(&images) {
+        image.push_to(&hostile, &format!("team/{name}"), "1");
+    }
+    let names = ["a", "b"].map(|name| format!("{host}/team/{name}:1"));
+    bed.imgfs_store(&["add", &names[0], &format!("{host}/none:1")]).fails_with("none:1");
+    bed.imgfs_store(&["add", &names[0]]).success();
+    bed.prepare(&names[1]).success();
+    let read = |path: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(bed.store().join(path)).unwrap()).unwrap()
+    };
+    let listed = read("overlay-images/images.json");
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    let config = images[0].json()["config"]["digest"].as_str().unwrap().to_owned();
+    let id = config.trim_start_matches("sha256:");
+    assert_eq!(listed[0]["id"], id);
+    assert_eq!(listed[0]["names"], serde_json::json!([names[0]]));
+    assert_eq!(listed[0]["digest"], images[0].digest());
+    assert_eq!(listed[0]["layer"], chains(&images[0])[1]);
+    let manifest =
+        std::fs::read(bed.store().join("overlay-images").join(id).join("manifest")).unwrap();
+    assert_eq!(manifest, images[0].root().bytes);
+
+    let graph = bed.path("graphroot");
+    std::fs::create_dir_all(graph.join("overlay-layers")).unwrap();
+    let graphroot = ["--graphroot", text(&graph)];
+    let pruned = bed.imgfs_store(&[&["prune"][..], &graphroot].concat()).success().text();
+    assert!(pruned.contains("3 kept"), "nothing is a day old: {pruned}");
+    make_old(&bed.store());
+    let missing = bed.path("missing");
+    bed.imgfs_store(&["prune", "--graphroot", text(&missing)]).fails_with("missing");
+    let layers = format!(r#"[{{"id":"c","parent":"{}"}}]"#, chains(&images[1])[1]);
+    std::fs::write(graph.join("overlay-layers/layers.json"), layers).unwrap();
+    bed.imgfs_store(&[&["rm", &names[1]][..], &graphroot].concat()).fails_with("needs its layers");
+    let dry = bed.imgfs_store(&[&["prune", "--dry-run"][..], &graphroot].concat()).success().text();
+    assert!(dry.contains("would remove 0 layers"), "{dry}");
+    std::fs::write(graph.join("overlay-layers/layers.json"), "[]").unwrap();
+    let pruned = bed.imgfs_store(&[&["prune"][..], &graphroot].concat()).success().text();
+    assert!(pruned.contains("removed 1 layer "), "what was added stays: {pruned}");
+    let tree = format!(".imgfs/.trees/{}/v", chains(&images[0])[1]);
+    assert_eq!(bed.mount.cat(&tree).success().text(), "a");
+    bed.imgfs_store(&[&["rm", &names[0]][..], &graphroot].concat()).success();
+    assert!(bed.layers().is_empty());
+    assert_eq!(read("overlay-images/images.json"), serde_json::json!([]));
+    let shown = bed.mount.run("ls", &[bed.mount.path(".imgfs/.trees")]).success().text();
+    assert_eq!(shown, "");
+    assert_eq!(bed.imgfs_store(&["rm", "quay.io/none:1"]).status.code(), Some(1));
+    let setup = bed.imgfs_store(&["setup"]).success().text();
+    assert!(
+        setup.contains(&format!("additionalimagestores = [\"{}\"]", bed.store().display())),
+        "{setup}"
+    );
+    assert!(setup.contains("additional-layer-store-auth-helper"), "{setup}");
+}
+
+/// Makes everything in a store two days old.
+fn make_old(store: &Path) {
+    let path = store.join("overlay-layers/layers.json");
+    let mut layers: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for layer in layers.as_array_mut().unwrap() {
+        layer["created"] = "2024-01-01T00:00:00Z".into();
+    }
+    std::fs::write(&path, layers.to_string()).unwrap();
+    for record in std::fs::read_dir(store.join(".imgfs")).unwrap() {
+        let path = record.unwrap().path().join("source");
+        let mut source: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        source["recorded"] = 1.into();
+        std::fs::write(&path, source.to_string()).unwrap();
+    }
+}
+
+#[test]
+fn a_store_is_not_in_its_mount_and_its_mount_has_no_colon() {
+    require!(Mounts);
+    let imgfs = crate::support::cli::Imgfs::scratch();
+    let place = tempfile::tempdir().unwrap();
+    let at = place.path().join("at");
+    let colon = place.path().join("a:b");
+    for dir in [&at, &colon] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    let socket = place.path().join("socket");
+    let mount = |at: &Path, store: &Path| {
+        let args = ["mount", "--foreground", "--offline", "--images-dir", text(imgfs.images_dir())];
+        let more = ["--store-socket", text(&socket), "--store", text(store), text(at)];
+        imgfs.run(&[&args[..], &more].concat())
+    };
+    mount(&at, &at.join("store")).expect_code(2).stderr_has("in one another");
+    mount(&colon, &place.path().join("store")).expect_code(2).stderr_has("colon");
+}
+
+#[test]
+fn what_a_mount_does_is_counted() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    image("1").push_to(&hostile, "team/app", "1");
+    let socket = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}", socket.path().join("metrics").display());
+    let bed = StoreBed::start(&["--metrics", &address]);
+    let name = format!("{}/team/app:1", hostile.host());
+    bed.prepare(&name).success();
+    wait_for("the passes", PATIENCE, || bed.listed(&name)["indexed"] == true);
+    let tree = format!(".imgfs/.trees/{}/etc/a", chains(&image("1"))[1]);
+    bed.mount.cat(&tree).success();
+    let path = socket.path().join("metrics");
+    let args = ["-sf", "--unix-socket", text(&path), "http://localhost/metrics"];
+    let text = bed.mount.run("curl", &args).success().text();
+    let value = |name: &str| -> f64 {
+        let line =
+            text.lines().find(|line| line.rsplit_once(' ').is_some_and(|(of, _)| of == name));
+        let line = line.unwrap_or_else(|| panic!("{name} is not in:\n{text}"));
+        line.rsplit_once(' ').unwrap().1.parse().unwrap()
+    };
+    for (name, least) in [
+        ("imgfs_cache_requests_total", 2.0),
+        ("imgfs_cache_fetched_bytes_total", 100.0),
+        ("imgfs_cache_reads_total", 1.0),
+        ("imgfs_inflated_bytes_total", 1000.0),
+        ("imgfs_layers_indexed_total", 2.0),
+        ("imgfs_fuse_requests_total{kind=\"lookup\"}", 3.0),
+        ("imgfs_fuse_requests_total{kind=\"read\"}", 1.0),
+        ("imgfs_fuse_read_bytes_total", 6.0),
+        ("imgfs_store_images", 1.0),
+        ("imgfs_store_prepared_total{outcome=\"lazy\"}", 1.0),
+        ("imgfs_store_passes_total{outcome=\"done\"}", 2.0),
+        ("imgfs_fuse_wait_seconds_count{kind=\"lookup\"}", 1.0),
+    ] {
+        assert!(value(name) >= least, "{name}: {}", value(name));
+    }
+}
