@@ -29,6 +29,7 @@ mod open;
 mod remove;
 mod request;
 mod route;
+mod through;
 mod transfer;
 mod usage;
 
@@ -42,7 +43,7 @@ pub use error::{Error, Result};
 pub use index_cache::user_index_cache;
 pub use inspect::{Child, Inspection, LayerReport, Selected, Step, digest, inspect};
 pub use listing::{RegistryListRequest, RegistryListing, RepositoryListing, list_registry};
-pub use mount::{NamespaceRequest, Shown, namespace};
+pub use mount::{NamespaceRequest, Shown, Write, namespace};
 pub use open::{
     FileEntry, FileListing, NamedImage, OpenImage, OpenOptions, Opener, Scratch, this_machine,
     type_name,
@@ -51,6 +52,7 @@ pub use remove::{RemoveReport, RemoveRequest, RemovedImage, remove};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};
+pub use through::Through;
 pub use transfer::{
     Ending, NothingToDo, Observer, Project, Traffic, Transfer, TransferOptions, TransferReport,
     transfer,

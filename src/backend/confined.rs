@@ -266,6 +266,12 @@ impl ConfinedDir {
         }
     }
 
+    /// Removes the directory `path`, which has to be empty.
+    pub fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let (above, name) = self.parent(path)?;
+        Ok(unlinkat(above, name, AtFlags::REMOVEDIR)?)
+    }
+
     /// Flushes the directory `path`, so that the names in it survive a power cut.
     pub fn sync_dir(&self, path: &Path) -> io::Result<()> {
         if_supported(File::from(self.open_dir(path)?.0).sync_all())

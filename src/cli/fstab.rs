@@ -6,12 +6,12 @@
 //!
 //! The source is the directory of images. Options of `imgfs mount` stand there without their dashes,
 //! with `_` for `-`, and several registries with `+` between them, as a comma ends an option:
-//! `registries=quay.io+docker.io/library`. Options that are for mount(8) or systemd are passed over.
+//! `registries=quay.io+docker.io/library`, `write=through+delete`. Options that are for mount(8) or systemd are passed over.
 
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 32] = [
+const OPTIONS: [&str; 37] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -20,6 +20,7 @@ const OPTIONS: [&str; 32] = [
     "concurrency",
     "connect-timeout",
     "connections-per-blob",
+    "dest",
     "gid",
     "image",
     "index",
@@ -30,6 +31,7 @@ const OPTIONS: [&str; 32] = [
     "manifests",
     "max-wait",
     "memory",
+    "no-keep",
     "no-passthrough",
     "offline",
     "plain-http",
@@ -39,11 +41,14 @@ const OPTIONS: [&str; 32] = [
     "registries",
     "resolve",
     "stall-timeout",
+    "strict",
     "tag-ttl",
     "threads",
     "uid",
+    "umask",
     "username",
     "verify-first",
+    "write",
 ];
 
 /// The arguments of `mount.imgfs SOURCE MOUNTPOINT [-sfnv] [-o OPTIONS]` as those of `imgfs mount`.
@@ -82,8 +87,8 @@ fn option(option: &str) -> Option<String> {
     let name = name.replace('_', "-");
     let known = OPTIONS.contains(&name.as_str());
     match value {
-        Some(value) if name == "registries" => {
-            Some(format!("--registries={}", value.replace('+', ",")))
+        Some(value) if matches!(name.as_str(), "registries" | "write") => {
+            Some(format!("--{name}={}", value.replace('+', ",")))
         }
         Some(value) if known => Some(format!("--{name}={value}")),
         None if known => Some(format!("--{name}")),
@@ -104,10 +109,10 @@ mod tests {
             "/mnt/images",
             "-n",
             "-o",
-            "rw,nofail,_netdev,x-systemd.automount,cache_size=20G,plain_http,image=a:1,suid,registries=quay.io+*.a.io",
+            "rw,nofail,_netdev,x-systemd.automount,cache_size=20G,plain_http,image=a:1,suid,registries=quay.io+*.a.io,write=through+delete",
         ];
         let given: Vec<OsString> = given.iter().map(OsString::from).collect();
-        let expected = "mount --cache-size=20G --plain-http --image=a:1 -osuid --registries=quay.io,*.a.io --images-dir /var/lib/images /mnt/images";
+        let expected = "mount --cache-size=20G --plain-http --image=a:1 -osuid --registries=quay.io,*.a.io --write=through,delete --images-dir /var/lib/images /mnt/images";
         let expected: Vec<OsString> = expected.split(' ').map(OsString::from).collect();
         assert_eq!(arguments(&given), expected);
     }

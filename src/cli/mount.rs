@@ -11,8 +11,9 @@ use imgfs::{
     backend::registry::{Reach, RegistryPattern, Requester},
     fuse::{self, MountOptions, Unmounter},
     image::{Platform, PlatformFilter, Reference, Repository},
-    namespace::Settings,
-    ops::{self, NamespaceRequest},
+    namespace::{Keeping, Settings},
+    ops::{self, NamespaceRequest, Through, Write},
+    template::Template,
     transfer::Options,
     util::Budget,
 };
@@ -20,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     Failure, Outcome,
-    args::MountArgs,
+    args::{MountArgs, WriteArg},
     daemon::{self, Ready},
     declared, mounts,
     output::Output,
@@ -80,7 +81,9 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         offline: args.offline,
         cache_dir: args.cache_dir.as_deref().map(absolute).transpose()?,
         cache_bytes: args.cache_size,
+        write: write(args)?,
     };
+    let is_writable = request.write.is_some();
     let runtime = runtime()?;
     let entered = runtime.enter();
     let shown = runtime.block_on(ops::namespace(&request, config)).map_err(|error| {
@@ -92,6 +95,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     let options = MountOptions {
         owner: owner(args),
         inside_owner: (args.uid, args.gid),
+        umask: args.write.umask,
         allow_other: allow_other(args),
         deadline,
         passthrough: !args.no_passthrough,
@@ -103,6 +107,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     };
     // From here on a signal must not end the process while it leaves the mount.
     let signals = signals().map_err(|e| Failure::new(format!("cannot watch for signals: {e}")))?;
+    let view = shown.view.clone();
     let mut mount = fuse::mount(shown.view, &mountpoint, options, runtime.handle().clone())
         .map_err(|e| cannot_mount(&mountpoint, &e))?;
     runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
@@ -115,7 +120,49 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
     drop(entered);
     runtime.shutdown_timeout(GRACE);
-    Ok(Outcome::Done)
+    let waiting = view.writing().map_or(0, |writing| writing.waiting());
+    match args.write.strict && is_writable && waiting > 0 {
+        true => Ok(Outcome::SomeFailed),
+        false => Ok(Outcome::Done),
+    }
+}
+
+/// How the mount is to be written to.
+fn write(args: &MountArgs) -> Result<Option<Write>, Failure> {
+    let write = &args.write;
+    let has = |wanted: WriteArg| write.write.contains(&wanted);
+    if write.write.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |message: &str| Err(Failure::new(message));
+    if args.image.is_some() {
+        return wrong("--write is about a directory of images, and --image shows one image only");
+    }
+    match (has(WriteArg::Local), has(WriteArg::Through), has(WriteArg::Delete)) {
+        (true, true, _) => return wrong("--write is either local or through"),
+        (true, _, true) | (false, false, true) => {
+            return wrong("--write delete is about registries: --write through,delete");
+        }
+        (true, false, false) => {
+            return match (&write.dest, write.no_keep) {
+                (None, false) => Ok(Some(Write::Local)),
+                _ => wrong("--dest and --no-keep are about registries: --write through"),
+            };
+        }
+        _ => {}
+    }
+    if args.offline {
+        return wrong("--write through needs registries, and --offline asks none");
+    }
+    let parse = |text: &String| {
+        Template::parse(text, None).map_err(|e| Failure::new(format!("--dest: {e}")))
+    };
+    let dest = write.dest.as_ref().map(parse).transpose()?;
+    let mut through = Through::new(dest, args.vars.load()?);
+    through.attachments = options(&args.selection)?.attachments;
+    through.deletes = has(WriteArg::Delete);
+    through.keeping = if write.no_keep { Keeping::Drop } else { Keeping::Keep };
+    Ok(Some(Write::Through(Arc::new(through))))
 }
 
 /// The option of mount(8) that means `--allow-other`.

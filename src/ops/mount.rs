@@ -8,7 +8,10 @@ use std::{
 
 use futures_util::future::join_all;
 
-use super::{Error, Result};
+use super::{
+    Error, Result,
+    through::{Registries, Through},
+};
 use crate::{
     backend::{
         self, Backend,
@@ -17,11 +20,10 @@ use crate::{
     },
     cache::{Cache, CacheConfig},
     image::Reference,
-    namespace::{Settings, View},
+    namespace::{Namespace, Settings, View, Writable},
 };
 
 /// What a mount is to show.
-#[derive(Clone, Debug)]
 pub struct NamespaceRequest {
     /// The images_dir, which is created if it does not exist.
     pub images_dir: PathBuf,
@@ -37,12 +39,22 @@ pub struct NamespaceRequest {
     pub cache_dir: Option<PathBuf>,
     /// What the cache may take of the disk, in bytes.
     pub cache_bytes: u64,
+    /// Whether it can be written to.
+    pub write: Option<Write>,
+}
+
+/// How a mount can be written to.
+pub enum Write {
+    /// What is written becomes part of the images_dir.
+    Local,
+    /// And of registries.
+    Through(Arc<Through>),
 }
 
 /// What a mount shows.
 pub struct Shown {
     /// The files and directories, to be given to `fuse::mount`.
-    pub view: Arc<View>,
+    pub view: Arc<dyn Namespace>,
     /// Where its cache is.
     pub cache_dir: PathBuf,
 }
@@ -79,6 +91,7 @@ pub struct Shown {
 ///     offline: true,
 ///     cache_dir: None,
 ///     cache_bytes: 1 << 30,
+///     write: None,
 /// };
 /// let shown = namespace(&request, RegistryConfig::default()).await?;
 /// assert!(shown.view.lookup(ROOT, OsStr::new("blobs")).is_ok());
@@ -87,12 +100,13 @@ pub struct Shown {
 /// ```
 pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Result<Shown> {
     let root = &request.images_dir;
-    if !root.exists() {
+    if !root.exists() || request.write.is_some() {
         ImagesDir::create(root, None, Linking::Auto)?;
     }
     let dir = ImagesDir::open(root)?;
     let (cache_dir, cache) = open_cache(&dir, request);
     let patience = config.patience();
+    let of_upstream = config.clone();
     let source: Arc<dyn Backend> = Arc::new(Registry::new(config));
     let (source, cache) = match (request.offline, cache) {
         (true, Ok(cache)) => (None, Some(cache)),
@@ -112,6 +126,14 @@ pub async fn namespace(request: &NamespaceRequest, config: RegistryConfig) -> Re
     if !request.offline {
         look_up(&view, &request.images, patience).await;
     }
+    let view: Arc<dyn Namespace> = match &request.write {
+        None => view,
+        Some(Write::Local) => Writable::new(view, None)?,
+        Some(Write::Through(through)) => {
+            let upstream = Arc::new(Registries::new(through.clone(), of_upstream)?);
+            Writable::new(view, Some(upstream))?
+        }
+    };
     Ok(Shown { view, cache_dir })
 }
 
