@@ -120,7 +120,10 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
     drop(entered);
     runtime.shutdown_timeout(GRACE);
-    let waiting = view.writing().map_or(0, |writing| writing.waiting());
+    let waiting = view.writing().map_or(0, |writing| {
+        writing.end();
+        writing.waiting()
+    });
     match args.write.strict && is_writable && waiting > 0 {
         true => Ok(Outcome::SomeFailed),
         false => Ok(Outcome::Done),

@@ -155,8 +155,8 @@ pub(crate) fn umount(args: &UmountArgs, output: &Arc<Output>) -> Result<Outcome,
     let mountpoint =
         real_path(&args.mountpoint).map_err(|e| Failure::new(format!("{named}: {e}")))?;
     let list = "`imgfs mounts` lists where it is";
-    match mounted_at(&mountpoint)? {
-        Some(mount) if mount.is_own() => {}
+    let is_writable = match mounted_at(&mountpoint)? {
+        Some(mount) if mount.is_own() => mount.is_writable,
         Some(mount) => {
             let message = format!("{named}: {} is mounted there, and not imgfs", mount.kind);
             return Err(Failure::new(message).hint(list));
@@ -164,8 +164,8 @@ pub(crate) fn umount(args: &UmountArgs, output: &Arc<Output>) -> Result<Outcome,
         None => {
             return Err(Failure::new(format!("{named}: imgfs is not mounted there")).hint(list));
         }
-    }
-    let pending = Pending::of(&mountpoint);
+    };
+    let pending = if is_writable { Pending::of(&mountpoint) } else { Pending(Vec::new()) };
     unmount(&mountpoint, args.lazy)?;
     output.line(&format!("{} is unmounted", shown(&mountpoint)));
     for line in pending.lines() {
@@ -262,7 +262,8 @@ pub(crate) fn list(_: &MountsArgs, output: &Arc<Output>) -> Result<Outcome, Fail
     let mut rows = vec![["MOUNTPOINT", "IMAGES", "USER", "CACHE"].map(str::to_owned).to_vec()];
     for mount in &mounts {
         let cache = allocated(&mount.cache_dir());
-        let pending = if mount.is_writable { Pending::of(&mount.mountpoint) } else { Pending(Vec::new()) };
+        let pending =
+            if mount.is_writable { Pending::of(&mount.mountpoint) } else { Pending(Vec::new()) };
         let mut event = json!({
             "mountpoint": mount.mountpoint.to_string_lossy(),
             "images_dir": mount.source.to_string_lossy(),

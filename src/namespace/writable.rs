@@ -246,6 +246,7 @@ impl Writable {
         if let Some(path) = path {
             self.table.unname(&path, file);
             self.table.unhide(&path);
+            self.restore_time(path.rsplit_once('/').map_or("", |(above, _)| above));
         }
         self.forget_unknown(file.ino);
     }
@@ -348,6 +349,13 @@ impl Writable {
     fn lookup_in_view(&self, parent: u64, name: &OsStr, path: &str) -> Result<Found> {
         let is_hidden = self.table.is_hidden(path);
         match self.view.lookup(parent, name) {
+            Ok(Found::Entry(entry)) if entry.attributes.kind == FileKind::Dir => {
+                if self.is_directory_there(path, &entry, is_hidden) {
+                    return Ok(Found::Entry(entry));
+                }
+                self.view.forget(entry.attributes.ino, 1);
+                Ok(Found::Absent(Duration::ZERO))
+            }
             Ok(Found::Entry(entry)) if is_hidden => {
                 // Another process has brought it back, or a registry still has it.
                 if self.is_elsewhere(entry.attributes.ino) {
@@ -367,6 +375,25 @@ impl Writable {
     }
 
     // --- directories ---
+
+    /// Whether a directory that the view shows is there. All that may lead to an image at a registry is, as long as
+    /// registries are asked.
+    fn is_directory_there(&self, path: &str, entry: &Entry, is_hidden: bool) -> bool {
+        if path == names::inside_path("") || self.table.leads_to(path) {
+            return true;
+        }
+        if path == names::BLOBS {
+            return !is_hidden;
+        }
+        let is_here = entry.attributes.local.is_some();
+        let is_known = || {
+            let catalogue = self.catalogue();
+            !catalogue.below(path).is_empty()
+                || !catalogue.names(path).is_empty()
+                || names::repository_of(path).is_some_and(|name| !catalogue.names(name).is_empty())
+        };
+        is_here || self.catalogue().source().is_some() || is_known()
+    }
 
     fn listing_of(&self, ino: u64, path: &str) -> Listing {
         let above = path.rsplit_once('/').map_or("", |(above, _)| above);
@@ -686,6 +713,7 @@ impl Writing for Writable {
         let path = self.path_to_change(parent, name)?;
         let place = Place::of(&path).ok_or_else(|| invalid(&path))?;
         self.begin()?;
+        self.table.touch_above(&path);
         let known = self.table.named(&path);
         if exclusive && known.is_some() {
             return Err(ViewError::Refused(Refusal::Exists, path));
@@ -789,6 +817,7 @@ impl Writing for Writable {
             return Err(ViewError::Refused(Refusal::Exists, path));
         }
         self.begin()?;
+        self.table.touch_above(&path);
         self.table.unhide(&path);
         if place::is_below_dot(&path) {
             self.table.add_directory(&path);
@@ -841,6 +870,12 @@ impl Writing for Writable {
     fn waiting(&self) -> usize {
         let all = self.table.all();
         all.iter().filter(|file| matches!(file.state().stage, Stage::Waiting(_))).count()
+    }
+
+    fn end(&self) {
+        if let Err(error) = self.store.end() {
+            self.log(&disk("", "removing pending files", error));
+        }
     }
 
     fn refuse(&self, parent: u64, name: &OsStr, what: &str) -> ViewError {

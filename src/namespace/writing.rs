@@ -103,6 +103,9 @@ pub trait Writing: Send + Sync + 'static {
     /// How many manifests wait for what they name.
     fn waiting(&self) -> usize;
 
+    /// Nobody writes any more: removes what has not become whole. Whole manifests go on to wait.
+    fn end(&self);
+
     /// Refuses what can be created nowhere, such as symbolic links.
     fn refuse(&self, parent: u64, name: &OsStr, what: &str) -> ViewError;
 }

@@ -56,3 +56,5 @@ mod selftest_push_faults;
 mod tasks;
 mod tls;
 mod trees;
+mod write;
+mod write_through;

@@ -51,6 +51,7 @@ impl Writable {
                     self.dir().create_dir(path).map_err(|e| failed(&e))?;
                 }
                 self.dir().set_time(path, mtime).map_err(|e| failed(&e))?;
+                self.table().note_time(path, mtime);
             }
         } else if matches!(node.kind, Kind::Local | Kind::LocalTag) {
             self.set_time(path, mtime)?;
@@ -117,7 +118,7 @@ impl Writable {
         if self.table().remove_directory(&path) {
             return Ok(());
         }
-        if path == names::BLOBS || !super::place::can_be_directory(&path) {
+        if !super::place::can_be_directory(&path) {
             return Err(refused(Refusal::NotPermitted, format!("{path}: it cannot be removed")));
         }
         let Found::Entry(entry) = self.view.lookup(parent, name)? else {
@@ -129,12 +130,26 @@ impl Writable {
         if listed?.is_none_or(|listing| !listing.is_empty()) {
             return Err(not_empty());
         }
-        self.dir().remove_dir(&path).map_err(|e| failed(&e))?;
+        self.table().touch_above(&path);
+        // The tree's own state is there, too, and stays.
+        if path != names::BLOBS {
+            self.dir().remove_dir(&path).map_err(|e| failed(&e))?;
+        }
         self.table().hide(&path);
         Ok(())
     }
 
+    /// Gives a directory the time again that has been set of it, after something in it has been published.
+    pub(super) fn restore_time(&self, path: &str) {
+        if let Some(time) = self.table().noted_time(path)
+            && let Err(error) = self.dir().set_time(path, time)
+        {
+            self.log(&failed(&error));
+        }
+    }
+
     pub(super) async fn remove_file(&self, parent: u64, name: &OsStr, path: &str) -> Result<()> {
+        self.table().touch_above(path);
         if let Some(file) = self.table().named(path) {
             let replaces = file.state().replaces;
             file.state().path = None;
@@ -269,6 +284,8 @@ impl Writable {
         }
         let place = Place::of(&new).ok_or_else(|| invalid(&new))?;
         self.begin()?;
+        self.table().touch_above(&old);
+        self.table().touch_above(&new);
         let target = self.peek(to.0, to.1, &new)?;
         if !replace && (target.is_some() || self.table().named(&new).is_some()) {
             return Err(refused(Refusal::Exists, new));
@@ -421,6 +438,7 @@ impl Writable {
         let new = self.path_to_change(parent, name)?;
         let place = Place::of(&new).ok_or_else(|| invalid(&new))?;
         self.begin()?;
+        self.table().touch_above(&new);
         let target = self.peek(parent, name, &new)?;
         if target.is_some() || self.table().named(&new).is_some() {
             return Err(refused(Refusal::Exists, new));

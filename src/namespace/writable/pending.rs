@@ -238,9 +238,15 @@ impl Pending {
         self.read_at(0, usize::try_from(size).unwrap_or(0))
     }
 
-    /// The records of another images_dir.
-    pub(super) fn records(&self) -> io::Result<Bytes> {
-        self.read_all(MAX_RECORDS)
+    /// The records of another images_dir, of which only the size is kept from now on. `None` if it was before.
+    pub(super) fn take_records(&self) -> io::Result<Option<Bytes>> {
+        if matches!(self.state().content, Content::Size(..)) {
+            return Ok(None);
+        }
+        let records = self.read_all(MAX_RECORDS)?;
+        let look = self.look();
+        self.state().content = Content::Size(look.size, look.mtime);
+        Ok(Some(records))
     }
 
     fn seek(&self, from: impl FnOnce(u64) -> SeekFrom, offset: u64) -> io::Result<Option<u64>> {

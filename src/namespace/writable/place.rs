@@ -10,7 +10,10 @@ use crate::{
 const FOREIGN_STATE: &str = "blobs/.imgfs/";
 
 /// What in it cannot be found out again.
-const FOREIGN_RECORDS: &str = "blobs/.imgfs/records";
+pub(super) const FOREIGN_RECORDS: &str = "blobs/.imgfs/records";
+
+/// What that is called on its way.
+const RECORDS_ON_THEIR_WAY: &str = "blobs/.imgfs/.records.";
 
 /// What a file is written as.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +26,7 @@ pub(super) enum Place {
     Dot,
     /// Something of the state of another images_dir, of which nobody needs the content.
     Foreign,
-    /// The records of another images_dir.
+    /// The records of another images_dir, also on their way.
     Records,
 }
 
@@ -53,6 +56,7 @@ impl Place {
         if is_below_dot(path) {
             return Some(match path {
                 FOREIGN_RECORDS => Self::Records,
+                _ if path.starts_with(RECORDS_ON_THEIR_WAY) => Self::Records,
                 _ if path.starts_with(FOREIGN_STATE) => Self::Foreign,
                 _ => Self::Dot,
             });
@@ -115,6 +119,7 @@ mod tests {
             ("blobs/.imgfs/layout".into(), Some(Place::Foreign)),
             ("blobs/.imgfs/partial/x".into(), Some(Place::Foreign)),
             ("blobs/.imgfs/records".into(), Some(Place::Records)),
+            ("blobs/.imgfs/.records.XyZ".into(), Some(Place::Records)),
             ("blobs/x".into(), None),
             ("blobs/sha256:abc".into(), None),
             ("README".into(), None),

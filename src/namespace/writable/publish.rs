@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{
     Writable,
     pending::{Pending, Stage},
-    place::{ManifestPlace, Name, Place},
+    place::{FOREIGN_RECORDS, ManifestPlace, Name, Place},
     staged::Staged,
     store::StoredFile,
 };
@@ -149,10 +149,12 @@ impl Writable {
         };
         match place {
             Place::Dot | Place::Foreign => Ok(()),
+            Place::Records if *path != *FOREIGN_RECORDS => Ok(()),
             Place::Records => {
                 let (file, dir) = (file.clone(), self.dir().clone());
                 blocking(move || {
-                    let records = file.records().map_err(|e| disk(&path, "reading", e))?;
+                    let records = file.take_records().map_err(|e| disk(&path, "reading", e))?;
+                    let records = records.unwrap_or_default();
                     dir.take_records(&records).map_err(|e| failed(&e))
                 })
                 .await

@@ -164,6 +164,11 @@ impl Store {
         Ok(waiting)
     }
 
+    /// Removes what was being written, since nobody writes any more.
+    pub(super) fn end(&self) -> io::Result<()> {
+        self.clear(DATA)
+    }
+
     /// A number that no file has.
     pub(super) fn next(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)

@@ -12,6 +12,9 @@ use crate::util::locked;
 /// Names that are remembered to have been removed.
 const MAX_HIDDEN: usize = 100_000;
 
+/// Directories of which is remembered which times have been set.
+const MAX_TIMES: usize = 100_000;
+
 /// What is being written.
 #[derive(Default)]
 pub(super) struct Table(Mutex<Entries>);
@@ -24,6 +27,8 @@ struct Entries {
     claims: HashSet<(u32, Box<str>)>,
     /// Directories whose names begin with a dot, and those in them, with the times that have been set.
     directories: BTreeMap<Box<str>, Option<(i64, u32)>>,
+    /// The times that have been set of other directories since somebody has created or removed a name in them.
+    times: HashMap<Box<str>, (i64, u32)>,
     /// What has been removed, and that a registry may have all the same.
     hidden: HashSet<Box<str>>,
     next: u64,
@@ -127,6 +132,30 @@ impl Table {
         directory.map(|known| *known = Some(time)).is_some()
     }
 
+    /// Notes the time that has been set of another directory, which it keeps when what is pending in it is published.
+    pub(super) fn note_time(&self, path: &str, time: (i64, u32)) {
+        let mut entries = self.entries();
+        // Whatever is forgotten is only a time.
+        if entries.times.len() >= MAX_TIMES {
+            entries.times.clear();
+        }
+        entries.times.insert(path.into(), time);
+    }
+
+    /// The time that has been set of another directory.
+    pub(super) fn noted_time(&self, path: &str) -> Option<(i64, u32)> {
+        self.entries().times.get(path).copied()
+    }
+
+    /// Somebody creates or removes a name in the directory that `path` is in.
+    pub(super) fn touch_above(&self, path: &str) {
+        let mut entries = self.entries();
+        if !entries.times.is_empty() {
+            let above = path.rsplit_once('/').map_or("", |(above, _)| above);
+            entries.times.remove(above);
+        }
+    }
+
     /// Removes such a directory. Whether there was one.
     pub(super) fn remove_directory(&self, path: &str) -> bool {
         self.entries().directories.remove(path).is_some()
@@ -158,6 +187,18 @@ impl Table {
             }
         }
         found.into_iter().collect()
+    }
+
+    /// Whether the directory `dir` is on the way to any of them.
+    pub(super) fn leads_to(&self, dir: &str) -> bool {
+        let entries = self.entries();
+        let prefix = format!("{dir}/");
+        let range = (Bound::Included(prefix.as_str()), Bound::Unbounded);
+        let is_below = |path: &str| path.starts_with(&prefix);
+        let mut names = entries.names.range::<str, _>(range).map(|(path, _)| path);
+        let mut directories = entries.directories.range::<str, _>(range).map(|(path, _)| path);
+        names.next().is_some_and(|path| is_below(path))
+            || directories.next().is_some_and(|path| is_below(path))
     }
 
     // --- what has been removed ---
