@@ -237,6 +237,7 @@ impl Writable {
         if let Some(path) = path {
             self.table.unname(&path, file);
         }
+        file.discard();
         self.forget_unknown(file.ino);
     }
 
@@ -472,11 +473,16 @@ impl Writable {
     /// Opens a file that is pending or has been for reading.
     fn open_pending(&self, file: &Arc<Pending>) -> Result<Handle> {
         let state = file.state();
-        let is_free = matches!(state.stage, Stage::Published) || state.place == Place::Dot;
+        let is_published = matches!(state.stage, Stage::Published);
+        let is_dot = state.place == Place::Dot;
         let path = state.path.clone().unwrap_or_default();
         drop(state);
-        if is_free {
-            return Ok(Handle::Pending(PendingHandle { file: file.clone(), writes: false }));
+        if is_published {
+            let opened = file.open_published().map_err(|e| disk(&path, "opening", e))?;
+            return Ok(opened.unwrap_or_else(|| Handle::Pending(PendingHandle::new(file, false))));
+        }
+        if is_dot {
+            return Ok(Handle::Pending(PendingHandle::new(file, false)));
         }
         let reason = format!("{path}: it is being written, or waits for what it names");
         Err(ViewError::Refused(Refusal::Busy, reason))
@@ -668,6 +674,12 @@ impl Namespace for Writable {
     }
 }
 
+impl Drop for Writable {
+    fn drop(&mut self) {
+        Writing::end(self);
+    }
+}
+
 /// The process that a thread belongs to; 0 if nobody knows.
 fn process_of(thread: u32) -> u32 {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
@@ -738,17 +750,14 @@ impl Writing for Writable {
 
     fn open_to_write(&self, ino: u64, caller: Caller) -> Result<Handle> {
         if let Some(file) = self.table.inode(ino) {
-            let path = file.state().path.clone();
-            if let Some(path) = path.filter(|_| !matches!(file.state().stage, Stage::Published)) {
-                self.table.unclaim(caller.thread, &path);
-                self.begin()?;
-                return Ok(self.opened(&file, caller));
-            }
-            let path = file.state().path.clone();
-            return self.begin_to_replace(ino, &path, caller);
+            // What has been published since it was looked up is replaced by itself, if it is written to.
+            let path = file.state().path.clone().ok_or(ViewError::Stale)?;
+            self.table.unclaim(caller.thread, &path);
+            self.begin()?;
+            return Ok(self.opened(&file, caller));
         }
         let path = self.view.inodes().path_of(ino)?;
-        self.begin_to_replace(ino, &Some(path), caller)
+        self.begin_to_replace(ino, &path, caller)
     }
 
     fn change(&self, ino: u64, changes: Changes) -> Result<Entry> {
@@ -892,11 +901,8 @@ impl Writing for Writable {
 impl Writable {
     /// A file that has just been opened for writing.
     fn opened(&self, file: &Arc<Pending>, caller: Caller) -> Handle {
-        let mut state = file.state();
-        state.writers += 1;
-        state.opener = process_of(caller.thread);
-        drop(state);
-        Handle::Pending(PendingHandle { file: file.clone(), writes: true })
+        file.state().opener = process_of(caller.thread);
+        Handle::Pending(PendingHandle::new(file, true))
     }
 
     /// Whether it is time to judge what has been written.
@@ -914,33 +920,18 @@ impl Writable {
     }
 
     /// Begins a file that is to replace what `ino` is, which has this path. The kernel is to look it up again.
-    fn begin_to_replace(
-        &self,
-        ino: u64,
-        path: &Option<Box<str>>,
-        caller: Caller,
-    ) -> Result<Handle> {
-        let Some(path) = path else { return Err(ViewError::Stale) };
+    fn begin_to_replace(&self, ino: u64, path: &str, caller: Caller) -> Result<Handle> {
         let place = Place::of(path).ok_or_else(|| {
             ViewError::Refused(Refusal::ReadOnly, format!("{path}: it is read-only"))
         })?;
         self.begin()?;
         if self.table.named(path).is_none() {
-            let base = match self.table.inode(ino) {
-                Some(file) => {
-                    let look = file.look();
-                    let handle = Handle::Pending(PendingHandle { file, writes: false });
-                    (handle, look.size, look.mtime)
-                }
-                None => {
-                    let entry = self.view.attributes_now(ino)?.ok_or(ViewError::Stale)?;
-                    let opened = match self.view.open_now(ino)? {
-                        Some(handle) => handle,
-                        None => tokio::runtime::Handle::current().block_on(self.view.open(ino))?,
-                    };
-                    (opened, entry.attributes.size, entry.attributes.mtime)
-                }
+            let entry = self.view.attributes_now(ino)?.ok_or(ViewError::Stale)?;
+            let opened = match self.view.open_now(ino)? {
+                Some(handle) => handle,
+                None => tokio::runtime::Handle::current().block_on(self.view.open(ino))?,
             };
+            let base = (opened, entry.attributes.size, entry.attributes.mtime);
             let file = self.pending_of(path, place, base);
             file.state().replaces = true;
             self.table.name(path, &file);

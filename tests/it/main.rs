@@ -57,4 +57,5 @@ mod tasks;
 mod tls;
 mod trees;
 mod write;
+mod write_hard;
 mod write_through;

@@ -152,8 +152,8 @@ impl Writable {
         self.table().touch_above(path);
         if let Some(file) = self.table().named(path) {
             let replaces = file.state().replaces;
-            file.state().path = None;
             self.table().unname(path, &file);
+            file.remove();
             if !replaces {
                 return Ok(());
             }
@@ -303,6 +303,10 @@ impl Writable {
             let reason = format!("{old}: a blob that has been published has no other name");
             return Err(refused(Refusal::NotPermitted, reason));
         };
+        if matches!(was.name, Name::Digest(_)) {
+            let reason = format!("{old}: it has the name of its digest; it can be copied");
+            return Err(refused(Refusal::NotPermitted, reason));
+        }
         if let (Name::Tag(_), Some(upstream)) = (&was.name, self.upstream())
             && !upstream.deletes()
         {
@@ -324,15 +328,13 @@ impl Writable {
         place: Place,
         replaces: bool,
     ) -> Result<()> {
-        let (was, was_replacing, is_open, is_written) = {
+        let (was, was_replacing, was_at, is_open, is_written) = {
             let mut state = file.state();
             let was = std::mem::replace(&mut state.place, place);
             let was_replacing = std::mem::replace(&mut state.replaces, replaces);
+            let was_at = std::mem::replace(&mut state.stage, Stage::Writing);
             state.path = Some(new.into());
-            if matches!(state.stage, Stage::Waiting(_)) {
-                state.stage = Stage::Writing;
-            }
-            (was, was_replacing, state.writers > 0, state.is_written)
+            (was, was_replacing, was_at, state.writers > 0, state.is_written)
         };
         self.table().unname(old, file);
         let replaced = self.table().name(new, file);
@@ -349,7 +351,7 @@ impl Writable {
                 state.place = was;
                 state.replaces = was_replacing;
                 state.path = Some(old.into());
-                state.stage = Stage::Writing;
+                state.stage = was_at;
                 drop(state);
                 self.table().name(old, file);
                 if let Some(replaced) = replaced {
@@ -359,7 +361,7 @@ impl Writable {
             return Err(error);
         }
         if let Some(replaced) = replaced {
-            replaced.state().path = None;
+            replaced.remove();
             self.forget_unknown(replaced.ino);
         }
         Ok(())
@@ -428,7 +430,7 @@ impl Writable {
             return Err(error);
         }
         if let Some(replaced) = replaced {
-            replaced.state().path = None;
+            replaced.remove();
             self.forget_unknown(replaced.ino);
         }
         Ok(file)
@@ -450,7 +452,7 @@ impl Writable {
                     let reason = format!("{}: it is being written", old.unwrap_or_default());
                     return Err(refused(Refusal::Busy, reason));
                 }
-                (Handle::Pending(PendingHandle { file, writes: false }), mtime, old)
+                (Handle::Pending(PendingHandle::new(&file, false)), mtime, old)
             }
             None => {
                 let entry = self.attributes_now(ino)?.ok_or(ViewError::Stale)?;

@@ -58,6 +58,8 @@ pub(super) struct State {
     content: Content,
     /// Whether something published has the same name, and is to be replaced.
     pub replaces: bool,
+    /// How often it is open.
+    pub opens: usize,
     /// How often it is open for writing.
     pub writers: usize,
     /// The process that has opened it for writing last; 0 if nobody knows.
@@ -145,6 +147,7 @@ impl Pending {
             place,
             content,
             replaces: false,
+            opens: 0,
             writers: 0,
             opener: 0,
             is_written: false,
@@ -450,6 +453,40 @@ impl Pending {
         hashing::digest(&file, size, algorithm, &self.hashing, &self.prefix)
     }
 
+    /// What is read of it by whoever opens it now that it has been published; it stays what it is.
+    pub(super) fn open_published(&self) -> io::Result<Option<Handle>> {
+        let base = match &self.state().content {
+            Content::Base(handle, ..) => handle.clone(),
+            Content::File(..) | Content::Size(..) => return Ok(None),
+        };
+        Ok(match &*base {
+            Handle::File(file) => Some(Handle::File(file.try_clone()?)),
+            Handle::Content(bytes) => Some(Handle::Content(bytes.clone())),
+            _ => None,
+        })
+    }
+
+    /// It has been removed: whoever has it open keeps it, and nothing comes of it.
+    pub(super) fn remove(&self) {
+        let mut state = self.state();
+        state.path = None;
+        state.place = Place::Dot;
+        if matches!(state.stage, Stage::Waiting(_)) {
+            state.stage = Stage::Rejected;
+        }
+        drop(state);
+        self.discard();
+    }
+
+    /// Gives its space back, if nobody can reach it any more.
+    pub(super) fn discard(&self) {
+        let mut state = self.state();
+        let is_reachable = state.opens > 0 || state.path.is_some();
+        if !is_reachable && matches!(state.content, Content::File(..)) {
+            state.content = Content::Size(0, (0, 0));
+        }
+    }
+
     /// Its file, to be published. Nothing is to be written to it any more.
     pub(super) fn stored(&self) -> io::Result<(Arc<File>, PathBuf)> {
         let file = self.file(u64::MAX)?;
@@ -506,6 +543,14 @@ pub struct PendingHandle {
 }
 
 impl PendingHandle {
+    pub(super) fn new(file: &Arc<Pending>, writes: bool) -> Self {
+        let mut state = file.state();
+        state.opens += 1;
+        state.writers += usize::from(writes);
+        drop(state);
+        Self { file: file.clone(), writes }
+    }
+
     /// Reads up to `length` bytes.
     pub(in crate::namespace) async fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         let file = self.file.clone();
@@ -569,5 +614,14 @@ impl PendingHandle {
 
     fn check(&self) -> io::Result<()> {
         if self.writes { Ok(()) } else { Err(Errno::BADF.into()) }
+    }
+}
+
+impl Drop for PendingHandle {
+    fn drop(&mut self) {
+        let mut state = self.file.state();
+        state.opens = state.opens.saturating_sub(1);
+        drop(state);
+        self.file.discard();
     }
 }

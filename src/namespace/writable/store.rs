@@ -16,7 +16,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -45,6 +45,8 @@ pub(super) struct Store {
     root: ConfinedDir,
     dir: PathBuf,
     next: AtomicU64,
+    /// Whether the mount has ended: manifests that wait stay then.
+    is_over: AtomicBool,
     _lock: File,
 }
 
@@ -69,6 +71,7 @@ struct Line {
 pub(super) struct StoredFile {
     store: Arc<Store>,
     path: PathBuf,
+    is_waiting: bool,
 }
 
 impl StoredFile {
@@ -79,6 +82,9 @@ impl StoredFile {
 
 impl Drop for StoredFile {
     fn drop(&mut self) {
+        if self.is_waiting && self.store.is_over.load(Ordering::Relaxed) {
+            return;
+        }
         // What cannot be removed now goes when the next mount takes up the directory.
         let _ = self.store.root.remove_if_there(&self.path);
     }
@@ -103,7 +109,13 @@ impl Store {
                 Err(TryLockError::WouldBlock) => continue,
                 Err(TryLockError::Error(e)) => return Err(e),
             }
-            let left = Self { root: root.clone(), dir, next: AtomicU64::new(1), _lock: lock };
+            let left = Self {
+                root: root.clone(),
+                dir,
+                next: AtomicU64::new(1),
+                is_over: AtomicBool::new(false),
+                _lock: lock,
+            };
             left.clear(DATA)?;
             let waiting = left.waiting()?;
             match &own {
@@ -111,7 +123,7 @@ impl Store {
                     let own = own.insert(Arc::new(left));
                     found.extend(waiting.into_iter().map(|(name, kept)| {
                         let path = own.dir.join(name);
-                        (kept, StoredFile { store: own.clone(), path })
+                        (kept, StoredFile { store: own.clone(), path, is_waiting: true })
                     }));
                 }
                 Some(own) => {
@@ -166,6 +178,7 @@ impl Store {
 
     /// Removes what was being written, since nobody writes any more.
     pub(super) fn end(&self) -> io::Result<()> {
+        self.is_over.store(true, Ordering::Relaxed);
         self.clear(DATA)
     }
 
@@ -178,7 +191,7 @@ impl Store {
     pub(super) fn create(self: &Arc<Self>) -> io::Result<(File, StoredFile)> {
         let path = self.dir.join(format!("{DATA}{}", self.next()));
         let file = self.root.create_new(&path)?;
-        Ok((file, StoredFile { store: self.clone(), path }))
+        Ok((file, StoredFile { store: self.clone(), path, is_waiting: false }))
     }
 
     /// Keeps a whole manifest for the time after this mount.
@@ -197,6 +210,6 @@ impl Store {
         let kept = self.dir.join(format!("{WAITING}{}", self.next()));
         self.root.rename(&stored.path, &kept)?;
         self.root.sync_dir(&self.dir)?;
-        Ok(StoredFile { store: self.clone(), path: kept })
+        Ok(StoredFile { store: self.clone(), path: kept, is_waiting: true })
     }
 }
