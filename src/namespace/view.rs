@@ -166,8 +166,8 @@ impl View {
         inside.in_tree(ino).map(|(id, node)| (inside, id, node))
     }
 
-    /// What `path` leads to.
-    fn look(&self, path: &str) -> Result<Found> {
+    /// What `path` leads to. [`Found::Entry`] tells the kernel of it once more.
+    pub(super) fn look(&self, path: &str) -> Result<Found> {
         match &self.inside {
             Some(inside) if form(path) == Form::Inside => inside.look(path),
             _ => self.repositories.look(path),

@@ -919,6 +919,16 @@ impl Writable {
         }
     }
 
+    /// The content of something published, with its size and time. It may wait.
+    fn base_of(&self, ino: u64) -> Result<(Handle, u64, (i64, u32))> {
+        let entry = self.view.attributes_now(ino)?.ok_or(ViewError::Stale)?;
+        let opened = match self.view.open_now(ino)? {
+            Some(handle) => handle,
+            None => tokio::runtime::Handle::current().block_on(self.view.open(ino))?,
+        };
+        Ok((opened, entry.attributes.size, entry.attributes.mtime))
+    }
+
     /// Begins a file that is to replace what `ino` is, which has this path. The kernel is to look it up again.
     fn begin_to_replace(&self, ino: u64, path: &str, caller: Caller) -> Result<Handle> {
         let place = Place::of(path).ok_or_else(|| {
@@ -926,12 +936,18 @@ impl Writable {
         })?;
         self.begin()?;
         if self.table.named(path).is_none() {
-            let entry = self.view.attributes_now(ino)?.ok_or(ViewError::Stale)?;
-            let opened = match self.view.open_now(ino)? {
-                Some(handle) => handle,
-                None => tokio::runtime::Handle::current().block_on(self.view.open(ino))?,
+            let base = match self.base_of(ino) {
+                // It has just been replaced: then this replaces what is there now.
+                Err(ViewError::Stale) => match self.view.look(path)? {
+                    Found::Entry(entry) => {
+                        let base = self.base_of(entry.attributes.ino);
+                        self.view.forget(entry.attributes.ino, 1);
+                        base?
+                    }
+                    _ => return Err(ViewError::Stale),
+                },
+                base => base?,
             };
-            let base = (opened, entry.attributes.size, entry.attributes.mtime);
             let file = self.pending_of(path, place, base);
             file.state().replaces = true;
             self.table.name(path, &file);

@@ -161,7 +161,7 @@ impl Writable {
             }
             Place::Blob(digest) => {
                 self.publish_blob(file, &path, digest).await?;
-                self.arrived(digest).await
+                self.arrived(vec![digest]).await
             }
             Place::Manifest(place) => {
                 let file_to_read = file.clone();
@@ -205,11 +205,10 @@ impl Writable {
         Ok(())
     }
 
-    /// Publishes the manifests that have waited for `digest`, and those that have waited for them. The first error
+    /// Publishes the manifests that have waited for what has been `brought`, and those that have waited for them. The first error
     /// is that of the call that has brought it; those manifests are not kept.
-    pub(super) async fn arrived(&self, digest: Digest) -> Result<()> {
+    pub(super) async fn arrived(&self, mut brought: Vec<Digest>) -> Result<()> {
         let mut ended = Ok(());
-        let mut brought = vec![digest];
         while let Some(digest) = brought.pop() {
             for file in self.table().all() {
                 let waiting = match &file.state().stage {
@@ -219,7 +218,7 @@ impl Writable {
                 if !waiting.document.names(&digest) {
                     continue;
                 }
-                match Box::pin(self.publish_one(&file, false)).await {
+                match self.publish_one(&file, false).await {
                     Ok(true) => brought.extend(waiting.document.digest()),
                     Ok(false) => {}
                     Err(error) => {
@@ -238,14 +237,17 @@ impl Writable {
 
     /// Publishes a manifest that waits, if it lacks nothing any more, and then what has waited for it.
     async fn publish_manifest(&self, file: &Arc<Pending>, is_new: bool) -> Result<()> {
-        let digest = match &file.state().stage {
-            Stage::Waiting(waiting) => waiting.document.digest(),
+        let waiting = match &file.state().stage {
+            Stage::Waiting(waiting) => waiting.clone(),
             _ => return Ok(()),
         };
-        match (self.publish_one(file, is_new).await?, digest) {
-            (true, Some(digest)) => self.arrived(digest).await,
-            _ => Ok(()),
+        if !self.publish_one(file, is_new).await? {
+            return Ok(());
         }
+        let Document::Manifest(manifest) = &waiting.document else { return Ok(()) };
+        // Children may have come with it from other repositories.
+        let children = manifest.children().iter().filter(|_| is_new).map(|child| child.digest);
+        self.arrived(children.chain([manifest.digest()]).collect()).await
     }
 
     /// Publishes a manifest that waits, if it lacks nothing any more. Whether it has been published. What is `new`

@@ -12,6 +12,9 @@ use crate::util::locked;
 /// Names that are remembered to have been removed.
 const MAX_HIDDEN: usize = 100_000;
 
+/// Threads that may be about to open something at the same time.
+const MAX_CLAIMS: usize = 10_000;
+
 /// Directories of which is remembered which times have been set.
 const MAX_TIMES: usize = 100_000;
 
@@ -99,7 +102,12 @@ impl Table {
 
     /// Notes that a thread is about to open what it has begun to replace.
     pub(super) fn claim(&self, thread: u32, path: &str) {
-        self.entries().claims.insert((thread, path.into()));
+        let mut entries = self.entries();
+        // Whoever has not come to it by now has been refused.
+        if entries.claims.len() >= MAX_CLAIMS {
+            entries.claims.clear();
+        }
+        entries.claims.insert((thread, path.into()));
     }
 
     /// Whether it is.
