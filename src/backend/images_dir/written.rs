@@ -265,7 +265,7 @@ impl ImagesDir {
                 dir.digests.iter().map(|digest| (inner.layout.digest_name(digest), Some(digest)));
             for (name, own) in tags.chain(digests) {
                 let path = dir.manifests.join(name);
-                let algorithm = own.map_or(Algorithm::Sha256, |own| own.algorithm());
+                let algorithm = own.map_or(Algorithm::Sha256, Digest::algorithm);
                 // What cannot be read names nothing that could be told.
                 let Ok(manifest) = read_manifest(&inner.root, &path, algorithm) else { continue };
                 let is_its_tag = own.is_none() && Some(&manifest.digest()) == digest;
@@ -319,7 +319,7 @@ impl ImagesDir {
     pub fn wanted_children(&self, index: &Manifest) -> Vec<Descriptor> {
         let children = index.children();
         let wanted = self.inner.wanted(index.digest(), children).into_iter();
-        children.iter().zip(wanted).filter_map(|(c, wanted)| wanted.then(|| c.clone())).collect()
+        children.iter().zip(wanted).filter(|(_, wanted)| *wanted).map(|(c, _)| c.clone()).collect()
     }
 }
 

@@ -38,7 +38,7 @@ const MAX_DEPTH: usize = 8;
 #[derive(Debug)]
 pub(super) enum Document {
     /// A manifest or an index.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     /// A map of tags, as KubeKey writes it.
     Map(Bytes, WrittenTags),
 }
@@ -79,7 +79,7 @@ impl Document {
             Name::Digest(expected) if *expected != manifest.digest() => {
                 Err(format!("its content is {}, and not {expected}", manifest.digest()))
             }
-            _ => Ok(Self::Manifest(manifest)),
+            _ => Ok(Self::Manifest(Box::new(manifest))),
         }
     }
 
@@ -401,7 +401,7 @@ impl Writable {
             return Ok(Keeping::Keep);
         }
         let image = place.reference();
-        let staged = Staged::new(self.dir().clone(), image.clone(), manifest.clone());
+        let staged = Staged::new(self.dir().clone(), image.clone(), (**manifest).clone());
         let source: Arc<dyn Backend> = Arc::new(staged);
         match upstream.push(source, &image).await {
             Ok(()) if is_tag => Ok(upstream.keeping()),

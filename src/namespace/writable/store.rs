@@ -60,6 +60,9 @@ pub(super) struct Kept {
     pub content: Vec<u8>,
 }
 
+/// The directory, and the manifests that wait in it.
+pub(super) type Opened = (Arc<Store>, Vec<(Kept, StoredFile)>);
+
 /// What stands before the manifest.
 #[derive(Serialize, Deserialize)]
 struct Line {
@@ -93,7 +96,7 @@ impl Drop for StoredFile {
 impl Store {
     /// Takes a directory that no other mount has, and the manifests that wait in it and in those of mounts that have
     /// ended.
-    pub(super) fn open(images: &ImagesDir) -> io::Result<(Arc<Self>, Vec<(Kept, StoredFile)>)> {
+    pub(super) fn open(images: &ImagesDir) -> io::Result<Opened> {
         let (root, above) = (images.dir().clone(), images.pending_dir());
         let mut own: Option<Arc<Self>> = None;
         let mut found = Vec::new();

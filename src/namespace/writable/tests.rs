@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     backend::images_dir::Linking,
     image::{Manifest, Platform},
-    namespace::{ROOT, Settings},
+    namespace::{Changes, ROOT, Settings},
     transfer::Options,
     util::Budget,
 };
@@ -363,7 +363,7 @@ impl Mount {
             .step_by(length)
             .map(|at| (at, content.slice(at..(at + length).min(content.len()))))
             .collect();
-        if pieces % 2 == 0 {
+        if pieces.is_multiple_of(2) {
             chunks.reverse();
         }
         let to_write = handle.clone();
