@@ -465,7 +465,13 @@ pub(crate) struct RunArgs {
 /// of the mount is a directory of images as a pull would have made it. Goes into the background
 /// when the mount is ready.
 #[derive(ClapArgs)]
-#[command(after_help = EXIT_STATUS)]
+#[command(after_help = ending!(
+    exit_status!(),
+    "imgfs mount /mnt/images",
+    "imgfs mount --images-dir /srv/images --offline --write local /mnt/images",
+    "imgfs mount --write through --dest 'hub.example.com/{{ .module.image.reference.repository }}:{{ .module.image.reference.tag }}' /mnt/images",
+    "imgfs mount --image nginx:1.25 /mnt/nginx",
+))]
 pub(crate) struct MountArgs {
     /// An empty directory
     #[arg(value_hint = ValueHint::DirPath)]
@@ -612,7 +618,11 @@ fn size_or_zero(text: &str) -> Result<u64, String> {
 
 /// End a mount
 #[derive(ClapArgs)]
-#[command(after_help = EXIT_STATUS)]
+#[command(after_help = ending!(
+    exit_status!(),
+    "imgfs umount /mnt/images",
+    "imgfs umount --strict /mnt/images",
+))]
 pub(crate) struct UmountArgs {
     /// Where it is mounted
     #[arg(value_hint = ValueHint::DirPath)]

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     ops::Bound,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use super::pending::Pending;
@@ -11,6 +12,9 @@ use crate::util::locked;
 
 /// Names that are remembered to have been removed.
 const MAX_HIDDEN: usize = 100_000;
+
+/// For so long a thread is about to open what it has begun to replace.
+const CLAIM: Duration = Duration::from_secs(2);
 
 /// Threads that may be about to open something at the same time.
 const MAX_CLAIMS: usize = 10_000;
@@ -27,7 +31,7 @@ struct Entries {
     names: BTreeMap<Box<str>, Arc<Pending>>,
     inodes: HashMap<u64, Arc<Pending>>,
     /// Threads that are about to open what they have begun to replace.
-    claims: HashSet<(u32, Box<str>)>,
+    claims: HashMap<(u32, Box<str>), Instant>,
     /// Directories whose names begin with a dot, and those in them, with the times that have been set.
     directories: BTreeMap<Box<str>, Option<(i64, u32)>>,
     /// The times that have been set of other directories since somebody has created or removed a name in them.
@@ -107,13 +111,18 @@ impl Table {
         if entries.claims.len() >= MAX_CLAIMS {
             entries.claims.clear();
         }
-        entries.claims.insert((thread, path.into()));
+        entries.claims.insert((thread, path.into()), Instant::now());
     }
 
     /// Whether it is.
     pub(super) fn has_claimed(&self, thread: u32, path: &str) -> bool {
         let entries = self.entries();
-        !entries.claims.is_empty() && entries.claims.contains(&(thread, path.into()))
+        if entries.claims.is_empty() {
+            return false;
+        }
+        // The kernel asks at once. Whoever comes later has given it up.
+        let since = entries.claims.get(&(thread, path.into()));
+        since.is_some_and(|since| since.elapsed() < CLAIM)
     }
 
     /// It has opened it.

@@ -46,6 +46,11 @@ impl Writing for Writable {
                 _ => Ok(Found::Entry(self.tell(&file))),
             };
         }
+        if self.table.has_claimed(caller.thread, &path)
+            && let Some(file) = self.replace_once_more(&path)?
+        {
+            return Ok(Found::Entry(self.tell(&file)));
+        }
         if let Some(mtime) = self.table.directory(&path) {
             return Ok(Found::Entry(self.tell_directory(&path, mtime)));
         }
@@ -259,14 +264,32 @@ impl Writable {
         }
     }
 
-    /// The content of something published, with its size and time. It may wait.
-    fn base_of(&self, ino: u64) -> Result<(Handle, u64, (i64, u32))> {
+    /// The content of something published, with its size and time. Whether it is right is found out when what is made
+    /// of it is judged.
+    fn base_of(&self, ino: u64, path: &str) -> Result<(Handle, u64, (i64, u32))> {
         let entry = self.view.attributes_now(ino)?.ok_or(ViewError::Stale)?;
         let opened = match self.view.open_now(ino)? {
             Some(handle) => handle,
-            None => tokio::runtime::Handle::current().block_on(self.view.open(ino))?,
+            None => {
+                let stored = self.dir().root().join(&*self.dir().layout().stored_path(path));
+                let opened = self.dir().dir().open_file(&stored);
+                Handle::File(opened.map_err(|e| disk(path, "opening", e))?.0)
+            }
         };
         Ok((opened, entry.attributes.size, entry.attributes.mtime))
+    }
+
+    /// Begins a file that is to replace what is published under `path`, in place of one that has just been published;
+    /// `None` if nothing is.
+    pub(super) fn replace_once_more(&self, path: &str) -> Result<Option<Arc<Pending>>> {
+        let Some(place) = Place::of(path) else { return Ok(None) };
+        let Found::Entry(entry) = self.view.look(path)? else { return Ok(None) };
+        let base = self.base_of(entry.attributes.ino, path);
+        self.view.forget(entry.attributes.ino, 1);
+        let file = self.pending_of(path, place, base?);
+        file.state().replaces = true;
+        self.table.name(path, &file);
+        Ok(Some(file))
     }
 
     /// Begins a file that is to replace what `ino` is, which has this path. The kernel is to look it up again.
@@ -276,21 +299,15 @@ impl Writable {
         })?;
         self.begin()?;
         if self.table.named(path).is_none() {
-            let base = match self.base_of(ino) {
+            match self.base_of(ino, path) {
                 // It has just been replaced: then this replaces what is there now.
-                Err(ViewError::Stale) => match self.view.look(path)? {
-                    Found::Entry(entry) => {
-                        let base = self.base_of(entry.attributes.ino);
-                        self.view.forget(entry.attributes.ino, 1);
-                        base?
-                    }
-                    _ => return Err(ViewError::Stale),
-                },
-                base => base?,
-            };
-            let file = self.pending_of(path, place, base);
-            file.state().replaces = true;
-            self.table.name(path, &file);
+                Err(ViewError::Stale) => drop(self.replace_once_more(path)?),
+                base => {
+                    let file = self.pending_of(path, place, base?);
+                    file.state().replaces = true;
+                    self.table.name(path, &file);
+                }
+            }
         }
         self.table.claim(caller.thread, path);
         Err(ViewError::Stale)
