@@ -9,6 +9,7 @@
 mod counts;
 mod errno;
 mod files;
+mod writing;
 
 use std::{
     ffi::OsStr,
@@ -28,10 +29,11 @@ use std::{
 };
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyXattr, Request, Session, SessionACL, SessionUnmounter,
+    BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session,
+    SessionACL, SessionUnmounter, TimeOrNow, WriteFlags,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::{runtime, time::timeout};
@@ -69,6 +71,8 @@ pub struct MountOptions {
     pub owner: (u32, u32),
     /// Who is shown as the owner of what is inside images, if not those that they say.
     pub inside_owner: (Option<u32>, Option<u32>),
+    /// What of the permissions is taken away of files and directories that can be written.
+    pub umask: u16,
     /// Whether other users may look at it.
     pub allow_other: bool,
     /// After this time a request that waits for a registry fails.
@@ -122,7 +126,7 @@ pub fn mount(
 ) -> io::Result<Mount> {
     let mut config = Config::default();
     config.mount_options = vec![
-        MountOption::RO,
+        if view.writing().is_some() { MountOption::RW } else { MountOption::RO },
         MountOption::NoAtime,
         MountOption::DefaultPermissions,
         MountOption::FSName(options.source.clone()),
@@ -149,8 +153,9 @@ pub fn mount(
     }
     let span = tracing::error_span!("mount", mountpoint = %mountpoint.display());
     let counts = Counts::new(&options.metrics.clone().unwrap_or_default());
-    let shared =
-        Arc::new(Shared { view, files: Files::default(), options, counts, span: span.clone() });
+    let is_writable = view.writing().is_some();
+    let (files, of_shared) = (Files::default(), span.clone());
+    let shared = Arc::new(Shared { view, files, options, counts, span: of_shared, is_writable });
     let (ends, ended) = mpsc::channel();
     let adapter = Adapter { shared, runtime, ends };
     Ok(Mount { ended, session: Session::new(adapter, mountpoint, &config)?, span })
@@ -199,6 +204,8 @@ struct Shared {
     counts: Counts,
     /// What failures are logged in.
     span: Span,
+    /// Whether anything can be written.
+    is_writable: bool,
 }
 
 struct Adapter {
@@ -219,9 +226,12 @@ impl Shared {
         let errno = errno(error);
         self.counts.failed(errno);
         // What does not exist or cannot is no failure, nor what does not exist any more: the kernel looks again.
-        let is_failure = ![Errno::ENOENT, Errno::ENAMETOOLONG, Errno::ESTALE]
-            .iter()
-            .any(|usual| usual.code() == errno.code());
+        let is_failure = match error {
+            ViewError::Refused(refusal, _) => !refusal.is_usual(),
+            _ => ![Errno::ENOENT, Errno::ENAMETOOLONG, Errno::ESTALE]
+                .iter()
+                .any(|usual| usual.code() == errno.code()),
+        };
         if is_failure {
             self.log(subject, error);
         }
@@ -275,6 +285,7 @@ impl Shared {
                 let (most, links) =
                     if kind == FileType::Directory { (0o755, 2) } else { (0o644, 1) };
                 let perm = attributes.local.map_or(most, |local| local.shown(most, own_gid));
+                let perm = if self.is_writable { self.may_write(perm, kind) } else { perm };
                 (perm, links, own_uid, own_gid, 0)
             }
         };
@@ -295,6 +306,14 @@ impl Shared {
             blksize: BLOCK as u32,
             flags: 0,
         }
+    }
+
+    /// The permissions of what can be written, of which `perm` are those to read: whoever may read it may write it,
+    /// if the umask says so.
+    fn may_write(&self, perm: u16, kind: FileType) -> u16 {
+        let all = if kind == FileType::Directory { 0o777 } else { 0o666 };
+        let read = perm & 0o555;
+        (read | (read & 0o444) >> 1) & all & !self.options.umask
     }
 
     fn entry(&self, reply: ReplyEntry, entry: &Entry) {
@@ -414,6 +433,9 @@ impl Filesystem for Adapter {
         let _ = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
         let _ = config.set_max_background(BACKGROUND);
         let _ = config.set_congestion_threshold(BACKGROUND * 3 / 4);
+        if self.shared.is_writable {
+            let _ = config.set_max_write(writing::MAX_WRITE);
+        }
         if self.shared.options.passthrough {
             let passes = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
                 && config.set_max_stack_depth(1).is_ok();
@@ -432,9 +454,10 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.shared.counts.asked(Asked::Lookup);
-        match self.shared.view.lookup(parent.0, name) {
+        let found = self.lookup_to_write(request, parent, name);
+        match found.unwrap_or_else(|| self.shared.view.lookup(parent.0, name)) {
             Ok(Found::Ask(question)) => {
                 let shared = self.shared.clone();
                 self.runtime.spawn(async move { shared.find_out(question, reply).await });
@@ -470,8 +493,11 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.shared.counts.asked(Asked::Open);
+        if self.shared.is_writable && writing::writes(flags) {
+            return self.open_to_write(request, ino, reply);
+        }
         if self.shared.view.opens_every_file() {
             // From now on the kernel reads without asking first, which is half of what it costs to
             // read a small file.
@@ -582,13 +608,169 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        if self.shared.is_writable {
+            return self.release_written(ino, fh, reply);
+        }
         self.shared.files.close(ino.0, fh.0);
         reply.ok();
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        if self.shared.is_writable {
+            return self.flush_file(request, ino, fh, reply);
+        }
         // Asked once, and never again.
         reply.error(Errno::ENOSYS);
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _: u32,
+        _: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.shared.counts.asked(Asked::Create);
+        self.create_file(request, parent, name, flags, reply);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        bytes: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.shared.counts.asked(Asked::Write);
+        self.write_to(ino, fh, offset, bytes, reply);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.counts.asked(Asked::Fallocate);
+        self.allocate(ino, fh, (offset, length), mode, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        from: INodeNo,
+        from_fh: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        to_fh: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.shared.counts.asked(Asked::CopyFileRange);
+        self.copy_range((from, from_fh, from_offset), (to, to_fh, to_offset), length, reply);
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.shared.counts.asked(Asked::Fsync);
+        self.sync_file(ino, fh, reply);
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.sync_directory(ino, reply);
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        self.shared.counts.asked(Asked::Setattr);
+        self.change_attributes(ino, size, mtime, reply);
+    }
+
+    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        self.shared.counts.asked(Asked::Mkdir);
+        self.make_directory(parent, name, reply);
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.shared.counts.asked(Asked::Rmdir);
+        self.remove_directory(parent, name, reply);
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.shared.counts.asked(Asked::Unlink);
+        self.unlink_file(parent, name, reply);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.counts.asked(Asked::Rename);
+        self.rename_file((parent, name), (new_parent, new_name), flags, reply);
+    }
+
+    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.shared.counts.asked(Asked::Link);
+        self.link_file(ino, parent, name, reply);
+    }
+
+    fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, _: &Path, reply: ReplyEntry) {
+        self.refuse(parent, name, "a symbolic link", reply);
+    }
+
+    fn mknod(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _: u32,
+        _: u32,
+        _: u32,
+        reply: ReplyEntry,
+    ) {
+        self.refuse(parent, name, "a device, a pipe or a socket", reply);
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -709,8 +891,11 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
         self.shared.counts.asked(Asked::Statfs);
+        if self.shared.is_writable {
+            return self.free_space(ino, reply);
+        }
         let space = self.shared.view.space();
         let blocks = |bytes: u64| bytes / BLOCK;
         // Nothing can be written, so nothing is free.

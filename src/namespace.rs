@@ -7,6 +7,9 @@
 //!   would write, in directories that are known by their paths;
 //! - `Inside`, below `.imgfs`: what is inside images.
 //!
+//! [`Writable`] is a [`View`] that can be written to: above what the view shows lie the files that are being
+//! written, until they are published.
+//!
 //! `Inodes` says which of them an inode belongs to, and how often the kernel has been told of it. Another
 //! part (files that are being written, for example) is one more kind of inodes, and one more arm where
 //! [`View`] decides; or it is a [`Namespace`] of its own over a [`View`].
@@ -34,6 +37,8 @@ mod subject;
 mod tests;
 mod values;
 mod view;
+mod writable;
+mod writing;
 
 use std::{fs::Metadata, io, os::unix::fs::MetadataExt, time::Duration};
 
@@ -43,9 +48,12 @@ pub use listing::Listing;
 pub use served::Namespace;
 pub use subject::Subject;
 pub use values::{
-    Attributes, Entry, Found, InsideAttributes, LocalAccess, Question, Space, ViewError, Xattrs,
+    Attributes, Entry, Found, InsideAttributes, LocalAccess, Question, Refusal, Space, ViewError,
+    Xattrs,
 };
 pub use view::View;
+pub use writable::{PendingHandle, Writable};
+pub use writing::{Caller, Changes, FreeSpace, Keeping, Upstream, Writing};
 
 use crate::{
     backend::{SymlinkRefused, registry::RegistryPattern},

@@ -39,6 +39,7 @@ mod request;
 mod route;
 mod store;
 mod survey;
+mod through;
 mod transfer;
 mod usage;
 
@@ -59,7 +60,7 @@ pub use indexes::PushedIndexes;
 pub use inspect::{Child, Inspection, LayerReport, Selected, Step, digest, inspect};
 pub use listing::{RegistryListRequest, RegistryListing, RepositoryListing, list_registry};
 pub use medium::Source;
-pub use mount::{NamespaceRequest, Shown, namespace, namespace_of};
+pub use mount::{NamespaceRequest, Shown, Write, namespace, namespace_of};
 pub use open::{
     FileEntry, FileListing, NamedImage, OpenImage, OpenOptions, Opener, Scratch, this_machine,
     type_name,
@@ -72,6 +73,7 @@ pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};
 pub use store::{StoreDaemon, StoreListener, StoreOptions};
 pub use survey::{PlaceImage, list_place, verify_place};
+pub use through::Through;
 pub use transfer::{
     Ending, NothingToDo, Observer, Project, Traffic, Transfer, TransferOptions, TransferReport,
     transfer,

@@ -116,6 +116,10 @@ enum Part {
     MountHang,
     /// Memory with 64 readers
     MountMemory,
+    /// cp -a into a mount, against cp -a into a directory and verify
+    MountWrite,
+    /// cp -a into a mount that pushes, against push
+    MountPush,
     /// The first file that is read of the inside of an image
     RootfsFirst,
     /// find and tar of the inside of an image that has been looked into
@@ -212,6 +216,8 @@ impl Bench {
             (Part::MountCopy, Self::copy_out),
             (Part::MountHang, Self::hanging_registry),
             (Part::MountMemory, Self::many_readers),
+            (Part::MountWrite, Self::copy_in),
+            (Part::MountPush, Self::push_by_copy),
             (Part::RootfsFirst, Self::first_reads_inside),
             (Part::RootfsWalk, Self::walks_inside),
             (Part::RootfsScan, Self::scans_inside),

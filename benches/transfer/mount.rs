@@ -4,6 +4,7 @@ mod daemon;
 mod fio;
 mod local;
 mod remote;
+mod written;
 
 use std::time::{Duration, Instant};
 

@@ -120,7 +120,7 @@ impl Bench {
     }
 
     /// A registry with nothing in it, on a port that nobody has ever heard of.
-    fn empty_target(&self, place: &Place, warm: &[&Path]) -> Result<Registry> {
+    pub(crate) fn empty_target(&self, place: &Place, warm: &[&Path]) -> Result<Registry> {
         self.ready(place, warm)?;
         let registry = Registry::empty(&place.path.join("registry"))?;
         Ok(registry)

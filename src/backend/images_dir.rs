@@ -13,6 +13,7 @@
 //!     locks/                                              empty files to lock
 //!     cache/                                              what a mount has fetched ([`cached`])
 //!     inside/                                             what has been found inside images
+//!     pending/                                            what is being written through mounts
 //! ```
 //!
 //! All generations that KubeKey has written are read, mixed in one tree if need be; see
@@ -40,6 +41,7 @@ mod spare_caches;
 mod store;
 mod verify;
 mod writeback;
+mod written;
 
 use std::{
     collections::BTreeMap,
@@ -54,11 +56,12 @@ use bytes::Bytes;
 
 pub use durability::SyncMode;
 pub use inventory::{ImageEntry, Inventory, Missing, Need};
-pub use layout::{Layout, holds_manifests, leads_to_manifests};
+pub use layout::{Layout, holds_manifests, leads_to_manifests, repository_in};
 pub use prune::{Pruned, Removed};
 pub use publish::published_time;
 pub use receive::PartialBlob;
 pub use verify::{Problem, ProblemKind, Subject, Verified};
+pub use written::{Filling, Tags as WrittenTags};
 
 use hashing::{hash_file, hash_open, held_on_disk};
 use layout::{BLOBS, MANIFESTS};
@@ -88,6 +91,7 @@ const SCRATCH: &str = "scratch";
 const LOCKS: &str = "locks";
 const CACHE: &str = "cache";
 const INSIDE: &str = "inside";
+const PENDING: &str = "pending";
 
 /// How blobs come from another images_dir.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

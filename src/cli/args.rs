@@ -582,7 +582,13 @@ pub(crate) struct RunArgs {
 /// of the mount is a directory of images as a pull would have made it. Goes into the background
 /// when the mount is ready.
 #[derive(ClapArgs)]
-#[command(after_help = EXIT_STATUS)]
+#[command(after_help = ending!(
+    exit_status!(),
+    "imgfs mount /mnt/images",
+    "imgfs mount --images-dir /srv/images --offline --write local /mnt/images",
+    "imgfs mount --write through --dest 'hub.example.com/{{ .module.image.reference.repository }}:{{ .module.image.reference.tag }}' /mnt/images",
+    "imgfs mount --image nginx:1.25 /mnt/nginx",
+))]
 pub(crate) struct MountArgs {
     /// An empty directory
     #[arg(value_hint = ValueHint::DirPath)]
@@ -674,6 +680,8 @@ pub(crate) struct MountArgs {
     /// Read local files in this process, and do not let the kernel do that by itself
     #[arg(long)]
     pub(crate) no_passthrough: bool,
+    #[command(flatten)]
+    pub(crate) write: WriteArgs,
     /// Stay in the foreground
     #[arg(long, short)]
     pub(crate) foreground: bool,
@@ -687,6 +695,47 @@ pub(crate) struct MountArgs {
     pub(crate) store: MountStoreArgs,
     #[command(flatten)]
     pub(crate) access: RegistryArgs,
+}
+
+/// Options of `imgfs mount` that are about writing.
+#[derive(ClapArgs)]
+pub(crate) struct WriteArgs {
+    /// Let files be written: `local`, into the directory of images; `through`, and pushed to the registry that
+    /// their path names; `through,delete`, and tags that are removed are removed there, too
+    ///
+    /// What is written is verified, and becomes part of the directory as if it had been pulled: blobs
+    /// when they are closed, manifests once all that they name is there. Whoever may write uses your
+    /// credentials.
+    #[arg(long, value_name = "WHERE", value_enum, value_delimiter = ',')]
+    pub(crate) write: Vec<WriteArg>,
+    /// With --write through: name at the registry, as a template; variables are as those of `imgfs push`
+    #[arg(long, value_name = "TEMPLATE", requires = "write")]
+    pub(crate) dest: Option<String>,
+    /// With --write through: do not keep in the directory what only the push needed
+    #[arg(long, requires = "write")]
+    pub(crate) no_keep: bool,
+    /// With --write: permissions that files and directories do not get, in octal
+    #[arg(long, value_name = "MASK", default_value = "022", value_parser = umask)]
+    pub(crate) umask: u16,
+    /// With --write: end with status 1 if manifests still wait for what they name
+    #[arg(long, requires = "write")]
+    pub(crate) strict: bool,
+}
+
+/// Where what is written through a mount goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WriteArg {
+    /// Into the directory of images
+    Local,
+    /// Through to registries as well
+    Through,
+    /// Tags are removed there, too
+    Delete,
+}
+
+fn umask(text: &str) -> Result<u16, String> {
+    let mask = u16::from_str_radix(text, 8).ok().filter(|mask| *mask <= 0o777);
+    mask.ok_or_else(|| "write it as in 022 or 007".into())
 }
 
 fn pattern(text: &str) -> Result<RegistryPattern, PatternError> {
@@ -717,7 +766,11 @@ fn size_or_zero(text: &str) -> Result<u64, String> {
 
 /// End a mount
 #[derive(ClapArgs)]
-#[command(after_help = EXIT_STATUS)]
+#[command(after_help = ending!(
+    exit_status!(),
+    "imgfs umount /mnt/images",
+    "imgfs umount --strict /mnt/images",
+))]
 pub(crate) struct UmountArgs {
     /// Where it is mounted
     #[arg(value_hint = ValueHint::DirPath)]
@@ -725,6 +778,12 @@ pub(crate) struct UmountArgs {
     /// Also while somebody uses it, who keeps what is open
     #[arg(long, short)]
     pub(crate) lazy: bool,
+    /// End with status 1 if something that was written waits for what it names
+    ///
+    /// It is said in any case, and unmounted in any case: what waits is kept, and goes on waiting when
+    /// the directory is mounted to be written to again.
+    #[arg(long)]
+    pub(crate) strict: bool,
 }
 
 /// List what is mounted where, with the use of the cache

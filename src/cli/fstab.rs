@@ -6,12 +6,12 @@
 //!
 //! The source is the directory of images. Options of `imgfs mount` stand there without their dashes,
 //! with `_` for `-`, and several registries with `+` between them, as a comma ends an option:
-//! `registries=quay.io+docker.io/library`. Options that are for mount(8) or systemd are passed over.
+//! `registries=quay.io+docker.io/library`, `write=through+delete`. Options that are for mount(8) or systemd are passed over.
 
 use std::ffi::OsString;
 
 /// Options of `imgfs mount` that may stand in fstab.
-const OPTIONS: [&str; 39] = [
+const OPTIONS: [&str; 44] = [
     "allow-other",
     "auths",
     "ca-file",
@@ -20,6 +20,7 @@ const OPTIONS: [&str; 39] = [
     "concurrency",
     "connect-timeout",
     "connections-per-blob",
+    "dest",
     "gid",
     "image",
     "index",
@@ -31,6 +32,7 @@ const OPTIONS: [&str; 39] = [
     "max-wait",
     "memory",
     "metrics",
+    "no-keep",
     "no-passthrough",
     "offline",
     "plain-http",
@@ -45,12 +47,15 @@ const OPTIONS: [&str; 39] = [
     "store-images",
     "store-min-size",
     "store-socket",
+    "strict",
     "tag-ttl",
     "threads",
     "trust-indexes",
     "uid",
+    "umask",
     "username",
     "verify-first",
+    "write",
 ];
 
 /// The arguments of `mount.imgfs SOURCE MOUNTPOINT [-sfnv] [-o OPTIONS]` as those of `imgfs mount`.
@@ -89,7 +94,12 @@ fn option(option: &str) -> Option<String> {
     let name = name.replace('_', "-");
     let known = OPTIONS.contains(&name.as_str());
     match value {
-        Some(value) if matches!(name.as_str(), "registries" | "trust-indexes" | "store-images") => {
+        Some(value)
+            if matches!(
+                name.as_str(),
+                "registries" | "trust-indexes" | "store-images" | "write"
+            ) =>
+        {
             Some(format!("--{name}={}", value.replace('+', ",")))
         }
         Some(value) if known => Some(format!("--{name}={value}")),
@@ -111,10 +121,10 @@ mod tests {
             "/mnt/images",
             "-n",
             "-o",
-            "rw,nofail,_netdev,x-systemd.automount,cache_size=20G,plain_http,image=a:1,suid,registries=quay.io+*.a.io",
+            "rw,nofail,_netdev,x-systemd.automount,cache_size=20G,plain_http,image=a:1,suid,registries=quay.io+*.a.io,write=through+delete",
         ];
         let given: Vec<OsString> = given.iter().map(OsString::from).collect();
-        let expected = "mount --cache-size=20G --plain-http --image=a:1 -osuid --registries=quay.io,*.a.io --images-dir /var/lib/images /mnt/images";
+        let expected = "mount --cache-size=20G --plain-http --image=a:1 -osuid --registries=quay.io,*.a.io --write=through,delete --images-dir /var/lib/images /mnt/images";
         let expected: Vec<OsString> = expected.split(' ').map(OsString::from).collect();
         assert_eq!(arguments(&given), expected);
     }

@@ -11,8 +11,9 @@ use imgfs::{
     backend::registry::{Reach, RegistryPattern, Requester},
     fuse::{self, MountOptions, Unmounter},
     image::{Platform, PlatformFilter, Reference, Repository},
-    namespace::Settings,
-    ops::{self, NamespaceRequest, Profiles, Source, TreeSpec},
+    namespace::{Keeping, Settings},
+    ops::{self, NamespaceRequest, Profiles, Source, Through, TreeSpec, Write},
+    template::Template,
     transfer::Options,
     util::Budget,
 };
@@ -20,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     Failure, Outcome,
-    args::{MountArgs, ProfilesArg},
+    args::{MountArgs, ProfilesArg, WriteArg},
     block_on,
     daemon::{self, Ready},
     declared, inside, mount_store, mounts,
@@ -97,8 +98,10 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         offline: args.offline,
         cache_dir: args.cache_dir.as_deref().map(absolute).transpose()?,
         cache_bytes: args.cache_size,
+        write: write(args)?,
     };
     let given = config.given.clone();
+    let is_writable = request.write.is_some();
     let runtime = runtime()?;
     let entered = runtime.enter();
     let shown = ops::namespace_of(&request, config, source.as_ref());
@@ -110,11 +113,12 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     })?;
     let platform = &request.settings.platform;
     let mut served =
-        mount_store::open(&args.store, &mountpoint, platform, given, &shown.view, &runtime)?;
+        mount_store::open(&args.store, &mountpoint, platform, given, &shown.reading, &runtime)?;
     let options = MountOptions {
         metrics: served.metrics.clone(),
         owner: owner(args),
         inside_owner: (args.uid, args.gid),
+        umask: args.write.umask,
         allow_other: allow_other(args),
         deadline,
         passthrough: !args.no_passthrough,
@@ -126,7 +130,7 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     };
     // From here on a signal must not end the process while it leaves the mount.
     let signals = signals().map_err(|e| Failure::new(format!("cannot watch for signals: {e}")))?;
-    let view = shown.view;
+    let (view, reading) = (shown.view, shown.reading);
     let mut mount = fuse::mount(view.clone(), &mountpoint, options, runtime.handle().clone())
         .map_err(|e| cannot_mount(&mountpoint, &e))?;
     runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
@@ -138,10 +142,55 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     served.listen(&args.store, &runtime)?;
     ready.tell()?;
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
-    view.finish();
+    reading.finish();
     drop(entered);
     runtime.shutdown_timeout(GRACE);
-    Ok(Outcome::Done)
+    let waiting = view.writing().map_or(0, |writing| {
+        writing.end();
+        writing.waiting()
+    });
+    match args.write.strict && is_writable && waiting > 0 {
+        true => Ok(Outcome::SomeFailed),
+        false => Ok(Outcome::Done),
+    }
+}
+
+/// How the mount is to be written to.
+fn write(args: &MountArgs) -> Result<Option<Write>, Failure> {
+    let write = &args.write;
+    let has = |wanted: WriteArg| write.write.contains(&wanted);
+    if write.write.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |message: &str| Err(Failure::new(message));
+    if args.image.is_some() {
+        return wrong("--write is about a directory of images, and --image shows one image only");
+    }
+    match (has(WriteArg::Local), has(WriteArg::Through), has(WriteArg::Delete)) {
+        (true, true, _) => return wrong("--write is either local or through"),
+        (true, _, true) | (false, false, true) => {
+            return wrong("--write delete is about registries: --write through,delete");
+        }
+        (true, false, false) => {
+            return match (&write.dest, write.no_keep) {
+                (None, false) => Ok(Some(Write::Local)),
+                _ => wrong("--dest and --no-keep are about registries: --write through"),
+            };
+        }
+        _ => {}
+    }
+    if args.offline {
+        return wrong("--write through needs registries, and --offline asks none");
+    }
+    let parse = |text: &String| {
+        Template::parse(text, None).map_err(|e| Failure::new(format!("--dest: {e}")))
+    };
+    let dest = write.dest.as_ref().map(parse).transpose()?;
+    let mut through = Through::new(dest, args.vars.load()?);
+    through.attachments = options(&args.selection)?.attachments;
+    through.deletes = has(WriteArg::Delete);
+    through.keeping = if write.no_keep { Keeping::Drop } else { Keeping::Keep };
+    Ok(Some(Write::Through(Arc::new(through))))
 }
 
 fn profiles(args: &MountArgs) -> Profiles {

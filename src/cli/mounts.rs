@@ -2,7 +2,8 @@
 
 use std::{
     ffi::OsString,
-    fs, io,
+    fs,
+    io::{self, Read},
     os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Component, Path, PathBuf},
     process::Command,
@@ -22,6 +23,9 @@ use super::{
 /// remote blob waits for one small request after another.
 const READ_AHEAD_KIB: u32 = 1024;
 
+/// The most that is read of what a mount tells of pending files, in bytes.
+const MAX_STATUS: u64 = 64 << 20;
+
 /// Symbolic links that the name of a mount point may lead through.
 const MAX_LINKS: usize = 40;
 
@@ -39,6 +43,8 @@ pub(super) struct Mounted {
     uid: Option<u32>,
     /// The number of the device that it is, as `MAJOR:MINOR`.
     device: String,
+    /// Whether it can be written to.
+    is_writable: bool,
 }
 
 impl Mounted {
@@ -87,11 +93,13 @@ fn parse(line: &[u8]) -> Option<Mounted> {
     fields.find(|field| *field == b"-")?;
     let kind = unescaped(fields.next()?).to_string_lossy().into_owned();
     let source = unescaped(fields.next()?).into();
-    let mut options = fields.next().unwrap_or_default().split(|byte| *byte == b',');
+    let options = fields.next().unwrap_or_default().split(|byte| *byte == b',');
+    let is_writable = options.clone().any(|option| option == b"rw");
+    let mut options = options;
     let uid = options.find_map(|option| {
         std::str::from_utf8(option.strip_prefix(b"user_id=")?).ok()?.parse().ok()
     });
-    Some(Mounted { id, parent, mountpoint, kind, source, uid, device })
+    Some(Mounted { id, parent, mountpoint, kind, source, uid, device, is_writable })
 }
 
 /// Spaces and the like stand there as `\040`.
@@ -147,8 +155,8 @@ pub(crate) fn umount(args: &UmountArgs, output: &Arc<Output>) -> Result<Outcome,
     let mountpoint =
         real_path(&args.mountpoint).map_err(|e| Failure::new(format!("{named}: {e}")))?;
     let list = "`imgfs mounts` lists where it is";
-    match mounted_at(&mountpoint)? {
-        Some(mount) if mount.is_own() => {}
+    let is_writable = match mounted_at(&mountpoint)? {
+        Some(mount) if mount.is_own() => mount.is_writable,
         Some(mount) => {
             let message = format!("{named}: {} is mounted there, and not imgfs", mount.kind);
             return Err(Failure::new(message).hint(list));
@@ -156,10 +164,63 @@ pub(crate) fn umount(args: &UmountArgs, output: &Arc<Output>) -> Result<Outcome,
         None => {
             return Err(Failure::new(format!("{named}: imgfs is not mounted there")).hint(list));
         }
-    }
+    };
+    let pending = if is_writable { Pending::of(&mountpoint) } else { Pending(Vec::new()) };
     unmount(&mountpoint, args.lazy)?;
     output.line(&format!("{} is unmounted", shown(&mountpoint)));
-    Ok(Outcome::Done)
+    for line in pending.lines() {
+        output.warning(&line);
+    }
+    match args.strict && !pending.0.is_empty() {
+        true => Ok(Outcome::SomeFailed),
+        false => Ok(Outcome::Done),
+    }
+}
+
+/// What has been written into a mount and is not published.
+struct Pending(Vec<serde_json::Value>);
+
+impl Pending {
+    /// As the mount tells it, if it tells anything.
+    fn of(mountpoint: &Path) -> Self {
+        let text = fs::File::open(mountpoint.join(".imgfs/pending.json")).and_then(|file| {
+            let mut text = Vec::new();
+            file.take(MAX_STATUS).read_to_end(&mut text).map(|_| text)
+        });
+        let status: Option<serde_json::Value> =
+            text.ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let pending = status.and_then(|status| status["pending"].as_array().cloned());
+        Self(pending.unwrap_or_default())
+    }
+
+    /// One line for each.
+    fn lines(&self) -> Vec<String> {
+        let line = |file: &serde_json::Value| {
+            let text = |key: &str| file[key].as_str().unwrap_or_default().to_owned();
+            let missing = |kind: &str| {
+                let of_kind = file["missing"][kind].as_array().into_iter().flatten();
+                of_kind.filter_map(serde_json::Value::as_str).map(str::to_owned).collect::<Vec<_>>()
+            };
+            let (manifests, blobs) = (missing("manifests"), missing("blobs"));
+            let missing: Vec<String> = [("manifest", manifests), ("blob", blobs)]
+                .into_iter()
+                .filter(|(_, digests)| !digests.is_empty())
+                .map(|(kind, digests)| match digests.as_slice() {
+                    [one] => format!("the {kind} {one}"),
+                    many => format!("{} {kind}s, such as {}", many.len(), many[0]),
+                })
+                .collect();
+            let state = match text("state").as_str() {
+                "waiting" => format!("waits for {}", missing.join(" and ")),
+                "writing" => "is being written".to_owned(),
+                "empty" => "is empty".to_owned(),
+                _ => "is not published".to_owned(),
+            };
+            let name = shown(Path::new(&text("name")));
+            format!("{name} {state}")
+        };
+        self.0.iter().map(line).collect()
+    }
 }
 
 /// Unmounts; if `lazy`, whoever uses it keeps what is open.
@@ -197,15 +258,24 @@ pub(super) fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
 pub(crate) fn list(_: &MountsArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
     let mut mounts = all()?;
     mounts.retain(Mounted::is_own);
+    let mut waiting = Vec::new();
     let mut rows = vec![["MOUNTPOINT", "IMAGES", "USER", "CACHE"].map(str::to_owned).to_vec()];
     for mount in &mounts {
         let cache = allocated(&mount.cache_dir());
-        output.event(&json!({
+        let pending =
+            if mount.is_writable { Pending::of(&mount.mountpoint) } else { Pending(Vec::new()) };
+        let mut event = json!({
             "mountpoint": mount.mountpoint.to_string_lossy(),
             "images_dir": mount.source.to_string_lossy(),
             "uid": mount.uid,
             "cache_bytes": cache,
-        }));
+        });
+        if mount.is_writable {
+            event["pending"] = pending.0.clone().into();
+        }
+        output.event(&event);
+        let of_mount = pending.lines().into_iter();
+        waiting.extend(of_mount.map(|line| format!("{}: {line}", shown(&mount.mountpoint))));
         rows.push(vec![
             shown(&mount.mountpoint),
             shown(&mount.source),
@@ -217,6 +287,9 @@ pub(crate) fn list(_: &MountsArgs, output: &Arc<Output>) -> Result<Outcome, Fail
         output.line("imgfs is mounted nowhere");
     } else {
         output.line(&table(&rows));
+    }
+    for line in waiting {
+        output.line(&line);
     }
     Ok(Outcome::Done)
 }

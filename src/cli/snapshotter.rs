@@ -79,6 +79,7 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
         offline: false,
         cache_dir: None,
         cache_bytes: args.cache_size,
+        write: None,
     };
     let runtime = runtime()?;
     let entered = runtime.enter();
@@ -86,18 +87,19 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
     let metrics = Metrics::default();
     let endpoint = match &args.metrics {
         Some(address) => {
-            shown.view.count(&metrics);
+            shown.reading.count(&metrics);
             let started = runtime.block_on(MetricsEndpoint::start(address, metrics.clone()));
             Some(started.map_err(|e| Failure::new(format!("--metrics {address}: {e}")))?)
         }
         None => None,
     };
-    let images = shown.view.images().ok_or_else(|| Failure::new("there is no cache"))?;
+    let images = shown.reading.images().ok_or_else(|| Failure::new("there is no cache"))?;
     let options = SnapshotterOptions { root: root.clone(), mount: mountpoint.clone(), given };
     let snapshotter = runtime.block_on(Snapshotter::open(options, images, &metrics))?;
     let options = MountOptions {
         owner: (0, 0),
         inside_owner: (None, None),
+        umask: 0o022,
         allow_other: true,
         deadline,
         passthrough: true,
@@ -109,7 +111,6 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
         other: vec!["suid".to_owned(), "dev".to_owned()],
     };
     let signals = signals().map_err(|e| Failure::new(format!("cannot watch for signals: {e}")))?;
-    let view = shown.view.clone();
     let mut mount = fuse::mount(shown.view, &mountpoint, options, runtime.handle().clone())
         .map_err(|e| cannot_mount(&mountpoint, &e))?;
     runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
@@ -129,7 +130,7 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
     output.line(&format!("listening at {}", mounts::shown(&args.address)));
     Ready::foreground().tell()?;
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mounts::shown(&mountpoint))))?;
-    view.finish();
+    shown.reading.finish();
     drop(endpoint);
     drop(entered);
     runtime.shutdown_timeout(GRACE);

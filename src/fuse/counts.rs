@@ -20,10 +20,21 @@ pub(super) enum Asked {
     Statfs,
     Getxattr,
     Listxattr,
+    Create,
+    Write,
+    Setattr,
+    Mkdir,
+    Rmdir,
+    Unlink,
+    Rename,
+    Link,
+    Fsync,
+    Fallocate,
+    CopyFileRange,
 }
 
 impl Asked {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 22] = [
         Self::Lookup,
         Self::Forget,
         Self::Getattr,
@@ -35,6 +46,17 @@ impl Asked {
         Self::Statfs,
         Self::Getxattr,
         Self::Listxattr,
+        Self::Create,
+        Self::Write,
+        Self::Setattr,
+        Self::Mkdir,
+        Self::Rmdir,
+        Self::Unlink,
+        Self::Rename,
+        Self::Link,
+        Self::Fsync,
+        Self::Fallocate,
+        Self::CopyFileRange,
     ];
 
     fn name(self) -> &'static str {
@@ -50,6 +72,17 @@ impl Asked {
             Self::Statfs => "statfs",
             Self::Getxattr => "getxattr",
             Self::Listxattr => "listxattr",
+            Self::Create => "create",
+            Self::Write => "write",
+            Self::Setattr => "setattr",
+            Self::Mkdir => "mkdir",
+            Self::Rmdir => "rmdir",
+            Self::Unlink => "unlink",
+            Self::Rename => "rename",
+            Self::Link => "link",
+            Self::Fsync => "fsync",
+            Self::Fallocate => "fallocate",
+            Self::CopyFileRange => "copy_file_range",
         }
     }
 }

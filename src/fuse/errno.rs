@@ -6,7 +6,7 @@ use fuser::Errno;
 
 use crate::{
     backend::{Error, Kind},
-    namespace::ViewError,
+    namespace::{Refusal, ViewError},
 };
 
 /// The number that a program gets for `error`.
@@ -16,6 +16,26 @@ pub(super) fn errno(error: &ViewError) -> Errno {
         ViewError::Offline(_) => Errno::EHOSTUNREACH,
         ViewError::Wrong(kind) => of_io(&io::Error::from(*kind)),
         ViewError::Tree(error) => of_tree(error),
+        ViewError::Refused(refusal, _) => of_refusal(*refusal),
+        // What the system says of the file that is written is what its writer has to know.
+        ViewError::Disk { error, .. } => error.raw_os_error().map_or(Errno::EIO, Errno::from_i32),
+    }
+}
+
+fn of_refusal(refusal: Refusal) -> Errno {
+    match refusal {
+        Refusal::Invalid => Errno::EINVAL,
+        Refusal::Content => Errno::EIO,
+        Refusal::Busy => Errno::EBUSY,
+        Refusal::NotPermitted => Errno::EPERM,
+        Refusal::ReadOnly => Errno::EROFS,
+        Refusal::Denied => Errno::EACCES,
+        Refusal::NoProject => Errno::ENOENT,
+        Refusal::NotEmpty => Errno::ENOTEMPTY,
+        Refusal::Exists => Errno::EEXIST,
+        Refusal::OtherDevice => Errno::EXDEV,
+        Refusal::TooLarge => Errno::EFBIG,
+        Refusal::Unsupported => Errno::EOPNOTSUPP,
     }
 }
 

@@ -96,6 +96,16 @@ impl Files {
         }
     }
 
+    /// Opens a file to be written to, of which the kernel is to keep nothing. Its handle.
+    pub(super) fn open_to_write(&self, ino: u64, handle: Handle) -> u64 {
+        let fh = self.next();
+        locked(&self.modes).entry(ino).or_insert(Mode { opens: 0, backing: None }).opens += 1;
+        locked(&self.doubtful).insert(ino);
+        let file = OpenFile { handle: Arc::new(handle), _backing: None };
+        locked(&self.files).insert(fh, file);
+        fh
+    }
+
     /// Whether what the kernel has of an inode is right. What came before the digest was known
     /// need not be, and is asked for once more: that costs no request.
     fn may_keep(&self, ino: u64, is_certain: bool, is_open: bool) -> bool {

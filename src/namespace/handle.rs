@@ -5,6 +5,7 @@ use std::{fs::File, io, num::NonZeroU64, os::unix::fs::FileExt};
 use bytes::Bytes;
 use rustix::fs::{Advice, fadvise};
 
+use super::PendingHandle;
 use crate::{
     backend::{Error, LocalFile, Result},
     cache::CachedBlob,
@@ -26,6 +27,8 @@ pub enum Handle {
     Remote(RemoteBlob),
     /// A file inside an image.
     Inside(Box<TreeFile>),
+    /// A file that is being written.
+    Pending(PendingHandle),
 }
 
 /// An open blob of a registry.
@@ -54,7 +57,11 @@ impl Handle {
         match self {
             Self::File(file) => Some(file),
             Self::Blob(blob) => Some(blob.file()),
-            Self::Content(_) | Self::Fresh(_) | Self::Remote(_) | Self::Inside(_) => None,
+            Self::Content(_)
+            | Self::Fresh(_)
+            | Self::Remote(_)
+            | Self::Inside(_)
+            | Self::Pending(_) => None,
         }
     }
 
@@ -63,7 +70,7 @@ impl Handle {
         match self {
             Self::File(_) | Self::Blob(_) | Self::Content(_) => true,
             Self::Inside(file) => file.is_certain(),
-            Self::Fresh(_) => false,
+            Self::Fresh(_) | Self::Pending(_) => false,
             Self::Remote(remote) => remote.blob.is_whole(),
         }
     }
@@ -78,9 +85,11 @@ impl Handle {
         match self {
             Self::Remote(remote) => format!("reading {}", remote.blob.content()),
             Self::Inside(file) => format!("reading a file of layer {}", file.layer()),
-            Self::File(_) | Self::Blob(_) | Self::Content(_) | Self::Fresh(_) => {
-                "reading a local file".to_owned()
-            }
+            Self::File(_)
+            | Self::Blob(_)
+            | Self::Content(_)
+            | Self::Fresh(_)
+            | Self::Pending(_) => "reading a local file".to_owned(),
         }
     }
 
@@ -89,6 +98,7 @@ impl Handle {
     pub fn next_data(&self, offset: u64) -> Result<Option<u64>> {
         match self {
             Self::Inside(file) => Ok(file.next_data(offset)),
+            Self::Pending(file) => file.next_data(offset).map_err(failed),
             _ => Ok((offset < self.size()?).then_some(offset)),
         }
     }
@@ -98,6 +108,7 @@ impl Handle {
     pub fn next_hole(&self, offset: u64) -> Result<Option<u64>> {
         match self {
             Self::Inside(file) => Ok(file.next_hole(offset)),
+            Self::Pending(file) => file.next_hole(offset).map_err(failed),
             _ => {
                 let size = self.size()?;
                 Ok((offset < size).then_some(size))
@@ -105,13 +116,15 @@ impl Handle {
         }
     }
 
-    fn size(&self) -> Result<u64> {
+    /// Its size in bytes.
+    pub(super) fn size(&self) -> Result<u64> {
         match self {
             Self::File(file) => Ok(file.metadata().map_err(failed)?.len()),
             Self::Blob(blob) => Ok(blob.file().metadata().map_err(failed)?.len()),
             Self::Content(content) | Self::Fresh(content) => Ok(content.len() as u64),
             Self::Remote(remote) => Ok(remote.blob.size()),
             Self::Inside(file) => Ok(file.size()),
+            Self::Pending(file) => Ok(file.size()),
         }
     }
 
@@ -127,6 +140,7 @@ impl Handle {
                 Some(Ok(content.slice(from..to)))
             }
             Self::Inside(file) => file.read_now(offset, length),
+            Self::Pending(_) => None,
             Self::Remote(remote) => {
                 let read = remote.blob.try_read(offset, length)?;
                 // Last, so that what was read is not of what came after a mismatch.
@@ -145,6 +159,7 @@ impl Handle {
                 remote.check().and(read)
             }
             Self::Inside(file) => file.read(offset, length).await,
+            Self::Pending(file) => file.read(offset, length).await.map_err(failed),
             Self::File(file) => read_file(file, offset, length).await,
             Self::Blob(blob) => read_file(blob.file(), offset, length).await,
             Self::Content(_) | Self::Fresh(_) => {

@@ -32,6 +32,8 @@ pub(super) enum Kind {
     Early(TreeId),
     /// A name of which nothing is known yet.
     Unknown,
+    /// A file that is being written, or has been.
+    Pending,
 }
 
 /// An inode that the kernel knows.
@@ -73,6 +75,11 @@ impl Inodes {
         let ino = table.number(path, content);
         table.told(ino, path, kind);
         ino
+    }
+
+    /// The kernel is told once more of an inode that has its number already.
+    pub(super) fn tell_known(&self, ino: u64, path: &str, kind: Kind) {
+        locked(&self.0).told(ino, path, kind);
     }
 
     /// The kernel forgets so many times that it was told of an inode. What that was, and how many of the

@@ -248,7 +248,7 @@ impl Repositories {
                     None => Attributes::directory(ino, published_time(None)),
                 }
             }
-            Kind::Inside | Kind::Early(_) => return Err(ViewError::Stale),
+            Kind::Inside | Kind::Early(_) | Kind::Pending => return Err(ViewError::Stale),
             Kind::Unknown => {
                 ttl = Duration::ZERO;
                 of_file(0, published_time(None))
@@ -302,7 +302,7 @@ impl Repositories {
         match node.kind {
             Kind::Directory => Err(ViewError::Wrong(io::ErrorKind::IsADirectory)),
             // Looking it up, which comes before opening, makes something else of it.
-            Kind::Unknown | Kind::Inside | Kind::Early(_) => Err(ViewError::Stale),
+            Kind::Unknown | Kind::Inside | Kind::Early(_) | Kind::Pending => Err(ViewError::Stale),
             Kind::Local if matches!(form(&node.path), Form::Blob(_)) => Ok(None),
             Kind::Local | Kind::LocalTag => {
                 let path = self.local_path(&node.path);

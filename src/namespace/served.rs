@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Entry, Found, Handle, Listing, Question, Space, Subject, ViewError, Xattrs};
+use super::{Entry, Found, Handle, Listing, Question, Space, Subject, ViewError, Writing, Xattrs};
 
 type Result<T> = std::result::Result<T, ViewError>;
 
@@ -81,4 +81,9 @@ pub trait Namespace: Send + Sync + 'static {
 
     /// What `name` in the directory `parent` belongs to, for logs.
     fn subject_of_name(&self, parent: u64, name: &OsStr) -> Subject;
+
+    /// What writes, if it can be written to.
+    fn writing(&self) -> Option<&dyn Writing> {
+        None
+    }
 }

@@ -170,6 +170,53 @@ pub enum ViewError {
     /// It is a directory, or it is none; or its name is too long.
     #[error("{0}")]
     Wrong(io::ErrorKind),
+    /// What was to be written or changed must not be, or cannot be.
+    #[error("{1}")]
+    Refused(Refusal, String),
+    /// The disk does not take or give what was written.
+    #[error("{doing}: {error}")]
+    Disk {
+        /// What was being done.
+        doing: String,
+        /// What the system says.
+        error: io::Error,
+    },
+}
+
+/// Why something that was to be written or changed is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nothing of an images_dir can have this name, or can be of this kind.
+    Invalid,
+    /// Its content is not what its name says.
+    Content,
+    /// Something needs it, or it is still being written.
+    Busy,
+    /// This mount does not do that.
+    NotPermitted,
+    /// It is shown, and nothing is written there.
+    ReadOnly,
+    /// Somebody has no right to do this at a registry.
+    Denied,
+    /// There is no such project at a registry.
+    NoProject,
+    /// A directory is not empty.
+    NotEmpty,
+    /// There is something of that name.
+    Exists,
+    /// Directories are not moved.
+    OtherDevice,
+    /// It is larger than such a file can be.
+    TooLarge,
+    /// The file system does not have this.
+    Unsupported,
+}
+
+impl Refusal {
+    /// Whether programs meet it in the ordinary course of things, so that nobody needs to read of it.
+    pub fn is_usual(self) -> bool {
+        matches!(self, Self::NotEmpty | Self::Exists | Self::OtherDevice | Self::Unsupported)
+    }
 }
 
 /// What a file system has in it, as far as that is known.

@@ -103,6 +103,19 @@ impl View {
         self.repositories.images_dir()
     }
 
+    /// The inodes that the kernel knows.
+    pub(super) fn inodes(&self) -> &Arc<Inodes> {
+        &self.inodes
+    }
+
+    /// The path of a directory that has one below the root, and is not inside images; `None` for all others.
+    pub(super) fn path_of_directory(&self, ino: u64) -> Result<Option<Box<str>>> {
+        Ok(match self.part(ino)? {
+            Part::Repositories(node) => Some(node.path),
+            Part::Inside(..) | Part::Tree(..) => None,
+        })
+    }
+
     /// How many inodes the kernel knows, the root not counted.
     pub fn known_inodes(&self) -> usize {
         self.inodes.len()
@@ -168,8 +181,8 @@ impl View {
         inside.in_tree(ino).map(|(id, node)| (inside, id, node))
     }
 
-    /// What `path` leads to.
-    fn look(&self, path: &str) -> Result<Found> {
+    /// What `path` leads to. [`Found::Entry`] tells the kernel of it once more.
+    pub(super) fn look(&self, path: &str) -> Result<Found> {
         match &self.inside {
             Some(inside) if form(path) == Form::Inside => inside.look(path),
             _ => self.repositories.look(path),
@@ -186,7 +199,8 @@ impl View {
 
     // --- directories that are known by their paths ---
 
-    fn list_names(&self, ino: u64) -> Result<Listing> {
+    /// Lists a directory that is known by its path.
+    pub(super) fn list_names(&self, ino: u64) -> Result<Listing> {
         let (path, mut entries, stamp, dir) = match self.part(ino)? {
             Part::Tree(..) => return Err(ViewError::Stale),
             Part::Inside(inside, node) => {

@@ -8,7 +8,10 @@ use std::{
 
 use futures_util::future::join_all;
 
-use super::{Error, Result, Source};
+use super::{
+    Error, Result, Source,
+    through::{Registries, Through},
+};
 use crate::{
     backend::{
         self, Backend,
@@ -17,11 +20,10 @@ use crate::{
     },
     cache::{Cache, CacheConfig},
     image::Reference,
-    namespace::{Settings, View},
+    namespace::{Namespace, Settings, View, Writable},
 };
 
 /// What a mount is to show.
-#[derive(Clone, Debug)]
 pub struct NamespaceRequest {
     /// The images_dir, which is created if it does not exist.
     pub images_dir: PathBuf,
@@ -37,12 +39,24 @@ pub struct NamespaceRequest {
     pub cache_dir: Option<PathBuf>,
     /// What the cache may take of the disk, in bytes.
     pub cache_bytes: u64,
+    /// Whether it can be written to.
+    pub write: Option<Write>,
+}
+
+/// How a mount can be written to.
+pub enum Write {
+    /// What is written becomes part of the images_dir.
+    Local,
+    /// And of registries.
+    Through(Arc<Through>),
 }
 
 /// What a mount shows.
 pub struct Shown {
     /// The files and directories, to be given to `fuse::mount`.
-    pub view: Arc<View>,
+    pub view: Arc<dyn Namespace>,
+    /// What of that can be read, without what is being written.
+    pub reading: Arc<View>,
     /// Where its cache is.
     pub cache_dir: PathBuf,
 }
@@ -81,6 +95,7 @@ pub struct Shown {
 ///     offline: true,
 ///     cache_dir: None,
 ///     cache_bytes: 1 << 30,
+///     write: None,
 /// };
 /// let shown = namespace(&request, RegistryConfig::default()).await?;
 /// assert!(shown.view.lookup(ROOT, OsStr::new("blobs")).is_ok());
@@ -98,12 +113,13 @@ pub async fn namespace_of(
     source: Option<&Source>,
 ) -> Result<Shown> {
     let root = &request.images_dir;
-    if !root.exists() {
+    if !root.exists() || request.write.is_some() {
         ImagesDir::create(root, None, Linking::Auto)?;
     }
     let dir = ImagesDir::open(root)?;
     let (cache_dir, cache) = open_cache(&dir, request, config.connections_per_blob);
     let patience = config.patience();
+    let of_upstream = config.clone();
     let source: Arc<dyn Backend> = match source {
         Some(source) => source.backend(),
         None => Arc::new(Registry::new(config)),
@@ -126,7 +142,16 @@ pub async fn namespace_of(
     if !request.offline {
         look_up(&view, &request.images, patience).await;
     }
-    Ok(Shown { view, cache_dir })
+    let reading = view.clone();
+    let view: Arc<dyn Namespace> = match &request.write {
+        None => view,
+        Some(Write::Local) => Writable::new(view, None)?,
+        Some(Write::Through(through)) => {
+            let upstream = Arc::new(Registries::new(through.clone(), of_upstream)?);
+            Writable::new(view, Some(upstream))?
+        }
+    };
+    Ok(Shown { view, reading, cache_dir })
 }
 
 /// Mounts of one directory that can have their caches in it at the same time.

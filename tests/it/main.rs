@@ -68,3 +68,6 @@ mod sync;
 mod tasks;
 mod tls;
 mod trees;
+mod write;
+mod write_hard;
+mod write_through;

@@ -20,6 +20,7 @@
 //! content   deterministic bytes that can be produced from any offset
 //! http      the small HTTP/1.1 server under `hostile` and under the token server
 //! mount     a mount, and programs that look at it
+//! written   directories and images to be written through mounts
 //! readers   processes that look at a mount at random and know what they have to see
 //! disk      small disks, and how much of a disk is in use
 //! tls       certificates
@@ -56,6 +57,7 @@ pub(crate) mod store;
 pub(crate) mod tls;
 pub(crate) mod tree;
 pub(crate) mod umoci;
+pub(crate) mod written;
 pub(crate) mod ztoc;
 
 use std::path::Path;

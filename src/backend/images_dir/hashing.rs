@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Buffer for hashing files.
-const HASH_BUFFER: usize = 512 << 10;
+pub(super) const HASH_BUFFER: usize = 512 << 10;
 
 /// Flushes a file that has been read and found to be right, which it may have been in memory only, and says how
 /// long that holds. There is nothing to wait for with a file that has been there for long.

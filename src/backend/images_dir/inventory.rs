@@ -15,8 +15,8 @@ use super::{
 use crate::{
     backend::{DirEntry, Error, FileType, Kind, Result},
     image::{
-        Algorithm, Descriptor, Digest, FilteredIndex, Manifest, Platform, PlatformFilter,
-        Reference, Repository, View, choose, is_attachment_tag,
+        Algorithm, Descriptor, Digest, FilteredIndex, Manifest, Platform, Reference, Repository,
+        View, is_attachment_tag,
     },
 };
 
@@ -413,7 +413,7 @@ impl<'a> Scan<'a> {
             }
             View::Image { .. } => {}
             View::Index { children } => {
-                let wanted = self.wanted(manifest.digest(), children);
+                let wanted = self.inner.wanted(manifest.digest(), children);
                 for (child, wanted) in children.iter().zip(wanted) {
                     match self.manifests.get(&child.digest).cloned() {
                         Some(manifest) => {
@@ -442,17 +442,6 @@ impl<'a> Scan<'a> {
             }
             _ => None,
         }
-    }
-
-    /// Which children of an index should be there: all, unless it is sparse on purpose.
-    fn wanted(&self, index: Digest, children: &[Descriptor]) -> Vec<bool> {
-        let Some(sparse) = self.inner.records.sparse(&index) else {
-            return vec![true; children.len()];
-        };
-        let filter = PlatformFilter::parse(&[sparse]).unwrap_or_default();
-        let (kept, _) = choose(children, &filter);
-        // Of what the index says nothing, it is not known whether it was wanted.
-        (0..children.len()).map(|i| kept.contains(&(i, false))).collect()
     }
 
     /// Images that were asked for by digest.

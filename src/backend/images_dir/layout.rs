@@ -187,11 +187,23 @@ pub(super) fn repository_at(components: &[String]) -> Option<Repository> {
 /// assert!(leads_to_manifests("quay.io/team"));
 /// ```
 pub fn holds_manifests(path: &str) -> bool {
+    repository_in(path).is_some()
+}
+
+/// The repository of which the directory `path`, seen from the root, has the manifests, in any generation.
+///
+/// ```
+/// use imgfs::backend::images_dir::repository_in;
+///
+/// let of = |path| repository_in(path).map(|repository| repository.to_string());
+/// assert_eq!(of("quay.io/team/app/manifests").as_deref(), Some("quay.io/team/app"));
+/// assert_eq!(of("calico/cni/manifests").as_deref(), Some("docker.io/calico/cni"));
+/// assert_eq!(of("quay.io/team/app"), None);
+/// ```
+pub fn repository_in(path: &str) -> Option<Repository> {
     let components: Vec<String> = path.split('/').map(str::to_owned).collect();
-    match components.split_last() {
-        Some((last, above)) => last == MANIFESTS && repository_at(above).is_some(),
-        None => false,
-    }
+    let (last, above) = components.split_last()?;
+    repository_at(above).filter(|_| last == MANIFESTS)
 }
 
 /// Whether a directory `path`, seen from the root, may be on the way to a repository.

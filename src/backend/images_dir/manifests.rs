@@ -97,23 +97,34 @@ impl Inner {
         manifest: &Manifest,
         name: &ManifestName,
     ) -> Result<()> {
+        self.put_in(&self.manifests_dir(repository), repository, manifest, name, None)
+    }
+
+    /// The same in the `manifests` directory `dir`, with the time that somebody has set for the file of that name.
+    pub(super) fn put_in(
+        &self,
+        dir: &Path,
+        repository: &Repository,
+        manifest: &Manifest,
+        name: &ManifestName,
+        time: Option<(i64, u32)>,
+    ) -> Result<()> {
         self.flush_blobs()?;
-        let dir = self.manifests_dir(repository);
-        let failed = |e| Error::io(&dir, "writing a manifest to", e);
-        self.root.create_dirs_and(&dir, self.sync.flush()).map_err(failed)?;
+        let failed = |e| Error::io(dir, "writing a manifest to", e);
+        self.root.create_dirs_and(dir, self.sync.flush()).map_err(failed)?;
         let _lock = self.lock_repository(repository).map_err(failed)?;
-        let map = layout::read_layout_map(&self.root, &dir).map_err(failed)?;
-        let is_g2 = map.is_some() || (self.layout == Layout::Kubekey && !self.has_tag_files(&dir));
+        let map = layout::read_layout_map(&self.root, dir).map_err(failed)?;
+        let is_g2 = map.is_some() || (self.layout == Layout::Kubekey && !self.has_tag_files(dir));
         match name {
             ManifestName::Tag(tag) if is_g2 => {
                 let mut map = match map {
                     Some(LayoutMap::Map(map)) => map,
                     None => Default::default(),
-                    Some(LayoutMap::Broken) => return Err(broken_map(&dir)),
+                    Some(LayoutMap::Broken) => return Err(broken_map(dir)),
                 };
-                self.put_digest(&dir, manifest)?;
+                self.put_digest(dir, manifest, None)?;
                 map.insert(tag.clone(), manifest.digest());
-                self.put_map(&dir, &map).map_err(failed)?;
+                self.put_map(dir, &map).map_err(failed)?;
                 if tag == LAYOUT_MAP {
                     return Ok(()); // The file of this name is the map.
                 }
@@ -125,12 +136,12 @@ impl Inner {
                 }
             }
             ManifestName::Tag(tag) => {
-                let time = publish::Time::Of(manifest.digest());
-                self.put_file(&dir, &self.layout.tag_name(tag), manifest, time)
+                let time = publish::Time::Of(manifest.digest()).or(time);
+                self.put_file(dir, &self.layout.tag_name(tag), manifest, time)
             }
-            ManifestName::Digest => self.put_digest(&dir, manifest),
+            ManifestName::Digest => self.put_digest(dir, manifest, time),
             ManifestName::Pinned => {
-                self.put_digest(&dir, manifest)?;
+                self.put_digest(dir, manifest, time)?;
                 let pin = repository.pinned(manifest.digest());
                 self.records.pin(&pin).map_err(|e| self.records_error(e))
             }
@@ -176,9 +187,9 @@ impl Inner {
         publish::publish(&self.root, &scratch, &dir.join(LAYOUT_MAP), &text, time, Flush::Now)
     }
 
-    fn put_digest(&self, dir: &Path, manifest: &Manifest) -> Result<()> {
+    fn put_digest(&self, dir: &Path, manifest: &Manifest, time: Option<(i64, u32)>) -> Result<()> {
         let name = self.layout.digest_name(&manifest.digest());
-        self.put_file(dir, &name, manifest, publish::Time::Immutable)
+        self.put_file(dir, &name, manifest, publish::Time::Immutable.or(time))
     }
 
     fn put_file(
@@ -203,11 +214,15 @@ impl Inner {
             return Err(Error::new(SIDE, doing, Kind::Config(reason.into())));
         }
         let flush = match time {
-            publish::Time::Of(_) if !self.knows_again => Flush::Now,
-            publish::Time::Of(_) | publish::Time::Immutable => self.sync.flush(),
+            publish::Time::Of(_) | publish::Time::Set(_) if !self.knows_again => Flush::Now,
+            _ => self.sync.flush(),
         };
         let there = self.root.read(&target, MAX_MANIFEST_BYTES as u64 + 1);
         if there.is_ok_and(|there| there == *manifest.bytes()) {
+            if let publish::Time::Set(_) = time {
+                let set = self.set_time(&target, time);
+                set.map_err(|e| Error::io(&target, "setting the time of", e))?;
+            }
             return match flush {
                 // An earlier run need not have done that.
                 Flush::Now => self.root.sync_file(&target),
@@ -233,7 +248,7 @@ impl Inner {
     }
 
     /// Whether a `manifests` directory has tags in the way of the generations before G2.
-    fn has_tag_files(&self, manifests: &Path) -> bool {
+    pub(super) fn has_tag_files(&self, manifests: &Path) -> bool {
         let entries = self.root.open_dir(manifests).and_then(|dir| dir.entries());
         entries.is_ok_and(|entries| {
             entries.iter().any(|entry| {

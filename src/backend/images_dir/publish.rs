@@ -23,7 +23,10 @@
 use std::{
     fs::{File, Metadata, Permissions},
     io::{self, Write},
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -73,24 +76,49 @@ pub(super) enum Time {
     Immutable,
     /// Named by a tag, or a map of tags: the time says what it holds.
     Of(Digest),
+    /// The time that somebody has set, in seconds and nanoseconds.
+    Set((i64, u32)),
+}
+
+impl Time {
+    /// The time that somebody has set, or else this one.
+    pub(super) fn or(self, set: Option<(i64, u32)>) -> Self {
+        set.map_or(self, Self::Set)
+    }
+
+    /// Whether a file with `meta` has it.
+    pub(super) fn is_of(self, meta: &Metadata) -> bool {
+        let Timespec { tv_sec, tv_nsec } = self.modification();
+        (meta.mtime(), meta.mtime_nsec()) == (tv_sec, tv_nsec)
+    }
+
+    fn modification(self) -> Timespec {
+        let (seconds, nanoseconds) = match self {
+            Self::Immutable => (IMMUTABLE, 0),
+            Self::Of(digest) => (tag_mtime(&digest), 0),
+            Self::Set(time) => time,
+        };
+        Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() }
+    }
 }
 
 /// Gives a file its mode and time, as far as the file system has these, and flushes it as `flush` says.
 pub(super) fn seal(file: &File, time: Time, flush: Flush) -> io::Result<()> {
     if_supported(file.set_permissions(Permissions::from_mode(0o644)))?;
-    let seconds = match time {
-        Time::Immutable => IMMUTABLE,
-        Time::Of(digest) => tag_mtime(&digest),
-    };
-    let times = Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 },
-    };
-    if_supported(futimens(file, &times).map_err(io::Error::from))?;
+    set_time(file, time)?;
     match flush {
         Flush::Now => file.sync_all(),
         Flush::Later => Ok(()),
     }
+}
+
+/// Gives a file or directory its time, as far as the file system has that.
+pub(super) fn set_time(file: impl AsFd, time: Time) -> io::Result<()> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: time.modification(),
+    };
+    if_supported(futimens(file, &times).map_err(io::Error::from))
 }
 
 /// Whether a file has the mode and time of a blob that has been published here.

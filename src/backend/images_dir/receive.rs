@@ -207,16 +207,9 @@ impl PartialBlob {
 
     /// Gives the file, which is known to be the blob, its name.
     fn publish(self) -> Result<()> {
-        let flush = self.inner.sync.flush();
-        publish::seal(&self.file, publish::Time::Immutable, flush).map_err(|e| self.error(e))?;
-        let target = self.inner.blob_path(&self.blob.digest);
-        self.inner.root.rename(&self.path, &target).map_err(|e| self.error(e))?;
-        let meta = self.file.metadata().map_err(|e| self.error(e))?;
-        let held = match flush {
-            Flush::Now => Held::OnDisk,
-            Flush::Later => self.inner.records.in_memory(),
-        };
-        self.inner.records.verified(self.blob.digest, &meta, held).map_err(|e| self.error(e))
+        let time = publish::Time::Immutable;
+        let published = self.inner.publish_blob(&self.path, &self.file, self.blob.digest, time);
+        published.map_err(|e| self.error(e))
     }
 
     /// Shares the blocks of `source`, or the whole file, instead of copying it. Gives the blob
@@ -245,6 +238,27 @@ impl PartialBlob {
         let noted = self.inner.records.verified(self.blob.digest, &meta, Held::OnDisk);
         noted.map_err(|e| self.error(e))?;
         Ok(None)
+    }
+}
+
+impl Inner {
+    /// Gives the file `path` in the tree's own state, which is open as `file` and known to be `blob`, the blob's
+    /// name.
+    pub(super) fn publish_blob(
+        &self,
+        path: &Path,
+        file: &File,
+        blob: Digest,
+        time: publish::Time,
+    ) -> io::Result<()> {
+        let flush = self.sync.flush();
+        publish::seal(file, time, flush)?;
+        self.root.rename(path, &self.blob_path(&blob))?;
+        let held = match flush {
+            Flush::Now => Held::OnDisk,
+            Flush::Later => self.records.in_memory(),
+        };
+        self.records.verified(blob, &file.metadata()?, held)
     }
 }
 

@@ -139,6 +139,13 @@ impl Records {
         known() || (self.reload().is_ok() && known())
     }
 
+    /// How long it holds that the file with `meta` is `blob`, if that has been found out.
+    pub(super) fn held(&self, blob: &Digest, meta: &Metadata) -> Option<Held> {
+        let is_verified = self.is_verified(blob, meta);
+        let held = || self.state().blobs.get(blob).map(|known| known.held.clone());
+        is_verified.then(|| held().unwrap_or(Held::ThisRun))
+    }
+
     /// Whether `known` says of the file with `meta` what it is, and still holds.
     fn holds(&self, known: &Known, meta: &Metadata) -> bool {
         known.stamp == Stamp::of(meta)

@@ -1,0 +1,315 @@
+//! What is written: opening, closing, and what else a front end asks of [`Writing`].
+
+use std::{ffi::OsStr, fs, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use super::{
+    STATUS, Writable, invalid,
+    pending::{Pending, PendingHandle, Stage, State},
+    place::{self, Place},
+    publish::{self, disk},
+};
+use crate::{
+    image::Digest,
+    namespace::{
+        Caller, Changes, Entry, Found, FreeSpace, Handle, Namespace, Refusal, ViewError, Writing,
+        inodes::Kind, names,
+    },
+};
+
+type Result<T> = std::result::Result<T, ViewError>;
+
+/// The process that a thread belongs to; 0 if nobody knows.
+fn process_of(thread: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    line.and_then(|id| id.trim().parse().ok()).unwrap_or(0)
+}
+
+#[async_trait]
+impl Writing for Writable {
+    fn lookup_for(&self, parent: u64, name: &OsStr, caller: Caller) -> Result<Found> {
+        if name == STATUS && parent == self.view.inodes().number(&names::inside_path(""), &[]) {
+            let entry = self.status_entry();
+            let path = names::inside_path(STATUS);
+            self.view.inodes().tell_known(entry.attributes.ino, &path, Kind::Pending);
+            return Ok(Found::Entry(entry));
+        }
+        let Some(path) = self.path(parent, name)? else { return self.view.lookup(parent, name) };
+        if let Some(file) = self.table.named(&path) {
+            if !file.state().replaces || self.table.has_claimed(caller.thread, &path) {
+                return Ok(Found::Entry(self.tell(&file)));
+            }
+            return match self.lookup_in_view(parent, name, &path)? {
+                Found::Entry(entry) => Ok(Found::Entry(Entry { ttl: Duration::ZERO, ..entry })),
+                _ => Ok(Found::Entry(self.tell(&file))),
+            };
+        }
+        if self.table.has_claimed(caller.thread, &path)
+            && let Some(file) = self.replace_once_more(&path)?
+        {
+            return Ok(Found::Entry(self.tell(&file)));
+        }
+        if let Some(mtime) = self.table.directory(&path) {
+            return Ok(Found::Entry(self.tell_directory(&path, mtime)));
+        }
+        if place::is_below_dot(&path) {
+            return Ok(Found::Absent(Duration::ZERO));
+        }
+        self.lookup_in_view(parent, name, &path)
+    }
+
+    fn create(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        exclusive: bool,
+        caller: Caller,
+    ) -> Result<(Entry, Handle)> {
+        let path = self.path_to_change(parent, name)?;
+        let place = Place::of(&path).ok_or_else(|| invalid(&path))?;
+        self.begin()?;
+        self.table.touch_above(&path);
+        let known = self.table.named(&path);
+        if exclusive && known.is_some() {
+            return Err(ViewError::Refused(Refusal::Exists, path));
+        }
+        let file = match known {
+            Some(file) => file,
+            None => {
+                let there = self.peek(parent, name, &path)?;
+                if there.is_some() && exclusive {
+                    return Err(ViewError::Refused(Refusal::Exists, path));
+                }
+                let ino = self.new_number(&path);
+                let file = Pending::create(ino, &self.store, &self.table, &path, place);
+                let file = file.map_err(|e| disk(&path, "creating", e))?;
+                file.state().replaces = there.is_some();
+                self.table.name(&path, &file);
+                file
+            }
+        };
+        Ok((self.tell(&file), self.opened(&file, caller)))
+    }
+
+    fn open_to_write(&self, ino: u64, caller: Caller) -> Result<Handle> {
+        if let Some(file) = self.table.inode(ino) {
+            // What has been published since it was looked up is replaced by itself, if it is written to.
+            let path = file.state().path.clone().ok_or(ViewError::Stale)?;
+            self.table.unclaim(caller.thread, &path);
+            self.begin()?;
+            return Ok(self.opened(&file, caller));
+        }
+        let path = self.view.inodes().path_of(ino)?;
+        self.begin_to_replace(ino, &path, caller)
+    }
+
+    fn change(&self, ino: u64, changes: Changes) -> Result<Entry> {
+        self.change_attributes(ino, changes)
+    }
+
+    async fn flush(&self, handle: &Handle, caller: Caller) -> Result<()> {
+        let Handle::Pending(PendingHandle { file, writes: true }) = handle else { return Ok(()) };
+        let (opener, path) = {
+            let state = file.state();
+            if state.writers > 1 || !self.is_to_be_judged(file, &state) {
+                return Ok(());
+            }
+            (state.opener, state.path.clone())
+        };
+        self.begin()?;
+        let Err(error) = self.complete(file).await else { return Ok(()) };
+        if matches!(error, ViewError::Refused(Refusal::Content, _)) {
+            let process = process_of(caller.thread);
+            if opener != 0 && process != 0 && opener != process {
+                // Another process has it open for writing, too, and is not done.
+                file.state().is_dirty = true;
+                return Ok(());
+            }
+        }
+        if path.is_some() {
+            self.reject(file);
+        }
+        Err(error)
+    }
+
+    async fn release(&self, handle: &Handle) {
+        let Handle::Pending(PendingHandle { file, writes: true }) = handle else { return };
+        let (is_last, is_to_be_judged, is_untouched) = {
+            let mut state = file.state();
+            state.writers = state.writers.saturating_sub(1);
+            let is_last = state.writers == 0;
+            let is_untouched = state.replaces && !state.is_written;
+            (is_last, self.is_to_be_judged(file, &state), is_untouched)
+        };
+        if !is_last {
+            return;
+        }
+        if is_untouched {
+            // It was opened, and nothing has come of that.
+            let mtime = file.state().mtime;
+            let path = file.state().path.clone();
+            self.reject(file);
+            if let (Some(mtime), Some(path)) = (mtime, path)
+                && let Err(error) = self.set_time(&path, mtime)
+            {
+                self.log(&error);
+            }
+        } else if is_to_be_judged && let Err(error) = self.complete(file).await {
+            self.log(&error);
+            self.reject(file);
+        }
+    }
+
+    fn make_directory(&self, parent: u64, name: &OsStr) -> Result<Entry> {
+        let path = self.path_to_change(parent, name)?;
+        if !place::can_be_directory(&path) {
+            return Err(invalid(&path));
+        }
+        if self.table.named(&path).is_some() {
+            return Err(ViewError::Refused(Refusal::Exists, path));
+        }
+        self.begin()?;
+        self.table.touch_above(&path);
+        self.table.unhide(&path);
+        if place::is_below_dot(&path) {
+            self.table.add_directory(&path);
+            return Ok(self.tell_directory(&path, None));
+        }
+        self.dir.create_dir(&path).map_err(|e| publish::failed(&e))?;
+        match self.view.lookup(parent, name)? {
+            Found::Entry(entry) => Ok(entry),
+            _ => Err(invalid(&path)),
+        }
+    }
+
+    fn remove_directory(&self, parent: u64, name: &OsStr) -> Result<()> {
+        self.remove_empty(parent, name)
+    }
+
+    async fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
+        let path = self.path_to_change(parent, name)?;
+        self.remove_file(parent, name, &path).await
+    }
+
+    async fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), replace: bool) -> Result<()> {
+        self.rename_file(from, to, replace).await
+    }
+
+    async fn link(&self, ino: u64, parent: u64, name: &OsStr) -> Result<Entry> {
+        self.link_file(ino, parent, name).await
+    }
+
+    fn sync(&self) -> Result<()> {
+        // What has been published is on the disk, and its name by now as well.
+        let blobs = self.dir.root().join(names::BLOBS);
+        let synced = self.dir.dir().sync_dir(&blobs);
+        synced.map_err(|e| disk(names::BLOBS, "flushing", e))
+    }
+
+    fn free_space(&self) -> Result<FreeSpace> {
+        let stat = rustix::fs::statvfs(self.dir.root());
+        let stat = stat.map_err(|e| disk("", "asking for free space", e.into()))?;
+        Ok(FreeSpace {
+            block_bytes: stat.f_frsize,
+            blocks: stat.f_blocks,
+            free: stat.f_bfree,
+            available: stat.f_bavail,
+            files: stat.f_files,
+            free_files: stat.f_ffree,
+        })
+    }
+
+    fn waiting(&self) -> usize {
+        let all = self.table.all();
+        all.iter().filter(|file| matches!(file.state().stage, Stage::Waiting(_))).count()
+    }
+
+    fn end(&self) {
+        if let Err(error) = self.store.end() {
+            self.log(&disk("", "removing pending files", error));
+        }
+    }
+
+    fn refuse(&self, parent: u64, name: &OsStr, what: &str) -> ViewError {
+        match self.path_to_change(parent, name) {
+            Ok(path) => ViewError::Refused(
+                Refusal::Invalid,
+                format!("{path}: nothing of a directory of images is {what}"),
+            ),
+            Err(error) => error,
+        }
+    }
+}
+
+impl Writable {
+    /// A file that has just been opened for writing.
+    pub(super) fn opened(&self, file: &Arc<Pending>, caller: Caller) -> Handle {
+        file.state().opener = process_of(caller.thread);
+        Handle::Pending(PendingHandle::new(file, true))
+    }
+
+    /// Whether it is time to judge what has been written.
+    pub(super) fn is_to_be_judged(&self, file: &Pending, state: &State) -> bool {
+        if matches!(state.stage, Stage::Published) {
+            return false;
+        }
+        match &state.place {
+            // Without a single byte it is whole.
+            Place::Blob(digest) if !state.is_written && !state.replaces => {
+                *digest == Digest::of(digest.algorithm(), b"") && file.is_empty_file(state)
+            }
+            _ => state.is_dirty,
+        }
+    }
+
+    /// The content of something published, with its size and time. Whether it is right is found out when what is made
+    /// of it is judged.
+    fn base_of(&self, ino: u64, path: &str) -> Result<(Handle, u64, (i64, u32))> {
+        let entry = self.view.attributes_now(ino)?.ok_or(ViewError::Stale)?;
+        let opened = match self.view.open_now(ino)? {
+            Some(handle) => handle,
+            None => {
+                let stored = self.dir().root().join(&*self.dir().layout().stored_path(path));
+                let opened = self.dir().dir().open_file(&stored);
+                Handle::File(opened.map_err(|e| disk(path, "opening", e))?.0)
+            }
+        };
+        Ok((opened, entry.attributes.size, entry.attributes.mtime))
+    }
+
+    /// Begins a file that is to replace what is published under `path`, in place of one that has just been published;
+    /// `None` if nothing is.
+    pub(super) fn replace_once_more(&self, path: &str) -> Result<Option<Arc<Pending>>> {
+        let Some(place) = Place::of(path) else { return Ok(None) };
+        let Found::Entry(entry) = self.view.look(path)? else { return Ok(None) };
+        let base = self.base_of(entry.attributes.ino, path);
+        self.view.forget(entry.attributes.ino, 1);
+        let file = self.pending_of(path, place, base?);
+        file.state().replaces = true;
+        self.table.name(path, &file);
+        Ok(Some(file))
+    }
+
+    /// Begins a file that is to replace what `ino` is, which has this path. The kernel is to look it up again.
+    fn begin_to_replace(&self, ino: u64, path: &str, caller: Caller) -> Result<Handle> {
+        let place = Place::of(path).ok_or_else(|| {
+            ViewError::Refused(Refusal::ReadOnly, format!("{path}: it is read-only"))
+        })?;
+        self.begin()?;
+        if self.table.named(path).is_none() {
+            match self.base_of(ino, path) {
+                // It has just been replaced: then this replaces what is there now.
+                Err(ViewError::Stale) => drop(self.replace_once_more(path)?),
+                base => {
+                    let file = self.pending_of(path, place, base?);
+                    file.state().replaces = true;
+                    self.table.name(path, &file);
+                }
+            }
+        }
+        self.table.claim(caller.thread, path);
+        Err(ViewError::Stale)
+    }
+}
