@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `cli` (in the binary) | arguments, output, exit statuses |
 //! | [`fuse`] | requests of the kernel in, replies out |
+//! | [`serve`] | requests of registry clients in, answers out |
 //! | [`task`] | KubeKey's tasks: what to transfer, under which names, in which order |
 //! | [`ops`] | one function a verb: a request goes in, a report comes out |
 //! | [`namespace`] | the files and directories of a mount, as plain values |
@@ -18,7 +19,7 @@
 //! | [`layer`] | what is inside the blobs of layers |
 //! | [`template`] | texts with values in them: Go's templates and Tera's |
 //! | [`image`] | what images are: references, digests, platforms, manifests |
-//! | [`util`] | locks, single flight, the memory budget |
+//! | [`util`] | locks, single flight, the memory budget, metrics |
 
 pub mod backend;
 pub mod cache;
@@ -29,6 +30,7 @@ pub mod layer;
 pub mod namespace;
 pub mod ops;
 pub mod rootfs;
+pub mod serve;
 pub mod task;
 pub mod template;
 pub mod transfer;

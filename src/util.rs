@@ -1,13 +1,17 @@
 //! What every floor may use and none is about: reading without waiting for the disk, locks that outlive a panic, work that is done once for all who
-//! need it, and the memory that a process may take.
+//! need it, the memory that a process may take, and counts of what it does.
 
 mod budget;
 mod file;
 mod lock;
+mod metrics;
 mod single_flight;
 
 pub use budget::{Budget, BudgetStats, OutOfMemory};
 pub(crate) use budget::{Counted, Kept, Reservation};
 pub(crate) use file::read_cached;
 pub(crate) use lock::locked;
+pub use metrics::{
+    Counter, Counters, Gauge, Gauges, Histogram, Histograms, Labels, METRICS_TYPE, Metrics,
+};
 pub(crate) use single_flight::{Died, SingleFlight};
