@@ -14,4 +14,4 @@ pub(crate) use lock::locked;
 pub use metrics::{
     Counter, Counters, Gauge, Gauges, Histogram, Histograms, Labels, METRICS_TYPE, Metrics,
 };
-pub(crate) use single_flight::{Died, SingleFlight};
+pub(crate) use single_flight::{Died, Flight, SingleFlight};

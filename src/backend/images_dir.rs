@@ -13,6 +13,7 @@
 //!     locks/                                              empty files to lock
 //!     cache/                                              what a mount has fetched ([`cached`])
 //!     inside/                                             what has been found inside images
+//!     serve/                                              what a server keeps ([`serving`], [`uploads`])
 //! ```
 //!
 //! All generations that KubeKey has written are read, mixed in one tree if need be; see
@@ -32,8 +33,10 @@ mod publish;
 mod receive;
 mod records;
 mod remove;
+mod serving;
 mod source;
 mod store;
+mod uploads;
 mod verify;
 
 use std::{
@@ -52,6 +55,8 @@ pub use layout::{Layout, holds_manifests, leads_to_manifests};
 pub use prune::{Pruned, Removed};
 pub use publish::published_time;
 pub use receive::PartialBlob;
+pub use serving::{FileStamp, Filling, ManifestFile, RepositoryFiles};
+pub use uploads::{Upload, is_upload_name};
 pub use verify::{Problem, ProblemKind, Subject, Verified};
 
 use layout::{BLOBS, MANIFESTS};

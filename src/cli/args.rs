@@ -2,6 +2,7 @@
 
 mod look;
 mod names;
+mod serve;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -23,6 +24,7 @@ use super::{log::LogArgs, vars::VarsArgs};
 
 pub(crate) use look::{CatArgs, DiffArgs, DigestArgs, DuArgs, InspectArgs, LsArgs};
 pub(crate) use names::{LoginArgs, LogoutArgs, RmArgs, TagArgs};
+pub(crate) use serve::{AnonymousArg, ClientArg, ServeArgs};
 
 /// The exit statuses of most commands.
 macro_rules! exit_status {
@@ -75,6 +77,7 @@ pub(crate) enum Command {
     Copy(CopyArgs),
     Run(RunArgs),
     Mount(Box<MountArgs>),
+    Serve(Box<ServeArgs>),
     Umount(UmountArgs),
     Mounts(MountsArgs),
     Ls(Box<LsArgs>),
@@ -107,7 +110,7 @@ impl Command {
     /// What is logged if no level is asked for. Other commands report on standard error what fails.
     pub(crate) fn log_level(&self) -> LevelFilter {
         match self {
-            Self::Mount(_) => LevelFilter::WARN,
+            Self::Mount(_) | Self::Serve(_) => LevelFilter::WARN,
             _ => LevelFilter::OFF,
         }
     }
@@ -119,7 +122,9 @@ impl Command {
             Self::Push(args) => args.output,
             Self::Copy(args) => args.output,
             Self::Run(args) => args.output,
-            Self::Mount(_) | Self::Umount(_) | Self::Cat(_) => OutputArgs::default(),
+            Self::Mount(_) | Self::Serve(_) | Self::Umount(_) | Self::Cat(_) => {
+                OutputArgs::default()
+            }
             Self::Mounts(args) => OutputArgs { json: args.json, quiet: false },
             Self::Ls(args) => OutputArgs { json: args.json, quiet: false },
             Self::Inspect(args) => OutputArgs { json: args.json, quiet: false },

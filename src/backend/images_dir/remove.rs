@@ -143,7 +143,7 @@ impl Inner {
     }
 
     /// Removes a tag from a `manifests` directory, where it need not be.
-    fn remove_tag(&self, dir: &Path, tag: &str) -> Result<()> {
+    pub(super) fn remove_tag(&self, dir: &Path, tag: &str) -> Result<()> {
         let failed = |e| Error::io(dir, "removing a tag from", e);
         let map = layout::read_layout_map(&self.root, dir).map_err(failed)?;
         let is_map = map.is_some();
