@@ -121,6 +121,9 @@ pub(super) async fn put(
             through.forget_tag(repository, tag).await;
         }
     }
+    if !tags.is_empty() {
+        shared.dir.unpin(repository, digest).await.map_err(failed)?;
+    }
     for child in manifest.children() {
         shared.dir.unpin(repository, child.digest).await.map_err(failed)?;
     }

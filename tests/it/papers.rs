@@ -19,6 +19,7 @@ const PAGES: &[(&str, usize, usize)] = &[
     ("docs/moving-images.md", 34, 0),
     ("docs/registries.md", 23, 0),
     ("docs/security.md", 0, 0),
+    ("docs/serve.md", 0, 0),
     ("docs/troubleshooting.md", 6, 0),
 ];
 
