@@ -3,7 +3,7 @@
 use crate::support::cli::Imgfs;
 use crate::support::content::digest;
 use crate::support::hostile::basic;
-use crate::support::image::{Receiver as _, single};
+use crate::support::image::single;
 use crate::support::serving::Serving;
 use crate::support::text;
 use crate::support::tls::{Authority, Certificate};
@@ -24,7 +24,7 @@ fn anonymous_pull_beside_authenticated_push() {
     let files = tempfile::tempdir().expect("a directory");
     let users = htpasswd(files.path());
     let args = ["--htpasswd", &users, "--anonymous", "pull", "--allow-delete"];
-    let serving = Serving::start(Imgfs::scratch().images_dir(), &args);
+    let serving = Serving::fresh(&args);
     let alice = serving.client().authorization(basic("alice", "secret"));
     let image = single(1);
     image.push_to(&alice, "team/app", "v1");
@@ -51,7 +51,7 @@ fn anonymous_pull_beside_authenticated_push() {
 fn without_a_password_nothing_is_told() {
     let files = tempfile::tempdir().expect("a directory");
     let users = htpasswd(files.path());
-    let serving = Serving::start(Imgfs::scratch().images_dir(), &["--htpasswd", &users]);
+    let serving = Serving::fresh(&["--htpasswd", &users]);
     let client = serving.client();
     for target in ["/v2/", "/v2/_catalog", "/v2/a/tags/list", "/v2/a/manifests/b", "/v2/nonsense"] {
         assert_eq!(client.get(target).status, 401, "{target}");
@@ -76,7 +76,7 @@ fn rules_say_who_may_do_what_where() {
     std::fs::write(&rules, "team-a/** alice pull,push\nshared/** * pull\nshared/** alice push\n")
         .expect("writing");
     let args = ["--htpasswd", &users, "--access", text(&rules), "--allow-delete"];
-    let serving = Serving::start(Imgfs::scratch().images_dir(), &args);
+    let serving = Serving::fresh(&args);
     let alice = serving.client().authorization(basic("alice", "secret"));
     let bob = serving.client().authorization(basic("bob", "other"));
     let image = single(2);
@@ -152,7 +152,7 @@ fn tls_with_http_2_and_certificates_of_clients() {
     let tls = ["--tls-cert", text(&cert), "--tls-key", text(&key)];
     let mut args = tls.to_vec();
     args.extend(["--client-ca", text(&ca), "--access", text(&rules)]);
-    let serving = Serving::start(Imgfs::scratch().images_dir(), &args);
+    let serving = Serving::fresh(&args);
     let url = format!("https://{}/v2/a/manifests/b", serving.host());
     let client = ["--cacert", text(&ca), "--cert", text(&own), "--key", text(&own_key)];
     let mut all = client.to_vec();
@@ -160,7 +160,7 @@ fn tls_with_http_2_and_certificates_of_clients() {
     assert_eq!(curl(&all), Some((404, "2".into())), "{}", serving.said("stderr"));
     assert_eq!(curl(&["--cacert", text(&ca), &url]), None, "without a certificate");
 
-    let open = Serving::start(Imgfs::scratch().images_dir(), &tls);
+    let open = Serving::fresh(&tls);
     let url = format!("https://{}/v2/", open.host());
     assert_eq!(curl(&["--cacert", text(&ca), &url]), Some((200, "2".into())));
     assert_eq!(curl(&["--cacert", text(&ca), "--http1.1", &url]), Some((200, "1.1".into())));
@@ -170,7 +170,10 @@ fn tls_with_http_2_and_certificates_of_clients() {
     std::fs::write(&body, &bytes).expect("writing");
     let post = format!("{url}x/blobs/uploads/?digest={}", digest(&bytes));
     let data = format!("@{}", body.display());
-    assert_eq!(curl(&["--cacert", text(&ca), "--data-binary", &data, &post]).map(|r| r.0), Some(201));
+    assert_eq!(
+        curl(&["--cacert", text(&ca), "--data-binary", &data, &post]).map(|r| r.0),
+        Some(201)
+    );
     let back = files.path().join("back");
     let blob = format!("{url}x/blobs/{}", digest(&bytes));
     curl(&["--cacert", text(&ca), "-o", text(&back), &blob]);

@@ -13,7 +13,7 @@ use std::process::{Child, Command, Output};
 use std::time::Duration;
 
 fn serving() -> Serving {
-    Serving::start(Imgfs::scratch().images_dir(), &["--allow-delete"])
+    Serving::fresh(&["--allow-delete"])
 }
 
 /// An image that programs can unpack.
@@ -53,7 +53,10 @@ fn skopeo_pushes_and_pulls_and_deletes() {
     let from = format!("oci:{}:v1", layout.path().display());
     let plain = "--dest-tls-verify=false";
     skopeo.run(&["copy", "--all", plain, &from, &place]);
-    assert_eq!(skopeo.inspect_raw(&Place::plain(&format!("{}/team/app:v1", serving.host()))), image.root().bytes);
+    assert_eq!(
+        skopeo.inspect_raw(&Place::plain(&format!("{}/team/app:v1", serving.host()))),
+        image.root().bytes
+    );
     let back = layout.path().join("back");
     let back = format!("dir:{}", back.display());
     skopeo.run(&["copy", "--all", "--src-tls-verify=false", &place, &back]);
@@ -105,7 +108,11 @@ fn podman_and_buildah_push_and_pull() {
         let pushed = format!("docker://{host}/team/buildah:v3");
         run(storage(&buildah).args(["push", "--tls-verify=false", &name, &pushed]));
         assert_eq!(serving.client().get("/v2/team/buildah/manifests/v3").status, 200);
-        run(storage(&buildah).args(["pull", "--tls-verify=false", &format!("{host}/team/buildah:v3")]));
+        run(storage(&buildah).args([
+            "pull",
+            "--tls-verify=false",
+            &format!("{host}/team/buildah:v3"),
+        ]));
     }
 }
 
@@ -137,17 +144,23 @@ fn containerd_pulls_and_pushes_and_takes_it_as_a_mirror() {
     let image = image();
     image.push_to(&upstream, "team/app", "v1");
     let host = upstream.host();
-    let serving = Serving::start(Imgfs::scratch().images_dir(), &["--upstream", &host]);
+    let serving = Serving::fresh(&["--upstream", &host]);
     let files = tempfile::tempdir().expect("a directory");
     let at = |name: &str| files.path().join(name);
     let config = format!(
         "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = {:?}\n",
-        at("root"), at("state"), at("socket")
+        at("root"),
+        at("state"),
+        at("socket")
     );
     std::fs::write(at("config.toml"), config).expect("writing");
     let log = std::fs::File::create(at("log")).expect("creating");
     let daemon = spawn_tied(text(&containerd), |command| {
-        command.arg("-c").arg(at("config.toml")).stdout(log.try_clone().expect("a file")).stderr(log);
+        command
+            .arg("-c")
+            .arg(at("config.toml"))
+            .stdout(log.try_clone().expect("a file"))
+            .stderr(log);
     });
     let _daemon = Daemon(daemon.expect("starting containerd"));
     let ctr = || {
@@ -159,12 +172,16 @@ fn containerd_pulls_and_pushes_and_takes_it_as_a_mirror() {
         ctr().arg("version").output().is_ok_and(|output| output.status.success())
     });
     let url = format!("http://{}", serving.host());
-    let hosts = Imgfs::scratch().run(&["serve", "--print-config", "containerd", "--url", &url]).success();
+    let hosts =
+        Imgfs::scratch().run(&["serve", "--print-config", "containerd", "--url", &url]).success();
     std::fs::create_dir_all(at("hosts/_default")).expect("making a directory");
     std::fs::write(at("hosts/_default/hosts.toml"), hosts.stdout).expect("writing");
     upstream.clear_log();
     let name = format!("{host}/team/app:v1");
-    run(ctr().args(["images", "pull", "--snapshotter", "native", "--hosts-dir"]).arg(at("hosts")).arg(&name));
+    run(ctr()
+        .args(["images", "pull", "--all-platforms", "--snapshotter", "native", "--hosts-dir"])
+        .arg(at("hosts"))
+        .arg(&name));
     assert!(upstream.requests() > 0, "it came through");
     let pushed = format!("{}/team/ctr:v1", serving.host());
     run(ctr().args(["images", "push", "--plain-http", &pushed, &name]));
@@ -179,14 +196,19 @@ fn docker_pulls_pushes_and_mirrors_docker_hub() {
     let image = image();
     image.push_to(&upstream, "library/hello", "v1");
     let place = format!("docker.io=http://{}", upstream.host());
-    let serving = Serving::start(Imgfs::scratch().images_dir(), &["--upstream", &place]);
+    let serving = Serving::fresh(&["--upstream", &place]);
     image.push_to(&serving.client(), "team/app", "v1");
     let files = tempfile::tempdir().expect("a directory");
     let at = |name: &str| text(&files.path().join(name)).to_owned();
     let log = std::fs::File::create(at("log")).expect("creating");
     let daemon = spawn_tied(text(&dockerd), |command| {
         command
-            .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"])
+            .args([
+                "--iptables=false",
+                "--ip6tables=false",
+                "--bridge=none",
+                "--storage-driver=vfs",
+            ])
             .args(["--data-root", &at("root"), "--exec-root", &at("exec"), "--pidfile", &at("pid")])
             .args(["-H", &format!("unix://{}", at("socket"))])
             .args(["--registry-mirror", &format!("http://{}", serving.host())])

@@ -2,7 +2,7 @@
 
 use crate::support::cli::Imgfs;
 use crate::support::content::digest;
-use crate::support::image::{Image, Receiver as _, single, two_platforms};
+use crate::support::image::{Image, single, two_platforms};
 use crate::support::serving::Serving;
 use crate::support::tree::assert_tree_sound;
 use crate::support::{content::Random, scale, seed, text, wait_for};
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn serving(args: &[&str]) -> Serving {
-    Serving::start(Imgfs::scratch().images_dir(), args)
+    Serving::fresh(args)
 }
 
 /// What the server says to some bytes, until it closes the connection.
@@ -84,7 +84,9 @@ fn many_slow_clients_take_little_and_keep_nobody_out() {
         let last = slow.last().expect("one");
         last.set_nonblocking(true).expect("setting");
         matches!((&mut &*last).read(&mut byte), Ok(0))
-            || (&mut &*last).read(&mut byte).is_err_and(|e| e.kind() != std::io::ErrorKind::WouldBlock)
+            || (&mut &*last)
+                .read(&mut byte)
+                .is_err_and(|e| e.kind() != std::io::ErrorKind::WouldBlock)
     });
 }
 
@@ -123,7 +125,8 @@ fn metrics_and_the_log_of_requests() {
     assert!(said.lines().any(|own| own == line), "{said}");
     let lines = std::fs::read_to_string(&log).expect("a log");
     let last: serde_json::Value =
-        serde_json::from_str(lines.lines().rfind(|l| l.contains("GET")).expect("a line")).expect("JSON");
+        serde_json::from_str(lines.lines().rfind(|l| l.contains("GET")).expect("a line"))
+            .expect("JSON");
     assert!(last["path"].is_string() && last["status"].is_number() && last["peer"] == "127.0.0.1");
     assert!(!lines.contains("secret"), "{lines}");
 }
@@ -186,7 +189,8 @@ fn killed_at_any_moment_it_goes_on_and_what_was_said_to_be_there_is_there() {
                 let client = crate::support::client::Client::new(&host);
                 let mut said = Vec::new();
                 for blob in image.blobs.values() {
-                    let Some(begun) = client.send("POST", "/v2/team/app/blobs/uploads/", &[], b"") else {
+                    let Some(begun) = client.send("POST", "/v2/team/app/blobs/uploads/", &[], b"")
+                    else {
                         return said;
                     };
                     let put = client.put(begun.header("location"), &blob.content.to_vec());

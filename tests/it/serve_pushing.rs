@@ -6,8 +6,8 @@ use crate::support::client::{Client, Reply, with_digest};
 use crate::support::content::digest;
 use crate::support::disk::SmallDisk;
 use crate::support::image::{
-    Artifact, Image, Index, OCI_CONFIG, OCI_EMPTY, OCI_GZIP, OCI_INDEX, OCI_MANIFEST, Receiver as _,
-    single, two_platforms,
+    Artifact, Image, Index, OCI_CONFIG, OCI_EMPTY, OCI_GZIP, OCI_INDEX, OCI_MANIFEST,
+    Receiver as _, single, two_platforms,
 };
 use crate::support::need::require;
 use crate::support::serving::Serving;
@@ -21,8 +21,7 @@ use std::net::TcpStream;
 fn serving(args: &[&str]) -> Serving {
     let mut all = vec!["--allow-delete"];
     all.extend(args);
-    let images = Imgfs::scratch();
-    Serving::start(images.images_dir(), &all)
+    Serving::fresh(&all)
 }
 
 fn sha512(bytes: &[u8]) -> String {
@@ -339,9 +338,13 @@ fn incomplete_indexes_where_they_are_wanted() {
 #[test]
 fn deleting() {
     let image = single(4);
-    let kept = Serving::start(Imgfs::scratch().images_dir(), &[] as &[&str]);
+    let kept = Serving::fresh(&[] as &[&str]);
     image.push_to(&kept.client(), "team/app", "v1");
-    for target in ["manifests/v1", &format!("manifests/{}", image.digest()), &format!("blobs/{}", image.layers()[0])] {
+    for target in [
+        "manifests/v1",
+        &format!("manifests/{}", image.digest()),
+        &format!("blobs/{}", image.layers()[0]),
+    ] {
         let reply = kept.client().ask("DELETE", &format!("/v2/team/app/{target}"), b"");
         assert_eq!((reply.status, reply.code()), (405, "UNSUPPORTED".into()), "{target}");
     }
@@ -442,9 +445,11 @@ fn what_a_broken_patch_has_brought_stays() {
     stream.write_all(&[7; 600]).expect("sending");
     // While this writer is there, another one is one too many.
     let client = serving.client();
-    crate::support::wait_for("a second writer to be refused", std::time::Duration::from_secs(10), || {
-        client.ask("PATCH", &location, b"").status == 409
-    });
+    crate::support::wait_for(
+        "a second writer to be refused",
+        std::time::Duration::from_secs(10),
+        || client.ask("PATCH", &location, b"").status == 409,
+    );
     drop(stream);
     crate::support::wait_for("what has come", std::time::Duration::from_secs(10), || {
         client.get(&location).header("range") == "0-599"

@@ -120,7 +120,8 @@ fn ranges_one_several_and_beyond() {
     let boundary = kind.strip_prefix("multipart/byteranges; boundary=").expect("a boundary");
     let part = |range: &str, bytes: &[u8]| {
         let head = "Content-Type: application/octet-stream\r\nContent-Range: bytes ";
-        [format!("--{boundary}\r\n{head}{range}/{size}\r\n\r\n").as_bytes(), bytes, b"\r\n"].concat()
+        [format!("--{boundary}\r\n{head}{range}/{size}\r\n\r\n").as_bytes(), bytes, b"\r\n"]
+            .concat()
     };
     let expected = [
         part("10-19", &bytes[10..20]),
@@ -142,9 +143,11 @@ fn conditions() {
         (format!("/v2/{name}/manifests/v1"), image.digest()),
         (format!("/v2/{name}/blobs/{layer}"), layer.as_str()),
     ] {
-        for (tag, status) in
-            [(format!("\"{own}\""), 304), (format!("\"x\", W/\"{own}\""), 304), ("\"x\"".into(), 200)]
-        {
+        for (tag, status) in [
+            (format!("\"{own}\""), 304),
+            (format!("\"x\", W/\"{own}\""), 304),
+            ("\"x\"".into(), 200),
+        ] {
             let reply = client.send("GET", &target, &[("If-None-Match", &tag)], b"");
             let reply = reply.expect("a response");
             assert_eq!(reply.status, status, "{tag}");
@@ -159,7 +162,7 @@ fn conditions() {
 
 #[test]
 fn names_lead_where_the_rules_say() {
-    let serving = Serving::start(Imgfs::scratch().images_dir(), &[] as &[&str]);
+    let serving = Serving::fresh(&[] as &[&str]);
     let client = serving.client();
     let image = crate::support::image::single(4);
     // Local, and another registry's, by each of the ways.
@@ -167,7 +170,9 @@ fn names_lead_where_the_rules_say() {
     image.push_to(&client, "quay.io/team/app", "1");
     image.push_to(&client, "docker.io/library/nginx", "1");
     image.push_to(&client, "host__5000/app", "1");
-    for path in ["registry.local/pause", "quay.io/team/app", "docker.io/library/nginx", "host:5000/app"] {
+    for path in
+        ["registry.local/pause", "quay.io/team/app", "docker.io/library/nginx", "host:5000/app"]
+    {
         let manifests = serving.images().join(path).join("manifests/1");
         assert!(manifests.is_file(), "{}", manifests.display());
     }
@@ -193,7 +198,12 @@ fn names_lead_where_the_rules_say() {
     let catalog = client.get("/v2/_catalog").json();
     assert_eq!(
         catalog["repositories"],
-        serde_json::json!(["docker.io/library/nginx", "host__5000/app", "pause", "quay.io/team/app"])
+        serde_json::json!([
+            "docker.io/library/nginx",
+            "host__5000/app",
+            "pause",
+            "quay.io/team/app"
+        ])
     );
     for name in ["Upper/x", "a/../b", "a//b", "..", "a/.b", &"a".repeat(256), "-a"] {
         let reply = client.get(&format!("/v2/{name}/manifests/1"));
@@ -207,7 +217,7 @@ fn names_lead_where_the_rules_say() {
 
 #[test]
 fn lists_have_pages_in_the_order_of_bytes() {
-    let serving = Serving::start(Imgfs::scratch().images_dir(), &[] as &[&str]);
+    let serving = Serving::fresh(&[] as &[&str]);
     let client = serving.client();
     let image = crate::support::image::single(5);
     for tag in ["b", "a", "B", "10", "9"] {
@@ -232,7 +242,7 @@ fn lists_have_pages_in_the_order_of_bytes() {
 
 #[test]
 fn referrers_are_an_index_in_any_case() {
-    let serving = Serving::start(Imgfs::scratch().images_dir(), &[] as &[&str]);
+    let serving = Serving::fresh(&[] as &[&str]);
     let client = serving.client();
     let image = crate::support::image::single(6);
     image.push_to(&client, "team/app", "1");
@@ -287,7 +297,14 @@ fn what_changes_in_the_tree_counts_at_once() {
     let there = format!("/v2/{}/team/other/manifests/v1", registry.host().replace(':', "__"));
     assert_eq!(client.get(&there).body, other.root().bytes);
     let host = name.split('/').next().expect("a host").replace("__", ":");
-    imgfs.run(&["rm", "--images-dir", crate::support::text(imgfs.images_dir()), &format!("{host}/team/app:v1")]).success();
+    imgfs
+        .run(&[
+            "rm",
+            "--images-dir",
+            crate::support::text(imgfs.images_dir()),
+            &format!("{host}/team/app:v1"),
+        ])
+        .success();
     assert_eq!(client.get(&target).status, 404);
     let blob = image.layers()[0].clone();
     assert_eq!(client.get(&format!("/v2/{name}/blobs/{blob}")).status, 404, "no manifest names it");

@@ -3,7 +3,7 @@
 use crate::support::cli::Imgfs;
 use crate::support::content::digest;
 use crate::support::hostile::{Access, Fault, Hostile, Match};
-use crate::support::image::{Artifact, Image, Receiver as _, single, two_platforms};
+use crate::support::image::{Artifact, Image, single, two_platforms};
 use crate::support::serving::Serving;
 use crate::support::tree::assert_sparse_tree_sound;
 use serde_json::json;
@@ -16,8 +16,7 @@ fn through(upstream: &Hostile, args: &[&str]) -> (Serving, String) {
     let host = upstream.host();
     let mut all = vec!["--upstream", &host];
     all.extend(args);
-    let images = Imgfs::scratch();
-    (Serving::start(images.images_dir(), &all), format!("{}/team/app", host.replace(':', "__")))
+    (Serving::fresh(&all), format!("{}/team/app", host.replace(':', "__")))
 }
 
 #[test]
@@ -233,8 +232,7 @@ fn pause_under_its_own_name() {
     let (own, hub) = (single(11), single(12));
     hub.push_to(&upstream, "hub/library/pause", "1");
     let place = format!("docker.io=http://{}/hub", upstream.host());
-    let images = Imgfs::scratch();
-    let serving = Serving::start(images.images_dir(), &["--upstream", &place]);
+    let serving = Serving::fresh(&["--upstream", &place]);
     let client = serving.client();
     // Nobody has pushed one: it is the default registry's.
     assert_eq!(client.get("/v2/pause/manifests/1").body, hub.root().bytes);
@@ -272,7 +270,11 @@ fn a_wrong_blob_of_an_upstream_never_ends_well() {
     let mut all = Vec::new();
     let ended = stream.read_to_end(&mut all);
     let is_refused = all.starts_with(b"HTTP/1.1 502");
-    assert!(is_refused || (ended.is_err() && all.len() < 2_000_000), "{} bytes, {ended:?}", all.len());
+    assert!(
+        is_refused || (ended.is_err() && all.len() < 2_000_000),
+        "{} bytes, {ended:?}",
+        all.len()
+    );
     // Nothing of it is kept.
     upstream.behave();
     assert_eq!(digest(&serving.client().get(&target).body), blob);

@@ -31,9 +31,23 @@ impl Serving {
     /// Serves `images_dir` with further arguments of `imgfs serve`. Upstreams are plain.
     #[track_caller]
     pub(crate) fn start<A: AsRef<OsStr>>(images_dir: &Path, args: &[A]) -> Self {
+        let place = tempfile::tempdir().expect("making a temporary directory");
+        Self::begin(place, images_dir.to_owned(), args)
+    }
+
+    /// Serves a directory of its own, which goes with the server.
+    #[track_caller]
+    pub(crate) fn fresh<A: AsRef<OsStr>>(args: &[A]) -> Self {
+        let place = tempfile::tempdir().expect("making a temporary directory");
+        let images = place.path().join("images");
+        Self::begin(place, images, args)
+    }
+
+    #[track_caller]
+    fn begin<A: AsRef<OsStr>>(place: tempfile::TempDir, images: PathBuf, args: &[A]) -> Self {
         let mut serving = Self {
-            place: tempfile::tempdir().expect("making a temporary directory"),
-            images: images_dir.to_owned(),
+            place,
+            images,
             args: args.iter().map(|arg| arg.as_ref().to_owned()).collect(),
             child: None,
             addresses: Vec::new(),
