@@ -1,7 +1,7 @@
 //! Bodies of answers: texts, and parts of blobs that are read as they are sent.
 //!
-//! A file is read where it is in memory without another thread, and on one of the blocking pool where that would
-//! wait for the disk. What is not known to be right is hashed before its last block goes out. An error ends the
+//! A file that is in memory is sent without reading it where the connection can do that ([`sendfile`]), or else read
+//! without another thread; on one of the blocking pool where that would wait for the disk. What is not known to be right is hashed before its last block goes out. An error ends the
 //! connection so that nobody can take what has come for all of it.
 
 use std::{
@@ -20,7 +20,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{connection::Connection, service::Finish};
+use super::{connection::Connection, sendfile, service::Finish};
 use crate::{
     backend::{Error, Result, images_dir::cached::BLOCK_BYTES},
     cache::CachedBlob,
@@ -243,6 +243,12 @@ impl Parts {
                         read_on_pool(file, part.start..end).await
                     }));
                     return None;
+                }
+                if let Some(parts) = self.connection.parts() {
+                    let end = part.end.min(part.start + sendfile::MAX_PART).min(safe);
+                    if let Some(placeholder) = parts.placeholder(file, &(part.start..end)) {
+                        return Some(Ok(placeholder));
+                    }
                 }
                 let end = end.min(safe);
                 // At most a piece.

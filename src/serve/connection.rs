@@ -20,7 +20,11 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{listen::Peer, stream::Stream};
+use super::{
+    listen::Peer,
+    sendfile::{Parts, is_placeholder},
+    stream::Stream,
+};
 
 /// The longest head of a request, in bytes.
 pub(super) const MAX_HEAD: usize = 32 << 10;
@@ -42,6 +46,8 @@ pub(super) struct Connection {
     pub(super) peer: Peer,
     /// Whom its certificate names.
     pub(super) certificate: Option<String>,
+    /// Files that stand for placeholders, if the connection can send them.
+    parts: Option<Parts>,
     started: Instant,
     /// It is to end without a clean end.
     broken: AtomicBool,
@@ -61,10 +67,11 @@ pub(super) struct Connection {
 pub(super) struct UnderWay(Arc<Connection>);
 
 impl Connection {
-    pub(super) fn new(peer: Peer, certificate: Option<String>) -> Arc<Self> {
+    pub(super) fn new(peer: Peer, certificate: Option<String>, is_plain: bool) -> Arc<Self> {
         Arc::new(Self {
             peer,
             certificate,
+            parts: is_plain.then(Parts::default),
             started: Instant::now(),
             broken: AtomicBool::new(false),
             is_http2: AtomicBool::new(false),
@@ -82,6 +89,11 @@ impl Connection {
         if !self.is_http2.load(Ordering::Relaxed) {
             self.broken.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Where files are noted that are to be sent in place of placeholders, if that can be.
+    pub(super) fn parts(&self) -> Option<&Parts> {
+        self.parts.as_ref().filter(|_| !self.is_http2.load(Ordering::Relaxed))
     }
 
     /// Notes that a request has come.
@@ -151,6 +163,24 @@ impl Watched {
         Self { stream, connection }
     }
 
+    /// Sends what a placeholder of `length` bytes stands for.
+    fn poll_send_file(
+        &mut self,
+        context: &mut Context<'_>,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        match (&self.stream, &self.connection.parts) {
+            (Stream::Tcp(stream), Some(parts)) => {
+                let sent = parts.poll_send(stream, context, length);
+                if let Poll::Ready(Err(_)) = sent {
+                    self.connection.break_off();
+                }
+                sent
+            }
+            _ => Poll::Ready(Err(io::Error::other("this connection sends no files"))),
+        }
+    }
+
     /// Notes whether the other side takes what is written.
     fn wrote(&self, written: &Poll<io::Result<usize>>) {
         let blocked = &self.connection.blocked_since;
@@ -198,7 +228,10 @@ impl AsyncWrite for Watched {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let own = self.get_mut();
-        let written = Pin::new(&mut own.stream).poll_write(context, bytes);
+        let written = match is_placeholder(bytes) {
+            true => own.poll_send_file(context, bytes.len()),
+            false => Pin::new(&mut own.stream).poll_write(context, bytes),
+        };
         own.wrote(&written);
         written
     }
@@ -209,7 +242,12 @@ impl AsyncWrite for Watched {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let own = self.get_mut();
-        let written = Pin::new(&mut own.stream).poll_write_vectored(context, slices);
+        let slices = &slices[slices.iter().take_while(|slice| slice.is_empty()).count()..];
+        let plain = slices.iter().take_while(|slice| !is_placeholder(slice)).count();
+        let written = match slices.first() {
+            Some(first) if plain == 0 => own.poll_send_file(context, first.len()),
+            _ => Pin::new(&mut own.stream).poll_write_vectored(context, &slices[..plain]),
+        };
         own.wrote(&written);
         written
     }

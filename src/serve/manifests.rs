@@ -1,5 +1,7 @@
 //! Manifests: given out byte for byte as they are stored, and taken when all is there that they name.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::{BodyStream, LengthLimitError, Limited};
@@ -18,21 +20,22 @@ use super::{
     reply::{Problem, Reply, Result, empty, full, header, set},
     route::Target,
     service::{Call, etag_matches, location, set_digest},
+    sparse::wanted_platforms,
     state::{FoundManifest, ManifestPlace},
 };
 use crate::{
     backend::{ManifestName, Sink},
     image::{
-        Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, PlatformFilter,
-        Repository, View, is_tag,
+        Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Repository, View,
+        is_tag,
     },
 };
 
+/// What is read of a body that is too large, in bytes.
+const MAX_SKIPPED: usize = 64 << 20;
+
 /// Tags that one request may set.
 const MAX_TAGS: usize = 64;
-
-/// What a sparse index of which no child is here says it has been filtered for: no platform is called so.
-const NO_PLATFORM: &str = "none/none";
 
 /// `GET` and `HEAD` of a manifest.
 pub(super) async fn get(call: &Call, named: &Named, target: &Target) -> Result<Reply> {
@@ -178,6 +181,12 @@ fn wanted_digest(call: &Call, target: &Target) -> Result<Option<Digest>> {
     }
 }
 
+/// Reads and forgets a body of up to 64 MiB: who is still sending when the connection ends does not read the answer.
+async fn skip(body: Incoming) {
+    let mut body = BodyStream::new(Limited::new(body, MAX_SKIPPED));
+    while let Ok(Some(Ok(_))) = timeout(STALL_TIMEOUT, body.next()).await {}
+}
+
 /// Reads the body, of at most 4 MiB.
 async fn read(call: &Call, body: Incoming) -> Result<Bytes> {
     let too_large = || {
@@ -185,6 +194,7 @@ async fn read(call: &Call, body: Incoming) -> Result<Bytes> {
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", message)
     };
     if call.length().is_some_and(|length| length > MAX_MANIFEST_BYTES as u64) {
+        skip(body).await;
         return Err(too_large());
     }
     let broken = || Problem::bad_request("MANIFEST_INVALID", "it has not come to its end");
@@ -341,21 +351,13 @@ async fn present_platforms(
     repository: &Repository,
     manifest: &Manifest,
 ) -> Result<String> {
-    let mut present = Vec::new();
+    let mut here = HashSet::new();
     for child in manifest.children() {
-        if let Some(platform) = &child.platform
-            && has_manifest(call, repository, &child.digest).await?
-        {
-            present.push(platform.to_string());
+        if has_manifest(call, repository, &child.digest).await? {
+            here.insert(child.digest);
         }
     }
-    present.sort();
-    present.dedup();
-    let platforms = present.join(",");
-    match PlatformFilter::parse(&[platforms.clone()]) {
-        Ok(_) if !platforms.is_empty() => Ok(platforms),
-        _ => Ok(NO_PLATFORM.to_owned()),
-    }
+    Ok(wanted_platforms(manifest, &here))
 }
 
 /// `DELETE` of a tag, or of a manifest with its tags.

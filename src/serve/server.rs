@@ -473,7 +473,8 @@ async fn serve(
         }
         (stream, _) => (stream, None),
     };
-    let connection = Connection::new(peer, certificate);
+    let is_plain = matches!(stream, Stream::Tcp(_));
+    let connection = Connection::new(peer, certificate, is_plain);
     let io = TokioIo::new(Watched::new(stream, connection.clone()));
     let service = {
         let (shared, connection) = (shared.clone(), connection.clone());

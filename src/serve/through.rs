@@ -323,7 +323,7 @@ impl Through {
     pub(super) fn blob(&self, repository: &Repository, blob: &Descriptor) -> Result<CachedBlob> {
         let source: Arc<dyn Blobs> = self.upstream.clone();
         let cached = self.cache.blob(source, vec![repository.clone()], blob);
-        match self.upstream.is_offline() && !cached.is_whole() {
+        match self.upstream.is_offline() && !cached.is_complete() {
             true => Err(Problem::blob_unknown(blob.digest)),
             false => Ok(cached.for_all()),
         }

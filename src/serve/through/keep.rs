@@ -7,7 +7,7 @@
 //! complete after an hour is forgotten until somebody asks again.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -15,7 +15,8 @@ use std::{
 use super::store::Store;
 use crate::{
     backend::{ManifestName, Result, Sink, images_dir::ImagesDir},
-    image::{Digest, Manifest, PlatformFilter, Repository},
+    image::{Digest, Manifest, Repository},
+    serve::sparse::wanted_platforms,
     util::locked,
 };
 
@@ -117,22 +118,17 @@ impl Keeper {
         index: &Manifest,
         here: &[Digest],
     ) -> Result<()> {
-        let mut platforms = Vec::new();
-        let mut is_whole = true;
+        let mut present = HashSet::new();
         for child in index.children() {
             let is_here = here.contains(&child.digest)
                 && self.dir.resolves_to(repository, &ManifestName::Digest, child.digest).await;
-            match (&child.platform, is_here) {
-                (Some(platform), true) => platforms.push(platform.to_string()),
-                (_, true) => {}
-                (_, false) => is_whole = false,
+            if is_here {
+                present.insert(child.digest);
             }
         }
-        if !is_whole {
-            let platforms = platforms.join(",");
-            let is_filter = PlatformFilter::parse(&[platforms.clone()]).is_ok();
-            let kept = if is_filter && !platforms.is_empty() { &platforms } else { "none/none" };
-            self.dir.keep_sparse(index.digest(), kept).await?;
+        if index.children().iter().any(|child| !present.contains(&child.digest)) {
+            let platforms = wanted_platforms(index, &present);
+            self.dir.keep_sparse(index.digest(), &platforms).await?;
         }
         self.dir.put(repository, index, &ManifestName::Digest).await
     }
