@@ -71,7 +71,7 @@ async fn whole(call: &Call, found: FoundBlob) -> Result<Reply> {
     let mut body = body(call, found, vec![Segment::Part(0..size)]);
     if is_cached {
         // With too many of them, it ends when the client leaves.
-        body = body.to_the_end(call.shared.ends.clone().try_acquire_owned().ok());
+        body = body.reading_on(call.shared.ends.clone().try_acquire_owned().ok());
     }
     let mut reply = Reply::new(primed(body).await?);
     set(&mut reply, CONTENT_LENGTH, size);

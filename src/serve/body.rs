@@ -116,7 +116,7 @@ impl Body {
     }
 
     /// Reads a blob from the cache to its end, also if the client leaves.
-    pub(super) fn to_the_end(mut self, permit: Option<OwnedSemaphorePermit>) -> Self {
+    pub(super) fn reading_on(mut self, permit: Option<OwnedSemaphorePermit>) -> Self {
         if let Form::Parts(parts) = &mut self.form {
             parts.whole = permit;
         }

@@ -16,9 +16,12 @@ const LOOK: Duration = Duration::from_secs(1);
 /// reported, and what was read before holds.
 pub(super) struct Reloading<T> {
     paths: Vec<PathBuf>,
-    read: Box<dyn Fn(&[PathBuf]) -> Result<T, String> + Send + Sync>,
+    read: Box<Read<T>>,
     state: Mutex<State<T>>,
 }
+
+/// Makes something of files.
+type Read<T> = dyn Fn(&[PathBuf]) -> Result<T, String> + Send + Sync;
 
 struct State<T> {
     value: Arc<T>,

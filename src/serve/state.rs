@@ -84,7 +84,7 @@ pub(super) struct FoundManifest {
 
 pub(super) enum ManifestPlace {
     Tree(Arc<Entry>),
-    Memory(Manifest),
+    Memory(Box<Manifest>),
 }
 
 /// A blob that was asked for.
@@ -117,7 +117,7 @@ impl From<Manifest> for FoundManifest {
             digest: manifest.digest(),
             media_type: manifest.media_type().to_owned(),
             size: manifest.bytes().len() as u64,
-            place: ManifestPlace::Memory(manifest),
+            place: ManifestPlace::Memory(Box::new(manifest)),
             stale: None,
         }
     }

@@ -111,7 +111,8 @@ impl Through {
         let source: Arc<dyn Backend> = upstream.clone();
         let settings = catalogue::Settings {
             options: Options::default(),
-            tag_ttl: freshness.tag_ttl,
+            // For how long an answer holds is written down here, and must not hold twice.
+            tag_ttl: Duration::ZERO,
             absent_ttl: NEGATIVE_HOLDS,
         };
         // What is in the tree has been looked at before anybody comes here.
@@ -184,7 +185,7 @@ impl Through {
         let error = match asked {
             Ok(Ok(resolved)) => {
                 locked(&self.failed).pop(&name);
-                self.note_tag(&name, &resolved, known.as_ref());
+                self.note_tag(&name, &resolved);
                 return Ok(FoundTag { digest: resolved.digest, stale: None });
             }
             Ok(Err(error)) => error,
@@ -210,22 +211,13 @@ impl Through {
         Err(Problem::upstream(&error))
     }
 
-    fn note_tag(
-        &self,
-        name: &Reference,
-        resolved: &catalogue::Resolved,
-        known: Option<&TagRecord>,
-    ) {
+    fn note_tag(&self, name: &Reference, resolved: &catalogue::Resolved) {
         let repository = name.repository();
+        count_upstream(&self.counters, "tag", true);
         if let Some(manifest) = &resolved.manifest {
             self.store.put_manifest(repository, manifest);
         }
-        // What the catalogue has said before is not said anew.
-        let is_new = known.is_none_or(|known| {
-            known.digest != resolved.digest || known.age() >= self.freshness.tag_ttl
-        });
-        if is_new && let Some(tag) = name.tag() {
-            count_upstream(&self.counters, "tag", true);
+        if let Some(tag) = name.tag() {
             let record = TagRecord::now(resolved.digest, repository.registry());
             self.store.change(repository, |all| drop(all.tags.insert(tag.to_owned(), record)));
         }

@@ -343,3 +343,81 @@ fn what_is_kept_is_what_a_pull_would_have_made() {
     assert_sparse_tree_sound(serving.images());
     Imgfs::new(serving.images()).prune().success();
 }
+
+#[test]
+fn whatever_an_upstream_does_it_is_right_bytes_or_no_answer() {
+    let size = 1_500_000;
+    let image = Image::new().layer(19, size).build();
+    let blob = image.layers()[0].clone();
+    let faults = [
+        Fault::TruncateAt(0),
+        Fault::TruncateAt(700_000),
+        Fault::ResetAfter(300_000),
+        Fault::LostConnection,
+        Fault::FlipByte(0),
+        Fault::FlipByte(size - 1),
+        Fault::WrongContentLength(-1),
+        Fault::WrongContentLength(1),
+        Fault::Chunked,
+        Fault::status(404),
+        Fault::status(500),
+        Fault::status_with(429, "Retry-After", "0"),
+        Fault::captive_portal(),
+    ];
+    // Each with a server of its own, since some of them take a while.
+    std::thread::scope(|scope| {
+        for (number, fault) in faults.into_iter().enumerate() {
+            let (image, blob) = (&image, &blob);
+            scope.spawn(move || suffer(image, blob, &fault, number % 4 == 0));
+        }
+    });
+}
+
+/// Fetches a blob of an upstream with this fault, once or for ever, and then of one that behaves.
+fn suffer(image: &crate::support::image::Built, blob: &str, fault: &Fault, for_ever: bool) {
+    let upstream = Hostile::start();
+    image.push_to(&upstream, "team/app", "v1");
+    let (serving, name) = through(&upstream, &["--stall-timeout", "2s"]);
+    assert_eq!(serving.client().get(&format!("/v2/{name}/manifests/v1")).status, 200);
+    let rule = if for_ever { Match::blobs() } else { Match::blobs().first(1) };
+    upstream.on(rule).fault(fault.clone());
+    let target = format!("/v2/{name}/blobs/{blob}");
+    let patience = Duration::from_secs(40);
+    let client = crate::support::client::Client::impatient(&serving.host(), patience);
+    if let Some(reply) = client.send("GET", &target, &[], b"") {
+        let is_right = reply.status == 200 && digest(&reply.body) == blob;
+        assert!(is_right || reply.status >= 400, "{fault:?}: {}", reply.status);
+    }
+    upstream.behave();
+    let reply = client.get(&target);
+    assert_eq!((reply.status, digest(&reply.body).as_str()), (200, blob), "after {fault:?}");
+}
+
+#[test]
+fn killed_while_something_comes_through_it_goes_on() {
+    let upstream = Hostile::start();
+    let image = Image::new().layer(20, 4_000_000).build();
+    image.push_to(&upstream, "team/app", "v1");
+    let (mut serving, name) = through(&upstream, &["--tag-ttl", "0s"]);
+    let blob = image.layers()[0].clone();
+    upstream.set_pace(512 << 10, Duration::from_millis(10));
+    let mut random = crate::support::content::Random::new(crate::support::seed());
+    for _ in 0..crate::support::scale(5, 50) {
+        let target = format!("/v2/{name}/blobs/{blob}");
+        let client =
+            crate::support::client::Client::impatient(&serving.host(), Duration::from_secs(5));
+        let tag = format!("/v2/{name}/manifests/v1");
+        let reading = std::thread::spawn(move || {
+            let _ = client.send("GET", &tag, &[], b"");
+            let _ = client.send("GET", &target, &[], b"");
+        });
+        std::thread::sleep(Duration::from_millis(random.below(90)));
+        serving.kill9();
+        reading.join().expect("a reader");
+        serving.restart();
+    }
+    upstream.no_pace();
+    let client = serving.client();
+    assert_eq!(client.get(&format!("/v2/{name}/manifests/v1")).body, image.root().bytes);
+    assert_eq!(digest(&client.get(&format!("/v2/{name}/blobs/{blob}")).body), blob);
+}

@@ -166,7 +166,7 @@ impl ImagesDir {
     /// The size in bytes of the file in the place of the blob `digest`; `None` if there is none.
     pub fn blob_bytes(&self, digest: &Digest) -> Option<u64> {
         let meta = self.inner.root.stat(&self.inner.blob_path(digest)).ok()?;
-        meta.is_file().then(|| meta.len())
+        meta.is_file().then_some(meta.len())
     }
 
     /// Keeps `prune` away from what is about to be written. Waits while it is at work, for at most `patience`; then

@@ -91,7 +91,7 @@ impl ImagesDir {
     /// The bytes that the upload `name` to `repository` has; `None` if there is none.
     pub fn upload_bytes(&self, repository: &Repository, name: &str) -> Option<u64> {
         let meta = self.inner.root.stat(&self.inner.upload_path(repository, name)).ok()?;
-        meta.is_file().then(|| meta.len())
+        meta.is_file().then_some(meta.len())
     }
 
     /// Removes uploads to which nothing has come for `lifetime`. Returns how many.
