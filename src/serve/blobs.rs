@@ -132,7 +132,10 @@ fn content_range(part: &Range<u64>, size: u64) -> String {
 fn body(call: &Call, found: FoundBlob, segments: Vec<Segment>) -> Body {
     let source = match found.place {
         BlobPlace::Tree(file, doubt) => Source::File(file, doubt),
-        BlobPlace::Cache(blob) => Source::Cached(blob),
+        BlobPlace::Cache(blob) => {
+            let mismatches = blob.mismatches();
+            Source::Cached(blob, mismatches)
+        }
     };
     let sent = call.shared.counts.sent.clone();
     Body::parts(source, found.size, segments, Arc::clone(&call.connection), sent)

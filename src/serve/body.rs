@@ -56,8 +56,9 @@ pub(super) enum Segment {
 pub(super) enum Source {
     /// A file of the tree, and what finds out whether it is right, if that is not known.
     File(Arc<File>, Option<Flight<Result<()>>>),
-    /// The cache, through which they come from an upstream.
-    Cached(CachedBlob),
+    /// The cache, through which they come from an upstream, and how often the blob had been found to be wrong before
+    /// reading began: what has been given out since then may be of another attempt.
+    Cached(CachedBlob, u64),
 }
 
 /// Parts of a blob on their way to a client.
@@ -188,7 +189,7 @@ impl hyper::body::Body for Body {
 impl Parts {
     /// Where reading begins, if that is in the cache.
     fn first(&self) -> Option<(CachedBlob, u64)> {
-        let Source::Cached(blob) = &self.source else { return None };
+        let Source::Cached(blob, _) = &self.source else { return None };
         let starts = self.segments.iter().find_map(|segment| match segment {
             Segment::Part(part) if !part.is_empty() => Some(part.start),
             _ => None,
@@ -259,19 +260,18 @@ impl Parts {
                 self.pending = Some(Box::pin(read_on_pool(file.clone(), part.start..end)));
                 None
             }
-            Source::Cached(blob) => {
+            Source::Cached(blob, mismatches) => {
                 let length = (part.end - part.start).min(PIECE) as usize;
                 if let Some(read) = blob.try_read(part.start, length) {
-                    return Some(read.map_err(failed));
+                    return Some(unchanged(blob, *mismatches, read));
                 }
                 // One block: whoever waits gets what comes as soon as it comes.
                 let block_end = (part.start / BLOCK_BYTES + 1) * BLOCK_BYTES;
-                let (blob, length) =
-                    (blob.clone(), (part.end.min(block_end) - part.start) as usize);
-                self.pending =
-                    Some(Box::pin(
-                        async move { blob.read(part.start, length).await.map_err(failed) },
-                    ));
+                let (blob, mismatches) = (blob.clone(), *mismatches);
+                let length = (part.end.min(block_end) - part.start) as usize;
+                self.pending = Some(Box::pin(async move {
+                    unchanged(&blob, mismatches, blob.read(part.start, length).await)
+                }));
                 None
             }
         }
@@ -309,7 +309,7 @@ impl Parts {
 impl Drop for Parts {
     fn drop(&mut self) {
         let Some(permit) = self.whole.take() else { return };
-        let (Source::Cached(blob), Some(Segment::Part(rest))) =
+        let (Source::Cached(blob, _), Some(Segment::Part(rest))) =
             (&self.source, self.segments.front())
         else {
             return;
@@ -330,6 +330,15 @@ impl Drop for Parts {
             }
             drop(permit);
         });
+    }
+}
+
+/// What was read, unless the blob has been found to be wrong since reading began: then what has been given out before
+/// may not belong to this.
+fn unchanged(blob: &CachedBlob, mismatches: u64, read: Result<Bytes>) -> io::Result<Bytes> {
+    match blob.mismatch_since(mismatches) {
+        Some(error) => Err(failed(error)),
+        None => read.map_err(failed),
     }
 }
 
