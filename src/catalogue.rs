@@ -87,6 +87,7 @@ struct Inner {
     listed: Kept<(Reference, Option<Digest>), Listed>,
     lookups: SingleFlight<Reference, Result<()>>,
     resolutions: SingleFlight<Reference, Result<Resolved>>,
+    leads: SingleFlight<Reference, Result<Resolved>>,
 }
 
 impl Catalogue {
@@ -106,6 +107,7 @@ impl Catalogue {
             listed: Kept::new(budget),
             lookups: SingleFlight::default(),
             resolutions: SingleFlight::default(),
+            leads: SingleFlight::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -338,6 +340,38 @@ impl Catalogue {
             return Ok(Resolved { digest: last, manifest: None });
         }
         Ok(source.manifest(name).await?.into())
+    }
+
+    /// Where `tag` leads at the source, whatever is local: for those who keep an older answer themselves and want to
+    /// know whether it still holds. What the source has said holds as long as it does for [`Catalogue::resolve`];
+    /// then one `HEAD` is made for all who ask. The manifest is fetched only where the source tells no digests.
+    pub async fn lead(&self, tag: &Reference) -> Result<Resolved> {
+        if let Some(digest) = self.resolved(tag) {
+            return Ok(Resolved { digest, manifest: None });
+        }
+        self.check_absence(tag)?;
+        let Some(source) = &self.inner.source else {
+            return Err(self.error(tag, Kind::Offline));
+        };
+        let flight = self.inner.leads.run(tag.clone(), || {
+            let (catalogue, source, tag) = (self.clone(), source.clone(), tag.clone());
+            async move {
+                let resolved = match source.head(&tag).await {
+                    Ok(Some(digest)) => Ok(Resolved { digest, manifest: None }),
+                    Ok(None) => source.manifest(&tag).await.map(Resolved::from),
+                    Err(error) => Err(error),
+                };
+                match &resolved {
+                    Ok(resolved) => {
+                        let ttl = catalogue.inner.settings.tag_ttl;
+                        locked(&catalogue.inner.known).set_tag(&tag, Some(resolved.digest), ttl);
+                    }
+                    Err(error) => catalogue.note_absence(&tag, Some(error)),
+                }
+                resolved
+            }
+        });
+        flight.await.unwrap_or_else(|died| Err(self.error(tag, io::Error::other(died))))
     }
 
     /// Fails if `name` has been found not to be there just now.

@@ -27,6 +27,7 @@ mod registries;
 mod render;
 mod request;
 mod run;
+mod serve;
 mod snapshotter;
 mod store;
 mod transfer;
@@ -160,6 +161,7 @@ fn carry_out(command: Command, output: &Arc<Output>) -> Result<Outcome, Failure>
         Command::Copy(args) => copy::copy(&args, output),
         Command::Run(args) => run::run(&args, output),
         Command::Mount(args) => mount::run(&args, output),
+        Command::Serve(args) => serve::run(&args, output),
         Command::Umount(args) => mounts::umount(&args, output),
         Command::Mounts(args) => mounts::list(&args, output),
         Command::Ls(args) => inspect::ls(&args, output),

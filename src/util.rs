@@ -17,5 +17,5 @@ pub use metrics::{
     Counter, Counters, Gauge, Gauges, Histogram, Histograms, Labels, METRICS_TYPE, Metrics,
 };
 pub(crate) use parallelism::Parallelism;
-pub(crate) use single_flight::{Died, SingleFlight};
+pub(crate) use single_flight::{Died, Flight, SingleFlight};
 pub(crate) use socket::listen_alone;

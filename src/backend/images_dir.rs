@@ -14,6 +14,7 @@
 //!     cache/                                              what a mount has fetched ([`cached`])
 //!     inside/                                             what has been found inside images
 //!     pending/                                            what is being written through mounts
+//!     serve/                                              what a server keeps ([`serving`], [`uploads`])
 //! ```
 //!
 //! All generations that KubeKey has written are read, mixed in one tree if need be; see
@@ -36,9 +37,11 @@ mod publish;
 mod receive;
 mod records;
 mod remove;
+mod serving;
 mod source;
 mod spare_caches;
 mod store;
+mod uploads;
 mod verify;
 mod writeback;
 mod written;
@@ -60,6 +63,8 @@ pub use layout::{Layout, holds_manifests, leads_to_manifests, repository_in};
 pub use prune::{Pruned, Removed};
 pub use publish::published_time;
 pub use receive::PartialBlob;
+pub use serving::{FileStamp, ManifestFile, RepositoryFiles};
+pub use uploads::{Upload, is_upload_name};
 pub use verify::{Problem, ProblemKind, Subject, Verified};
 pub use written::{Filling, Tags as WrittenTags};
 

@@ -153,6 +153,13 @@ impl Registry {
         Ok(tags.into_iter().partition(|tag| is_tag(tag)))
     }
 
+    /// The size in bytes of the blob `digest` of `repository`, as the registry states it. [`Kind::NotFound`] if it is
+    /// not there.
+    pub async fn blob_size(&self, repository: &Repository, digest: Digest) -> Result<u64> {
+        let session = self.session(repository).await?;
+        blob::size(&session, repository, digest).await
+    }
+
     /// Asks `registry` whether it takes the credentials that the configuration has for it. [`Kind::Unauthorized`]
     /// if it does not; `false` if it asked for none, so that nobody knows whether they are right.
     pub async fn check_login(&self, registry: &str) -> Result<bool> {

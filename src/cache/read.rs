@@ -192,6 +192,15 @@ impl CachedBlob {
         blob.is_some_and(|blob| matches!(blob.disk.place, Place::Whole(_)))
     }
 
+    /// Whether all of it is here, though perhaps nobody has verified it yet.
+    pub fn is_complete(&self) -> bool {
+        let state = self.handle.core.lock();
+        let Some(blob) = state.blobs.get(&self.handle.key) else { return false };
+        let whole = 0..self.handle.key.size;
+        matches!(blob.disk.place, Place::Whole(_))
+            || Blob::blocks_of(&whole).all(|block| blob.has(block, &state.memory))
+    }
+
     /// The same handle for somebody who is going to read all of it, in order.
     #[must_use]
     pub fn for_all(mut self) -> Self {

@@ -2,6 +2,7 @@
 
 mod look;
 mod names;
+mod serve;
 mod shared;
 mod snapshotter;
 mod store;
@@ -30,6 +31,7 @@ use super::{Failure, log::LogArgs, vars::VarsArgs};
 
 pub(crate) use look::{CatArgs, DiffArgs, DigestArgs, DuArgs, InspectArgs, LsArgs};
 pub(crate) use names::{LoginArgs, LogoutArgs, RmArgs, TagArgs};
+pub(crate) use serve::{AnonymousArg, ClientArg, ServeArgs};
 pub(crate) use shared::{
     IndexArgs, IndexCommand, IndexLsArgs, IndexPullArgs, IndexPushArgs, IndexRmArgs, ProfileArgs,
     ProfileCommand, ProfileExportArgs, ProfileImportArgs, ProfileLsArgs, ProfilePullArgs,
@@ -91,6 +93,7 @@ pub(crate) enum Command {
     Copy(CopyArgs),
     Run(RunArgs),
     Mount(Box<MountArgs>),
+    Serve(Box<ServeArgs>),
     Umount(UmountArgs),
     Mounts(MountsArgs),
     Ls(Box<LsArgs>),
@@ -129,7 +132,7 @@ impl Command {
     /// What is logged if no level is asked for. Other commands report on standard error what fails.
     pub(crate) fn log_level(&self) -> LevelFilter {
         match self {
-            Self::Mount(_) | Self::Snapshotter(_) => LevelFilter::WARN,
+            Self::Mount(_) | Self::Serve(_) | Self::Snapshotter(_) => LevelFilter::WARN,
             _ => LevelFilter::OFF,
         }
     }
@@ -141,7 +144,9 @@ impl Command {
             Self::Push(args) => args.output,
             Self::Copy(args) => args.output,
             Self::Run(args) => args.output,
-            Self::Mount(_) | Self::Umount(_) | Self::Cat(_) => OutputArgs::default(),
+            Self::Mount(_) | Self::Serve(_) | Self::Umount(_) | Self::Cat(_) => {
+                OutputArgs::default()
+            }
             Self::Store(args) => match &args.command {
                 StoreCommand::Add { output, .. }
                 | StoreCommand::Rm { output, .. }

@@ -11,7 +11,7 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::TokioTimer;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 
 use super::listen::{Address, Listener};
@@ -66,7 +66,7 @@ async fn serve(listener: Listener, metrics: Metrics) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let Ok((socket, _)) = listener.accept().await else {
+        let Ok((stream, _)) = listener.accept().await else {
             // Too many open files, for one: it may pass.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
@@ -80,7 +80,8 @@ async fn serve(listener: Listener, metrics: Metrics) {
             http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
             // Whoever goes away, or says what makes no sense, has had his answer.
             let _ =
-                timeout(CONNECTION_TIMEOUT, http.serve_connection(socket.into_io(), answer)).await;
+                timeout(CONNECTION_TIMEOUT, http.serve_connection(TokioIo::new(stream), answer))
+                    .await;
             drop(place);
         });
     }

@@ -8,11 +8,10 @@ use std::{
     str::FromStr,
 };
 
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
-};
+use listenfd::ListenFd;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+use super::stream::Stream;
 
 /// Where to listen: `127.0.0.1:5000`, `[::1]:5000`, `localhost:5000`, `:5000` for all addresses of the machine, or
 /// `unix:/run/imgfs.sock`. Port 0 is a free one.
@@ -93,6 +92,32 @@ impl Display for Address {
     }
 }
 
+/// The sockets that a service manager has opened for this process (`LISTEN_FDS`, as systemd does).
+pub(super) struct Inherited;
+
+impl Inherited {
+    /// Takes them; none if the process was not started so.
+    pub(super) fn take() -> io::Result<Vec<Listener>> {
+        let mut passed = ListenFd::from_env();
+        let mut listeners = Vec::new();
+        for number in 0..passed.len() {
+            // Each of them is of one kind only, and a wrong question does not take it away.
+            if let Ok(Some(tcp)) = passed.take_tcp_listener(number) {
+                tcp.set_nonblocking(true)?;
+                listeners.push(Listener::Tcp(TcpListener::from_std(tcp)?));
+            } else if let Ok(Some(unix)) = passed.take_unix_listener(number) {
+                unix.set_nonblocking(true)?;
+                listeners.push(Listener::Unix(UnixListener::from_std(unix)?));
+            } else {
+                let message =
+                    "the service manager has passed a socket that nothing can be accepted at";
+                return Err(io::Error::other(message));
+            }
+        }
+        Ok(listeners)
+    }
+}
+
 /// Binds the socket at `path`. One that nobody listens at any more is replaced.
 async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
@@ -120,25 +145,19 @@ pub(super) enum Listener {
     Unix(UnixListener),
 }
 
-/// A connection that has come.
-pub(super) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
 impl Listener {
     /// The next connection.
-    pub(super) async fn accept(&self) -> io::Result<(Socket, Peer)> {
+    pub(super) async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 // Answers are written whole: there is nothing to wait for.
                 stream.set_nodelay(true)?;
-                Ok((Socket::Tcp(stream), Peer::Tcp(address)))
+                Ok((Stream::Tcp(stream), Peer::Tcp(address)))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Socket::Unix(stream), Peer::Local))
+                Ok((Stream::Unix(stream), Peer::Local))
             }
         }
     }
@@ -169,21 +188,6 @@ impl Display for Peer {
             Self::Tcp(address) => address.ip().to_canonical().fmt(f),
             Self::Local => f.write_str("local"),
         }
-    }
-}
-
-/// Both directions of a connection.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-impl Socket {
-    /// It as hyper wants it.
-    pub(super) fn into_io(self) -> TokioIo<Box<dyn Stream>> {
-        TokioIo::new(match self {
-            Self::Tcp(stream) => Box::new(stream),
-            Self::Unix(stream) => Box::new(stream),
-        })
     }
 }
 

@@ -22,6 +22,7 @@ const PAGES: &[(&str, usize, usize)] = &[
     ("docs/registries.md", 23, 0),
     ("docs/profiles.md", 0, 0),
     ("docs/security.md", 0, 0),
+    ("docs/serve.md", 0, 0),
     ("docs/troubleshooting.md", 6, 0),
 ];
 

@@ -24,6 +24,7 @@
 //! readers   processes that look at a mount at random and know what they have to see
 //! disk      small disks, and how much of a disk is in use
 //! tls       certificates
+//! serving   `imgfs serve` in a child process
 //! skopeo    the independent reader and writer
 //! process   child processes that do not outlive the tests
 //! ```
@@ -51,6 +52,7 @@ pub(crate) mod process;
 pub(crate) mod readers;
 pub(crate) mod registry;
 pub(crate) mod s3;
+pub(crate) mod serving;
 pub(crate) mod skopeo;
 pub(crate) mod snapshot;
 pub(crate) mod store;

@@ -2,19 +2,24 @@
 //! remains of interrupted downloads.
 
 use std::{
+    collections::HashSet,
     fs::{Metadata, TryLockError},
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{ImagesDir, LOCKS, SCRATCH};
 use crate::{
     backend::{Error, FileType, Kind, Result},
-    image::Algorithm,
+    image::{Algorithm, Digest},
 };
 
 /// Interrupted downloads are kept this long, for a later run to go on from.
 const PARTIAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// How long those who write to the tree are waited for by who can wait, and how often is looked.
+const WRITERS_PATIENCE: Duration = Duration::from_secs(60);
+const WRITERS_PAUSE: Duration = Duration::from_millis(5);
 
 /// What has been found out of the inside of images is kept so long after it was used last; it can be found out
 /// again, which for a layer takes reading all of it.
@@ -44,6 +49,19 @@ impl Pruned {
 }
 
 impl ImagesDir {
+    /// The same as [`ImagesDir::prune`], but where others write to the tree it is tried again for a while. Blocks.
+    pub fn prune_patiently(&self, dry_run: bool) -> Result<Pruned> {
+        let deadline = Instant::now() + WRITERS_PATIENCE;
+        loop {
+            match self.prune(dry_run) {
+                Err(error) if error.is_in_use() && Instant::now() < deadline => {
+                    std::thread::sleep(WRITERS_PAUSE);
+                }
+                pruned => return pruned,
+            }
+        }
+    }
+
     /// Removes what nothing needs, or only says what it would remove.
     ///
     /// Refuses while another process fills the tree, and as long as a manifest cannot be read: it
@@ -62,10 +80,9 @@ impl ImagesDir {
             match lock.try_lock() {
                 Ok(()) => Some(lock),
                 Err(TryLockError::WouldBlock) => {
-                    return Err(refuse(
-                        "another imgfs process is filling this tree; run this when it is done"
-                            .into(),
-                    ));
+                    let reason =
+                        "another imgfs process is filling this tree; run this when it is done";
+                    return Err(Error::new(super::SIDE, &doing, Kind::InUse(reason.into())));
                 }
                 Err(TryLockError::Error(e)) => return Err(Error::io(&locks, "locking", e)),
             }
@@ -109,8 +126,14 @@ impl ImagesDir {
             )));
         }
         let mut candidates: Vec<PathBuf> = inventory.orphans.clone();
-        let unneeded =
-            inventory.blobs.keys().filter(|digest| !inventory.needed.contains_key(digest));
+        // Somebody is about to name them.
+        let (adopted, outdated) = inner.adopted_blobs();
+        let adopted: HashSet<Digest> = adopted.into_iter().collect();
+        candidates.extend(outdated);
+        let is_unneeded = |digest: &&Digest| {
+            !inventory.needed.contains_key(*digest) && !adopted.contains(*digest)
+        };
+        let unneeded = inventory.blobs.keys().filter(is_unneeded);
         candidates.extend(unneeded.map(|digest| inner.blob_path(digest)));
         let links = inventory.odd_blobs.iter().filter(|(_, kind)| **kind == FileType::Symlink);
         let unneeded = links.filter(|(digest, _)| !inventory.needed.contains_key(digest));

@@ -82,6 +82,29 @@ pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened> {
     Ok(Opened::Receive(Box::new(partial)))
 }
 
+/// Publishes the whole `file` at `path`, which has been hashed to `found`, as `blob`. If it is another one, it is
+/// removed.
+pub(super) fn publish_file(
+    inner: &Arc<Inner>,
+    blob: &Descriptor,
+    path: PathBuf,
+    file: File,
+    found: Digest,
+) -> Result<()> {
+    let whole = PartialBlob {
+        inner: inner.clone(),
+        hasher: Hasher::new(blob.digest.algorithm()),
+        blob: blob.clone(),
+        path,
+        file,
+        received: blob.size,
+        from_cache: false,
+        begun: blob.size,
+        to_disk: None,
+    };
+    whole.commit(found)
+}
+
 /// Opens and locks a partial file; `None` if another process has it.
 fn lock(root: &ConfinedDir, path: &Path) -> io::Result<Option<File>> {
     loop {

@@ -29,7 +29,8 @@ use crate::{
 };
 
 /// Says to `prune` that the tree is being filled, as long as it lives.
-pub struct Filling(#[expect(dead_code, reason = "it holds a lock")] File);
+#[derive(Debug)]
+pub struct Filling(#[expect(dead_code, reason = "it holds a lock")] pub(super) File);
 
 /// The tags of a map as KubeKey writes it.
 pub type Tags = BTreeMap<String, Digest>;
@@ -74,7 +75,7 @@ impl ImagesDir {
 
     /// Publishes the file `path` in the tree's own state, which is open as `file` and has been found to be `blob`.
     /// If that is there already, the file is removed. `time` is the time that somebody has set for it.
-    pub fn adopt(
+    pub fn publish_written(
         &self,
         path: &Path,
         file: &File,

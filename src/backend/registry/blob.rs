@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use reqwest::{
     Method, StatusCode, Url, Version,
-    header::{CONTENT_RANGE, HeaderMap, HeaderValue},
+    header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue},
 };
 
 use async_trait::async_trait;
@@ -342,6 +342,41 @@ impl ByteStream for BlobStream {
     fn ignores_ranges(&self) -> bool {
         !self.ranges_work
     }
+}
+
+/// The size of a blob in bytes, as the registry states it.
+///
+/// Where `HEAD` does not tell, as with addresses that are signed for `GET` alone, the first byte is asked for.
+pub(super) async fn size(
+    session: &Session,
+    repository: &Repository,
+    digest: Digest,
+) -> Result<u64> {
+    let doing = format!("looking up blob {digest} of {repository}");
+    let url = session.wire.url(repository, &format!("blobs/{digest}"));
+    let ask = |method, range| {
+        let lane = Lane::Names;
+        Ask { range, lane, ..Ask::new(method, url.clone(), repository, &doing) }
+    };
+    match session.send(&ask(Method::HEAD, None)).await {
+        Ok(answer) => {
+            let length = answer.response.headers().get(CONTENT_LENGTH);
+            let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+            if let Some(length) = length {
+                return Ok(length);
+            }
+        }
+        Err(error) if !error.is_elsewhere() => return Err(error),
+        Err(_) => {}
+    }
+    let first = HeaderValue::from_static("bytes=0-0");
+    let answer = session.send(&ask(Method::GET, Some(first))).await?;
+    let headers = answer.response.headers();
+    let of_range = content_range(headers).and_then(|(_, total)| total);
+    let is_whole = answer.response.status() == StatusCode::OK;
+    let size = of_range.or_else(|| answer.response.content_length().filter(|_| is_whole));
+    let reason = "it does not say how large the blob is";
+    size.ok_or_else(|| session.wire.error(&doing, Kind::Protocol(reason.into())))
 }
 
 /// `bytes 5-9/10` -> `(5, Some(10))`

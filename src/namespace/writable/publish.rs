@@ -194,7 +194,7 @@ impl Writable {
             let (content, stored) =
                 to_publish.stored().map_err(|e| disk(&path, "publishing", e))?;
             let time = to_publish.state().mtime;
-            dir.adopt(&stored, &content, digest, time).map_err(|e| failed(&e))?;
+            dir.publish_written(&stored, &content, digest, time).map_err(|e| failed(&e))?;
             let content = content.try_clone().map_err(|e| disk(&path, "publishing", e))?;
             let time = time.unwrap_or(published_time(None));
             to_publish.published(Handle::File(content), time);

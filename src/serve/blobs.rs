@@ -1,0 +1,163 @@
+//! Blobs: whole, in parts, and removed.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use hyper::{
+    StatusCode,
+    header::{
+        ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE,
+    },
+};
+use serde_json::json;
+
+use super::{
+    access::Action,
+    body::{Body, Segment, Source},
+    names::Named,
+    range::Wanted,
+    reply::{Problem, Reply, Result, empty, set},
+    service::{Call, etag_matches, set_digest},
+    state::{BlobPlace, FoundBlob},
+};
+use crate::image::Digest;
+
+/// What a blob is called, since nobody says what it is.
+const BLOB_TYPE: &str = "application/octet-stream";
+
+/// `GET` and `HEAD` of a blob.
+pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Reply> {
+    let repository = call.shared.to_read(named).await?;
+    call.shared.check(&call.user, Action::Pull, &repository)?;
+    let found = call.shared.blob(&repository, digest).await?;
+    let size = found.size;
+    if call.header(IF_NONE_MATCH).is_some_and(|header| etag_matches(header, Some(&digest))) {
+        let mut reply = empty(StatusCode::NOT_MODIFIED);
+        set_digest(&mut reply, &digest);
+        return Ok(reply);
+    }
+    // A condition that does not hold asks for everything.
+    let condition = call.header(IF_RANGE).is_none_or(|header| etag_matches(header, Some(&digest)));
+    let wanted = match call.header(RANGE).filter(|_| condition) {
+        Some(header) => Wanted::parse(header, size),
+        None => Wanted::All,
+    };
+    let mut reply = match wanted {
+        Wanted::Nothing => {
+            let message = format!("the blob has {size} bytes");
+            return Err(Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", message)
+                .header(CONTENT_RANGE, &format!("bytes */{size}")));
+        }
+        _ if call.is_head() => {
+            let mut reply = empty(StatusCode::OK);
+            set(&mut reply, CONTENT_LENGTH, size);
+            set(&mut reply, CONTENT_TYPE, BLOB_TYPE);
+            reply
+        }
+        Wanted::All => whole(call, found).await?,
+        Wanted::Parts(parts) => match &parts[..] {
+            [part] => one_part(call, found, part.clone()).await?,
+            _ => several_parts(call, found, &parts, &digest).await?,
+        },
+    };
+    set(&mut reply, ACCEPT_RANGES, "bytes");
+    set_digest(&mut reply, &digest);
+    Ok(reply)
+}
+
+async fn whole(call: &Call, found: FoundBlob) -> Result<Reply> {
+    let size = found.size;
+    let is_cached = matches!(found.place, BlobPlace::Cache(_));
+    let mut body = body(call, found, vec![Segment::Part(0..size)]);
+    if is_cached {
+        // With too many of them, it ends when the client leaves.
+        body = body.reading_on(call.shared.ends.clone().try_acquire_owned().ok());
+    }
+    let mut reply = Reply::new(primed(body).await?);
+    set(&mut reply, CONTENT_LENGTH, size);
+    set(&mut reply, CONTENT_TYPE, BLOB_TYPE);
+    Ok(reply)
+}
+
+async fn one_part(call: &Call, found: FoundBlob, part: Range<u64>) -> Result<Reply> {
+    let size = found.size;
+    let body = body(call, found, vec![Segment::Part(part.clone())]);
+    let mut reply = Reply::new(primed(body).await?);
+    *reply.status_mut() = StatusCode::PARTIAL_CONTENT;
+    set(&mut reply, CONTENT_LENGTH, part.end - part.start);
+    set(&mut reply, CONTENT_RANGE, content_range(&part, size));
+    set(&mut reply, CONTENT_TYPE, BLOB_TYPE);
+    Ok(reply)
+}
+
+/// Several parts as `multipart/byteranges` (RFC 9110, section 14.6).
+async fn several_parts(
+    call: &Call,
+    found: FoundBlob,
+    parts: &[Range<u64>],
+    digest: &Digest,
+) -> Result<Reply> {
+    let size = found.size;
+    // Whoever knows the digest has no reason to have it in the content.
+    let boundary = format!("imgfs-{}", &digest.to_hex()[..40]);
+    let mut segments = Vec::with_capacity(2 * parts.len() + 1);
+    for (number, part) in parts.iter().enumerate() {
+        let before = if number == 0 { "" } else { "\r\n" };
+        let range = content_range(part, size);
+        let head = format!(
+            "{before}--{boundary}\r\nContent-Type: {BLOB_TYPE}\r\nContent-Range: {range}\r\n\r\n"
+        );
+        segments.push(Segment::Text(head.into()));
+        segments.push(Segment::Part(part.clone()));
+    }
+    segments.push(Segment::Text(Bytes::from(format!("\r\n--{boundary}--\r\n"))));
+    let body = body(call, found, segments);
+    let length = body.length();
+    let mut reply = Reply::new(primed(body).await?);
+    *reply.status_mut() = StatusCode::PARTIAL_CONTENT;
+    set(&mut reply, CONTENT_LENGTH, length);
+    set(&mut reply, CONTENT_TYPE, format_args!("multipart/byteranges; boundary={boundary}"));
+    Ok(reply)
+}
+
+/// Waits for the first bytes of what comes from an upstream.
+async fn primed(body: Body) -> Result<Body> {
+    body.primed().await.map_err(|error| Problem::upstream(&error))
+}
+
+fn content_range(part: &Range<u64>, size: u64) -> String {
+    format!("bytes {}-{}/{size}", part.start, part.end - 1)
+}
+
+fn body(call: &Call, found: FoundBlob, segments: Vec<Segment>) -> Body {
+    let source = match found.place {
+        BlobPlace::Tree(file, doubt) => Source::File(file, doubt),
+        BlobPlace::Cache(blob) => {
+            let mismatches = blob.mismatches();
+            Source::Cached(blob, mismatches)
+        }
+    };
+    let sent = call.shared.counts.sent.clone();
+    Body::parts(source, found.size, segments, Arc::clone(&call.connection), sent)
+}
+
+/// `DELETE` of a blob: it leaves this repository, and the tree when nothing there needs it (`imgfs prune`).
+pub(super) async fn delete(call: &Call, named: &Named, digest: Digest) -> Result<Reply> {
+    let shared = &call.shared;
+    let repository = &named.repository;
+    shared.check(&call.user, Action::Delete, repository)?;
+    call.check_deletable()?;
+    let index = shared.index(repository).await?;
+    let users: Vec<String> = index.users(&digest).iter().map(|e| e.digest.to_string()).collect();
+    if !users.is_empty() {
+        let message = format!("it is needed here by {}", users.join(", "));
+        return Err(Problem::method_not_allowed(message).detail(json!({ "needed_by": users })));
+    }
+    if !shared.dir.is_adopted(repository, &digest) {
+        return Err(Problem::blob_unknown(digest));
+    }
+    shared.dir.release(repository, &digest).map_err(|e| Problem::local(&e))?;
+    let mut reply = empty(StatusCode::ACCEPTED);
+    set(&mut reply, CONTENT_LENGTH, 0);
+    Ok(reply)
+}

@@ -1,0 +1,412 @@
+//! What is in each repository: derived from its files when it is first asked for, and again when they change.
+//!
+//! The index is only ever a reflection of the directory: it is compared with what the directory and the file of a
+//! tag look like at every request, so what `imgfs pull`, `prune` and `rm` do beside the server counts at once. A file
+//! that looks as it did is not read again.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    num::NonZeroUsize,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use lru::LruCache;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::route::Target;
+use crate::{
+    backend::{
+        Result,
+        images_dir::{FileStamp, ImagesDir, ManifestFile},
+    },
+    image::{Algorithm, Digest, Manifest, Repository, View},
+    util::locked,
+};
+
+/// Repositories whose index is kept.
+const KEPT: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// What all indexes that are kept may name together, in manifests and blobs. Each takes some 200 bytes.
+const MAX_NAMED: usize = 100_000;
+
+/// Bytes of manifests that are kept.
+const MANIFEST_BYTES: usize = 4 << 20;
+
+/// A manifest, as far as it is needed to answer.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) file: ManifestFile,
+    /// By the algorithm that names it.
+    pub(super) digest: Digest,
+    /// By SHA-256.
+    sha256: Digest,
+    pub(super) media_type: String,
+    pub(super) size: u64,
+    pub(super) contents: Contents,
+}
+
+/// What a manifest names.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// The blobs, with their sizes in bytes.
+    pub(super) blobs: Vec<(Digest, u64)>,
+    /// The children of an index.
+    pub(super) children: Vec<Digest>,
+    /// What it refers to, and how it is listed there.
+    pub(super) subject: Option<(Digest, Referrer)>,
+}
+
+/// A manifest in a list of referrers.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Referrer {
+    pub(super) media_type: String,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) artifact_type: Option<String>,
+    pub(super) annotations: Map<String, Value>,
+}
+
+/// What is in a repository.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    stamps: Vec<FileStamp>,
+    /// It was changed so shortly before it was read that it may have been changed since without a trace.
+    is_fresh: bool,
+    files: HashMap<PathBuf, Arc<Entry>>,
+    tags: BTreeMap<String, Arc<Entry>>,
+    digests: HashMap<Digest, Arc<Entry>>,
+    blobs: HashMap<Digest, u64>,
+    referrers: HashMap<Digest, Vec<Referrer>>,
+}
+
+impl Contents {
+    pub(super) fn of(manifest: &Manifest) -> Self {
+        let (mut blobs, mut children) = (Vec::new(), Vec::new());
+        match manifest.view() {
+            View::Image { .. } => blobs.extend(manifest.blobs().map(|b| (b.digest, b.size))),
+            View::Index { children: all } => children.extend(all.iter().map(|c| c.digest)),
+        }
+        let subject = manifest.subject().map(|subject| (subject.digest, Referrer::of(manifest)));
+        Self { blobs, children, subject }
+    }
+}
+
+impl Referrer {
+    /// As the distribution specification has it ("Listing Referrers").
+    pub(super) fn of(manifest: &Manifest) -> Self {
+        #[derive(Default, Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        struct Said {
+            artifact_type: Option<String>,
+            annotations: Option<Map<String, Value>>,
+        }
+        // It has been parsed as a manifest, so at worst nothing else can be read of it.
+        let said: Said = serde_json::from_slice(manifest.bytes()).unwrap_or_default();
+        let of_config = match manifest.view() {
+            View::Image { config, .. } => Some(config.media_type.clone()),
+            View::Index { .. } => None,
+        };
+        let named = said.artifact_type.filter(|name| !name.is_empty());
+        Self {
+            media_type: manifest.media_type().to_owned(),
+            digest: manifest.digest(),
+            size: manifest.bytes().len() as u64,
+            artifact_type: named.or(of_config).filter(|name| !name.is_empty()),
+            annotations: said.annotations.unwrap_or_default(),
+        }
+    }
+
+    /// Its descriptor.
+    pub(super) fn to_json(&self) -> Value {
+        let mut descriptor = serde_json::json!({
+            "mediaType": self.media_type,
+            "digest": self.digest.to_string(),
+            "size": self.size,
+        });
+        if let Some(kind) = &self.artifact_type {
+            descriptor["artifactType"] = kind.as_str().into();
+        }
+        if !self.annotations.is_empty() {
+            descriptor["annotations"] = Value::Object(self.annotations.clone());
+        }
+        descriptor
+    }
+}
+
+impl Index {
+    /// The manifest that a tag or a digest leads to.
+    pub(super) fn find(&self, target: &Target) -> Option<&Arc<Entry>> {
+        match target {
+            Target::Tag(tag) => self.tags.get(tag),
+            Target::Digest(digest) => self.digests.get(digest),
+        }
+    }
+
+    /// Whether nothing is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.digests.is_empty()
+    }
+
+    /// The tags, in the order of their bytes.
+    pub(super) fn tags(&self) -> impl Iterator<Item = &String> {
+        self.tags.keys()
+    }
+
+    /// The tags that lead to `digest`.
+    pub(super) fn tags_of(&self, entry: &Entry) -> Vec<String> {
+        let same = |other: &&Arc<Entry>| other.sha256 == entry.sha256;
+        let tags = self.tags.iter().filter(|(_, other)| same(other));
+        tags.map(|(tag, _)| tag.clone()).collect()
+    }
+
+    /// The size that a manifest here states for a blob, in bytes.
+    pub(super) fn blob(&self, digest: &Digest) -> Option<u64> {
+        self.blobs.get(digest).copied()
+    }
+
+    /// The manifests that name a blob, or a manifest as their child.
+    pub(super) fn users(&self, digest: &Digest) -> Vec<&Arc<Entry>> {
+        let names = |entry: &&Arc<Entry>| {
+            let contents = &entry.contents;
+            contents.blobs.iter().any(|(blob, _)| blob == digest)
+                || contents.children.contains(digest)
+        };
+        let mut users: Vec<_> = self.files.values().filter(names).collect();
+        users.sort_by_key(|entry| entry.digest);
+        users.dedup_by_key(|entry| entry.digest);
+        users
+    }
+
+    /// What refers to `subject`.
+    pub(super) fn referrers(&self, subject: &Digest) -> &[Referrer] {
+        self.referrers.get(subject).map_or(&[], Vec::as_slice)
+    }
+
+    fn named(&self) -> usize {
+        self.files.len() + self.blobs.len()
+    }
+
+    fn build(
+        stamps: Vec<FileStamp>,
+        is_fresh: bool,
+        tags: BTreeMap<String, ManifestFile>,
+        digests: BTreeMap<Digest, ManifestFile>,
+        files: HashMap<PathBuf, Arc<Entry>>,
+    ) -> Self {
+        let mut index = Self { stamps, is_fresh, files, ..Self::default() };
+        for (digest, file) in digests {
+            // A file that is not what its name says is nobody's manifest.
+            if let Some(entry) = index.files.get(&file.path).filter(|e| e.digest == digest) {
+                index.digests.insert(digest, entry.clone());
+            }
+        }
+        let sha512: HashMap<Digest, Arc<Entry>> = index
+            .digests
+            .values()
+            .filter(|entry| entry.digest.algorithm() == Algorithm::Sha512)
+            .map(|entry| (entry.sha256, entry.clone()))
+            .collect();
+        for (tag, file) in tags {
+            let Some(entry) = index.files.get(&file.path) else { continue };
+            // Whoever has pushed it by another algorithm finds it under that digest.
+            let other = sha512.get(&entry.sha256);
+            let other = other.filter(|_| !index.digests.contains_key(&entry.sha256));
+            match other.filter(|_| entry.digest.algorithm() == Algorithm::Sha256) {
+                Some(other) => {
+                    let digest = other.digest;
+                    let same = Entry {
+                        file: entry.file.clone(),
+                        digest,
+                        sha256: entry.sha256,
+                        media_type: entry.media_type.clone(),
+                        size: entry.size,
+                        contents: Contents::default(),
+                    };
+                    index.tags.insert(tag, Arc::new(same));
+                }
+                None => {
+                    index.digests.entry(entry.digest).or_insert_with(|| entry.clone());
+                    index.tags.insert(tag, entry.clone());
+                }
+            }
+        }
+        let mut seen = std::collections::HashSet::new();
+        for entry in index.digests.values() {
+            index.blobs.extend(entry.contents.blobs.iter().copied());
+            if let Some((subject, referrer)) = &entry.contents.subject
+                && seen.insert((entry.sha256, *subject))
+            {
+                index.referrers.entry(*subject).or_default().push(referrer.clone());
+            }
+        }
+        for list in index.referrers.values_mut() {
+            list.sort_by_key(|referrer| referrer.digest);
+        }
+        index
+    }
+}
+
+/// The indexes of all repositories.
+pub(super) struct Indexes {
+    dir: ImagesDir,
+    slots: Mutex<LruCache<Repository, Arc<Slot>>>,
+    manifests: Mutex<Manifests>,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// Held by whoever reads the directory; the others wait for that.
+    reading: tokio::sync::Mutex<()>,
+    current: Mutex<Option<Arc<Index>>>,
+}
+
+impl Indexes {
+    pub(super) fn new(dir: ImagesDir) -> Self {
+        Self {
+            dir,
+            slots: Mutex::new(LruCache::new(KEPT)),
+            manifests: Mutex::new(Manifests { kept: LruCache::unbounded(), bytes: 0 }),
+        }
+    }
+
+    /// What is in `repository` now.
+    pub(super) async fn get(&self, repository: &Repository) -> Result<Arc<Index>> {
+        let stamps = self.dir.repository_stamp(repository);
+        if stamps.is_empty() {
+            return Ok(Arc::default());
+        }
+        let slot = locked(&self.slots).get_or_insert(repository.clone(), Arc::default).clone();
+        let holds = |index: &Arc<Index>| index.stamps == stamps && !index.is_fresh;
+        let current = locked(&slot.current).clone();
+        if let Some(index) = current.filter(holds) {
+            return Ok(index);
+        }
+        let _reading = slot.reading.lock().await;
+        let before = locked(&slot.current).clone();
+        self.read(repository, &slot, before).await
+    }
+
+    /// The manifest that `target` leads to in `repository` now.
+    pub(super) async fn find(
+        &self,
+        repository: &Repository,
+        target: &Target,
+    ) -> Result<Option<Arc<Entry>>> {
+        let index = self.get(repository).await?;
+        let Some(entry) = index.find(target).cloned() else { return Ok(None) };
+        // Somebody may have written into the file, which the directory does not show.
+        if self.dir.stamp(&entry.file.path) == Some(entry.file.stamp) {
+            return Ok(Some(entry));
+        }
+        self.forget(repository);
+        Ok(self.get(repository).await?.find(target).cloned())
+    }
+
+    /// The bytes of a manifest. An error if they are not what they were.
+    pub(super) async fn bytes(&self, entry: &Entry) -> Result<Bytes> {
+        if let Some(bytes) = locked(&self.manifests).get(&entry.digest) {
+            return Ok(bytes);
+        }
+        let file = ManifestFile { algorithm: entry.digest.algorithm(), ..entry.file.clone() };
+        let manifest = self.dir.read_manifest(&file).await?;
+        let bytes = manifest.bytes().clone();
+        if manifest.digest() == entry.digest {
+            locked(&self.manifests).put(entry.digest, bytes.clone());
+            return Ok(bytes);
+        }
+        let kind =
+            crate::backend::Kind::Digest { expected: entry.digest, found: manifest.digest() };
+        let doing = format!("reading {}", entry.file.path.display());
+        Err(crate::backend::Error::new("images_dir", doing, kind))
+    }
+
+    /// Reads a repository anew when it is asked for the next time.
+    pub(super) fn forget(&self, repository: &Repository) {
+        locked(&self.slots).pop(repository);
+    }
+
+    async fn read(
+        &self,
+        repository: &Repository,
+        slot: &Slot,
+        before: Option<Arc<Index>>,
+    ) -> Result<Arc<Index>> {
+        let now = SystemTime::now();
+        let stamps = self.dir.repository_stamp(repository);
+        let is_fresh = stamps.iter().any(|stamp| stamp.is_recent(now));
+        if let Some(before) = before.as_ref().filter(|b| b.stamps == stamps && !b.is_fresh) {
+            return Ok(before.clone());
+        }
+        let found = self.dir.repository_files(repository).await?;
+        let (mut files, mut unread) = (HashMap::new(), Vec::new());
+        for file in found.tags.values().chain(found.digests.values()) {
+            if files.contains_key(&file.path) {
+                continue;
+            }
+            let known = before.as_ref().and_then(|before| before.files.get(&file.path));
+            match known.filter(|entry| entry.file == *file) {
+                Some(entry) => drop(files.insert(file.path.clone(), entry.clone())),
+                None => unread.push(file.clone()),
+            }
+        }
+        unread.sort_by(|a, b| a.path.cmp(&b.path));
+        unread.dedup_by(|a, b| a.path == b.path);
+        let entries = self.dir.map_manifests(unread, |file, manifest| {
+            let entry = manifest.map(|manifest| Entry {
+                sha256: Digest::sha256(manifest.bytes()),
+                digest: manifest.digest(),
+                media_type: manifest.media_type().to_owned(),
+                size: manifest.bytes().len() as u64,
+                contents: Contents::of(&manifest),
+                file: file.clone(),
+            });
+            // What cannot be read is a matter of `imgfs verify`.
+            entry.inspect_err(|error| tracing::debug!("{error}")).ok()
+        });
+        let entries = entries.await?.into_iter().flatten();
+        files.extend(entries.map(|entry| (entry.file.path.clone(), Arc::new(entry))));
+        let index = Index::build(stamps, is_fresh, found.tags, found.digests, files);
+        let index = Arc::new(index);
+        *locked(&slot.current) = Some(index.clone());
+        self.shrink();
+        Ok(index)
+    }
+
+    /// Forgets the indexes that were used longest ago while all of them name too much.
+    fn shrink(&self) {
+        let mut slots = locked(&self.slots);
+        let named = |slot: &Arc<Slot>| locked(&slot.current).as_ref().map_or(0, |i| i.named());
+        let mut sum: usize = slots.iter().map(|(_, slot)| named(slot)).sum();
+        while sum > MAX_NAMED && slots.len() > 1 {
+            let Some((_, slot)) = slots.pop_lru() else { return };
+            sum -= named(&slot);
+        }
+    }
+}
+
+/// Manifests that were asked for lately.
+struct Manifests {
+    kept: LruCache<Digest, Bytes>,
+    bytes: usize,
+}
+
+impl Manifests {
+    fn get(&mut self, digest: &Digest) -> Option<Bytes> {
+        self.kept.get(digest).cloned()
+    }
+
+    fn put(&mut self, digest: Digest, manifest: Bytes) {
+        self.bytes += manifest.len();
+        if let Some(before) = self.kept.put(digest, manifest) {
+            self.bytes -= before.len();
+        }
+        while self.bytes > MANIFEST_BYTES {
+            let Some((_, oldest)) = self.kept.pop_lru() else { return };
+            self.bytes -= oldest.len();
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Lists: tags, repositories, and what refers to a manifest.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use hyper::{StatusCode, header::LINK};
+use serde_json::{Value, json};
+
+use super::{
+    access::Action,
+    names::Named,
+    reply::{Problem, Reply, Result, full, header, json_reply, set},
+    route::Target,
+    service::Call,
+};
+use crate::image::{Digest, Manifest, MediaType, referrers_tag};
+
+/// Names that are listed at most in one answer; the others follow.
+const MAX_PAGE: usize = 10_000;
+
+/// `GET` of the tags of a repository, in the order of their bytes.
+pub(super) async fn tags(call: &Call, named: &Named) -> Result<Reply> {
+    let shared = &call.shared;
+    let repository = shared.to_read(named).await?;
+    shared.check(&call.user, Action::Pull, &repository)?;
+    let page = Page::of(call)?;
+    let index = shared.index(&repository).await?;
+    let mut tags: BTreeSet<String> = index.tags().cloned().collect();
+    let mut is_known = !index.is_empty() || shared.dir.has_adopted(&repository);
+    if let Some(through) = shared.through(&repository) {
+        match through.tags(&repository).await {
+            Ok(more) => {
+                is_known = true;
+                tags.extend(more);
+            }
+            // Ours are better than none.
+            Err(problem) if is_known => tracing::info!("{problem:?}"),
+            Err(problem) => return Err(problem),
+        }
+    }
+    if !is_known {
+        return Err(Problem::name_unknown(&named.asked));
+    }
+    let (tags, next) = page.cut(&tags);
+    let mut reply = json_reply(StatusCode::OK, &json!({ "name": named.asked, "tags": tags }));
+    if let Some(next) = next {
+        link(call, &mut reply, &format!("/v2/{}/tags/list", named.asked), &next);
+    }
+    Ok(reply)
+}
+
+/// `GET` of the repositories: those that the user may pull from.
+pub(super) async fn catalog(call: &Call) -> Result<Reply> {
+    let shared = &call.shared;
+    if shared.access.asks(&call.user) && !shared.access.all_may_pull() {
+        return Err(shared.access.unauthorized("log in first"));
+    }
+    let page = Page::of(call)?;
+    let mut all = shared.dir.repositories().await.map_err(|e| Problem::local(&e))?;
+    if let Some(through) = &shared.through {
+        all.extend(through.repositories().await);
+    }
+    let allowed =
+        all.iter().filter(|repository| shared.allows(&call.user, Action::Pull, repository));
+    let names: BTreeSet<String> = match call.query.get("ns").filter(|ns| !ns.is_empty()) {
+        None => allowed.map(|repository| shared.names.shown(repository)).collect(),
+        Some(namespace) => {
+            let registry = call.named("any/any")?.repository.registry().to_owned();
+            tracing::debug!(namespace, "listing a registry");
+            let own = allowed.filter(|repository| repository.registry() == registry);
+            own.map(|repository| repository.path().to_owned()).collect()
+        }
+    };
+    let (repositories, next) = page.cut(&names);
+    let mut reply = json_reply(StatusCode::OK, &json!({ "repositories": repositories }));
+    if let Some(next) = next {
+        link(call, &mut reply, "/v2/_catalog", &next);
+    }
+    Ok(reply)
+}
+
+/// `GET` of what refers to a manifest: always an index, if only an empty one.
+pub(super) async fn referrers(call: &Call, named: &Named, subject: Digest) -> Result<Reply> {
+    let shared = &call.shared;
+    let repository = shared.to_read(named).await?;
+    shared.check(&call.user, Action::Pull, &repository)?;
+    let index = shared.index(&repository).await?;
+    let own = index.referrers(&subject).iter();
+    let mut found: BTreeMap<Digest, Value> =
+        own.map(|referrer| (referrer.digest, referrer.to_json())).collect();
+    // What clients have listed under a tag where there was no such list.
+    let fallback = Target::Tag(referrers_tag(&subject));
+    if let Some(entry) = index.find(&fallback)
+        && let Ok(bytes) = shared.indexes.bytes(entry).await
+    {
+        add_listed(&mut found, &bytes);
+    }
+    if let Some(through) = shared.through(&repository) {
+        for (digest, descriptor) in through.referrers(&repository, subject).await {
+            found.entry(digest).or_insert(descriptor);
+        }
+    }
+    let filters: HashSet<&str> =
+        call.query.all("artifactType").filter(|text| !text.is_empty()).collect();
+    let is_wanted = |descriptor: &&Value| {
+        let kind = descriptor["artifactType"].as_str().unwrap_or_default();
+        filters.is_empty() || filters.contains(kind)
+    };
+    let manifests: Vec<&Value> = found.values().filter(is_wanted).collect();
+    let list = json!({
+        "schemaVersion": 2,
+        "mediaType": MediaType::OciIndex.as_str(),
+        "manifests": manifests,
+    });
+    let body = list.to_string().into();
+    let mut reply = full(StatusCode::OK, MediaType::OciIndex.as_str(), body);
+    if !filters.is_empty() {
+        set(&mut reply, header::OCI_FILTERS, "artifactType");
+    }
+    Ok(reply)
+}
+
+/// Adds the children of an index that lists referrers.
+fn add_listed(found: &mut BTreeMap<Digest, Value>, index: &[u8]) {
+    let is_index = Manifest::parse(index.to_vec().into(), None);
+    let Ok(parsed) = is_index else { return };
+    let Ok(json) = serde_json::from_slice::<Value>(index) else { return };
+    let descriptors = json["manifests"].as_array().into_iter().flatten();
+    for (child, descriptor) in parsed.children().iter().zip(descriptors) {
+        found.entry(child.digest).or_insert_with(|| descriptor.clone());
+    }
+}
+
+/// Which part of a list is asked for.
+struct Page {
+    last: Option<String>,
+    length: usize,
+}
+
+impl Page {
+    fn of(call: &Call) -> Result<Self> {
+        let length = match call.query.get("n").filter(|n| !n.is_empty()) {
+            None => MAX_PAGE,
+            Some(text) => {
+                let is_number = text.bytes().all(|b| b.is_ascii_digit());
+                let number = is_number.then(|| text.parse().unwrap_or(MAX_PAGE));
+                number.map(|number: usize| number.min(MAX_PAGE)).ok_or_else(|| {
+                    let message = format!("`n={text}` is no number");
+                    Problem::bad_request("PAGINATION_NUMBER_INVALID", message)
+                })?
+            }
+        };
+        let last = call.query.get("last").filter(|last| !last.is_empty());
+        Ok(Self { last: last.map(str::to_owned), length })
+    }
+
+    /// The names of this page, and how the next one is asked for, if there is one.
+    fn cut<'a>(&self, all: &'a BTreeSet<String>) -> (Vec<&'a str>, Option<String>) {
+        let mut rest = all.iter().filter(|name| self.last.as_ref().is_none_or(|last| *name > last));
+        let page: Vec<&str> = rest.by_ref().take(self.length).map(String::as_str).collect();
+        let more = rest.next().is_some();
+        let next = page.last().filter(|_| more);
+        let next = next.map(|last| format!("last={}&n={}", encode(last), self.length));
+        (page, next)
+    }
+}
+
+/// A name in a query.
+fn encode(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+fn link(call: &Call, reply: &mut Reply, path: &str, next: &str) {
+    let namespace = call.query.get("ns").filter(|ns| !ns.is_empty());
+    let namespace = namespace.map(|ns| format!("&ns={}", encode(ns))).unwrap_or_default();
+    set(reply, LINK, format_args!("<{path}?{next}{namespace}>; rel=\"next\""));
+}

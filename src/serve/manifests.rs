@@ -1,0 +1,411 @@
+//! Manifests: given out byte for byte as they are stored, and taken when all is there that they name.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http_body_util::{BodyStream, LengthLimitError, Limited};
+use hyper::{
+    StatusCode,
+    body::Incoming,
+    header::{AGE, CONTENT_LENGTH, CONTENT_TYPE, IF_MATCH, IF_NONE_MATCH, LOCATION, WARNING},
+};
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::{
+    access::Action,
+    connection::STALL_TIMEOUT,
+    names::Named,
+    reply::{Problem, Reply, Result, empty, full, header, set},
+    route::Target,
+    service::{Call, etag_matches, location, set_digest},
+    sparse::wanted_platforms,
+    state::{FoundManifest, ManifestPlace},
+};
+use crate::{
+    backend::{ManifestName, Sink},
+    image::{
+        Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Repository, View,
+        is_tag,
+    },
+};
+
+/// What is read of a body that is too large, in bytes.
+const MAX_SKIPPED: usize = 64 << 20;
+
+/// Tags that one request may set.
+const MAX_TAGS: usize = 64;
+
+/// `GET` and `HEAD` of a manifest.
+pub(super) async fn get(call: &Call, named: &Named, target: &Target) -> Result<Reply> {
+    let repository = call.shared.to_read(named).await?;
+    call.shared.check(&call.user, Action::Pull, &repository)?;
+    let found = call.shared.manifest(&repository, target).await?;
+    let is_known = call.header(IF_NONE_MATCH).is_some_and(|h| etag_matches(h, Some(&found.digest)));
+    let mut reply = match (is_known, call.is_head()) {
+        (true, _) => empty(StatusCode::NOT_MODIFIED),
+        (false, true) => {
+            let mut reply = empty(StatusCode::OK);
+            set(&mut reply, CONTENT_TYPE, &found.media_type);
+            set(&mut reply, CONTENT_LENGTH, found.size);
+            reply
+        }
+        (false, false) => full(StatusCode::OK, &found.media_type, bytes(call, &found).await?),
+    };
+    set_digest(&mut reply, &found.digest);
+    if let Some(stale) = &found.stale {
+        call.shared.counts.stale.inc();
+        set(&mut reply, AGE, stale.age.as_secs());
+        let host = call.header(hyper::header::HOST).unwrap_or("imgfs");
+        set(&mut reply, WARNING, format_args!("299 {host} \"{}\"", stale.reason));
+    }
+    Ok(reply)
+}
+
+async fn bytes(call: &Call, found: &FoundManifest) -> Result<Bytes> {
+    match &found.place {
+        ManifestPlace::Memory(manifest) => Ok(manifest.bytes().clone()),
+        ManifestPlace::Tree(entry) => match call.shared.indexes.bytes(entry).await {
+            Ok(bytes) => Ok(bytes),
+            Err(error) => {
+                // It has gone, or been damaged, since it was indexed.
+                tracing::warn!("{error}");
+                Err(Problem::manifest_unknown(found.digest))
+            }
+        },
+    }
+}
+
+/// `PUT` of a manifest.
+pub(super) async fn put(
+    call: &Call,
+    named: &Named,
+    target: Target,
+    body: Incoming,
+) -> Result<Reply> {
+    let shared = &call.shared;
+    let repository = &named.repository;
+    shared.check(&call.user, Action::Push, repository)?;
+    call.check_writable()?;
+    let tags = wanted_tags(call, &target)?;
+    let expected = wanted_digest(call, &target)?;
+    let bytes = read(call, body).await?;
+    let manifest = parse(call, bytes, expected)?;
+    let digest = manifest.digest();
+    check_conditions(call, repository, &target).await?;
+
+    let _filling = shared.filling().await?;
+    let lacks_children = check_parts(call, repository, &manifest).await?;
+    let failed = |e| Problem::local(&e);
+    if lacks_children {
+        let platforms = present_platforms(call, repository, &manifest).await?;
+        shared.dir.keep_sparse(digest, &platforms).await.map_err(failed)?;
+    }
+    let by_digest = matches!(target, Target::Digest(_));
+    let is_referrer = match manifest.subject() {
+        Some(subject) => has_manifest(call, repository, &subject.digest).await?,
+        None => false,
+    };
+    // Without a tag it is kept for its own sake, until something else names it.
+    let is_named = is_referrer || is_child(call, repository, &digest).await?;
+    if by_digest && tags.is_empty() && !is_named {
+        shared.dir.put(repository, &manifest, &ManifestName::Pinned).await.map_err(failed)?;
+    } else if by_digest || digest.algorithm() != Algorithm::Sha256 {
+        shared.dir.put(repository, &manifest, &ManifestName::Digest).await.map_err(failed)?;
+    } else if has_other_algorithm(call, repository, &manifest).await? {
+        // The tag is to lead to this digest, and not to the other one of the same bytes.
+        shared.dir.put(repository, &manifest, &ManifestName::Digest).await.map_err(failed)?;
+    }
+    for tag in &tags {
+        let name = ManifestName::Tag(tag.clone());
+        shared.dir.put(repository, &manifest, &name).await.map_err(failed)?;
+        if let Some(through) = &shared.through {
+            through.forget_tag(repository, tag).await;
+        }
+    }
+    if !tags.is_empty() {
+        shared.dir.unpin(repository, digest).await.map_err(failed)?;
+    }
+    for child in manifest.children() {
+        shared.dir.unpin(repository, child.digest).await.map_err(failed)?;
+    }
+
+    let mut reply = empty(StatusCode::CREATED);
+    set(&mut reply, LOCATION, location(named, &format!("manifests/{digest}")));
+    set(&mut reply, header::CONTENT_DIGEST, digest);
+    set(&mut reply, CONTENT_LENGTH, 0);
+    if let Some(subject) = manifest.subject() {
+        set(&mut reply, header::OCI_SUBJECT, subject.digest);
+    }
+    if call.query.get("tag").is_some() {
+        set(&mut reply, header::OCI_TAG, tags.join(", "));
+    }
+    Ok(reply)
+}
+
+/// The tags that are to lead to the manifest.
+fn wanted_tags(call: &Call, target: &Target) -> Result<Vec<String>> {
+    let mut tags: Vec<String> = match target {
+        Target::Tag(tag) => vec![tag.clone()],
+        Target::Digest(_) => Vec::new(),
+    };
+    for tag in call.query.all("tag") {
+        if !is_tag(tag) {
+            let message = format!("`{tag}` is no tag");
+            return Err(Problem::bad_request("MANIFEST_INVALID", message));
+        }
+        if !tags.iter().any(|own| own == tag) {
+            tags.push(tag.to_owned());
+        }
+    }
+    match tags.len() {
+        count if count > MAX_TAGS => {
+            let message = format!("{count} tags are more than {MAX_TAGS}");
+            Err(Problem::new(StatusCode::URI_TOO_LONG, "MANIFEST_INVALID", message))
+        }
+        _ => Ok(tags),
+    }
+}
+
+/// The digest that the manifest must have.
+fn wanted_digest(call: &Call, target: &Target) -> Result<Option<Digest>> {
+    let stated = call.query.get("digest").map(str::parse::<Digest>).transpose();
+    let stated = stated.map_err(|e| Problem::bad_request("DIGEST_INVALID", e))?;
+    match (target, stated) {
+        (Target::Digest(digest), Some(stated)) if *digest != stated => {
+            Err(Problem::bad_request("DIGEST_INVALID", "two different digests are stated"))
+        }
+        (Target::Digest(digest), _) => Ok(Some(*digest)),
+        (Target::Tag(_), stated) => Ok(stated),
+    }
+}
+
+/// Reads and forgets a body of up to 64 MiB: who is still sending when the connection ends does not read the answer.
+async fn skip(body: Incoming) {
+    let mut body = BodyStream::new(Limited::new(body, MAX_SKIPPED));
+    while let Ok(Some(Ok(_))) = timeout(STALL_TIMEOUT, body.next()).await {}
+}
+
+/// Reads the body, of at most 4 MiB.
+async fn read(call: &Call, body: Incoming) -> Result<Bytes> {
+    let too_large = || {
+        let message = format!("a manifest has at most {MAX_MANIFEST_BYTES} bytes");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", message)
+    };
+    if call.length().is_some_and(|length| length > MAX_MANIFEST_BYTES as u64) {
+        skip(body).await;
+        return Err(too_large());
+    }
+    let broken = || Problem::bad_request("MANIFEST_INVALID", "it has not come to its end");
+    let mut body = BodyStream::new(Limited::new(body, MAX_MANIFEST_BYTES));
+    let mut bytes = Vec::new();
+    loop {
+        match timeout(STALL_TIMEOUT, body.next()).await {
+            Err(_) => {
+                let status = StatusCode::REQUEST_TIMEOUT;
+                return Err(Problem::new(
+                    status,
+                    "MANIFEST_INVALID",
+                    "nothing has come for a minute",
+                ));
+            }
+            Ok(None) => return Ok(bytes.into()),
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data() {
+                    bytes.extend_from_slice(&data);
+                }
+            }
+            Ok(Some(Err(error))) if error.is::<LengthLimitError>() => return Err(too_large()),
+            Ok(Some(Err(_))) => return Err(broken()),
+        }
+    }
+}
+
+fn parse(call: &Call, bytes: Bytes, expected: Option<Digest>) -> Result<Manifest> {
+    let invalid = |message: String| Problem::bad_request("MANIFEST_INVALID", message);
+    let algorithm = expected.map_or(Algorithm::Sha256, |digest| digest.algorithm());
+    if let Some(expected) = expected {
+        let found = Digest::of(algorithm, &bytes);
+        if found != expected {
+            let message = format!("its digest is {found}, not {expected}");
+            return Err(Problem::bad_request("DIGEST_INVALID", message));
+        }
+    }
+    let content_type = call
+        .header(CONTENT_TYPE)
+        .map(|header| header.split(';').next().unwrap_or_default().trim().to_owned());
+    let content_type = content_type.filter(|text| !text.is_empty());
+    let manifest = Manifest::parse_as(algorithm, bytes, content_type.as_deref())
+        .map_err(|e| invalid(e.to_string()))?;
+    let Some(content_type) = content_type else { return Ok(manifest) };
+    let said = manifest.media_type();
+    // What it does not say itself has been taken from the header, if that is a type of manifests.
+    let agrees = said == content_type
+        || (MediaType::parse(&content_type).is_none() && !declares_type(&manifest));
+    match agrees {
+        true => Ok(manifest),
+        false => {
+            Err(invalid(format!("its mediaType is {said}, and its Content-Type {content_type}")))
+        }
+    }
+}
+
+fn declares_type(manifest: &Manifest) -> bool {
+    let json: Option<serde_json::Value> = serde_json::from_slice(manifest.bytes()).ok();
+    json.is_some_and(|json| json["mediaType"].as_str().is_some_and(|text| !text.is_empty()))
+}
+
+/// `If-Match` and `If-None-Match`, for those who change a tag only if nobody else has.
+async fn check_conditions(call: &Call, repository: &Repository, target: &Target) -> Result<()> {
+    let (matches, none) = (call.header(IF_MATCH), call.header(IF_NONE_MATCH));
+    if matches.is_none() && none.is_none() {
+        return Ok(());
+    }
+    let there = call.shared.indexes.find(repository, target).await;
+    let there = there.map_err(|e| Problem::local(&e))?;
+    let digest = there.as_ref().map(|entry| &entry.digest);
+    let fails = matches.is_some_and(|header| !etag_matches(header, digest))
+        || none.is_some_and(|header| etag_matches(header, digest));
+    match fails {
+        true => {
+            let leads = digest.map_or("it is not there".to_owned(), |d| format!("it leads to {d}"));
+            let status = StatusCode::PRECONDITION_FAILED;
+            Err(Problem::new(
+                status,
+                "MANIFEST_INVALID",
+                format_args!("the condition fails: {leads}"),
+            ))
+        }
+        false => Ok(()),
+    }
+}
+
+/// Fails unless everything is there that the manifest names; whether it is an index that lacks children, and may.
+async fn check_parts(call: &Call, repository: &Repository, manifest: &Manifest) -> Result<bool> {
+    let shared = &call.shared;
+    let mut missing = Vec::new();
+    let mut lacks_children = false;
+    match manifest.view() {
+        View::Image { config, layers } => {
+            for blob in std::iter::once(&**config).chain(layers) {
+                if !is_elsewhere(blob)
+                    && !shared.has_blob(repository, &blob.digest, blob.size).await?
+                {
+                    missing.push(blob.digest);
+                }
+            }
+        }
+        View::Index { children } => {
+            for child in children {
+                if !has_manifest(call, repository, &child.digest).await? {
+                    match shared.abilities.sparse {
+                        true => lacks_children = true,
+                        false => missing.push(child.digest),
+                    }
+                }
+            }
+        }
+    }
+    if missing.is_empty() {
+        return Ok(lacks_children);
+    }
+    missing.sort_unstable();
+    missing.dedup();
+    let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    let message = format!("it names what is not in this repository: {}", missing.join(", "));
+    Err(Problem::new(StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message)
+        .detail(json!({ "digests": missing })))
+}
+
+/// Whether a layer need not be here: its makers have it.
+fn is_elsewhere(blob: &Descriptor) -> bool {
+    let kind = &blob.media_type;
+    !blob.urls.is_empty() || kind.contains(".nondistributable.") || kind.contains(".foreign.")
+}
+
+async fn has_manifest(call: &Call, repository: &Repository, digest: &Digest) -> Result<bool> {
+    let found = call.shared.indexes.find(repository, &Target::Digest(*digest)).await;
+    Ok(found.map_err(|e| Problem::local(&e))?.is_some())
+}
+
+/// Whether an index here names the manifest.
+async fn is_child(call: &Call, repository: &Repository, digest: &Digest) -> Result<bool> {
+    let index = call.shared.index(repository).await?;
+    Ok(index.users(digest).iter().any(|user| user.contents.children.contains(digest)))
+}
+
+/// Whether a manifest of the same bytes is here under a digest of another algorithm.
+async fn has_other_algorithm(
+    call: &Call,
+    repository: &Repository,
+    manifest: &Manifest,
+) -> Result<bool> {
+    let other = Digest::of(Algorithm::Sha512, manifest.bytes());
+    has_manifest(call, repository, &other).await
+}
+
+/// The platforms of the children that are here, as a sparse index is remembered.
+async fn present_platforms(
+    call: &Call,
+    repository: &Repository,
+    manifest: &Manifest,
+) -> Result<String> {
+    let mut here = HashSet::new();
+    for child in manifest.children() {
+        if has_manifest(call, repository, &child.digest).await? {
+            here.insert(child.digest);
+        }
+    }
+    Ok(wanted_platforms(manifest, &here))
+}
+
+/// `DELETE` of a tag, or of a manifest with its tags.
+pub(super) async fn delete(call: &Call, named: &Named, target: &Target) -> Result<Reply> {
+    let shared = &call.shared;
+    let repository = &named.repository;
+    shared.check(&call.user, Action::Delete, repository)?;
+    call.check_deletable()?;
+    let _filling = shared.filling().await?;
+    let failed = |e| Problem::local(&e);
+    let index = shared.index(repository).await?;
+    let Some(entry) = index.find(target).cloned() else {
+        return Err(match target {
+            Target::Tag(tag) => Problem::manifest_unknown(repository.tagged(tag)),
+            Target::Digest(digest) => Problem::manifest_unknown(repository.pinned(*digest)),
+        });
+    };
+    match target {
+        Target::Tag(tag) => {
+            let removed = shared.dir.remove_tags(repository, std::slice::from_ref(tag)).await;
+            removed.map_err(failed)?;
+            if let Some(through) = &shared.through {
+                through.forget_tag(repository, tag).await;
+            }
+        }
+        Target::Digest(digest) => {
+            let tags = index.tags_of(&entry);
+            shared.dir.remove_manifest(repository, *digest, &tags).await.map_err(failed)?;
+            if let Some(through) = &shared.through {
+                for tag in &tags {
+                    through.forget_tag(repository, tag).await;
+                }
+            }
+            // An index that has lost a child on purpose is not incomplete.
+            for user in index.users(digest) {
+                let user = shared.manifest(repository, &Target::Digest(user.digest)).await?;
+                let bytes = bytes(call, &user).await?;
+                if let Ok(parent) = Manifest::parse_as(user.digest.algorithm(), bytes, None) {
+                    shared.indexes.forget(repository);
+                    let platforms = present_platforms(call, repository, &parent).await?;
+                    let kept = shared.dir.keep_sparse(user.digest, &platforms).await;
+                    kept.map_err(failed)?;
+                }
+            }
+        }
+    }
+    shared.indexes.forget(repository);
+    let mut reply = empty(StatusCode::ACCEPTED);
+    set(&mut reply, CONTENT_LENGTH, 0);
+    Ok(reply)
+}

@@ -1,0 +1,517 @@
+//! Putting a server together, and running it until it is told to end.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    access::{Access, AccessSettings},
+    connection::{Connection, HEADER_TIMEOUT, MAX_HEAD, Watched},
+    counts::Counts,
+    listen::{Address, Inherited, Listener, Peer},
+    log::AccessLog,
+    names::Names,
+    reload::Reloading,
+    service::handle,
+    state::{Abilities, Foundation, Shared},
+    stream::Stream,
+    through::{Freshness, Sources, Through},
+    tls::{self, TlsFiles},
+    upstream::{Upstream, UpstreamSpec},
+};
+use crate::{
+    backend::{
+        self, ConfinedDir,
+        images_dir::{ImagesDir, Linking},
+        registry::RegistryConfig,
+    },
+    cache::{Cache, CacheConfig},
+    util::{Budget, Metrics},
+};
+
+/// How long answers that are under way may take when the server is told to end.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// How often is looked for uploads that nobody goes on with.
+const SWEEP: Duration = Duration::from_secs(600);
+
+/// Servers and mounts of one directory that can have their caches in it at the same time.
+const MAX_CACHES: u32 = 16;
+
+/// Requests that one HTTP/2 connection may have under way.
+const STREAMS: u32 = 128;
+
+/// What HTTP/2 clients may send before they are told to go on, in bytes, for a request and for a connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// What HTTP/2 sends in one frame, and keeps of an answer that is not taken, in bytes.
+const FRAME: u32 = 64 << 10;
+const SEND_BUFFER: usize = 512 << 10;
+
+/// How a server is to be.
+#[derive(Clone)]
+pub struct Settings {
+    /// The tree that is served; it is created if it does not exist, unless it is only read.
+    pub images_dir: PathBuf,
+    /// Where to listen.
+    pub listen: Vec<Address>,
+    /// Take no pushes.
+    pub read_only: bool,
+    /// Let manifests, tags and blobs be deleted.
+    pub allow_delete: bool,
+    /// Take indexes of which children are missing.
+    pub sparse: bool,
+    /// Registries that are pulled through.
+    pub upstreams: Vec<UpstreamSpec>,
+    /// How they are reached.
+    pub registries: RegistryConfig,
+    /// The registry of names that are not here and name none.
+    pub default_registry: Option<String>,
+    /// The registry of names that name none.
+    pub local_name: String,
+    /// After this time it is found out again where a tag of an upstream leads.
+    pub tag_ttl: Duration,
+    /// For how long a tag is served whose upstream cannot be asked; `None` for ever.
+    pub max_stale: Option<Duration>,
+    /// How long an upstream is waited for when there is an older copy.
+    pub upstream_wait: Duration,
+    /// Ask no upstream.
+    pub offline: bool,
+    /// Make what comes through a part of the tree.
+    pub keep: bool,
+    /// Where the cache is, if not in the tree.
+    pub cache_dir: Option<PathBuf>,
+    /// What the cache may take of the disk, in bytes.
+    pub cache_bytes: u64,
+    /// What the memory of the cache is counted in.
+    pub budget: Budget,
+    /// For how long an upload may rest, and a blob belong to a repository without being named there.
+    pub upload_ttl: Duration,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// How often what nothing needs is removed.
+    pub prune_every: Option<Duration>,
+    /// Certificates, if TLS is spoken.
+    pub tls: Option<TlsFiles>,
+    /// Who may do what.
+    pub access: AccessSettings,
+    /// Let passwords travel without TLS.
+    pub insecure_auth: bool,
+    /// Where requests are logged.
+    pub access_log: Option<PathBuf>,
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The settings make no sense, or are not safe.
+    #[error("{0}")]
+    Settings(String),
+    /// The tree or the cache cannot be used.
+    #[error(transparent)]
+    Backend(#[from] backend::Error),
+    /// An address cannot be listened at.
+    #[error("cannot listen at {address}: {error}")]
+    Listen {
+        /// The address.
+        address: Address,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// A server that listens, and answers as soon as it is run.
+pub struct Server {
+    shared: Arc<Shared>,
+    listeners: Vec<Listener>,
+    tls: Option<Arc<Reloading<rustls::ServerConfig>>>,
+    max_connections: usize,
+    prune_every: Option<Duration>,
+    read_only: bool,
+}
+
+impl Server {
+    /// Opens the tree and the sockets: those that the service manager has handed over, or else those of the
+    /// settings. Nothing is asked of any upstream. Has to be called in a runtime.
+    pub async fn start(settings: Settings, metrics: &Metrics) -> Result<Self, StartError> {
+        let mut listeners = Inherited::take().map_err(|e| StartError::Settings(e.to_string()))?;
+        let addresses = match listeners.is_empty() {
+            true => settings.listen.clone(),
+            false => listeners.iter().filter_map(|listener| listener.address().ok()).collect(),
+        };
+        check(&settings, &addresses)?;
+        let bad = StartError::Settings;
+        let names = Names::new(&settings.local_name, settings.default_registry.as_deref());
+        let names = names.map_err(|e| bad(e.to_string()))?;
+        let access = Access::new(&settings.access).map_err(bad)?;
+        let without_certificate =
+            settings.access.htpasswd.is_some() || settings.access.anonymous_pull;
+        let tls = settings.tls.as_ref().map(|files| tls::config(files, without_certificate));
+        let tls = tls.transpose().map_err(bad)?.map(Arc::new);
+        let log = settings.access_log.as_deref().map(|path| {
+            AccessLog::open(path).map_err(|e| bad(format!("--access-log {}: {e}", path.display())))
+        });
+        let dir = open_tree(&settings)?;
+        let counts = Counts::new(metrics);
+        let through = match settings.upstreams.is_empty() {
+            true => None,
+            false => Some(open_through(&settings, &dir, &counts, metrics)?),
+        };
+        let shared = Shared::new(Foundation {
+            dir,
+            names,
+            abilities: Abilities {
+                read_only: settings.read_only,
+                delete: settings.allow_delete,
+                sparse: settings.sparse,
+            },
+            upload_ttl: settings.upload_ttl,
+            through,
+            access,
+            counts,
+            log: log.transpose()?,
+        });
+        if listeners.is_empty() {
+            for address in &settings.listen {
+                let bound = address.bind().await;
+                let failed = |error| StartError::Listen { address: address.clone(), error };
+                listeners.push(bound.map_err(failed)?);
+            }
+        }
+        Ok(Self {
+            shared,
+            listeners,
+            tls,
+            max_connections: settings.max_connections,
+            prune_every: settings.prune_every,
+            read_only: settings.read_only,
+        })
+    }
+
+    /// Where it listens, with the ports that were taken.
+    pub fn addresses(&self) -> Vec<Address> {
+        self.listeners.iter().filter_map(|listener| listener.address().ok()).collect()
+    }
+
+    /// Answers until `stop` is done. Answers that are under way then are given to their ends, for up to 30 s.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let places = Arc::new(Semaphore::new(self.max_connections));
+        let (stopping, stopped) = watch::channel(false);
+        let mut tasks = Vec::new();
+        for listener in self.listeners {
+            let accepting = Accepting {
+                shared: self.shared.clone(),
+                tls: self.tls.clone(),
+                places: places.clone(),
+                stopped: stopped.clone(),
+            };
+            tasks.push(tokio::spawn(accepting.run(listener)));
+        }
+        if !self.read_only {
+            tasks.push(tokio::spawn(sweep(self.shared.clone())));
+        }
+        if let Some(interval) = self.prune_every.filter(|_| !self.read_only) {
+            tasks.push(tokio::spawn(prune(self.shared.clone(), interval)));
+        }
+        stop.await;
+        for task in &tasks {
+            task.abort();
+        }
+        // Nobody is left to receive it if there are no connections.
+        let _ = stopping.send(true);
+        let all = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
+        if timeout(GRACE, places.acquire_many(all)).await.is_err() {
+            tracing::warn!(
+                "answers that were under way after {} s are broken off",
+                GRACE.as_secs()
+            );
+        }
+    }
+}
+
+/// Refuses what would let strangers write, or read passwords.
+fn check(settings: &Settings, addresses: &[Address]) -> Result<(), StartError> {
+    let open = addresses.iter().find(|address| !address.is_loopback());
+    let has_users = settings.access.htpasswd.is_some() || settings.access.certificates;
+    let refuse = |message: String| Err(StartError::Settings(message));
+    if settings.access.certificates && settings.tls.is_none() {
+        return refuse("--client-ca needs --tls-cert and --tls-key".into());
+    }
+    if let Some(address) = open {
+        if !settings.read_only && !has_users {
+            return refuse(format!(
+                "whoever can reach {address} could push there; give --htpasswd or --client-ca, or --read-only"
+            ));
+        }
+        if settings.access.htpasswd.is_some() && settings.tls.is_none() && !settings.insecure_auth {
+            return refuse(format!(
+                "passwords would travel in the clear to {address}; give --tls-cert and --tls-key, or \
+                 --insecure-auth if something in front of the server speaks TLS"
+            ));
+        }
+    }
+    if addresses.is_empty() {
+        return refuse("there is no address to listen at".into());
+    }
+    if settings.upstreams.is_empty() && settings.keep {
+        return refuse("--keep needs --upstream".into());
+    }
+    if settings.keep && settings.read_only {
+        return refuse("--keep writes to the directory, and --read-only does not".into());
+    }
+    Ok(())
+}
+
+/// Opens the tree without keeping its lock, so that `prune` can run.
+fn open_tree(settings: &Settings) -> backend::Result<ImagesDir> {
+    let root = &settings.images_dir;
+    if !settings.read_only {
+        drop(ImagesDir::create(root, None, Linking::Auto)?);
+    }
+    ImagesDir::open(root)
+}
+
+fn open_through(
+    settings: &Settings,
+    dir: &ImagesDir,
+    counts: &Counts,
+    metrics: &Metrics,
+) -> Result<Through, StartError> {
+    let (cache_dir, cache) = open_cache(dir, settings)?;
+    watch_cache(metrics, &cache);
+    let (root, path) = match cache_dir.strip_prefix(dir.root()) {
+        Ok(_) => (dir.dir().clone(), dir.root().join("blobs/.imgfs/serve/through")),
+        Err(_) => {
+            let failed = |e| backend::Error::io(&cache_dir, "opening", e);
+            (ConfinedDir::open(&cache_dir).map_err(failed)?, cache_dir.join("through"))
+        }
+    };
+    let mut config = settings.registries.clone();
+    config.max_wait = config.max_wait.min(settings.upstream_wait);
+    let upstream = Upstream::new(&settings.upstreams, config, settings.offline);
+    if let Some(stats) = upstream.stats() {
+        let received = stats.clone();
+        metrics.watch_counter(
+            "imgfs_serve_upstream_requests_total",
+            "Requests to upstreams",
+            move || stats.requests(),
+        );
+        metrics.watch_counter(
+            "imgfs_serve_upstream_received_bytes_total",
+            "Bytes of blobs that upstreams have sent",
+            move || received.received_bytes(),
+        );
+    }
+    let sources = Sources {
+        local: settings.local_name.clone(),
+        dir: dir.clone(),
+        upstream,
+        cache,
+        freshness: Freshness {
+            tag_ttl: settings.tag_ttl,
+            max_stale: settings.max_stale,
+            wait: settings.upstream_wait,
+        },
+        counters: counts.upstream.clone(),
+        keep: settings.keep,
+    };
+    Ok(Through::open(sources, root, &path)?)
+}
+
+/// Opens the cache, in the tree the first that nobody else is using.
+fn open_cache(dir: &ImagesDir, settings: &Settings) -> backend::Result<(PathBuf, Cache)> {
+    let open = |path: &Path| {
+        let config = match path.starts_with(dir.root()) {
+            true => CacheConfig {
+                dir: path.to_owned(),
+                ..CacheConfig::in_images_dir(dir, settings.cache_bytes)
+            },
+            false => CacheConfig::new(path.to_owned(), settings.cache_bytes),
+        };
+        Cache::open(config.within_memory(&settings.budget))
+    };
+    if let Some(path) = &settings.cache_dir {
+        return Ok((path.clone(), open(path)?));
+    }
+    let first = dir.cache_dir();
+    let mut path = first.clone();
+    let mut opened = open(&path);
+    for number in 2..=MAX_CACHES {
+        if !opened.as_ref().is_err_and(backend::Error::is_in_use) {
+            break;
+        }
+        let mut name = first.clone().into_os_string();
+        name.push(format!("-{number}"));
+        path = name.into();
+        opened = open(&path);
+    }
+    Ok((path, opened?))
+}
+
+fn watch_cache(metrics: &Metrics, cache: &Cache) {
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let (held, limit) = (cache.clone(), cache.clone());
+    metrics.watch_gauge(
+        "imgfs_cache_held_bytes",
+        "Bytes of the disk that the cache takes",
+        move || bytes(held.stats().held_bytes),
+    );
+    metrics.watch_gauge(
+        "imgfs_cache_limit_bytes",
+        "Bytes of the disk that it may take",
+        move || bytes(limit.stats().limit_bytes),
+    );
+    let (fetched, reads, hits) = (cache.clone(), cache.clone(), cache.clone());
+    metrics.watch_counter(
+        "imgfs_cache_fetched_bytes_total",
+        "Bytes that were fetched",
+        move || fetched.stats().fetched_bytes,
+    );
+    metrics.watch_counter("imgfs_cache_reads_total", "Reads through the cache", move || {
+        reads.stats().reads
+    });
+    metrics.watch_counter(
+        "imgfs_cache_hits_total",
+        "Reads for which nothing was fetched",
+        move || hits.stats().hits,
+    );
+}
+
+/// Removes uploads that nobody goes on with.
+async fn sweep(shared: Arc<Shared>) {
+    loop {
+        shared.remove_old_uploads().await;
+        tokio::time::sleep(SWEEP).await;
+    }
+}
+
+/// Removes what nothing needs, from time to time.
+async fn prune(shared: Arc<Shared>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let dir = shared.dir.clone();
+        let pruned = tokio::task::spawn_blocking(move || dir.prune_patiently(false)).await;
+        match pruned {
+            Ok(Ok(pruned)) => {
+                let (files, bytes) = (pruned.removed.len(), pruned.bytes());
+                tracing::info!(files, bytes, "what nothing needs has been removed");
+            }
+            Ok(Err(error)) => tracing::warn!("{error}"),
+            Err(error) => tracing::error!("pruning: {error}"),
+        }
+    }
+}
+
+/// Takes connections of one listener.
+struct Accepting {
+    shared: Arc<Shared>,
+    tls: Option<Arc<Reloading<rustls::ServerConfig>>>,
+    places: Arc<Semaphore>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Accepting {
+    async fn run(self, listener: Listener) {
+        loop {
+            // Those for whom there is no place wait in the kernel.
+            let Ok(place) = self.places.clone().acquire_owned().await else { return };
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!("accepting a connection: {error}");
+                    // Too many open files, for one: it may pass.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (shared, tls, stopped) =
+                (self.shared.clone(), self.tls.clone(), self.stopped.clone());
+            tokio::spawn(async move {
+                shared.counts.connections.inc();
+                let ended = serve(&shared, tls, stream, peer, stopped, place).await;
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, "{error}");
+                }
+                shared.counts.connections.dec();
+            });
+        }
+    }
+}
+
+async fn serve(
+    shared: &Arc<Shared>,
+    tls: Option<Arc<Reloading<rustls::ServerConfig>>>,
+    stream: Stream,
+    peer: Peer,
+    mut stopped: watch::Receiver<bool>,
+    _place: OwnedSemaphorePermit,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let (stream, certificate) = match (stream, tls) {
+        (Stream::Tcp(stream), Some(tls)) => {
+            let acceptor = TlsAcceptor::from(tls.get());
+            let stream = timeout(HEADER_TIMEOUT, acceptor.accept(stream)).await??;
+            let (_, session) = stream.get_ref();
+            let first = session.peer_certificates().and_then(|all| all.first());
+            let name = first.and_then(|certificate| tls::common_name(certificate));
+            (Stream::Tls(Box::new(stream)), name)
+        }
+        (stream, _) => (stream, None),
+    };
+    let is_plain = matches!(stream, Stream::Tcp(_));
+    let connection = Connection::new(peer, certificate, is_plain);
+    let io = TokioIo::new(Watched::new(stream, connection.clone()));
+    let service = {
+        let (shared, connection) = (shared.clone(), connection.clone());
+        service_fn(move |request| handle(shared.clone(), connection.clone(), request))
+    };
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1()
+        .timer(TokioTimer::new())
+        // What is overdue is seen in `Connection`, which knows more.
+        .header_read_timeout(None)
+        .half_close(false)
+        .max_buf_size(MAX_HEAD);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(MAX_HEAD as u32)
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_send_buf_size(SEND_BUFFER);
+    let serving = http.serve_connection(io, service);
+    tokio::pin!(serving);
+    let overdue = connection.overdue();
+    tokio::pin!(overdue);
+    let mut is_ending = false;
+    loop {
+        tokio::select! {
+            served = serving.as_mut() => return served,
+            why = &mut overdue => {
+                shared.counts.overdue.inc();
+                tracing::debug!(%peer, "a connection is ended: {why}");
+                return Ok(());
+            }
+            _ = stopped.changed(), if !is_ending => {
+                is_ending = true;
+                serving.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}

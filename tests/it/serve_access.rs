@@ -1,0 +1,181 @@
+//! `imgfs serve`: who may do what, TLS, and what is refused at the start.
+
+use crate::support::cli::Imgfs;
+use crate::support::content::digest;
+use crate::support::hostile::basic;
+use crate::support::image::single;
+use crate::support::serving::Serving;
+use crate::support::text;
+use crate::support::tls::{Authority, Certificate};
+use std::process::Command;
+
+/// A file of htpasswd's for alice (secret) and bob (other).
+fn htpasswd(directory: &std::path::Path) -> String {
+    let path = directory.join("users");
+    // Made with `htpasswd -nbB -C 4`.
+    let hash = |password: &str| bcrypt::hash(password, 4).expect("hashing");
+    let lines = format!("alice:{}\nbob:{}\n", hash("secret"), hash("other"));
+    std::fs::write(&path, lines).expect("writing");
+    text(&path).to_owned()
+}
+
+#[test]
+fn anonymous_pull_beside_authenticated_push() {
+    let files = tempfile::tempdir().expect("a directory");
+    let users = htpasswd(files.path());
+    let args = ["--htpasswd", &users, "--anonymous", "pull", "--allow-delete"];
+    let serving = Serving::fresh(&args);
+    let alice = serving.client().authorization(basic("alice", "secret"));
+    let image = single(1);
+    image.push_to(&alice, "team/app", "v1");
+    let anybody = serving.client();
+    // A client that is not asked here never says who it is.
+    let base = anybody.get("/v2/");
+    assert_eq!((base.status, base.code()), (401, "UNAUTHORIZED".into()));
+    assert!(base.header("www-authenticate").starts_with("Basic realm="), "{base:?}");
+    assert_eq!(alice.get("/v2/").status, 200);
+    for client in [&anybody, &serving.client().authorization(basic("", ""))] {
+        assert_eq!(client.get("/v2/team/app/manifests/v1").status, 200);
+        assert_eq!(client.get("/v2/_catalog").status, 200);
+        let push = client.ask("POST", "/v2/team/app/blobs/uploads/", b"");
+        assert_eq!(push.status, 401);
+        assert_ne!(push.header("www-authenticate"), "");
+        assert_eq!(client.ask("DELETE", "/v2/team/app/manifests/v1", b"").status, 401);
+    }
+    let wrong = serving.client().authorization(basic("alice", "wrong"));
+    assert_eq!(wrong.get("/v2/team/app/manifests/v1").status, 401);
+    assert_eq!(serving.client().get("/healthz").status, 200);
+}
+
+#[test]
+fn without_a_password_nothing_is_told() {
+    let files = tempfile::tempdir().expect("a directory");
+    let users = htpasswd(files.path());
+    let serving = Serving::fresh(&["--htpasswd", &users]);
+    let client = serving.client();
+    for target in ["/v2/", "/v2/_catalog", "/v2/a/tags/list", "/v2/a/manifests/b", "/v2/nonsense"] {
+        assert_eq!(client.get(target).status, 401, "{target}");
+    }
+    let bob = serving.client().authorization(basic("bob", "other"));
+    assert_eq!(bob.get("/v2/a/manifests/b").status, 404);
+    // A new password counts without a restart.
+    let hash = bcrypt::hash("newer", 4).expect("hashing");
+    std::fs::write(&users, format!("bob:{hash}\n")).expect("writing");
+    let newer = serving.client().authorization(basic("bob", "newer"));
+    crate::support::wait_for("the new password", std::time::Duration::from_secs(10), || {
+        newer.get("/v2/").status == 200
+    });
+    assert_eq!(bob.get("/v2/").status, 401);
+}
+
+#[test]
+fn rules_say_who_may_do_what_where() {
+    let files = tempfile::tempdir().expect("a directory");
+    let users = htpasswd(files.path());
+    let rules = files.path().join("rules");
+    std::fs::write(&rules, "team-a/** alice pull,push\nshared/** * pull\nshared/** alice push\n")
+        .expect("writing");
+    let args = ["--htpasswd", &users, "--access", text(&rules), "--allow-delete"];
+    let serving = Serving::fresh(&args);
+    let alice = serving.client().authorization(basic("alice", "secret"));
+    let bob = serving.client().authorization(basic("bob", "other"));
+    let image = single(2);
+    for name in ["team-a/app", "shared/app"] {
+        image.push_to(&alice, name, "v1");
+    }
+    assert_eq!(bob.get("/v2/shared/app/manifests/v1").status, 200);
+    let denied = bob.get("/v2/team-a/app/manifests/v1");
+    assert_eq!((denied.status, denied.code()), (403, "DENIED".into()));
+    assert_eq!(bob.ask("POST", "/v2/shared/app/blobs/uploads/", b"").status, 403);
+    assert_eq!(alice.ask("DELETE", "/v2/team-a/app/manifests/v1", b"").status, 403);
+    assert_eq!(bob.get("/v2/_catalog").json()["repositories"], serde_json::json!(["shared/app"]));
+    // What somebody may not pull he does not get by a mount either.
+    std::fs::write(&rules, "team-a/** alice pull,push\nbob/** bob pull,push\n").expect("writing");
+    let blob = image.layers()[0].clone();
+    crate::support::wait_for("the new rules", std::time::Duration::from_secs(10), || {
+        bob.ask("POST", "/v2/bob/x/blobs/uploads/", b"").status == 202
+    });
+    for query in [format!("mount={blob}&from=team-a/app"), format!("mount={blob}")] {
+        let reply = bob.ask("POST", &format!("/v2/bob/x/blobs/uploads/?{query}"), b"");
+        assert_eq!(reply.status, 202, "{query}");
+    }
+}
+
+#[test]
+fn what_is_not_safe_is_refused_at_the_start() {
+    let files = tempfile::tempdir().expect("a directory");
+    let users = htpasswd(files.path());
+    let imgfs = Imgfs::scratch();
+    let refused = |args: &[&str], reason: &str| {
+        let mut all = vec!["serve", "--images-dir", text(imgfs.images_dir())];
+        all.extend(args);
+        let output = imgfs.run(&all);
+        assert_eq!(output.status.code(), Some(2), "{output}");
+        assert!(output.stderr.contains(reason), "{output}");
+    };
+    refused(&["--listen", "0.0.0.0:0"], "--htpasswd");
+    refused(&["--listen", "0.0.0.0:0", "--htpasswd", &users], "--insecure-auth");
+    refused(&["--client-ca", &users], "--tls-cert");
+    refused(&["--keep"], "--upstream");
+    refused(&["--listen", "nonsense"], "address");
+    refused(&["--local-name", "nodots"], "dot");
+    refused(&["--upstream", "a b"], "pattern");
+    let args = ["--listen", "0.0.0.0:0", "--read-only"];
+    std::fs::create_dir_all(imgfs.images_dir()).expect("making a directory");
+    let open = Serving::start(imgfs.images_dir(), &args);
+    assert_eq!(open.said("stderr"), "");
+}
+
+/// What `curl` says: the status of the answer, or none.
+fn curl(args: &[&str]) -> Option<(u16, String)> {
+    let output = Command::new("curl")
+        .args(["-sS", "--max-time", "20", "-w", "\n%{http_code} %{http_version}"])
+        .args(args)
+        .output()
+        .expect("running curl");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (_, last) = said.trim_end().rsplit_once('\n')?;
+    let (status, version) = last.split_once(' ')?;
+    output.status.success().then(|| (status.parse().unwrap_or(0), version.to_owned()))
+}
+
+#[test]
+fn tls_with_http_2_and_certificates_of_clients() {
+    crate::support::process::require_program("curl", "curl");
+    let files = tempfile::tempdir().expect("a directory");
+    let authority = Authority::new("imgfs test");
+    let ca = authority.write(files.path(), "ca");
+    let (cert, key) = authority.server(Certificate::Good).write(files.path(), "server");
+    let (own, own_key) = authority.client("node-7").write(files.path(), "client");
+    let rules = files.path().join("rules");
+    std::fs::write(&rules, "** node-7 pull,push\n").expect("writing");
+    let tls = ["--tls-cert", text(&cert), "--tls-key", text(&key)];
+    let mut args = tls.to_vec();
+    args.extend(["--client-ca", text(&ca), "--access", text(&rules)]);
+    let serving = Serving::fresh(&args);
+    let url = format!("https://{}/v2/a/manifests/b", serving.host());
+    let client = ["--cacert", text(&ca), "--cert", text(&own), "--key", text(&own_key)];
+    let mut all = client.to_vec();
+    all.push(&url);
+    assert_eq!(curl(&all), Some((404, "2".into())), "{}", serving.said("stderr"));
+    assert_eq!(curl(&["--cacert", text(&ca), &url]), None, "without a certificate");
+
+    let open = Serving::fresh(&tls);
+    let url = format!("https://{}/v2/", open.host());
+    assert_eq!(curl(&["--cacert", text(&ca), &url]), Some((200, "2".into())));
+    assert_eq!(curl(&["--cacert", text(&ca), "--http1.1", &url]), Some((200, "1.1".into())));
+    // A blob that is large enough for several frames, both ways.
+    let body = files.path().join("blob");
+    let bytes = vec![5; 3_000_000];
+    std::fs::write(&body, &bytes).expect("writing");
+    let post = format!("{url}x/blobs/uploads/?digest={}", digest(&bytes));
+    let data = format!("@{}", body.display());
+    assert_eq!(
+        curl(&["--cacert", text(&ca), "--data-binary", &data, &post]).map(|r| r.0),
+        Some(201)
+    );
+    let back = files.path().join("back");
+    let blob = format!("{url}x/blobs/{}", digest(&bytes));
+    curl(&["--cacert", text(&ca), "-o", text(&back), &blob]);
+    assert!(std::fs::read(&back).expect("reading") == bytes);
+}
