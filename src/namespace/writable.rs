@@ -243,6 +243,10 @@ impl Writable {
 
     /// Takes the name from a file that has been published: what has it now is in the images_dir.
     fn retire(&self, file: &Arc<Pending>) {
+        if !matches!(file.state().stage, Stage::Published) {
+            // Somebody has begun to write to it once more.
+            return;
+        }
         let path = file.state().path.clone();
         if let Some(path) = path {
             self.table.unname(&path, file);

@@ -491,7 +491,7 @@ fn what_cannot_be_copied_is_refused_at_once() {
     let itself = format!("quay.io/team/a:{}", "1");
     let one = format!("{}/one:1", hostile.host());
     let cases: Vec<(Vec<&str>, i32, Vec<&str>)> = vec![
-        (vec!["--from", &dir, "--to", &to], 2, vec!["IMAGE"]),
+        (vec!["--from", &dir, "--to", &to], 2, vec!["no image is named", "--all"]),
         (vec!["--from", &dir, "--to", &to, "--all", "x:1"], 2, vec!["--all"]),
         (vec!["--to", &to, "--all"], 2, vec!["--from"]),
         (vec!["--from", &dir, "--all"], 2, vec!["--to"]),

@@ -2,6 +2,7 @@
 
 use crate::places::{Bed, listed};
 use crate::support::image::{Built, Image, single};
+use crate::support::need::require;
 use crate::support::tree::assert_tree_sound;
 use crate::support::{text, tree};
 use serde_json::{Value, json};
@@ -578,6 +579,7 @@ fn a_reader_that_goes_away_is_a_failure() {
 /// Bytes that a process has read from files, as the kernel counts them.
 #[test]
 fn looking_into_an_image_of_a_large_archive_reads_little_of_it() {
+    require!(Strace);
     let bed = Bed::new();
     let large = Image::new().layer(1, 60_000_000).layer_gzip_tar(&[("etc/x", b"small")]).build();
     let path = bed.path("layout");
@@ -588,11 +590,7 @@ fn looking_into_an_image_of_a_large_archive_reads_little_of_it() {
     let output = bed.imgfs.run(&["inspect", "--from", &archive, image]).success();
     assert!(output.stdout.contains("linux/amd64"), "{output}");
     let trace = bed.path("trace");
-    let Some(strace) = crate::support::process::find_program("strace") else {
-        eprintln!("SKIPPED: strace is missing");
-        return;
-    };
-    let done = Command::new(strace)
+    let done = Command::new(crate::support::process::program("strace"))
         .args(["-f", "-e", "trace=read,pread64", "-o", text(&trace), env!("CARGO_BIN_EXE_imgfs")])
         .args(["ls", &archive])
         .env("HOME", bed.imgfs.home())

@@ -3,7 +3,7 @@
 use crate::places::{Bed, listed};
 use crate::support::image::{Built, Image, Index};
 use crate::support::need::require;
-use crate::support::process::{find_program, spawn_tied};
+use crate::support::process::{program, spawn_tied};
 use crate::support::skopeo::{Place, Skopeo};
 use crate::support::tree::assert_tree_sound;
 use crate::support::{text, tree, umoci, wait_for};
@@ -124,11 +124,8 @@ fn umoci_unpacks_a_layout_of_imgfs_and_imgfs_reads_what_umoci_has_changed() {
 
 #[test]
 fn podman_loads_what_imgfs_writes_and_imgfs_reads_what_podman_saves() {
-    require!(Root);
-    let Some(podman) = find_program("podman") else {
-        eprintln!("SKIPPED: podman is missing");
-        return;
-    };
+    require!(Podman);
+    let podman = program("podman");
     let image = single();
     let (bed, from) = bed(&image);
     let run = |args: &[&str]| {
@@ -225,11 +222,7 @@ fn containerd(dir: &Path) -> Daemon {
 
 #[test]
 fn containerd_imports_what_imgfs_writes_and_imgfs_reads_what_it_exports() {
-    require!(Root);
-    if find_program("containerd").is_none() || find_program("ctr").is_none() {
-        eprintln!("SKIPPED: containerd or ctr is missing");
-        return;
-    }
+    require!(Containerd);
     let image = application();
     let (bed, from) = bed(&image);
     std::fs::create_dir(bed.path("d")).expect("making a directory");
@@ -254,11 +247,7 @@ fn containerd_imports_what_imgfs_writes_and_imgfs_reads_what_it_exports() {
 
 #[test]
 fn docker_loads_what_imgfs_writes_and_imgfs_reads_from_it() {
-    require!(Root);
-    if find_program("dockerd").is_none() || find_program("containerd").is_none() {
-        eprintln!("SKIPPED: dockerd is missing");
-        return;
-    }
+    require!(Docker);
     let image = single();
     let (bed, from) = bed(&image);
     let dir = bed.path("d");
@@ -300,13 +289,11 @@ fn docker_loads_what_imgfs_writes_and_imgfs_reads_from_it() {
         .stderr_has("not found");
     // An archive goes in through Docker's own client as well.
     bed.copy(&from, &bed.at("oci-archive", "a.tar"), &["--all"]).success();
-    if let Some(docker) = find_program("docker") {
-        let output = Command::new(docker)
-            .args(["--host", &host, "load", "-i", text(&bed.path("a.tar"))])
-            .output()
-            .expect("starting docker");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
+    let output = Command::new(program("docker"))
+        .args(["--host", &host, "load", "-i", text(&bed.path("a.tar"))])
+        .output()
+        .expect("starting docker");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     drop(daemon);
     run(&["ls", "docker-daemon:"]).expect_code(2).stderr_has("is the daemon running");
 }

@@ -90,11 +90,13 @@ fn what_a_start_reads_is_fetched_ahead_by_the_next() {
     for n in READ {
         read(&inside.mount, &path, n);
     }
-    assert_eq!(inside.fetched(), (0, 0));
+    // What is read ahead of a reader at the end of a file is in no profile.
+    let (requests, sent) = inside.fetched();
+    assert!(requests <= READ.len() && sent < MIB, "{requests} requests, {sent} bytes");
 }
 
 #[test]
-fn a_start_with_a_profile_takes_fewer_requests_and_hardly_more_bytes() {
+fn a_start_with_a_profile_waits_for_few_requests_and_takes_hardly_more_bytes() {
     require!(Mounts);
     let inside = Inside::start(image(), &ARGS);
     let path = inside.rootfs("");
@@ -120,14 +122,15 @@ fn a_start_with_a_profile_takes_fewer_requests_and_hardly_more_bytes() {
         if profiles != "--profiles=off" {
             wait_for("the profile to be followed", SOON, || followed(&mount));
         }
+        let ahead = hostile.blob_gets().len();
         small(&mount, 1..FILES);
         assert_eq!(mount.stop().code(), Some(0));
         let gets = hostile.blob_gets();
-        (gets.len(), gets.iter().map(|get| get.sent).sum::<u64>())
+        (gets.len() - ahead, gets.iter().map(|get| get.sent).sum::<u64>())
     };
     let (without, bytes_without) = start("--profiles=off");
     let (with, bytes_with) = start("--profiles=local");
-    assert!(4 * with <= 3 * without, "{with} requests with a profile, {without} without");
+    assert!(4 * with <= without, "{with} requests after a profile, {without} without one");
     assert!(bytes_with <= bytes_without + bytes_without / 4, "{bytes_with}, {bytes_without}");
 }
 

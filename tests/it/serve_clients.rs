@@ -4,7 +4,7 @@ use crate::support::cli::Imgfs;
 use crate::support::hostile::Hostile;
 use crate::support::image::{Image, Index};
 use crate::support::need::require;
-use crate::support::process::{find_program, spawn_tied};
+use crate::support::process::{program, spawn_tied};
 use crate::support::serving::Serving;
 use crate::support::skopeo::{Place, Skopeo};
 use crate::support::{text, wait_for};
@@ -22,16 +22,6 @@ fn image() -> crate::support::image::Built {
         Image::new().platform(platform).layer_gzip_tar(&[("etc/hello", b"hello")]).build()
     };
     Index::new().child(&child("linux/amd64")).child(&child("linux/arm64")).build()
-}
-
-/// The program, or `None` with a word on standard error where it is not installed.
-fn program(name: &str) -> Option<PathBuf> {
-    let found = find_program(name);
-    if found.is_none() {
-        assert!(std::env::var_os("CI").is_none(), "`{name}` is missing");
-        eprintln!("SKIPPED: `{name}` is not installed");
-    }
-    found
 }
 
 #[track_caller]
@@ -86,8 +76,8 @@ fn imgfs_pushes_and_pulls() {
 
 #[test]
 fn podman_and_buildah_push_and_pull() {
-    require!(Root);
-    let Some(podman) = program("podman") else { return };
+    require!(Podman);
+    let podman = program("podman");
     let serving = serving();
     image().push_to(&serving.client(), "team/app", "v1");
     let files = tempfile::tempdir().expect("a directory");
@@ -104,16 +94,11 @@ fn podman_and_buildah_push_and_pull() {
     let pushed = format!("{host}/team/podman:v2");
     run(storage(&podman).args(["push", "--tls-verify=false", &name, &pushed]));
     assert_eq!(serving.client().get("/v2/team/podman/manifests/v2").status, 200);
-    if let Some(buildah) = program("buildah") {
-        let pushed = format!("docker://{host}/team/buildah:v3");
-        run(storage(&buildah).args(["push", "--tls-verify=false", &name, &pushed]));
-        assert_eq!(serving.client().get("/v2/team/buildah/manifests/v3").status, 200);
-        run(storage(&buildah).args([
-            "pull",
-            "--tls-verify=false",
-            &format!("{host}/team/buildah:v3"),
-        ]));
-    }
+    let buildah = program("buildah");
+    let pushed = format!("docker://{host}/team/buildah:v3");
+    run(storage(&buildah).args(["push", "--tls-verify=false", &name, &pushed]));
+    assert_eq!(serving.client().get("/v2/team/buildah/manifests/v3").status, 200);
+    run(storage(&buildah).args(["pull", "--tls-verify=false", &format!("{host}/team/buildah:v3")]));
 }
 
 /// A daemon that is ended with the test.
@@ -138,8 +123,8 @@ impl Drop for Daemon {
 
 #[test]
 fn containerd_pulls_and_pushes_and_takes_it_as_a_mirror() {
-    require!(Root);
-    let (Some(containerd), Some(ctr)) = (program("containerd"), program("ctr")) else { return };
+    require!(Containerd);
+    let (containerd, ctr) = (program("containerd"), program("ctr"));
     let upstream = Hostile::start();
     let image = image();
     image.push_to(&upstream, "team/app", "v1");
@@ -190,8 +175,8 @@ fn containerd_pulls_and_pushes_and_takes_it_as_a_mirror() {
 
 #[test]
 fn docker_pulls_pushes_and_mirrors_docker_hub() {
-    require!(Root);
-    let (Some(dockerd), Some(docker)) = (program("dockerd"), program("docker")) else { return };
+    require!(Docker);
+    let (dockerd, docker) = (program("dockerd"), program("docker"));
     let upstream = Hostile::start();
     let image = image();
     image.push_to(&upstream, "library/hello", "v1");

@@ -120,8 +120,11 @@ fn two_mounts_and_a_pull_fill_one_directory() {
     let mounts = [local(target.images_dir()), local(target.images_dir())];
     let names: Vec<String> =
         images.iter().map(|(name, _)| format!("{}/{name}", hostile.host())).collect();
-    let pulling = target.spawn_pull(&names);
     let from = format!("{}/.", text(source.images_dir()));
+    // Of two that make the same directory at the same moment, cp takes it ill if it is the other.
+    let only_dirs = ["-a", "--include=*/", "--exclude=*", &from, &mounts[0].path("")];
+    mounts[0].run("rsync", &only_dirs).success();
+    let pulling = target.spawn_pull(&names);
     let first = mounts[0].begin("cp", &["-a", &from, &mounts[0].path("")]);
     let second = mounts[1].begin("rsync", &["-a", &from, &mounts[1].path("")]);
     pulling.wait().success();

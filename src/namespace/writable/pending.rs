@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt},
     path::PathBuf,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -41,6 +41,9 @@ pub(super) struct Pending {
     store: Arc<Store>,
     table: Weak<Table>,
     state: Mutex<State>,
+    /// Held by all who change the content, and alone by whoever judges and publishes it: what has been hashed is what
+    /// gets its name.
+    changing: RwLock<()>,
     /// Held by whoever makes a file of its own of what the content is based on.
     copying: Mutex<()>,
     hashing: Mutex<Hashing>,
@@ -68,6 +71,8 @@ pub(super) struct State {
     pub is_written: bool,
     /// Whether that has changed since it was judged last.
     pub is_dirty: bool,
+    /// How often a change has been begun.
+    pub changes: u64,
     /// The time that somebody has set.
     pub mtime: Option<(i64, u32)>,
     /// How far it has come.
@@ -152,6 +157,7 @@ impl Pending {
             opener: 0,
             is_written: false,
             is_dirty: false,
+            changes: 0,
             mtime: None,
             stage: Stage::Writing,
         };
@@ -160,6 +166,7 @@ impl Pending {
             store: store.clone(),
             table: Arc::downgrade(table),
             state: Mutex::new(state),
+            changing: RwLock::default(),
             copying: Mutex::default(),
             hashing: Mutex::default(),
             prefix: Mutex::new(Prefix::new(Algorithm::Sha256)),
@@ -301,6 +308,7 @@ impl Pending {
         let mut state = self.state();
         state.is_written = true;
         state.is_dirty = true;
+        state.changes += 1;
         match state.stage {
             Stage::Writing => {}
             Stage::Rejected => {}
@@ -315,6 +323,16 @@ impl Pending {
                 }
             }
         }
+    }
+
+    /// To be held while the content is changed.
+    fn changing(&self) -> RwLockReadGuard<'_, ()> {
+        self.changing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be held while the content must not change.
+    pub(super) fn unchanging(&self) -> RwLockWriteGuard<'_, ()> {
+        self.changing.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The file to write to; what the content is based on is copied into it first, up to `keep` bytes.
@@ -353,6 +371,7 @@ impl Pending {
         let length = bytes.len() as u64;
         let end = offset.checked_add(length).filter(|end| *end <= self.limit());
         let end = end.ok_or(Errno::FBIG)?;
+        let _changing = self.changing();
         self.begin_change();
         if let Content::Size(size, time) = &mut self.state().content {
             *size = end.max(*size);
@@ -374,6 +393,7 @@ impl Pending {
         if size > self.limit() {
             return Err(Errno::FBIG.into());
         }
+        let _changing = self.changing();
         self.begin_change();
         if let Content::Size(old, time) = &mut self.state().content {
             *old = size;
@@ -394,6 +414,7 @@ impl Pending {
         let end = offset.checked_add(length).filter(|end| *end <= self.limit());
         end.ok_or(Errno::FBIG)?;
         let flags = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
+        let _changing = self.changing();
         self.begin_change();
         let file = self.file(u64::MAX)?;
         if !flags.difference(FallocateFlags::KEEP_SIZE).is_empty() {
@@ -412,6 +433,7 @@ impl Pending {
     ) -> io::Result<u64> {
         let end = offset.checked_add(length).filter(|end| *end <= self.limit());
         end.ok_or(Errno::FBIG)?;
+        let _changing = self.changing();
         self.begin_change();
         let file = self.file(u64::MAX)?;
         locked(&self.hashing).changed(offset);

@@ -50,6 +50,8 @@ pub(super) struct Waiting {
     pub missing: Mutex<Vec<Missing>>,
     /// Keeps it for the time after this mount.
     kept: Mutex<Option<StoredFile>>,
+    /// How often the file had been changed when it was read.
+    changes: u64,
 }
 
 /// Something that a manifest names and that is not here.
@@ -142,10 +144,10 @@ pub(super) async fn blocking<T: Send + 'static>(
 impl Writable {
     /// Judges what has been written, which nobody writes to now, and publishes it if it is whole and right.
     pub(super) async fn complete(&self, file: &Arc<Pending>) -> Result<()> {
-        let (place, path) = {
+        let (place, path, changes) = {
             let mut state = file.state();
             state.is_dirty = false;
-            (state.place.clone(), state.path.clone().unwrap_or_default())
+            (state.place.clone(), state.path.clone().unwrap_or_default(), state.changes)
         };
         match place {
             Place::Dot | Place::Foreign => Ok(()),
@@ -173,8 +175,12 @@ impl Writable {
                 let document = Document::parse(&place, &bytes.await?).map_err(|reason| {
                     ViewError::Refused(Refusal::Content, format!("{path}: {reason}"))
                 })?;
-                let waiting =
-                    Waiting { document, missing: Mutex::default(), kept: Mutex::default() };
+                let waiting = Waiting {
+                    document,
+                    missing: Mutex::default(),
+                    kept: Mutex::default(),
+                    changes,
+                };
                 file.state().stage = Stage::Waiting(Arc::new(waiting));
                 self.publish_manifest(file, true).await
             }
@@ -185,6 +191,7 @@ impl Writable {
         let _publishing = file.publishing.lock().await;
         let (to_publish, path, dir) = (file.clone(), path.to_owned(), self.dir().clone());
         let time = blocking(move || {
+            let _unchanging = to_publish.unchanging();
             let found = to_publish.digest(digest.algorithm());
             let found = found.map_err(|e| disk(&path, "reading", e))?;
             if found != digest {
@@ -324,7 +331,7 @@ impl Writable {
     ) -> Option<Arc<Waiting>> {
         let document = Document::parse(place, bytes).ok()?;
         let kept = Mutex::new(Some(kept));
-        Some(Arc::new(Waiting { document, missing: Mutex::default(), kept }))
+        Some(Arc::new(Waiting { document, missing: Mutex::default(), kept, changes: 0 }))
     }
 
     /// Publishes all that waits and lacks nothing any more.
@@ -443,7 +450,11 @@ impl Writable {
                     (text.clone(), published_time(Some(&Digest::sha256(text))))
                 }
             };
-            file.published(Handle::Content(bytes), time.unwrap_or(usual));
+            let _unchanging = file.unchanging();
+            // Who has begun to change it since it was read goes on with what it has.
+            if file.state().changes == waiting.changes {
+                file.published(Handle::Content(bytes), time.unwrap_or(usual));
+            }
             Ok(())
         })
         .await

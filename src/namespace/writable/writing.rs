@@ -111,20 +111,22 @@ impl Writing for Writable {
 
     async fn flush(&self, handle: &Handle, caller: Caller) -> Result<()> {
         let Handle::Pending(PendingHandle { file, writes: true }) = handle else { return Ok(()) };
-        let (opener, path) = {
+        let (opener, path, changes) = {
             let state = file.state();
             if state.writers > 1 || !self.is_to_be_judged(file, &state) {
                 return Ok(());
             }
-            (state.opener, state.path.clone())
+            (state.opener, state.path.clone(), state.changes)
         };
         self.begin()?;
         let Err(error) = self.complete(file).await else { return Ok(()) };
         if matches!(error, ViewError::Refused(Refusal::Content, _)) {
             let process = process_of(caller.thread);
-            if opener != 0 && process != 0 && opener != process {
-                // Another process has it open for writing, too, and is not done.
-                file.state().is_dirty = true;
+            let is_another = opener != 0 && process != 0 && opener != process;
+            let mut state = file.state();
+            if is_another || state.writers > 1 || state.changes != changes {
+                // Somebody else has it open for writing, too, and is not done.
+                state.is_dirty = true;
                 return Ok(());
             }
         }
@@ -157,6 +159,14 @@ impl Writing for Writable {
                 self.log(&error);
             }
         } else if is_to_be_judged && let Err(error) = self.complete(file).await {
+            {
+                let mut state = file.state();
+                if state.writers > 0 {
+                    // Somebody has begun to write to it once more.
+                    state.is_dirty = true;
+                    return;
+                }
+            }
             self.log(&error);
             self.reject(file);
         }

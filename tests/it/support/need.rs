@@ -23,6 +23,10 @@ pub(crate) enum Need {
     Podman,
     /// Mounts, and containerd with runc.
     Containerd,
+    /// Root, and Docker's daemon and client with containerd and runc.
+    Docker,
+    /// strace, as root.
+    Strace,
     /// The long form of the tests: `scripts/test --long`.
     Long,
 }
@@ -57,6 +61,8 @@ impl Need {
             | Self::Loops
             | Self::Podman
             | Self::Containerd
+            | Self::Docker
+            | Self::Strace
                 if !is_root =>
             {
                 Some("it has to run as root")
@@ -84,13 +90,13 @@ impl Need {
             Self::Containerd if !has(&["containerd", "ctr", "runc"]) => {
                 Some("containerd, runc or busybox-static is missing")
             }
-            Self::Root
-            | Self::Mounts
-            | Self::Sticks
-            | Self::Loops
-            | Self::Podman
-            | Self::Containerd
-            | Self::Long => None,
+            Self::Docker if !has(&["dockerd", "docker", "containerd", "runc"]) => {
+                Some("docker.io or containerd is missing")
+            }
+            Self::Strace if super::process::find_program("strace").is_none() => {
+                Some("strace is missing")
+            }
+            _ => None,
         }
     }
 }

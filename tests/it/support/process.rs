@@ -46,6 +46,11 @@ pub(crate) fn find_program(name: &str) -> Option<std::path::PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
+/// A program that a test has been found able to use ([`super::need`]).
+pub(crate) fn program(name: &str) -> std::path::PathBuf {
+    find_program(name).unwrap_or_else(|| panic!("`{name}` is missing"))
+}
+
 /// A program that the tests need: its path, or a panic that names the Debian package.
 pub(crate) fn require_program(name: &str, package: &str) -> std::path::PathBuf {
     find_program(name).unwrap_or_else(|| {
