@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use imgfs::ops::TreeSpec;
 use imgfs::{
     ops::{Request, TreeSpec, bare_name},
     task::{Playbook, RunEvent, Runner, Selection, Settings, Task, TaskOutcome},
@@ -26,7 +27,7 @@ impl Runner for Failing {
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let _ = (text.parse::<TreeSpec>(), bare_name(text));
     let Ok(playbook) = Playbook::parse(text, None) else { return };
-    let settings = Settings { images_dir: "images".into(), ..Settings::default() };
+    let settings = Settings { images_dir: TreeSpec::Directory("images".into()), ..Settings::default() };
     if playbook.check(&settings, &Selection::default()).is_ok() {
         let report = playbook.run(&settings, &Selection::default(), &mut Failing);
         assert_eq!(report.len(), playbook.tasks.len());

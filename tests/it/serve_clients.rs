@@ -8,7 +8,7 @@ use crate::support::process::{program, spawn_tied};
 use crate::support::serving::Serving;
 use crate::support::skopeo::{Place, Skopeo};
 use crate::support::{text, wait_for};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output};
 use std::time::Duration;
 
