@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use imgfs::ops::TreeSpec;
 use imgfs::{
     ops::{Request, TreeSpec, bare_name},
     task::{Playbook, RunEvent, Runner, Selection, Settings, Task, TaskOutcome},
