@@ -175,9 +175,7 @@ fn a_big_layer_needs_little_memory() {
     assert!(output.number("fetched_bytes") > size);
     assert_tree_sound(imgfs.images_dir());
     let peak = output.peak_rss.expect("the run was long enough to be looked at");
-    // The program itself counts, and takes some MiB more where it is not optimised.
-    let most = if cfg!(debug_assertions) { 40 << 20 } else { 32 << 20 };
-    assert!(peak <= most, "peak of resident memory {} MiB", peak >> 20);
+    assert!(peak <= 24 << 20, "peak of memory {} MiB", peak >> 20);
 }
 
 #[test]
