@@ -58,6 +58,8 @@ pub enum OutOfMemory {
     Full {
         /// Bytes that it needs more.
         wanted: u64,
+        /// Bytes that it has.
+        held: u64,
         /// Bytes that are in use, and cannot be let go.
         used: u64,
         /// Bytes that everything together may take.
@@ -66,9 +68,13 @@ pub enum OutOfMemory {
 }
 
 impl OutOfMemory {
-    /// Whether it may succeed when others have ended.
+    /// Whether it is worth to wait until others have ended. What would take more than half of everything does not
+    /// wait: it would keep from the others what they wait for.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Full { .. })
+        match self {
+            Self::TooLarge { .. } => false,
+            Self::Full { wanted, held, limit, .. } => held.saturating_add(*wanted) <= limit / 2,
+        }
     }
 }
 
@@ -229,7 +235,7 @@ impl Reservation {
         }
         while let Err(used) = self.budget.add(more) {
             if !self.budget.let_one_go() {
-                return Err(OutOfMemory::Full { wanted: more, used, limit });
+                return Err(OutOfMemory::Full { wanted: more, held: self.bytes, used, limit });
             }
         }
         self.bytes = bytes;
@@ -423,7 +429,7 @@ mod tests {
     fn what_is_dropped_is_given_back() {
         let budget = Budget::new(100);
         let mut first = budget.reserve(60).unwrap();
-        let full = OutOfMemory::Full { wanted: 41, used: 60, limit: 100 };
+        let full = OutOfMemory::Full { wanted: 41, held: 0, used: 60, limit: 100 };
         assert_eq!(budget.reserve(41).unwrap_err(), full);
         assert!(full.is_transient());
         first.resize(10).unwrap();
@@ -539,6 +545,17 @@ mod tests {
         let too_large =
             budget.retry(patience, OutOfMemory::is_transient, || ready(budget.reserve(101)));
         assert!(!too_large.await.unwrap_err().is_transient());
+    }
+
+    #[test]
+    fn what_wants_more_than_half_does_not_wait() {
+        let budget = Budget::new(100);
+        let _others = budget.reserve(40).unwrap();
+        let mut greedy = budget.reserve(20).unwrap();
+        assert!(!greedy.resize(61).unwrap_err().is_transient());
+        assert_eq!(greedy.bytes, 20);
+        let _more = budget.reserve(15).unwrap();
+        assert!(greedy.resize(50).unwrap_err().is_transient());
     }
 
     #[tokio::test]
