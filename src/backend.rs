@@ -81,8 +81,11 @@ pub trait Names: Send + Sync + 'static {
     fn side(&self, repository: &Repository) -> String;
 
     /// The digest that `reference` points at now, without fetching the manifest. `None` if the
-    /// medium does not tell digests, in which case [`Names::manifest`] finds it out.
-    async fn head(&self, reference: &Reference) -> Result<Option<Digest>>;
+    /// medium does not tell digests, in which case [`Names::manifest`] finds it out. Where nothing is fetched over
+    /// a network, that of the manifest.
+    async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
+        Ok(Some(self.manifest(reference).await?.digest()))
+    }
 
     /// The manifest that `reference` points at. Its digest has been checked against the
     /// reference, if that has one. A name that is not there is [`Kind::NotFound`].
@@ -269,17 +272,27 @@ pub trait Sink: Names {
 
     /// Notes that of the index `index` only the children for `platforms` are wanted (`all` for
     /// all), so that the others do not count as missing.
-    async fn keep_sparse(&self, index: Digest, platforms: &str) -> Result<()>;
+    ///
+    /// By default nothing: which children are there says which are wanted.
+    async fn keep_sparse(&self, index: Digest, platforms: &str) -> Result<()> {
+        let _ = (index, platforms);
+        Ok(())
+    }
 
     /// Does what is left to be done after manifests have been put into `repository`.
-    async fn settle(&self, repository: &Repository) -> Result<()>;
+    async fn settle(&self, repository: &Repository) -> Result<()> {
+        let _ = repository;
+        Ok(())
+    }
 
     /// What was believed to be in `repository` has turned out not to be there: forgets it, so that
     /// it is looked at again.
-    async fn forget_known(&self, repository: &Repository);
+    async fn forget_known(&self, repository: &Repository) {
+        let _ = repository;
+    }
 
     /// Tidies up after a transfer.
-    async fn close(&self);
+    async fn close(&self) {}
 }
 
 /// What goes when a name is removed.

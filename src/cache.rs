@@ -35,6 +35,7 @@
 //! memory until it is on the disk, and the last ones for a while longer (`memory.rs`).
 
 mod ahead;
+mod consistent;
 mod disk;
 mod evict;
 mod fetch;
@@ -57,7 +58,7 @@ mod tests;
 
 use std::{
     fs::File,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -79,6 +80,7 @@ use crate::{
     util::{Budget, Reservation, locked},
 };
 
+pub use consistent::ConsistentBlob;
 pub use read::{CachedBlob, Hashing};
 
 use fetch::Source;
@@ -177,6 +179,9 @@ impl CacheConfig {
     }
 }
 
+/// Processes that can have caches in one images_dir at the same time.
+const MAX_CACHES: u32 = 16;
+
 impl CacheConfig {
     /// The cache of an images_dir that takes `limit_bytes` of the disk.
     pub fn in_images_dir(images: &ImagesDir, limit_bytes: u64) -> Self {
@@ -274,6 +279,42 @@ impl Cache {
         let runtime = Handle::try_current()
             .map_err(|e| Error::new(SIDE, opening(), Kind::Config(e.to_string())))?;
         Self::open_with(config, Tasks::Runtime(runtime))
+    }
+
+    /// Opens the cache in `given`, or else the first of the images_dir that no other process has open, with at most
+    /// `limit_bytes` on the disk. Where it is comes first. `adapt` sets what is not a matter of where it is.
+    pub fn open_free(
+        dir: &ImagesDir,
+        given: Option<&Path>,
+        limit_bytes: u64,
+        adapt: impl Fn(CacheConfig) -> CacheConfig,
+    ) -> (PathBuf, Result<Self>) {
+        let open = |path: &Path| {
+            let config = match path.starts_with(dir.root()) {
+                true => CacheConfig {
+                    dir: path.to_owned(),
+                    ..CacheConfig::in_images_dir(dir, limit_bytes)
+                },
+                false => CacheConfig::new(path.to_owned(), limit_bytes),
+            };
+            Self::open(adapt(config))
+        };
+        if let Some(path) = given {
+            return (path.to_owned(), open(path));
+        }
+        let first = dir.cache_dir();
+        let mut path = first.clone();
+        let mut opened = open(&path);
+        for number in 2..=MAX_CACHES {
+            if !opened.as_ref().is_err_and(Error::is_in_use) {
+                break;
+            }
+            let mut name = first.clone().into_os_string();
+            name.push(format!("-{number}"));
+            path = name.into();
+            opened = open(&path);
+        }
+        (path, opened)
     }
 
     fn open_with(config: CacheConfig, tasks: Tasks) -> Result<Self> {

@@ -42,7 +42,7 @@ mod writing;
 
 use std::{fs::Metadata, io, os::unix::fs::MetadataExt, time::Duration};
 
-pub use handle::{Handle, RemoteBlob};
+pub use handle::Handle;
 pub use inodes::ROOT;
 pub use listing::Listing;
 pub use served::Namespace;

@@ -71,7 +71,7 @@ pub use remove::{RemoveReport, RemoveRequest, RemovedImage, remove};
 pub(crate) use request::split_scheme;
 pub use request::{Images, Request, TreeSpec, TreeSpecError, bare_name};
 pub use route::{RouteError, with_image};
-pub use store::{StoreDaemon, StoreListener, StoreOptions};
+pub use store::{StoreDaemon, StoreOptions};
 pub use survey::{PlaceImage, list_place, verify_place};
 pub use through::Through;
 pub use transfer::{

@@ -30,7 +30,7 @@ mod transport;
 pub use filter::fuzz_filter;
 pub use service::{Snapshotter, SnapshotterOptions};
 pub use setup::{Runtime, setup};
-pub use transport::{SnapshotterListener, serve};
+pub use transport::serve;
 
 /// Where the snapshotter listens, unless something else is said.
 pub const DEFAULT_SOCKET: &str = "/run/imgfs/snapshotter.sock";

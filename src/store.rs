@@ -37,6 +37,7 @@ mod setup;
 pub mod wire;
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -137,12 +138,21 @@ impl StoreDir {
     /// Lists layers whose directories are written now, each of them showing what the mount at `mount` has.
     /// Those that are listed already stay what they are.
     pub fn add_layers(&self, mount: &Path, layers: &[LayerEntry]) -> Result<()> {
-        let known = self.layers()?;
-        let new = layers.iter().filter(|layer| !known.iter().any(|known| known.id == layer.id));
-        let new: Vec<LayerEntry> = new.cloned().collect();
-        for layer in layers {
-            self.write_layer(mount, layer)?;
+        let mut seen = HashSet::new();
+        // Images share them.
+        let layers: Vec<&LayerEntry> =
+            layers.iter().filter(|layer| seen.insert(layer.id)).collect();
+        let known: HashSet<ChainId> = self.layers()?.iter().map(|layer| layer.id).collect();
+        let is_new = |layer: &LayerEntry| !known.contains(&layer.id);
+        let mut is_changed = false;
+        for layer in &layers {
+            is_changed |= self.write_layer(mount, layer, is_new(layer))?;
         }
+        if is_changed {
+            self.sync_layers()?;
+        }
+        let new = layers.into_iter().filter(|layer| is_new(layer));
+        let new: Vec<LayerEntry> = new.cloned().collect();
         if new.is_empty() {
             return Ok(());
         }

@@ -11,11 +11,11 @@ mod socket;
 
 pub use budget::{Budget, BudgetStats, OutOfMemory};
 pub(crate) use budget::{Counted, Kept, Reservation};
-pub(crate) use file::read_cached;
+pub(crate) use file::{read_at_most, read_cached, write_whole};
 pub(crate) use lock::locked;
 pub use metrics::{
     Counter, Counters, Gauge, Gauges, Histogram, Histograms, Labels, METRICS_TYPE, Metrics,
 };
 pub(crate) use parallelism::Parallelism;
 pub(crate) use single_flight::{Died, Flight, SingleFlight};
-pub(crate) use socket::listen_alone;
+pub use socket::LocalListener;

@@ -323,10 +323,6 @@ impl Names for Collection {
         self.side.clone()
     }
 
-    async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
-        Ok(Some(self.manifest(reference).await?.digest()))
-    }
-
     async fn manifest(&self, reference: &Reference) -> Result<Manifest> {
         self.by_digest(self.descriptor(reference)?).await
     }

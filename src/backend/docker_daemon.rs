@@ -21,7 +21,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use super::{
     Collection, Content, Error, Kind, NameBelow, PackedImage, Packer, Received, Result,
     archive::{self, ArchivePacker, Output, PackFormat},
-    registry::tls,
+    registry::{root_cause, tls},
 };
 use crate::image::{Descriptor, Manifest};
 
@@ -161,14 +161,6 @@ async fn text_of(answer: Response) -> reqwest::Result<Vec<u8>> {
         text.extend_from_slice(&piece[..piece.len().min(room)]);
     }
     Ok(text)
-}
-
-fn root_cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }
 
 /// Saves the image that the daemon calls `name`, or all that have names, and opens what has been saved. Images that

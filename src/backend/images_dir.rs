@@ -295,10 +295,6 @@ impl Names for ImagesDir {
         SIDE.to_owned()
     }
 
-    async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
-        Ok(Some(self.manifest(reference).await?.digest()))
-    }
-
     async fn manifest(&self, reference: &Reference) -> Result<Manifest> {
         let reference = reference.clone();
         self.blocking(move |inner| inner.manifest(&reference)).await
@@ -359,14 +355,6 @@ impl Sink for ImagesDir {
         })
         .await
     }
-
-    async fn settle(&self, _: &Repository) -> Result<()> {
-        Ok(())
-    }
-
-    async fn forget_known(&self, _: &Repository) {}
-
-    async fn close(&self) {}
 }
 
 impl Inner {

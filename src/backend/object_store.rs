@@ -29,7 +29,6 @@ use std::{
 use object_store::{
     ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
     aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path,
-    signer::Signer,
 };
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -45,6 +44,17 @@ pub enum Provider {
     Gcs,
     /// Azure Blob Storage.
     Azure,
+}
+
+impl Provider {
+    /// What stands before `://`.
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Self::S3 => "s3",
+            Self::Gcs => "gs",
+            Self::Azure => "az",
+        }
+    }
 }
 
 /// How many writers there may be.
@@ -83,8 +93,6 @@ pub struct ObjectTree {
 
 struct Inner {
     store: Arc<dyn ObjectStore>,
-    /// Makes addresses that need no credentials.
-    signer: Option<Arc<dyn Signer>>,
     prefix: Path,
     side: String,
     writers: Writers,
@@ -99,12 +107,7 @@ impl ObjectTree {
     /// The part of `bucket` whose keys begin with `prefix`. Nothing is asked yet. Credentials, region and endpoint
     /// come from the environment, as the provider's own tools know it.
     pub fn open(provider: Provider, bucket: &str, prefix: &str, writers: Writers) -> Result<Self> {
-        let scheme = match provider {
-            Provider::S3 => "s3",
-            Provider::Gcs => "gs",
-            Provider::Azure => "az",
-        };
-        let side = format!("{scheme}://{bucket}");
+        let side = format!("{}://{bucket}", provider.scheme());
         let wrong =
             |e: object_store::Error| Error::new(&side, "opening it", Kind::Config(error::text(&e)));
         tls::choose_provider();
@@ -124,7 +127,7 @@ impl ObjectTree {
         let is_http = |name: &str| {
             std::env::var(name).is_ok_and(|url| url.trim_start().starts_with("http://"))
         };
-        let (store, signer): (Arc<dyn ObjectStore>, Arc<dyn Signer>) = match provider {
+        let store: Arc<dyn ObjectStore> = match provider {
             Provider::S3 => {
                 let allow_http = is_http("AWS_ENDPOINT")
                     || is_http("AWS_ENDPOINT_URL")
@@ -136,16 +139,14 @@ impl ObjectTree {
                 if let Ok(url) = std::env::var("AWS_ENDPOINT_URL_S3") {
                     builder = builder.with_endpoint(url);
                 }
-                let store = Arc::new(builder.build().map_err(wrong)?);
-                (store.clone(), store)
+                Arc::new(builder.build().map_err(wrong)?)
             }
             Provider::Gcs => {
                 let builder = GoogleCloudStorageBuilder::from_env()
                     .with_bucket_name(bucket)
                     .with_retry(retry)
                     .with_client_options(options(is_http("GOOGLE_BASE_URL")));
-                let store = Arc::new(builder.build().map_err(wrong)?);
-                (store.clone(), store)
+                Arc::new(builder.build().map_err(wrong)?)
             }
             Provider::Azure => {
                 let builder = MicrosoftAzureBuilder::from_env()
@@ -154,40 +155,22 @@ impl ObjectTree {
                     .with_client_options(options(
                         is_http("AZURE_STORAGE_ENDPOINT") || is_http("AZURE_ENDPOINT"),
                     ));
-                let store = Arc::new(builder.build().map_err(wrong)?);
-                (store.clone(), store)
+                Arc::new(builder.build().map_err(wrong)?)
             }
         };
-        Ok(Self::with(store, Some(signer), prefix, side, writers))
+        Ok(Self::with(store, prefix, side, writers))
     }
 
     /// One that is gone with the process.
     #[cfg(test)]
     pub(super) fn in_memory(prefix: &str) -> Self {
         let store = Arc::new(object_store::memory::InMemory::new());
-        Self::with(store, None, prefix, "store in memory".to_owned(), Writers::Many)
+        Self::with(store, prefix, "store in memory".to_owned(), Writers::Many)
     }
 
-    /// An address at which anybody can read a blob for as long as `valid`, without credentials; `None` if the store
-    /// makes none. Nothing is asked of the store, so the blob need not be there.
-    pub async fn presigned(&self, blob: &Digest, valid: Duration) -> Result<Option<String>> {
-        let Some(signer) = &self.inner.signer else { return Ok(None) };
-        let key = self.inner.blob_key(blob);
-        let url = signer.signed_url(reqwest::Method::GET, &key, valid).await;
-        let failed = |e| self.inner.error(format_args!("signing an address for blob {blob}"), &e);
-        Ok(Some(url.map_err(failed)?.into()))
-    }
-
-    fn with(
-        store: Arc<dyn ObjectStore>,
-        signer: Option<Arc<dyn Signer>>,
-        prefix: &str,
-        side: String,
-        writers: Writers,
-    ) -> Self {
+    fn with(store: Arc<dyn ObjectStore>, prefix: &str, side: String, writers: Writers) -> Self {
         let inner = Inner {
             store,
-            signer,
             prefix: Path::from(prefix),
             side,
             writers,

@@ -107,16 +107,4 @@ impl Sink for Unwritten {
     async fn put(&self, _: &Repository, manifest: &Manifest, _: &ManifestName) -> Result<()> {
         self.refuse(&format!("storing {}", manifest.digest()))
     }
-
-    async fn keep_sparse(&self, _: Digest, _: &str) -> Result<()> {
-        Ok(())
-    }
-
-    async fn settle(&self, _: &Repository) -> Result<()> {
-        Ok(())
-    }
-
-    async fn forget_known(&self, _: &Repository) {}
-
-    async fn close(&self) {}
 }

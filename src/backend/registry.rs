@@ -53,6 +53,7 @@ pub use blob::BlobStream;
 pub use catalog::Repositories;
 pub use config::{Access, Credentials, Entry, Reach, RegistryConfig, Requester};
 pub use credentials::default_files as default_credential_files;
+pub(in crate::backend) use failure::root_cause;
 pub use given::GivenCredentials;
 pub use logins::{
     LoginError, Place, docker_config_file, erase_login, is_what_is_found, store_login,

@@ -10,7 +10,7 @@ mod store;
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::OnceLock,
     time::Duration,
 };
@@ -158,7 +158,7 @@ impl Command {
             Self::Mounts(args) => OutputArgs { json: args.json, quiet: false },
             Self::Ls(args) => OutputArgs { json: args.json, quiet: false },
             Self::Inspect(args) => OutputArgs { json: args.json, quiet: false },
-            Self::Digest(args) => OutputArgs { json: args.json, quiet: false },
+            Self::Digest(args) => OutputArgs { json: args.look.json, quiet: false },
             Self::Diff(args) => OutputArgs { json: args.json, quiet: false },
             Self::Du(args) => OutputArgs { json: args.json, quiet: false },
             Self::Index(args) => OutputArgs { json: args.command.is_json(), quiet: false },
@@ -184,14 +184,14 @@ pub(crate) struct TreeArgs {
         default_value = DEFAULT_IMAGES_DIR,
         value_hint = ValueHint::DirPath
     )]
-    pub(crate) images_dir: PathBuf,
+    images_dir: PathBuf,
 }
 
 impl TreeArgs {
     /// The directory that it means, for `command`, which is for nothing else.
-    pub(crate) fn directory(&self, command: &str) -> Result<&Path, Failure> {
+    pub(crate) fn directory(&self, command: &str) -> Result<PathBuf, Failure> {
         match self.place()? {
-            TreeSpec::Directory(_) => Ok(&self.images_dir),
+            TreeSpec::Directory(path) => Ok(path),
             place => Err(Failure::new(format!(
                 "{place}: `imgfs {command}` is for a directory of images"
             ))),
@@ -873,6 +873,18 @@ pub(crate) enum LayoutArg {
     Kubekey403,
     /// For file systems that take no colons in names, such as FAT, exFAT and NTFS
     Portable,
+}
+
+/// Where an image is looked for, how it is looked into, and how what is found is told.
+#[derive(ClapArgs)]
+pub(crate) struct LookArgs {
+    #[command(flatten)]
+    pub(crate) tree: TreeArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) inside: InsideArgs,
 }
 
 /// How to look into an image.

@@ -14,7 +14,10 @@ use super::{
     args::{CopyArgs, LinkArg, NamingArgs, PushArgs},
     output::Output,
     pull::{image_list, layout, name_below, options, sync},
-    request::{Setting, carry_out},
+    request::{
+        CREATE_PROJECTS, INDEX_LAYERS, LAYOUT, SINGLE_WRITER, SYNC, Setting, carry_out,
+        check_target,
+    },
     words::Verb,
 };
 
@@ -77,19 +80,17 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         vars: args.naming.vars.load()?,
         ..Request::new(from, to, images)
     };
-    if args.create_projects && !matches!(request.to, TreeSpec::Registry { .. }) {
-        return Err(Failure::new("--create-projects is about registries, and --to is none"));
-    }
-    if args.layout.is_some() && !matches!(request.to, TreeSpec::Directory(_)) {
-        return Err(Failure::new("--layout is about directories of images, and --to is none"));
-    }
-    if args.index_layers && matches!(request.to, TreeSpec::Registry { .. }) {
-        return Err(Failure::new("--index-layers is about directories, and --to is a registry")
-            .hint("`imgfs index push` attaches indexes to an image in a registry"));
-    }
-    if args.sync.sync.is_some() && matches!(request.to, TreeSpec::Registry { .. }) {
-        return Err(Failure::new("--sync is about directories, and --to is a registry"));
-    }
+    check_target(
+        "--to",
+        &request.to,
+        &[
+            (args.create_projects, CREATE_PROJECTS),
+            (args.layout.is_some(), LAYOUT),
+            (args.index_layers, INDEX_LAYERS),
+            (args.sync.sync.is_some(), SYNC),
+            (args.sharing.single_writer, SINGLE_WRITER),
+        ],
+    )?;
     let setting = Setting {
         verb: Verb::Copy,
         task: None,

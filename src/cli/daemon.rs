@@ -8,13 +8,19 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::unix::process::CommandExt,
+    path::Path,
     process::{Command, Stdio},
 };
 
 use close_fds::CloseFdsBuilder;
+use imgfs::{
+    serve::{Address, MetricsEndpoint},
+    util::{LocalListener, Metrics},
+};
+use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
-use super::{Failure, Outcome, log};
+use super::{Failure, Outcome, log, mounts};
 
 /// What is said when all is well.
 const READY: &[u8] = b"ready\n";
@@ -118,4 +124,25 @@ impl Ready {
         }
         Ok(())
     }
+}
+
+/// Starts to show what is counted at the address of `--metrics`, if there is one.
+pub(super) async fn show_metrics(
+    address: Option<&Address>,
+    metrics: &Metrics,
+) -> Result<Option<MetricsEndpoint>, Failure> {
+    let Some(address) = address else { return Ok(None) };
+    let started = MetricsEndpoint::start(address, metrics.clone()).await;
+    let failed = |e| Failure::new(format!("--metrics: cannot listen at {address}: {e}"));
+    started.map(Some).map_err(failed)
+}
+
+/// The socket of a daemon: that which whoever has started the process has opened, or else the one that `option` names.
+pub(super) fn listener(option: &str, path: &Path) -> Result<LocalListener, Failure> {
+    let failed = |e| Failure::new(format!("{option} {}: {e}", mounts::shown(path)));
+    let listener = match ListenFd::from_env().take_unix_listener(0).map_err(failed)? {
+        Some(opened) => LocalListener::from_std(opened),
+        None => LocalListener::bind(path),
+    };
+    listener.map_err(failed)
 }

@@ -175,10 +175,11 @@ pub(crate) fn heading(names: &[&str]) -> Vec<String> {
 }
 
 pub(crate) fn digest(args: &DigestArgs, output: &Output) -> Result<Outcome, Failure> {
-    let is_required = args.inside.platform.is_some();
-    let looked = look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
-        ops::digest(opener, &images[0], is_required).await
-    });
+    let is_required = args.look.inside.platform.is_some();
+    let looked =
+        look(&[&args.image], &args.look.tree, &args.look.inside, output, async |opener, images| {
+            ops::digest(opener, &images[0], is_required).await
+        });
     let digest = looked??.to_string();
     output.report("digest", &json!({"image": args.image, "digest": digest}));
     output.line(&digest);

@@ -23,7 +23,7 @@ pub(crate) fn run(args: &IndexArgs, output: &Output) -> Result<Outcome, Failure>
 
 fn ls(args: &IndexLsArgs, output: &Output) -> Result<Outcome, Failure> {
     let Some(image) = &args.image else {
-        let indexes = here(&args.tree, async |opener| opener.indexes().await)??;
+        let indexes = here(&args.look.tree, "index", async |opener| opener.indexes().await)??;
         let list: Vec<Value> = indexes.iter().map(index_json).collect();
         output.report("index ls", &json!({"indexes": list}));
         if !indexes.is_empty() {
@@ -43,11 +43,12 @@ fn ls(args: &IndexLsArgs, output: &Output) -> Result<Outcome, Failure> {
         }
         return Ok(Outcome::Done);
     };
-    let looks = !args.inside.offline;
-    let states = look(&[image], &args.tree, &args.inside, output, async |opener, images| {
-        let opened = opener.open(&images[0]).await?;
-        opener.layer_states(&opened, looks).await
-    })??;
+    let looks = !args.look.inside.offline;
+    let states =
+        look(&[image], &args.look.tree, &args.look.inside, output, async |opener, images| {
+            let opened = opener.open(&images[0]).await?;
+            opener.layer_states(&opened, looks).await
+        })??;
     let list: Vec<Value> = states.iter().map(|state| state_json(state, looks)).collect();
     output.report("index ls", &json!({"image": image, "layers": list}));
     let mut rows = vec![heading(&["LAYER", "LAYER SIZE", "INDEX", "MADE BY", "ATTACHED"])];
@@ -70,11 +71,16 @@ fn ls(args: &IndexLsArgs, output: &Output) -> Result<Outcome, Failure> {
 
 fn push(args: &IndexPushArgs, output: &Output) -> Result<Outcome, Failure> {
     let to = place(args.local);
-    let pushed =
-        look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
+    let pushed = look(
+        &[&args.image],
+        &args.look.tree,
+        &args.look.inside,
+        output,
+        async |opener, images| {
             let opened = opener.open(&images[0]).await?;
             opener.push_indexes(&opened, to).await
-        })??;
+        },
+    )??;
     let mut report = match &pushed.attached {
         Some(report) => attached(&args.image, report),
         None => json!({"image": args.image, "artifact": null, "blobs": 0, "bytes": 0}),
@@ -100,12 +106,17 @@ fn push(args: &IndexPushArgs, output: &Output) -> Result<Outcome, Failure> {
 }
 
 fn pull(args: &IndexPullArgs, output: &Output) -> Result<Outcome, Failure> {
-    create(&args.tree)?;
-    let pulled =
-        look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
+    create(&args.look.tree, "index")?;
+    let pulled = look(
+        &[&args.image],
+        &args.look.tree,
+        &args.look.inside,
+        output,
+        async |opener, images| {
             let opened = opener.open(&images[0]).await?;
             opener.pull_indexes(&opened).await
-        })??;
+        },
+    )??;
     if pulled.is_empty() {
         let message = format!("{}: no indexes of its layers are attached to it", args.image);
         let hint = "`imgfs index push` attaches them; each platform has its own";
@@ -141,11 +152,16 @@ fn pull(args: &IndexPullArgs, output: &Output) -> Result<Outcome, Failure> {
 
 fn rm(args: &IndexRmArgs, output: &Output) -> Result<Outcome, Failure> {
     let only_attached = args.attached;
-    let removed =
-        look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
+    let removed = look(
+        &[&args.image],
+        &args.look.tree,
+        &args.look.inside,
+        output,
+        async |opener, images| {
             let opened = opener.open(&images[0]).await?;
             opener.remove_indexes(&opened, only_attached).await
-        })??;
+        },
+    )??;
     output.report("index rm", &json!({"image": args.image, "removed": removed}));
     if removed == 0 {
         output.warning(&format!("{}: there are no such indexes here: nothing to do", args.image));

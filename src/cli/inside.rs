@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     io,
+    path::PathBuf,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -130,13 +131,17 @@ pub(crate) fn look<T>(
     let platforms: Vec<&str> = args.platform.as_deref().into_iter().collect();
     let platforms =
         PlatformFilter::parse(&platforms).map_err(|e| Failure::new(format!("--platform: {e}")))?;
-    let has_dir = source.is_none() && tree.images_dir.exists();
+    let images_dir = match (&source, tree.place()?) {
+        (None, TreeSpec::Directory(dir)) => dir,
+        _ => PathBuf::new(),
+    };
+    let has_dir = images_dir.exists();
     let index_cache = match (args.index_cache_size, has_dir) {
         (0, _) | (_, true) => None,
         (bytes, false) => ops::user_index_cache(bytes),
     };
     let options = OpenOptions {
-        images_dir: tree.images_dir.clone(),
+        images_dir,
         index_cache,
         platform: shown_platform(&Options { platforms, ..Options::default() })?,
         any_single_platform: args.platform.is_none(),

@@ -50,7 +50,7 @@ pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
         Place::Registry(prefix) => return registry(args, prefix, output),
         Place::Directory | Place::Medium(..) => {}
     }
-    let root = &args.tree.images_dir;
+    let root = &args.tree.directory("ls")?;
     let request =
         ListRequest { pattern: args.pattern.clone(), attachments: args.all || output.json };
     let listing = ops::list(root, &request).map_err(|error| match root.exists() {
@@ -139,8 +139,10 @@ fn place(args: &LsArgs) -> Result<Place<'_>, Failure> {
     if is_medium && !is_for_images(args) && !inside::is_image(name) {
         return Ok(Place::Medium(given, Some(name)));
     }
-    let dir = &args.tree.images_dir;
-    let has_no_dir = dir == Path::new(DEFAULT_IMAGES_DIR) && !dir.exists();
+    let has_no_dir = match args.tree.place()? {
+        TreeSpec::Directory(dir) => dir == Path::new(DEFAULT_IMAGES_DIR) && !dir.exists(),
+        _ => false,
+    };
     Ok(match is_for_images(args) || inside::is_image(name) || has_no_dir {
         true => Place::Inside(name, "/"),
         false => Place::Directory,
@@ -226,14 +228,9 @@ fn image_json(image: &ImageEntry, inventory: &Inventory) -> Value {
 
 pub(crate) fn verify(args: &VerifyArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
     let started = Instant::now();
-    let root = &args.tree.images_dir;
     let place = match &args.place {
         Some(text) => text.parse().map_err(|e| Failure::new(format!("{e}")))?,
         None => args.tree.place()?,
-    };
-    let root = match &place {
-        TreeSpec::Directory(path) if !path.is_file() => path,
-        _ => root,
     };
     let medium = inside::open_source(&place, false, args.name.as_deref())?;
     if matches!(place, TreeSpec::Registry { .. }) {
@@ -245,6 +242,10 @@ pub(crate) fn verify(args: &VerifyArgs, output: &Arc<Output>) -> Result<Outcome,
         return Err(Failure::new(format!("{place}: only a directory of images can be repaired"))
             .hint("copy the image there once more"));
     }
+    let root = match &place {
+        TreeSpec::Directory(path) => path.as_path(),
+        _ => Path::new(""),
+    };
     let mut verified = hash(root, medium.as_ref(), args.full, output)?;
     if verified.images == 0
         && verified.checked_blobs == 0
@@ -255,7 +256,7 @@ pub(crate) fn verify(args: &VerifyArgs, output: &Arc<Output>) -> Result<Outcome,
         return Ok(Outcome::NothingMatched);
     }
     if args.repair && verified.problems.iter().any(|problem| problem.kind.is_harmful()) {
-        verified = repair(args, verified, output)?;
+        verified = repair(args, root, verified, output)?;
     }
     let (problems, strays): (Vec<&Problem>, Vec<&Problem>) =
         verified.problems.iter().partition(|problem| problem.kind.is_harmful());
@@ -329,13 +330,13 @@ fn hash(
 /// Fetches again what is broken.
 fn repair(
     args: &VerifyArgs,
+    root: &Path,
     verified: Verified,
     output: &Arc<Output>,
 ) -> Result<Verified, Failure> {
     let names = ops::registries_of(&verified.problems);
     let config = registries::config(&args.registries, &names, output)?;
     let progress = Progress::new(output.clone(), Verb::Pull);
-    let root = &args.tree.images_dir;
     progress.begin(Some(&ImagesDir::create(root, None, Linking::Auto)?));
     let observer: Arc<dyn Observer> = progress.clone();
     let repaired = block_on(ops::repair(root, verified, config, &observer))?;
@@ -376,7 +377,7 @@ fn problem_json(problem: &Problem) -> Value {
 
 pub(crate) fn prune(args: &PruneArgs, output: &Output) -> Result<Outcome, Failure> {
     let root = args.tree.directory("prune")?;
-    let Some(pruned) = ops::prune(root, args.dry_run)? else {
+    let Some(pruned) = ops::prune(&root, args.dry_run)? else {
         output.warning(&format!("no images in {}", root.display()));
         output.event(
             &json!({"event": "report", "command": "prune", "removed": [], "removed_bytes": 0}),

@@ -39,15 +39,18 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         daemon::keep_one_heap()?;
     }
     let reach = reach(args)?;
-    let mountpoint = check_mountpoint(args, output)?;
+    let root = match args.tree.place()? {
+        TreeSpec::Directory(dir) => absolute(&dir)?,
+        _ => {
+            return Err(Failure::new(
+                "--images-dir is a directory here, in which the mount keeps what it fetches",
+            )
+            .hint("give the place of the images with --from"));
+        }
+    };
+    let mountpoint = check_mountpoint(args, &root, output)?;
     if !serves {
         return daemon::detach();
-    }
-    if !matches!(args.tree.place()?, TreeSpec::Directory(_)) {
-        return Err(Failure::new(
-            "--images-dir is a directory here, in which the mount keeps what it fetches",
-        )
-        .hint("give the place of the images with --from"));
     }
     // Before this process goes elsewhere: the place may be a relative path.
     let source = source(args, output)?;
@@ -79,7 +82,6 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
             .hint(format!("add it: --registries {other}")));
     }
     let deadline = config.patience();
-    let root = absolute(&args.tree.images_dir)?;
     let options = options(&args.selection)?;
     let request = NamespaceRequest {
         images_dir: root.clone(),
@@ -264,7 +266,7 @@ fn owner(args: &MountArgs) -> (u32, u32) {
 
 /// Finds out what is wrong with the mount point before anything is started. One that a killed
 /// process has left is freed.
-fn check_mountpoint(args: &MountArgs, output: &Output) -> Result<PathBuf, Failure> {
+fn check_mountpoint(args: &MountArgs, root: &Path, output: &Output) -> Result<PathBuf, Failure> {
     let mountpoint = absolute(&args.mountpoint)?;
     let shown = mounts::shown(&mountpoint);
     if !args.detached {
@@ -294,8 +296,7 @@ fn check_mountpoint(args: &MountArgs, output: &Output) -> Result<PathBuf, Failur
             Failure::new(format!("{shown} is not empty")).hint("mount it at an empty directory")
         );
     }
-    let root = absolute(&args.tree.images_dir)?;
-    let root = root.canonicalize().unwrap_or(root);
+    let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
     if mountpoint.starts_with(&root) {
         let message = format!("{shown} is in {}, which is what is shown there", root.display());
         return Err(Failure::new(message));

@@ -9,14 +9,13 @@ use imgfs::{
     backend::registry::GivenCredentials,
     image::Platform,
     namespace::View,
-    ops::{StoreDaemon, StoreListener, StoreOptions},
+    ops::{StoreDaemon, StoreOptions},
     serve::MetricsEndpoint,
     util::Metrics,
 };
-use listenfd::ListenFd;
 use tokio::runtime::Runtime;
 
-use super::{Failure, args::MountStoreArgs, mounts};
+use super::{Failure, args::MountStoreArgs, daemon, mounts};
 
 /// What is served besides the mount itself, as long as this exists.
 pub(super) struct Served {
@@ -36,14 +35,10 @@ pub(super) fn open(
     runtime: &Runtime,
 ) -> Result<Served, Failure> {
     let metrics = Metrics::default();
-    let endpoint = match &args.metrics {
-        Some(address) => {
-            view.count(&metrics);
-            let started = runtime.block_on(MetricsEndpoint::start(address, metrics.clone()));
-            Some(started.map_err(|e| Failure::new(format!("--metrics {address}: {e}")))?)
-        }
-        None => None,
-    };
+    if args.metrics.is_some() {
+        view.count(&metrics);
+    }
+    let endpoint = runtime.block_on(daemon::show_metrics(args.metrics.as_ref(), &metrics))?;
     let store = match &args.store {
         Some(dir) => {
             let options = StoreOptions {
@@ -90,12 +85,7 @@ impl Served {
     ) -> Result<(), Failure> {
         let Some(store) = self.store.take() else { return Ok(()) };
         let socket = &args.store_socket;
-        let failed = |e| Failure::new(format!("--store-socket {}: {e}", socket.display()));
-        let listener = match ListenFd::from_env().take_unix_listener(0).map_err(failed)? {
-            Some(opened) => StoreListener::from_std(opened),
-            None => StoreListener::bind(socket),
-        };
-        runtime.spawn(store.listen(listener.map_err(failed)?));
+        runtime.spawn(store.listen(daemon::listener("--store-socket", socket)?));
         Ok(())
     }
 }

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &ProfileArgs, output: &Output) -> Result<Outcome, Failur
 }
 
 fn ls(args: &ProfileLsArgs, output: &Output) -> Result<Outcome, Failure> {
-    let profiles = here(&args.tree, async |opener| opener.profiles().await)??;
+    let profiles = here(&args.tree, "profile", async |opener| opener.profiles().await)??;
     let list: Vec<Value> = profiles.iter().map(summary).collect();
     output.report("profile ls", &json!({"profiles": list}));
     if profiles.is_empty() {
@@ -65,7 +65,7 @@ fn ls(args: &ProfileLsArgs, output: &Output) -> Result<Outcome, Failure> {
 }
 
 fn show(args: &ProfileShowArgs, output: &Output) -> Result<Outcome, Failure> {
-    let profile = find(&args.image, &args.tree, &args.inside, output)?;
+    let profile = find(&args.image, &args.look.tree, &args.look.inside, output)?;
     let mut report = summary(&profile);
     let layer = |number: u16| profile.streams().get(usize::from(number)).map(|of| of.layer);
     let reads = profile.reads().iter().map(|read| {
@@ -128,8 +128,9 @@ fn import(args: &ProfileImportArgs, output: &Output) -> Result<Outcome, Failure>
     .map_err(failed)?;
     // What is wrong with it is known before a directory is made for it.
     Profile::parse(&written).map_err(|e| Failure::new(format!("{name}: {e}")))?;
-    create(&args.tree)?;
-    let profile = here(&args.tree, async |opener| opener.import_profile(&written).await)??;
+    create(&args.tree, "profile")?;
+    let profile =
+        here(&args.tree, "profile", async |opener| opener.import_profile(&written).await)??;
     output.report("profile import", &summary(&profile));
     output.line(&format!(
         "{}: imported, {}",
@@ -141,10 +142,11 @@ fn import(args: &ProfileImportArgs, output: &Output) -> Result<Outcome, Failure>
 
 fn push(args: &ProfilePushArgs, output: &Output) -> Result<Outcome, Failure> {
     let to = place(args.local);
-    let pushed = look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
-        let opened = opener.open(&images[0]).await?;
-        opener.push_profile(&opened, to).await
-    });
+    let pushed =
+        look(&[&args.image], &args.look.tree, &args.look.inside, output, async |opener, images| {
+            let opened = opener.open(&images[0]).await?;
+            opener.push_profile(&opened, to).await
+        });
     let Some(report) = pushed?? else { return Err(none_of(&args.image)) };
     output.report("profile push", &attached(&args.image, &report));
     output.line(&attached_line(&args.image, "the profile", &report));
@@ -152,11 +154,12 @@ fn push(args: &ProfilePushArgs, output: &Output) -> Result<Outcome, Failure> {
 }
 
 fn pull(args: &ProfilePullArgs, output: &Output) -> Result<Outcome, Failure> {
-    create(&args.tree)?;
-    let pulled = look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
-        let opened = opener.open(&images[0]).await?;
-        opener.pull_profile(&opened).await
-    });
+    create(&args.look.tree, "profile")?;
+    let pulled =
+        look(&[&args.image], &args.look.tree, &args.look.inside, output, async |opener, images| {
+            let opened = opener.open(&images[0]).await?;
+            opener.pull_profile(&opened).await
+        });
     let Some(profile) = pulled?? else {
         let message = format!("{}: no profile is attached to it", args.image);
         let hint = "`imgfs profile push` attaches one; each platform has its own";
@@ -169,8 +172,8 @@ fn pull(args: &ProfilePullArgs, output: &Output) -> Result<Outcome, Failure> {
 }
 
 fn rm(args: &ProfileRmArgs, output: &Output) -> Result<Outcome, Failure> {
-    let image = manifest(&args.image, &args.tree, &args.inside, output)?;
-    if !here(&args.tree, async |opener| opener.remove_profile(image).await)?? {
+    let image = manifest(&args.image, &args.look.tree, &args.look.inside, output)?;
+    if !here(&args.look.tree, "profile", async |opener| opener.remove_profile(image).await)?? {
         return Err(none_of(&args.image));
     }
     output.report("profile rm", &json!({"image": image.to_string()}));
@@ -186,7 +189,7 @@ fn find(
     output: &Output,
 ) -> Result<Profile, Failure> {
     let digest = manifest(image, tree, inside, output)?;
-    let found = here(tree, async |opener| opener.profile(digest).await)??;
+    let found = here(tree, "profile", async |opener| opener.profile(digest).await)??;
     found.ok_or_else(|| none_of(image))
 }
 
@@ -218,9 +221,10 @@ pub(super) fn place(is_local: bool) -> AttachTo {
 }
 
 /// Creates the directory of images, which a mount would create, too.
-pub(super) fn create(tree: &TreeArgs) -> Result<(), Failure> {
-    if !tree.images_dir.exists() {
-        ImagesDir::create(&tree.images_dir, None, Linking::Auto)?;
+pub(super) fn create(tree: &TreeArgs, command: &str) -> Result<(), Failure> {
+    let dir = tree.directory(command)?;
+    if !dir.exists() {
+        ImagesDir::create(&dir, None, Linking::Auto)?;
     }
     Ok(())
 }
@@ -228,15 +232,17 @@ pub(super) fn create(tree: &TreeArgs) -> Result<(), Failure> {
 /// Does what takes only what is kept here.
 pub(super) fn here<T>(
     tree: &TreeArgs,
+    command: &str,
     work: impl AsyncFnOnce(&Opener) -> ops::Result<T>,
 ) -> Result<ops::Result<T>, Failure> {
-    let index_cache = match tree.images_dir.exists() {
+    let images_dir = tree.directory(command)?;
+    let index_cache = match images_dir.exists() {
         true => None,
         // That of the user, as it is.
         false => ops::user_index_cache(1 << 30),
     };
     let options = OpenOptions {
-        images_dir: tree.images_dir.clone(),
+        images_dir,
         index_cache,
         platform: ops::this_machine().map_err(|e| Failure::new(e.to_string()))?,
         any_single_platform: true,

@@ -21,7 +21,7 @@ use super::{
     Failure, Outcome,
     args::{ExtentArgs, IndexArg, LayoutArg, PolicyArg, PullArgs, SelectionArgs, SyncArg},
     output::Output,
-    request::{Setting, carry_out},
+    request::{INDEX_LAYERS, LAYOUT, SINGLE_WRITER, SYNC, Setting, carry_out, check_target},
     words::Verb,
 };
 
@@ -36,6 +36,16 @@ pub(crate) fn run(args: &PullArgs, output: &Arc<Output>) -> Result<Outcome, Fail
             Images::Listed(images),
         )
     };
+    check_target(
+        "--images-dir",
+        &request.to,
+        &[
+            (args.layout.is_some(), LAYOUT),
+            (args.index_layers, INDEX_LAYERS),
+            (args.sync.sync.is_some(), SYNC),
+            (args.sharing.single_writer, SINGLE_WRITER),
+        ],
+    )?;
     let setting = Setting {
         verb: Verb::Pull,
         task: None,

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use imgfs::ops::{Ending, Medium, Observer, Request, Transfer, TransferOptions};
+use imgfs::ops::{Ending, Medium, Observer, Request, Transfer, TransferOptions, TreeSpec};
 
 use super::{
     Failure, args::RegistryArgs, block_on, output::Output, progress::Progress, registries,
@@ -35,4 +35,68 @@ pub(crate) fn carry_out(request: &Request, setting: &Setting<'_>) -> Result<Endi
     progress.finish();
     let teller = Teller { verb: setting.verb, task: setting.task, output };
     Ok(teller.tell(&report??))
+}
+
+/// An option that means something for some targets only.
+pub(crate) struct TargetOption {
+    name: &'static str,
+    /// What it is about.
+    about: &'static str,
+    applies: fn(&TreeSpec) -> bool,
+    hint: Option<&'static str>,
+}
+
+fn is_directory(target: &TreeSpec) -> bool {
+    matches!(target, TreeSpec::Directory(_))
+}
+
+fn is_registry(target: &TreeSpec) -> bool {
+    matches!(target, TreeSpec::Registry { .. })
+}
+
+pub(crate) const LAYOUT: TargetOption = TargetOption {
+    name: "--layout",
+    about: "directories of images",
+    applies: is_directory,
+    hint: None,
+};
+
+pub(crate) const SYNC: TargetOption =
+    TargetOption { name: "--sync", about: "directories", applies: is_directory, hint: None };
+
+pub(crate) const INDEX_LAYERS: TargetOption = TargetOption {
+    name: "--index-layers",
+    about: "directories",
+    applies: is_directory,
+    hint: Some("`imgfs index push` attaches indexes to an image in a registry"),
+};
+
+pub(crate) const CREATE_PROJECTS: TargetOption = TargetOption {
+    name: "--create-projects",
+    about: "registries",
+    applies: is_registry,
+    hint: None,
+};
+
+pub(crate) const SINGLE_WRITER: TargetOption = TargetOption {
+    name: "--single-writer",
+    about: "object stores",
+    applies: |target| matches!(target.medium(), Some(Medium::ObjectStore { .. })),
+    hint: None,
+};
+
+/// Refuses options that are given and do nothing for `target`, which is the value of `side`.
+pub(crate) fn check_target(
+    side: &str,
+    target: &TreeSpec,
+    options: &[(bool, TargetOption)],
+) -> Result<(), Failure> {
+    let mut idle = options.iter().filter(|(is_given, of)| *is_given && !(of.applies)(target));
+    let Some((_, TargetOption { name, about, hint, .. })) = idle.next() else { return Ok(()) };
+    let what = if is_registry(target) { "a registry" } else { "none" };
+    let failure = Failure::new(format!("{name} is about {about}, and {side} is {what}"));
+    Err(match hint {
+        Some(hint) if is_registry(target) => failure.hint(*hint),
+        _ => failure,
+    })
 }

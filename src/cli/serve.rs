@@ -1,17 +1,18 @@
 //! `imgfs serve`
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use imgfs::{
-    serve::{AccessSettings, MetricsEndpoint, Server, Settings, StartError, TlsFiles},
+    serve::{AccessSettings, Server, Settings, StartError, TlsFiles},
     util::{Budget, Metrics},
 };
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::Signal;
 
 use super::{
     Failure, Outcome,
     args::{AnonymousArg, ClientArg, ServeArgs},
     daemon::{self, Ready},
+    mount::{absolute, signals},
     output::Output,
     registries, runtime,
 };
@@ -29,14 +30,7 @@ pub(crate) fn run(args: &ServeArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     let served = runtime.block_on(async {
         let signals =
             signals().map_err(|e| Failure::new(format!("cannot watch for signals: {e}")))?;
-        let endpoint = match &args.metrics {
-            Some(address) => {
-                Some(MetricsEndpoint::start(address, metrics.clone()).await.map_err(|e| {
-                    Failure::new(format!("--metrics: cannot listen at {address}: {e}"))
-                })?)
-            }
-            None => None,
-        };
+        let endpoint = daemon::show_metrics(args.metrics.as_ref(), &metrics).await?;
         let has_tls = settings.tls.is_some();
         let server = Server::start(settings, &metrics).await?;
         for address in server.addresses() {
@@ -70,9 +64,6 @@ impl From<StartError> for Failure {
 }
 
 fn settings(args: &ServeArgs, output: &Arc<Output>) -> Result<Settings, Failure> {
-    let absolute = |path: &std::path::Path| {
-        std::path::absolute(path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))
-    };
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => Some(TlsFiles {
             cert: cert.clone(),
@@ -83,7 +74,7 @@ fn settings(args: &ServeArgs, output: &Arc<Output>) -> Result<Settings, Failure>
     };
     let default_registry = args.default_registry.trim();
     Ok(Settings {
-        images_dir: absolute(&args.tree.images_dir)?,
+        images_dir: absolute(&args.tree.directory("serve")?)?,
         listen: args.listen.clone(),
         read_only: args.read_only,
         allow_delete: args.allow_delete,
@@ -113,11 +104,6 @@ fn settings(args: &ServeArgs, output: &Arc<Output>) -> Result<Settings, Failure>
         insecure_auth: args.insecure_auth,
         access_log: args.access_log.clone(),
     })
-}
-
-/// What tells a process to end.
-fn signals() -> io::Result<[Signal; 2]> {
-    Ok([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?])
 }
 
 /// Is done when the process is told to end; the second time, it ends at once.

@@ -7,12 +7,10 @@ use imgfs::{
     fuse::{self, MountOptions},
     namespace::Settings,
     ops::{self, NamespaceRequest, Profiles},
-    serve::MetricsEndpoint,
-    snapshotter::{Snapshotter, SnapshotterListener, SnapshotterOptions, serve, setup},
+    snapshotter::{Snapshotter, SnapshotterOptions, serve, setup},
     transfer::Options,
     util::{Budget, Metrics},
 };
-use listenfd::ListenFd;
 
 use super::{
     Failure, Outcome,
@@ -85,14 +83,10 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
     let entered = runtime.enter();
     let shown = runtime.block_on(ops::namespace(&request, config))?;
     let metrics = Metrics::default();
-    let endpoint = match &args.metrics {
-        Some(address) => {
-            shown.reading.count(&metrics);
-            let started = runtime.block_on(MetricsEndpoint::start(address, metrics.clone()));
-            Some(started.map_err(|e| Failure::new(format!("--metrics {address}: {e}")))?)
-        }
-        None => None,
-    };
+    if args.metrics.is_some() {
+        shown.reading.count(&metrics);
+    }
+    let endpoint = runtime.block_on(daemon::show_metrics(args.metrics.as_ref(), &metrics))?;
     let images = shown.reading.images().ok_or_else(|| Failure::new("there is no cache"))?;
     let options = SnapshotterOptions { root: root.clone(), mount: mountpoint.clone(), given };
     let snapshotter = runtime.block_on(Snapshotter::open(options, images, &metrics))?;
@@ -115,12 +109,7 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
         .map_err(|e| cannot_mount(&mountpoint, &e))?;
     runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
     mounts::raise_read_ahead(&mountpoint);
-    let failed = |e| Failure::new(format!("--address {}: {e}", mounts::shown(&args.address)));
-    let listener = match ListenFd::from_env().take_unix_listener(0).map_err(failed)? {
-        Some(opened) => SnapshotterListener::from_std(opened),
-        None => SnapshotterListener::bind(&args.address),
-    };
-    let listener = listener.map_err(failed)?;
+    let listener = daemon::listener("--address", &args.address)?;
     let image_service = args.image_service.clone();
     runtime.spawn(async move {
         if let Err(error) = serve(snapshotter, listener, image_service.as_deref()).await {

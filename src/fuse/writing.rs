@@ -48,11 +48,7 @@ impl Shared {
         name: &OsStr,
         done: impl FnOnce(&dyn Writing) -> Result<T>,
     ) -> std::result::Result<T, Errno> {
-        let failed = |error| {
-            let subject = || self.view.subject_of_name(parent.0, name);
-            self.failed_for(subject, &error)
-        };
-        done(self.writing()?).map_err(failed)
+        done(self.writing()?).map_err(|error| self.failed_name(parent, name, &error))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Open files.
 
-use std::{fs::File, io, num::NonZeroU64, os::unix::fs::FileExt};
+use std::{fs::File, io, num::NonZeroU64};
 
 use bytes::Bytes;
 use rustix::fs::{Advice, fadvise};
@@ -8,9 +8,9 @@ use rustix::fs::{Advice, fadvise};
 use super::PendingHandle;
 use crate::{
     backend::{Error, LocalFile, Result},
-    cache::CachedBlob,
+    cache::{CachedBlob, ConsistentBlob},
     rootfs::TreeFile,
-    util::read_cached,
+    util::{read_at_most, read_cached},
 };
 
 /// An open file. It stays what it was when it was opened.
@@ -24,32 +24,16 @@ pub enum Handle {
     /// The same, of something that is not what it was a moment ago.
     Fresh(Bytes),
     /// A blob that is read from a registry, by way of the cache.
-    Remote(RemoteBlob),
+    Remote(ConsistentBlob),
     /// A file inside an image.
     Inside(Box<TreeFile>),
     /// A file that is being written.
     Pending(PendingHandle),
 }
 
-/// An open blob of a registry.
-pub struct RemoteBlob {
-    blob: CachedBlob,
-    /// How often its content had been wrong when it was opened.
-    mismatches: u64,
-}
-
-impl RemoteBlob {
-    /// Whoever has begun to read what was wrong does not read on when it is fetched anew: the
-    /// beginning would be wrong, and the end right. It has to be opened again.
-    fn check(&self) -> Result<()> {
-        self.blob.mismatch_since(self.mismatches).map_or(Ok(()), Err)
-    }
-}
-
 impl Handle {
     pub(super) fn of_remote(blob: CachedBlob) -> Self {
-        let mismatches = blob.mismatches();
-        Self::Remote(RemoteBlob { blob, mismatches })
+        Self::Remote(ConsistentBlob::new(blob))
     }
 
     /// The file that the kernel could as well read itself.
@@ -71,7 +55,7 @@ impl Handle {
             Self::File(_) | Self::Blob(_) | Self::Content(_) => true,
             Self::Inside(file) => file.is_certain(),
             Self::Fresh(_) | Self::Pending(_) => false,
-            Self::Remote(remote) => remote.blob.is_whole(),
+            Self::Remote(remote) => remote.blob().is_whole(),
         }
     }
 
@@ -83,7 +67,7 @@ impl Handle {
     /// What reading it is called.
     pub fn reading(&self) -> String {
         match self {
-            Self::Remote(remote) => format!("reading {}", remote.blob.content()),
+            Self::Remote(remote) => format!("reading {}", remote.blob().content()),
             Self::Inside(file) => format!("reading a file of layer {}", file.layer()),
             Self::File(_)
             | Self::Blob(_)
@@ -122,7 +106,7 @@ impl Handle {
             Self::File(file) => Ok(file.metadata().map_err(failed)?.len()),
             Self::Blob(blob) => Ok(blob.file().metadata().map_err(failed)?.len()),
             Self::Content(content) | Self::Fresh(content) => Ok(content.len() as u64),
-            Self::Remote(remote) => Ok(remote.blob.size()),
+            Self::Remote(remote) => Ok(remote.blob().size()),
             Self::Inside(file) => Ok(file.size()),
             Self::Pending(file) => Ok(file.size()),
         }
@@ -141,23 +125,14 @@ impl Handle {
             }
             Self::Inside(file) => file.read_now(offset, length),
             Self::Pending(_) => None,
-            Self::Remote(remote) => {
-                let read = remote.blob.try_read(offset, length)?;
-                // Last, so that what was read is not of what came after a mismatch.
-                Some(remote.check().and(read))
-            }
+            Self::Remote(remote) => remote.try_read(offset, length),
         }
     }
 
     /// Reads, however long that takes.
     pub async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
         match self {
-            Self::Remote(remote) => {
-                remote.check()?;
-                let read = remote.blob.read(offset, length).await;
-                // It may have changed meanwhile, and this have waited for what came then.
-                remote.check().and(read)
-            }
+            Self::Remote(remote) => remote.read(offset, length).await,
             Self::Inside(file) => file.read(offset, length).await,
             Self::Pending(file) => file.read(offset, length).await.map_err(failed),
             Self::File(file) => read_file(file, offset, length).await,
@@ -205,15 +180,7 @@ fn failed(error: io::Error) -> Error {
 
 fn pread(file: &File, offset: u64, length: usize) -> Result<Bytes> {
     let mut content = vec![0; length];
-    let mut read = 0;
-    while read < length {
-        match file.read_at(&mut content[read..], offset + read as u64) {
-            Ok(0) => break,
-            Ok(n) => read += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(failed(e)),
-        }
-    }
+    let read = read_at_most(file, &mut content, offset).map_err(failed)?;
     content.truncate(read);
     Ok(content.into())
 }

@@ -29,12 +29,6 @@ pub enum Error {
         "{0}: all images of a registry cannot be listed; name the images, or a repository (registry://HOST/PATH)"
     )]
     Unlistable(TreeSpec),
-    /// The place cannot be read.
-    #[error("{0}: images cannot be read from there")]
-    Unreadable(String),
-    /// The place cannot be written.
-    #[error("{0}: images cannot be written there")]
-    Unwritable(String),
     /// The platform of this machine is none that images can be for.
     #[error("{0}; give --platform")]
     Platform(String),

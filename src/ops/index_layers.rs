@@ -81,7 +81,7 @@ impl LayerIndexing {
 
     /// Waits for the indexes that are being made, and makes those of the layers of all images in `report` that are
     /// missing.
-    pub(super) async fn finish(self: Arc<Self>, dir: &ImagesDir, report: &Report) -> IndexedLayers {
+    pub(super) async fn finish(self: Arc<Self>, report: &Report) -> IndexedLayers {
         let mut layers = BTreeMap::new();
         for image in &report.images {
             if let Status::Copied | Status::Unchanged = image.status {
@@ -89,7 +89,7 @@ impl LayerIndexing {
                     (None, Some(digest)) => image.route.to.repository().pinned(digest),
                     _ => image.route.to.clone(),
                 };
-                layers_of(dir, to, 0, &mut layers).await;
+                layers_of(&self.dir, to, 0, &mut layers).await;
             }
         }
         let layers: Vec<Descriptor> = layers.into_values().collect();

@@ -4,15 +4,13 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use tokio::sync::OnceCell;
 
-use super::{
-    ArchiveFormat, Error, Medium, NamedImage, Request, Result, Store, TransferOptions, TreeSpec,
-};
+use super::{ArchiveFormat, Error, Medium, NamedImage, Request, Result, TransferOptions, TreeSpec};
 use crate::{
     backend::{
         Backend, ListedImage, Lister, Listing, NameBelow, Packer, Sink, Unwritten,
-        archive::{self, ArchivePacker, PackFormat},
+        archive::{self, ArchivePacker},
         docker_daemon::{self, DaemonPacker},
-        object_store::{ObjectTree, Provider, Writers},
+        object_store::{ObjectTree, Writers},
         oci_layout::{self, OciLayout},
         skopeo_dir::{self, SkopeoDirPacker},
     },
@@ -41,16 +39,6 @@ impl TreeSpec {
     }
 }
 
-impl Store {
-    fn provider(self) -> Provider {
-        match self {
-            Self::S3 => Provider::S3,
-            Self::Gcs => Provider::Gcs,
-            Self::Azure => Provider::Azure,
-        }
-    }
-}
-
 impl Source {
     /// Opens `medium`, and finds out which images it has: all, or the one that it names. Those that are not named
     /// in full there are named below `below`.
@@ -69,7 +57,7 @@ impl Source {
                 Arc::new(docker_daemon::open(name.as_deref(), below).await?)
             }
             Medium::ObjectStore { store, bucket, prefix } => {
-                Arc::new(ObjectTree::open(store.provider(), bucket, prefix, Writers::Many)?)
+                Arc::new(ObjectTree::open(*store, bucket, prefix, Writers::Many)?)
             }
         };
         let source = Self { lister, listing: Arc::default(), place };
@@ -152,7 +140,8 @@ pub(super) enum Target {
     Packer(Box<dyn Packer>),
 }
 
-/// Opens `medium` to be written with what `routes` say. With `dry_run` nothing is created.
+/// Opens `medium` to be written with what `routes` say. With `dry_run` nothing is created. What is packed is
+/// replaced at once, so everything else that can be wrong has to be found out before.
 pub(super) fn open_target(
     medium: &Medium,
     routes: &[Route],
@@ -163,21 +152,21 @@ pub(super) fn open_target(
     if medium.holds_one_image() && targets.len() > 1 {
         return Err(Error::OneImage { place: medium.to_string(), images: targets.len() });
     }
+    if medium.is_packed() && options.shard.is_some() && !dry_run {
+        let reason = "several workers cannot fill it together (--shard)".to_owned();
+        return Err(Error::NotThere { place: medium.to_string(), reason });
+    }
     match medium {
         Medium::OciLayout { dir, name } => Ok(Target::Sink(Arc::new(match dry_run {
             true => OciLayout::look(dir, name.as_deref())?,
             false => OciLayout::create(dir, name.as_deref(), linking)?,
         }))),
         // Whatever is there is replaced.
-        Medium::Archive { .. } | Medium::SkopeoDir(_) | Medium::DockerDaemon { .. } if dry_run => {
+        _ if medium.is_packed() && dry_run => {
             Ok(Target::Sink(Arc::new(Unwritten::new(medium.to_string()))))
         }
         Medium::Archive { format, file, name } => {
-            let format = match format {
-                ArchiveFormat::Oci => PackFormat::Oci,
-                ArchiveFormat::Docker => PackFormat::Docker,
-            };
-            Ok(Target::Packer(Box::new(ArchivePacker::create(file, format, name.as_deref())?)))
+            Ok(Target::Packer(Box::new(ArchivePacker::create(file, *format, name.as_deref())?)))
         }
         Medium::SkopeoDir(dir) => Ok(Target::Packer(Box::new(SkopeoDirPacker::create(dir)?))),
         Medium::DockerDaemon { name } => {
@@ -188,7 +177,7 @@ pub(super) fn open_target(
                 true => Writers::One,
                 false => Writers::Many,
             };
-            let tree = ObjectTree::open(store.provider(), bucket, prefix, writers)?;
+            let tree = ObjectTree::open(*store, bucket, prefix, writers)?;
             Ok(Target::Sink(Arc::new(tree)))
         }
     }

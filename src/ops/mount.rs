@@ -1,10 +1,6 @@
 //! Putting together what a mount shows.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 
@@ -14,7 +10,7 @@ use super::{
 };
 use crate::{
     backend::{
-        self, Backend,
+        Backend,
         images_dir::{ImagesDir, Linking},
         registry::{Registry, RegistryConfig},
     },
@@ -117,7 +113,11 @@ pub async fn namespace_of(
         ImagesDir::create(root, None, Linking::Auto)?;
     }
     let dir = ImagesDir::open(root)?;
-    let (cache_dir, cache) = open_cache(&dir, request, config.connections_per_blob);
+    let connections_per_blob = config.connections_per_blob;
+    let (cache_dir, cache) =
+        Cache::open_free(&dir, request.cache_dir.as_deref(), request.cache_bytes, |of_cache| {
+            CacheConfig { connections_per_blob, ..of_cache }.within_memory(&request.settings.budget)
+        });
     let patience = config.patience();
     let of_upstream = config.clone();
     let source: Arc<dyn Backend> = match source {
@@ -152,43 +152,6 @@ pub async fn namespace_of(
         }
     };
     Ok(Shown { view, reading, cache_dir })
-}
-
-/// Mounts of one directory that can have their caches in it at the same time.
-const MAX_CACHES: u32 = 16;
-
-/// Opens the cache of a mount, and tells where it is. In the images_dir it is the first that no other
-/// mount of the same directory is using.
-fn open_cache(
-    dir: &ImagesDir,
-    request: &NamespaceRequest,
-    connections_per_blob: usize,
-) -> (PathBuf, backend::Result<Cache>) {
-    let open = |path: &Path| {
-        let of_cache = CacheConfig::in_images_dir(dir, request.cache_bytes);
-        let of_cache = match path.starts_with(dir.root()) {
-            true => CacheConfig { dir: path.to_owned(), ..of_cache },
-            false => CacheConfig::new(path.to_owned(), request.cache_bytes),
-        };
-        let of_cache = CacheConfig { connections_per_blob, ..of_cache };
-        Cache::open(of_cache.within_memory(&request.settings.budget))
-    };
-    if let Some(path) = &request.cache_dir {
-        return (path.clone(), open(path));
-    }
-    let first = dir.cache_dir();
-    let mut opened = open(&first);
-    let mut path = first.clone();
-    for number in 2..=MAX_CACHES {
-        if !opened.as_ref().is_err_and(backend::Error::is_in_use) {
-            break;
-        }
-        let mut name = first.clone().into_os_string();
-        name.push(format!("-{number}"));
-        path = name.into();
-        opened = open(&path);
-    }
-    (path, opened)
 }
 
 /// Looks up images, so that what belongs to them is listed from the start.

@@ -11,6 +11,8 @@
 
 use std::{fmt, path::PathBuf};
 
+pub use crate::backend::{archive::PackFormat as ArchiveFormat, object_store::Provider as Store};
+
 use super::TreeSpecError;
 
 /// A place that is neither a directory of images nor a registry.
@@ -50,43 +52,17 @@ pub enum Medium {
     },
 }
 
-/// How an archive is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ArchiveFormat {
-    /// An OCI image layout, with a `manifest.json` for `docker load`.
-    Oci,
-    /// As `docker save` writes it: configurations and layers only.
-    Docker,
-}
-
-/// Whose object store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Store {
-    /// S3, of Amazon and many others.
-    S3,
-    /// Google Cloud Storage.
-    Gcs,
-    /// Azure Blob Storage.
-    Azure,
-}
-
-impl Store {
-    /// What stands before `://`.
-    pub fn scheme(self) -> &'static str {
-        match self {
-            Self::S3 => "s3",
-            Self::Gcs => "gs",
-            Self::Azure => "az",
-        }
-    }
-}
-
 /// What places can be, as errors list it.
 pub(super) const KNOWN: &str = "oci:DIR[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], dir:DIR, \
     docker-daemon:[NAME], s3://BUCKET[/PREFIX], gs://BUCKET[/PREFIX], az://CONTAINER[/PREFIX], \
     registry://HOST[:PORT][/PATH] (or oci://), local://PATH, and the path of a directory or an archive";
 
 impl Medium {
+    /// Whether it is written anew as a whole, from its beginning to its end.
+    pub fn is_packed(&self) -> bool {
+        matches!(self, Self::Archive { .. } | Self::SkopeoDir(_) | Self::DockerDaemon { .. })
+    }
+
     /// The place `scheme:rest`; `None` if the scheme is none of these.
     pub(super) fn parse(scheme: &str, rest: &str) -> Option<Result<Self, TreeSpecError>> {
         let with_path = |usage: &str, make: &dyn Fn(PathBuf, Option<String>) -> Self| {

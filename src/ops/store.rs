@@ -40,8 +40,6 @@ use crate::{
     util::{Counters, Gauge, Metrics, SingleFlight, locked},
 };
 
-pub use listen::StoreListener;
-
 /// How long preparing an image may take, so that whoever waits for it for ten seconds gets an answer.
 const PREPARE_DEADLINE: Duration = Duration::from_millis(9_500);
 
@@ -130,7 +128,7 @@ impl Known {
     }
 
     fn is_lazy(&self) -> bool {
-        self.source.withdrawn.is_none()
+        self.source.is_lazy()
     }
 }
 

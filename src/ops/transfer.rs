@@ -19,7 +19,7 @@ use crate::{
         images_dir::{ImagesDir, Layout, Linking, Problem, SyncMode},
         registry::{Registry, RegistryConfig, RegistrySink, Stats},
     },
-    image::{PlatformFilter, Reference, Repository, is_attachment_tag},
+    image::{Platform, PlatformFilter, Reference, Repository, is_attachment_tag},
     transfer::{self as engine, Plan, Report, Route, Status},
 };
 
@@ -321,6 +321,9 @@ impl<'a> Transfer<'a> {
             (None, Some(source)) => source.backend(),
             (None, None) => registry.clone(),
         };
+        // For media that hold one platform: found out before anything there is replaced.
+        let is_packed = target.as_ref().is_some_and(Medium::is_packed);
+        let platform = is_packed.then(|| packed_platform(&request.options)).transpose()?;
         let target = match (&self.to, &target) {
             (Some(dir), _) => Target::Sink(Arc::new(dir.clone())),
             (None, Some(medium)) => open_medium(medium, &routes, options)?,
@@ -331,10 +334,6 @@ impl<'a> Transfer<'a> {
                 Some(shard) => (Arc::new(Sharded::new(sink, shard)), None),
                 None => (sink, None),
             },
-            Target::Packer(_) if options.shard.is_some() => {
-                let reason = "several workers cannot fill it together (--shard)".to_owned();
-                return Err(Error::NotThere { place: request.to.to_string(), reason });
-            }
             Target::Packer(packer) => {
                 (Arc::new(Unwritten::new(request.to.to_string())), Some(packer))
             }
@@ -346,17 +345,9 @@ impl<'a> Transfer<'a> {
         let (report, plan) = if options.dry_run {
             let plan = engine::plan(&source, &sink, &routes, &request.options).await;
             (report_of(&plan), Some(plan))
-        } else if let Some(mut packer) = packer {
+        } else if let (Some(mut packer), Some(platform)) = (packer, platform) {
             observer.started(None);
             let moves: Arc<dyn engine::Observer> = observer.clone();
-            let wanted = match &request.options.platforms {
-                PlatformFilter::Only(platforms) => platforms.first().cloned(),
-                PlatformFilter::All => None,
-            };
-            let platform = match wanted {
-                Some(platform) => platform,
-                None => this_machine().map_err(|e| Error::Platform(e.to_string()))?,
-            };
             let plan =
                 engine::plan(&source, &sink, &routes, &packed_options(request, &*packer)).await;
             (engine::pack(&source, plan, &mut *packer, &platform, &moves).await, None)
@@ -372,9 +363,9 @@ impl<'a> Transfer<'a> {
                 engine::copy(&source, &sink, &routes, &request.options, concurrency, &moves);
             (copied.await, None)
         };
-        let indexed = match (indexing, &self.to) {
-            (Some(indexing), Some(dir)) => Some(indexing.finish(dir, &report).await),
-            _ => None,
+        let indexed = match indexing {
+            Some(indexing) => Some(indexing.finish(&report).await),
+            None => None,
         };
         let mut unflushed = None;
         if let (Some(dir), false) = (&self.to, options.dry_run) {
@@ -405,6 +396,14 @@ impl<'a> Transfer<'a> {
             indexed,
             notices,
         })
+    }
+}
+
+/// The platform of what can have one only: the first one that is wanted, or that of this machine.
+fn packed_platform(options: &engine::Options) -> Result<Platform> {
+    match &options.platforms {
+        PlatformFilter::Only(platforms) if !platforms.is_empty() => Ok(platforms[0].clone()),
+        _ => this_machine().map_err(|e| Error::Platform(e.to_string())),
     }
 }
 

@@ -12,11 +12,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use lru::LruCache;
 use tokio::{sync::OnceCell, time::timeout};
 
-use super::{SIDE, Sources, Store};
+use super::{SIDE, Sources, Store, documents::collect};
 use crate::{
     backend::{Backend, Blobs, Error, Kind, Result},
     image::{Descriptor, Digest, Manifest, Reference, Repository, referrers_tag},
@@ -248,28 +248,7 @@ async fn read_whole(
     repository: &Repository,
     blob: &Descriptor,
 ) -> Result<Bytes> {
-    let failed = |kind: Kind| Error::new(SIDE, format_args!("reading {}", blob.digest), kind);
-    let mut stream = place.read(repository, blob, 0..blob.size).await?;
-    let mut bytes = BytesMut::new();
-    while let Some(piece) = stream.next().await? {
-        bytes.extend_from_slice(&piece);
-        if bytes.len() as u64 > blob.size {
-            break;
-        }
-    }
-    let found = bytes.len() as u64;
-    if found != blob.size {
-        return Err(failed(Kind::Size { expected: blob.size, found }));
-    }
-    let bytes = bytes.freeze();
-    let of = bytes.clone();
-    let algorithm = blob.digest.algorithm();
-    let hash = tokio::task::spawn_blocking(move || Digest::of(algorithm, &of));
-    let found = hash.await.map_err(|e| failed(std::io::Error::other(e).into()))?;
-    match found == blob.digest {
-        true => Ok(bytes),
-        false => Err(failed(Kind::Digest { expected: blob.digest, found })),
-    }
+    collect(&mut place.read(repository, blob, 0..blob.size).await?, blob).await
 }
 
 /// Memory that it takes to look at the stored form of an index, besides its bytes.

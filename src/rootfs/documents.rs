@@ -92,7 +92,8 @@ impl Store {
     }
 }
 
-async fn collect(stream: &mut BoxStream, blob: &Descriptor) -> Result<Bytes> {
+/// All of a blob, which has the right size and digest.
+pub(super) async fn collect(stream: &mut BoxStream, blob: &Descriptor) -> Result<Bytes> {
     let mut bytes = BytesMut::new();
     let failed = |kind: Kind| Error::new(SIDE, format_args!("reading {}", blob.digest), kind);
     while let Some(piece) = stream.next().await? {
@@ -101,12 +102,16 @@ async fn collect(stream: &mut BoxStream, blob: &Descriptor) -> Result<Bytes> {
             break;
         }
     }
-    if bytes.len() as u64 != blob.size {
-        return Err(failed(Kind::Size { expected: blob.size, found: bytes.len() as u64 }));
+    let found = bytes.len() as u64;
+    if found != blob.size {
+        return Err(failed(Kind::Size { expected: blob.size, found }));
     }
-    let found = Digest::of(blob.digest.algorithm(), &bytes);
-    if found != blob.digest {
-        return Err(failed(Kind::Digest { expected: blob.digest, found }));
+    let (bytes, algorithm) = (bytes.freeze(), blob.digest.algorithm());
+    let of = bytes.clone();
+    let hash = tokio::task::spawn_blocking(move || Digest::of(algorithm, &of));
+    let found = hash.await.map_err(|e| failed(io::Error::other(e).into()))?;
+    match found == blob.digest {
+        true => Ok(bytes),
+        false => Err(failed(Kind::Digest { expected: blob.digest, found })),
     }
-    Ok(bytes.freeze())
 }

@@ -140,7 +140,7 @@ pub(super) async fn follow(images: &Images, variant: &Arc<Variant>, profile: &Pr
 /// The layer of the image that a profile speaks of, if it has such a one.
 fn layer_of(images: &Images, variant: &Variant, of: &ProfiledStream) -> Option<Arc<Layer>> {
     let number = variant.layers().iter().position(|layer| layer.digest == of.layer)?;
-    images.layers(variant).into_iter().nth(number)
+    images.layer(variant, number)
 }
 
 /// Opens a stream of the image, if its layer has an index and that has the stream that is meant.

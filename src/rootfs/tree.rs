@@ -77,6 +77,7 @@ impl Tree {
     /// Why `node` may not be what the image has at its path: a layer above the one that it comes from is damaged,
     /// and may have had something else there, or a whiteout.
     pub fn damage_above(&self, node: Node) -> Option<Error> {
+        self.damage.as_ref()?;
         let above = self.rootfs.content_layer(node) + 1;
         self.rootfs.layers().get(above..)?.iter().rev().find_map(|layer| damage_of(layer))
     }

@@ -127,6 +127,11 @@ impl Access {
         self.rules.is_none() && (!self.is_closed || self.anonymous_pull)
     }
 
+    /// Whether somebody learns nothing at all before he has proved who he is.
+    pub(super) fn keeps_out(&self, user: &User) -> bool {
+        self.asks(user) && !self.all_may_pull()
+    }
+
     /// Who sends a request with these headers over a connection with this certificate.
     pub(super) async fn user(
         &self,

@@ -20,7 +20,7 @@ use super::{
     service::{Call, etag_matches, set_digest},
     state::{BlobPlace, FoundBlob},
 };
-use crate::image::Digest;
+use crate::{cache::ConsistentBlob, image::Digest};
 
 /// What a blob is called, since nobody says what it is.
 const BLOB_TYPE: &str = "application/octet-stream";
@@ -132,10 +132,7 @@ fn content_range(part: &Range<u64>, size: u64) -> String {
 fn body(call: &Call, found: FoundBlob, segments: Vec<Segment>) -> Body {
     let source = match found.place {
         BlobPlace::Tree(file, doubt) => Source::File(file, doubt),
-        BlobPlace::Cache(blob) => {
-            let mismatches = blob.mismatches();
-            Source::Cached(blob, mismatches)
-        }
+        BlobPlace::Cache(blob) => Source::Cached(ConsistentBlob::new(blob)),
     };
     let sent = call.shared.counts.sent.clone();
     Body::parts(source, found.size, segments, Arc::clone(&call.connection), sent)

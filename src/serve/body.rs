@@ -9,7 +9,6 @@ use std::{
     fs::File,
     io,
     ops::Range,
-    os::unix::fs::FileExt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -23,8 +22,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{connection::Connection, sendfile, service::Finish};
 use crate::{
     backend::{Error, Result, images_dir::cached::BLOCK_BYTES},
-    cache::CachedBlob,
-    util::{Counter, Died, Flight, read_cached},
+    cache::ConsistentBlob,
+    util::{Counter, Died, Flight, read_at_most, read_cached},
 };
 
 /// What is read of a file at a time, in bytes: with less, reading and writing take more calls; with more, 64
@@ -56,9 +55,8 @@ pub(super) enum Segment {
 pub(super) enum Source {
     /// A file of the tree, and what finds out whether it is right, if that is not known.
     File(Arc<File>, Option<Flight<Result<()>>>),
-    /// The cache, through which they come from an upstream, and how often the blob had been found to be wrong before
-    /// reading began: what has been given out since then may be of another attempt.
-    Cached(CachedBlob, u64),
+    /// The cache, through which they come from an upstream.
+    Cached(ConsistentBlob),
 }
 
 /// Parts of a blob on their way to a client.
@@ -188,8 +186,8 @@ impl hyper::body::Body for Body {
 
 impl Parts {
     /// Where reading begins, if that is in the cache.
-    fn first(&self) -> Option<(CachedBlob, u64)> {
-        let Source::Cached(blob, _) = &self.source else { return None };
+    fn first(&self) -> Option<(ConsistentBlob, u64)> {
+        let Source::Cached(blob) = &self.source else { return None };
         let starts = self.segments.iter().find_map(|segment| match segment {
             Segment::Part(part) if !part.is_empty() => Some(part.start),
             _ => None,
@@ -260,18 +258,19 @@ impl Parts {
                 self.pending = Some(Box::pin(read_on_pool(file.clone(), part.start..end)));
                 None
             }
-            Source::Cached(blob, mismatches) => {
+            Source::Cached(blob) => {
                 let length = (part.end - part.start).min(PIECE) as usize;
                 if let Some(read) = blob.try_read(part.start, length) {
-                    return Some(unchanged(blob, *mismatches, read));
+                    return Some(read.map_err(failed));
                 }
                 // One block: whoever waits gets what comes as soon as it comes.
                 let block_end = (part.start / BLOCK_BYTES + 1) * BLOCK_BYTES;
-                let (blob, mismatches) = (blob.clone(), *mismatches);
+                let blob = blob.clone();
                 let length = (part.end.min(block_end) - part.start) as usize;
-                self.pending = Some(Box::pin(async move {
-                    unchanged(&blob, mismatches, blob.read(part.start, length).await)
-                }));
+                self.pending =
+                    Some(Box::pin(
+                        async move { blob.read(part.start, length).await.map_err(failed) },
+                    ));
                 None
             }
         }
@@ -309,12 +308,12 @@ impl Parts {
 impl Drop for Parts {
     fn drop(&mut self) {
         let Some(permit) = self.whole.take() else { return };
-        let (Source::Cached(blob, _), Some(Segment::Part(rest))) =
+        let (Source::Cached(blob), Some(Segment::Part(rest))) =
             (&self.source, self.segments.front())
         else {
             return;
         };
-        let (blob, mut rest) = (blob.clone(), rest.clone());
+        let (blob, mut rest) = (blob.blob().clone(), rest.clone());
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
             while rest.start < rest.end {
@@ -333,28 +332,11 @@ impl Drop for Parts {
     }
 }
 
-/// What was read, unless the blob has been found to be wrong since reading began: then what has been given out before
-/// may not belong to this.
-fn unchanged(blob: &CachedBlob, mismatches: u64, read: Result<Bytes>) -> io::Result<Bytes> {
-    match blob.mismatch_since(mismatches) {
-        Some(error) => Err(failed(error)),
-        None => read.map_err(failed),
-    }
-}
-
 async fn read_on_pool(file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
     let work = move || {
         // At most a piece.
         let mut bytes = vec![0; (range.end - range.start) as usize];
-        let mut have = 0;
-        while have < bytes.len() {
-            match file.read_at(&mut bytes[have..], range.start + have as u64) {
-                Ok(0) => break,
-                Ok(read) => have += read,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
+        let have = read_at_most(&file, &mut bytes, range.start)?;
         bytes.truncate(have);
         Ok(Bytes::from(bytes))
     };

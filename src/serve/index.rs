@@ -279,7 +279,7 @@ impl Indexes {
         if stamps.is_empty() {
             return Ok(Arc::default());
         }
-        let slot = locked(&self.slots).get_or_insert(repository.clone(), Arc::default).clone();
+        let slot = self.slot(repository);
         let holds = |index: &Arc<Index>| index.stamps == stamps && !index.is_fresh;
         let current = locked(&slot.current).clone();
         if let Some(index) = current.filter(holds) {
@@ -287,7 +287,19 @@ impl Indexes {
         }
         let _reading = slot.reading.lock().await;
         let before = locked(&slot.current).clone();
-        self.read(repository, &slot, before).await
+        let is_it = |index: &Arc<Index>| {
+            let stamps = self.dir.repository_stamp(repository);
+            index.stamps == stamps && !index.is_fresh
+        };
+        // Somebody else has just read it.
+        match before.clone().filter(is_it) {
+            Some(index) => Ok(index),
+            None => self.read(repository, &slot, before).await,
+        }
+    }
+
+    fn slot(&self, repository: &Repository) -> Arc<Slot> {
+        locked(&self.slots).get_or_insert(repository.clone(), Arc::default).clone()
     }
 
     /// The manifest that `target` leads to in `repository` now.
@@ -302,8 +314,10 @@ impl Indexes {
         if self.dir.stamp(&entry.file.path) == Some(entry.file.stamp) {
             return Ok(Some(entry));
         }
-        self.forget(repository);
-        Ok(self.get(repository).await?.find(target).cloned())
+        let slot = self.slot(repository);
+        let _reading = slot.reading.lock().await;
+        let before = locked(&slot.current).clone();
+        Ok(self.read(repository, &slot, before).await?.find(target).cloned())
     }
 
     /// The bytes of a manifest. An error if they are not what they were.
@@ -324,11 +338,7 @@ impl Indexes {
         Err(crate::backend::Error::new("images_dir", doing, kind))
     }
 
-    /// Reads a repository anew when it is asked for the next time.
-    pub(super) fn forget(&self, repository: &Repository) {
-        locked(&self.slots).pop(repository);
-    }
-
+    /// Reads what is in a repository, but for the files that are what they were `before`.
     async fn read(
         &self,
         repository: &Repository,
@@ -338,9 +348,6 @@ impl Indexes {
         let now = SystemTime::now();
         let stamps = self.dir.repository_stamp(repository);
         let is_fresh = stamps.iter().any(|stamp| stamp.is_recent(now));
-        if let Some(before) = before.as_ref().filter(|b| b.stamps == stamps && !b.is_fresh) {
-            return Ok(before.clone());
-        }
         let found = self.dir.repository_files(repository).await?;
         let (mut files, mut unread) = (HashMap::new(), Vec::new());
         for file in found.tags.values().chain(found.digests.values()) {

@@ -51,17 +51,17 @@ pub(super) async fn tags(call: &Call, named: &Named) -> Result<Reply> {
 /// `GET` of the repositories: those that the user may pull from.
 pub(super) async fn catalog(call: &Call) -> Result<Reply> {
     let shared = &call.shared;
-    if shared.access.asks(&call.user) && !shared.access.all_may_pull() {
+    if shared.access.keeps_out(&call.user) {
         return Err(shared.access.unauthorized("log in first"));
     }
     let page = Page::of(call)?;
     let mut all = shared.dir.repositories().await.map_err(|e| Problem::local(&e))?;
     if let Some(through) = &shared.through {
-        all.extend(through.repositories().await);
+        all.extend(through.repositories());
     }
     let allowed =
         all.iter().filter(|repository| shared.allows(&call.user, Action::Pull, repository));
-    let names: BTreeSet<String> = match call.query.get("ns").filter(|ns| !ns.is_empty()) {
+    let names: BTreeSet<String> = match call.query.namespace() {
         None => allowed.map(|repository| shared.names.shown(repository)).collect(),
         Some(namespace) => {
             let registry = call.named("any/any")?.repository.registry().to_owned();
@@ -170,7 +170,7 @@ fn encode(text: &str) -> String {
 }
 
 fn link(call: &Call, reply: &mut Reply, path: &str, next: &str) {
-    let namespace = call.query.get("ns").filter(|ns| !ns.is_empty());
+    let namespace = call.query.namespace();
     let namespace = namespace.map(|ns| format!("&ns={}", encode(ns))).unwrap_or_default();
     set(reply, LINK, format_args!("<{path}?{next}{namespace}>; rel=\"next\""));
 }

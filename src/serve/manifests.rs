@@ -121,7 +121,7 @@ pub(super) async fn put(
         let name = ManifestName::Tag(tag.clone());
         shared.dir.put(repository, &manifest, &name).await.map_err(failed)?;
         if let Some(through) = &shared.through {
-            through.forget_tag(repository, tag).await;
+            through.forget_tag(repository, tag);
         }
     }
     if !tags.is_empty() {
@@ -288,10 +288,9 @@ async fn check_parts(call: &Call, repository: &Repository, manifest: &Manifest) 
     let mut lacks_children = false;
     match manifest.view() {
         View::Image { config, layers } => {
+            let index = shared.index(repository).await?;
             for blob in std::iter::once(&**config).chain(layers) {
-                if !is_elsewhere(blob)
-                    && !shared.has_blob(repository, &blob.digest, blob.size).await?
-                {
+                if !is_elsewhere(blob) && !shared.has_blob(&index, repository, blob) {
                     missing.push(blob.digest);
                 }
             }
@@ -380,7 +379,7 @@ pub(super) async fn delete(call: &Call, named: &Named, target: &Target) -> Resul
             let removed = shared.dir.remove_tags(repository, std::slice::from_ref(tag)).await;
             removed.map_err(failed)?;
             if let Some(through) = &shared.through {
-                through.forget_tag(repository, tag).await;
+                through.forget_tag(repository, tag);
             }
         }
         Target::Digest(digest) => {
@@ -388,15 +387,13 @@ pub(super) async fn delete(call: &Call, named: &Named, target: &Target) -> Resul
             shared.dir.remove_manifest(repository, *digest, &tags).await.map_err(failed)?;
             if let Some(through) = &shared.through {
                 for tag in &tags {
-                    through.forget_tag(repository, tag).await;
+                    through.forget_tag(repository, tag);
                 }
             }
             // An index that has lost a child on purpose is not incomplete.
             for user in index.users(digest) {
-                let user = shared.manifest(repository, &Target::Digest(user.digest)).await?;
-                let bytes = bytes(call, &user).await?;
+                let bytes = bytes(call, &user.clone().into()).await?;
                 if let Ok(parent) = Manifest::parse_as(user.digest.algorithm(), bytes, None) {
-                    shared.indexes.forget(repository);
                     let platforms = present_platforms(call, repository, &parent).await?;
                     let kept = shared.dir.keep_sparse(user.digest, &platforms).await;
                     kept.map_err(failed)?;
@@ -404,7 +401,6 @@ pub(super) async fn delete(call: &Call, named: &Named, target: &Target) -> Resul
             }
         }
     }
-    shared.indexes.forget(repository);
     let mut reply = empty(StatusCode::ACCEPTED);
     set(&mut reply, CONTENT_LENGTH, 0);
     Ok(reply)

@@ -128,6 +128,11 @@ impl Query {
         found.map(|(_, value)| value.as_str())
     }
 
+    /// The registry that is meant (`ns`), if the request says that.
+    pub(super) fn namespace(&self) -> Option<&str> {
+        self.get("ns").filter(|namespace| !namespace.is_empty())
+    }
+
     /// All of its values.
     pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(own, _)| own == name).map(|(_, value)| value.as_str())

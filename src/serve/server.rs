@@ -1,11 +1,6 @@
 //! Putting a server together, and running it until it is told to end.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use hyper::service::service_fn;
 use hyper_util::{
@@ -39,7 +34,7 @@ use crate::{
         images_dir::{ImagesDir, Linking},
         registry::RegistryConfig,
     },
-    cache::{Cache, CacheConfig},
+    cache::Cache,
     util::{Budget, Metrics},
 };
 
@@ -48,9 +43,6 @@ const GRACE: Duration = Duration::from_secs(30);
 
 /// How often is looked for uploads that nobody goes on with.
 const SWEEP: Duration = Duration::from_secs(600);
-
-/// Servers and mounts of one directory that can have their caches in it at the same time.
-const MAX_CACHES: u32 = 16;
 
 /// Requests that one HTTP/2 connection may have under way.
 const STREAMS: u32 = 128;
@@ -293,7 +285,15 @@ fn open_through(
     counts: &Counts,
     metrics: &Metrics,
 ) -> Result<Through, StartError> {
-    let (cache_dir, cache) = open_cache(dir, settings)?;
+    let (cache_dir, cache) =
+        Cache::open_free(dir, settings.cache_dir.as_deref(), settings.cache_bytes, |config| {
+            config.within_memory(&settings.budget)
+        });
+    let cache = cache?;
+    if settings.keep && !cache_dir.starts_with(dir.root()) {
+        let message = "--keep moves what came through out of the cache: --cache-dir has to be in the directory";
+        return Err(StartError::Settings(message.into()));
+    }
     watch_cache(metrics, &cache);
     let (root, path) = match cache_dir.strip_prefix(dir.root()) {
         Ok(_) => (dir.dir().clone(), dir.root().join("blobs/.imgfs/serve/through")),
@@ -323,6 +323,7 @@ fn open_through(
         dir: dir.clone(),
         upstream,
         cache,
+        cache_dir,
         freshness: Freshness {
             tag_ttl: settings.tag_ttl,
             max_stale: settings.max_stale,
@@ -332,36 +333,6 @@ fn open_through(
         keep: settings.keep,
     };
     Ok(Through::open(sources, root, &path)?)
-}
-
-/// Opens the cache, in the tree the first that nobody else is using.
-fn open_cache(dir: &ImagesDir, settings: &Settings) -> backend::Result<(PathBuf, Cache)> {
-    let open = |path: &Path| {
-        let config = match path.starts_with(dir.root()) {
-            true => CacheConfig {
-                dir: path.to_owned(),
-                ..CacheConfig::in_images_dir(dir, settings.cache_bytes)
-            },
-            false => CacheConfig::new(path.to_owned(), settings.cache_bytes),
-        };
-        Cache::open(config.within_memory(&settings.budget))
-    };
-    if let Some(path) = &settings.cache_dir {
-        return Ok((path.clone(), open(path)?));
-    }
-    let first = dir.cache_dir();
-    let mut path = first.clone();
-    let mut opened = open(&path);
-    for number in 2..=MAX_CACHES {
-        if !opened.as_ref().is_err_and(backend::Error::is_in_use) {
-            break;
-        }
-        let mut name = first.clone().into_os_string();
-        name.push(format!("-{number}"));
-        path = name.into();
-        opened = open(&path);
-    }
-    Ok((path, opened?))
 }
 
 fn watch_cache(metrics: &Metrics, cache: &Cache) {

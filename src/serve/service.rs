@@ -41,8 +41,7 @@ pub(super) struct Call {
 impl Call {
     /// What `name` means in this request.
     pub(super) fn named(&self, name: &str) -> Result<Named> {
-        let namespace = self.query.get("ns").filter(|ns| !ns.is_empty());
-        let named = self.shared.names.parse(name, namespace);
+        let named = self.shared.names.parse(name, self.query.namespace());
         named.map_err(|e| Problem::bad_request("NAME_INVALID", e))
     }
 
@@ -92,10 +91,10 @@ pub(super) async fn handle(
     let (head, body) = request.into_parts();
     let is_http10 = head.version == Version::HTTP_10;
     let mut finish = Finish::new(shared.clone(), &connection, &head, under_way);
-    let namespace = Query::parse(head.uri.query());
-    let namespace = namespace.get("ns").filter(|ns| !ns.is_empty()).map(str::to_owned);
+    let query = Query::parse(head.uri.query());
+    let namespace = query.namespace().map(str::to_owned);
     let is_head = head.method == Method::HEAD;
-    let answered = answer(shared, connection, head, body, &mut finish).await;
+    let answered = answer(shared, connection, (head, query), body, &mut finish).await;
     let mut reply = answered.unwrap_or_else(Problem::into_reply);
     let headers = reply.headers_mut();
     headers.insert(header::API_VERSION, HeaderValue::from_static("registry/2.0"));
@@ -113,7 +112,7 @@ pub(super) async fn handle(
 async fn answer(
     shared: Arc<Shared>,
     connection: Arc<Connection>,
-    head: Head,
+    (head, query): (Head, Query),
     body: Incoming,
     finish: &mut Finish,
 ) -> Result<Reply> {
@@ -127,14 +126,7 @@ async fn answer(
     let certificate = connection.certificate.as_deref();
     let user = shared.access.user(&head.headers, certificate).await?;
     finish.user = user.shown().to_owned();
-    let call = Call {
-        query: Query::parse(head.uri.query()),
-        shared,
-        connection,
-        method: head.method,
-        headers: head.headers,
-        user,
-    };
+    let call = Call { query, shared, connection, method: head.method, headers: head.headers, user };
     let route = route.map_err(|error| route_problem(&call, error))?;
     dispatch(&call, route, body).await
 }
@@ -142,7 +134,7 @@ async fn answer(
 fn route_problem(call: &Call, error: RouteError) -> Problem {
     match error {
         // Nobody but those who may come in learns more.
-        _ if call.shared.access.asks(&call.user) && !call.shared.access.all_may_pull() => {
+        _ if call.shared.access.keeps_out(&call.user) => {
             call.shared.access.unauthorized("log in first")
         }
         RouteError::Unknown => {
@@ -230,7 +222,7 @@ fn ready(shared: &Shared) -> Result<Reply> {
 }
 
 fn not_allowed(call: &Call, allowed: &str) -> Problem {
-    if call.shared.access.asks(&call.user) && !call.shared.access.all_may_pull() {
+    if call.shared.access.keeps_out(&call.user) {
         return call.shared.access.unauthorized("log in first");
     }
     let message = format!("{} is not allowed here", call.method);

@@ -210,7 +210,7 @@ impl Shared {
             (None, _, None) => Err(unknown()),
             // What nobody has pulled through is owned, and nobody is asked for it.
             (Some(entry), Target::Tag(tag), Some(through))
-                if !through.is_recorded(repository, tag).await =>
+                if !through.is_recorded(repository, tag) =>
             {
                 Ok(entry.into())
             }
@@ -271,21 +271,21 @@ impl Shared {
             return Ok(self.dir.blob_bytes(digest));
         }
         match self.through(repository) {
-            Some(through) => Ok(through.known_blob(repository, digest).await),
+            Some(through) => Ok(through.known_blob(repository, digest)),
             None => Ok(None),
         }
     }
 
-    /// Whether the blob `digest` of `size` bytes is in the tree, and belongs to `repository`.
-    pub(super) async fn has_blob(
+    /// Whether a blob is in the tree in its size, and belongs to `repository`, of which `index` is what is there.
+    pub(super) fn has_blob(
         &self,
+        index: &Index,
         repository: &Repository,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<bool> {
-        let belongs = self.index(repository).await?.blob(digest).is_some()
-            || self.dir.is_adopted(repository, digest);
-        Ok(belongs && self.dir.blob_bytes(digest) == Some(size))
+        blob: &Descriptor,
+    ) -> bool {
+        let belongs =
+            index.blob(&blob.digest).is_some() || self.dir.is_adopted(repository, &blob.digest);
+        belongs && self.dir.blob_bytes(&blob.digest) == Some(blob.size)
     }
 
     /// Hashes a file of the tree, once for all who want it.

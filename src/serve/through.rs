@@ -11,7 +11,7 @@ mod store;
 use std::{
     collections::BTreeMap,
     num::NonZeroUsize,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -33,7 +33,7 @@ use crate::{
     catalogue::{self, Catalogue},
     image::{Descriptor, Digest, Manifest, Reference, Repository},
     transfer::Options,
-    util::{Budget, Counters, SingleFlight, locked},
+    util::{Budget, Counters, Flight, SingleFlight, locked},
 };
 
 use store::{Record, Store, TagRecord};
@@ -80,6 +80,7 @@ pub(super) struct Through {
     store: Store,
     catalogue: Catalogue,
     cache: Cache,
+    cache_dir: PathBuf,
     freshness: Freshness,
     manifests: SingleFlight<Reference, backend::Result<Manifest>>,
     lists: SingleFlight<Repository, backend::Result<Vec<String>>>,
@@ -96,6 +97,8 @@ pub(super) struct Sources {
     pub(super) dir: ImagesDir,
     pub(super) upstream: Upstream,
     pub(super) cache: Cache,
+    /// Where that is.
+    pub(super) cache_dir: PathBuf,
     pub(super) freshness: Freshness,
     pub(super) counters: Counters,
     /// Whether what comes through becomes part of the tree.
@@ -105,7 +108,7 @@ pub(super) struct Sources {
 impl Through {
     /// What has come through is remembered in `path`, which is in `root`.
     pub(super) fn open(sources: Sources, root: ConfinedDir, path: &Path) -> backend::Result<Self> {
-        let Sources { local, dir, upstream, cache, freshness, counters, keep } = sources;
+        let Sources { local, dir, upstream, cache, cache_dir, freshness, counters, keep } = sources;
         let store = Store::open(root, path)?;
         let upstream = Arc::new(upstream);
         let source: Arc<dyn Backend> = upstream.clone();
@@ -118,13 +121,14 @@ impl Through {
         // What is in the tree has been looked at before anybody comes here.
         let nothing = ImagesDir::absent(dir.root());
         let catalogue = Catalogue::new(nothing, Some(source), settings, &Budget::unlimited());
-        let keeper = keep.then(|| keep::Keeper::new(dir, store.clone()));
+        let keeper = keep.then(|| keep::Keeper::new(dir, cache_dir.clone(), store.clone()));
         Ok(Self {
             local,
             upstream,
             store,
             catalogue,
             cache,
+            cache_dir,
             freshness,
             manifests: SingleFlight::default(),
             lists: SingleFlight::default(),
@@ -135,25 +139,47 @@ impl Through {
         })
     }
 
+    /// What an upstream has answered, or that it has not within `patience`.
+    async fn waited<T: Clone>(
+        &self,
+        patience: Duration,
+        repository: &Repository,
+        doing: impl Fn() -> String,
+        flight: Flight<backend::Result<T>>,
+    ) -> Result<backend::Result<T>> {
+        match timeout(patience, flight).await {
+            Ok(answered) => answered.map_err(Problem::unavailable),
+            Err(_) => {
+                let side = self.upstream.side(repository);
+                Ok(Err(Error::new(side, doing(), Kind::Stalled(patience))))
+            }
+        }
+    }
+
+    /// Where its cache is.
+    pub(super) fn cache_dir(&self) -> &Path {
+        &self.cache_dir
+    }
+
     /// Whether `repository` is pulled through.
     pub(super) fn serves(&self, repository: &Repository) -> bool {
         repository.registry() != self.local && self.upstream.has(repository)
     }
 
     /// Whether `tag` came through, and so is not owned.
-    pub(super) async fn is_recorded(&self, repository: &Repository, tag: &str) -> bool {
+    pub(super) fn is_recorded(&self, repository: &Repository, tag: &str) -> bool {
         self.store.read(repository, |record| record.tags.contains_key(tag))
     }
 
     /// From now on `tag` is owned, or not there at all.
-    pub(super) async fn forget_tag(&self, repository: &Repository, tag: &str) {
-        if self.is_recorded(repository, tag).await {
+    pub(super) fn forget_tag(&self, repository: &Repository, tag: &str) {
+        if self.is_recorded(repository, tag) {
             self.store.change(repository, |record| drop(record.tags.remove(tag)));
         }
     }
 
     /// The repositories of which something has come through.
-    pub(super) async fn repositories(&self) -> Vec<Repository> {
+    pub(super) fn repositories(&self) -> Vec<Repository> {
         let mut all = self.store.repositories();
         all.retain(|repository| self.serves(repository));
         all
@@ -255,14 +281,8 @@ impl Through {
                 Ok(manifest)
             }
         });
-        let fetched = match timeout(MANIFEST_PATIENCE, flight).await {
-            Ok(Ok(fetched)) => fetched,
-            Ok(Err(died)) => return Err(Problem::unavailable(died)),
-            Err(_) => {
-                let kind = Kind::Stalled(MANIFEST_PATIENCE);
-                Err(Error::new(self.upstream.side(repository), format!("fetching {name}"), kind))
-            }
-        };
+        let doing = || format!("fetching {name}");
+        let fetched = self.waited(MANIFEST_PATIENCE, repository, doing, flight).await?;
         count_upstream(&self.counters, "manifest", fetched.is_ok());
         let manifest = fetched.map_err(|error| match error.is_not_found() {
             true => Problem::manifest_unknown(&name),
@@ -275,7 +295,7 @@ impl Through {
     // --- blobs ---
 
     /// The size of a blob that is known to belong to `repository`.
-    pub(super) async fn known_blob(&self, repository: &Repository, digest: &Digest) -> Option<u64> {
+    pub(super) fn known_blob(&self, repository: &Repository, digest: &Digest) -> Option<u64> {
         self.store.read(repository, |record| record.blobs.get(digest).copied())
     }
 
@@ -295,15 +315,8 @@ impl Through {
                 Ok(size)
             }
         });
-        let asked = match timeout(MANIFEST_PATIENCE, flight).await {
-            Ok(Ok(asked)) => asked,
-            Ok(Err(died)) => return Err(Problem::unavailable(died)),
-            Err(_) => {
-                let doing = format!("looking up blob {digest}");
-                let kind = Kind::Stalled(MANIFEST_PATIENCE);
-                Err(Error::new(self.upstream.side(repository), doing, kind))
-            }
-        };
+        let doing = || format!("looking up blob {digest}");
+        let asked = self.waited(MANIFEST_PATIENCE, repository, doing, flight).await?;
         count_upstream(&self.counters, "blob", asked.is_ok());
         asked.map_err(|error| match error.is_not_found() {
             true => Problem::blob_unknown(digest),
@@ -340,15 +353,8 @@ impl Through {
             let (upstream, repository) = (self.upstream.clone(), repository.clone());
             async move { upstream.tags(&repository).await.map(|tags| tags.names) }
         });
-        let listed = match timeout(self.freshness.wait, flight).await {
-            Ok(Ok(listed)) => listed,
-            Ok(Err(died)) => return Err(Problem::unavailable(died)),
-            Err(_) => {
-                let kind = Kind::Stalled(self.freshness.wait);
-                let doing = format!("listing the tags of {repository}");
-                Err(Error::new(self.upstream.side(repository), doing, kind))
-            }
-        };
+        let doing = || format!("listing the tags of {repository}");
+        let listed = self.waited(self.freshness.wait, repository, doing, flight).await?;
         count_upstream(&self.counters, "tags", listed.is_ok());
         match listed {
             Ok(names) => {

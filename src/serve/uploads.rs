@@ -55,7 +55,7 @@ pub(super) async fn begin(call: &Call, named: &Named, body: Incoming) -> Result<
         Some(digest) if call.query.get("mount").is_none() => {
             let upload = match receive(call, upload, body, None).await {
                 Ok(upload) => upload,
-                Err((problem, _)) => {
+                Err(problem) => {
                     // Nobody knows its name.
                     remove(call, repository, &name).await;
                     return Err(problem);
@@ -93,15 +93,7 @@ pub(super) async fn patch(
     let repository = &named.repository;
     call.shared.check(&call.user, Action::Push, repository)?;
     call.check_writable()?;
-    let upload = take(call, repository, session).await?;
-    let limit = match check_range(call, named, session, upload.size()) {
-        Ok(limit) => limit,
-        Err(problem) => {
-            call.shared.keep_upload(repository, session, upload);
-            return Err(problem);
-        }
-    };
-    let upload = receive(call, upload, body, limit).await.map_err(|(problem, _)| problem)?;
+    let upload = resume(call, named, session, body).await?;
     let size = upload.size();
     call.shared.keep_upload(repository, session, upload);
     let mut reply = empty(StatusCode::ACCEPTED);
@@ -124,15 +116,7 @@ pub(super) async fn put(
         .get("digest")
         .ok_or_else(|| Problem::bad_request("DIGEST_INVALID", "the digest is missing (digest=)"))?;
     let digest: Digest = digest.parse().map_err(|e| Problem::bad_request("DIGEST_INVALID", e))?;
-    let upload = take(call, repository, session).await?;
-    let limit = match check_range(call, named, session, upload.size()) {
-        Ok(limit) => limit,
-        Err(problem) => {
-            call.shared.keep_upload(repository, session, upload);
-            return Err(problem);
-        }
-    };
-    let upload = receive(call, upload, body, limit).await.map_err(|(problem, _)| problem)?;
+    let upload = resume(call, named, session, body).await?;
     finish(call, named, upload, digest).await
 }
 
@@ -144,6 +128,19 @@ pub(super) async fn cancel(call: &Call, named: &Named, session: &str) -> Result<
     let upload = take(call, repository, session).await?;
     upload.remove().map_err(|e| Problem::local(&e))?;
     Ok(empty(StatusCode::NO_CONTENT))
+}
+
+/// Adds the body of a request to the upload `session`, which goes on where it is.
+async fn resume(call: &Call, named: &Named, session: &str, body: Incoming) -> Result<Upload> {
+    let repository = &named.repository;
+    let upload = take(call, repository, session).await?;
+    match check_range(call, named, session, upload.size()) {
+        Ok(limit) => receive(call, upload, body, limit).await,
+        Err(problem) => {
+            call.shared.keep_upload(repository, session, upload);
+            Err(problem)
+        }
+    }
 }
 
 async fn take(call: &Call, repository: &Repository, session: &str) -> Result<Upload> {
@@ -198,29 +195,28 @@ async fn receive(
     upload: Upload,
     body: Incoming,
     limit: Option<u64>,
-) -> std::result::Result<Upload, (Problem, ())> {
+) -> Result<Upload> {
     if call.length() == Some(0) && limit.is_none() {
         return Ok(upload);
     }
-    let fail = |problem| (problem, ());
     let permit = timeout(STALL_TIMEOUT, call.shared.uploads.acquire()).await;
     let Ok(Ok(_permit)) = permit else {
-        return Err(fail(Problem::unavailable("too many uploads are under way")));
+        return Err(Problem::unavailable("too many uploads are under way"));
     };
     let before = upload.size();
     let stream = Sent { body, counter: call.shared.counts.received.clone() };
     match upload.append(Box::new(stream), limit).await {
         Ok(upload) => match limit.filter(|limit| before + limit != upload.size()) {
             None => Ok(upload),
-            Some(limit) => Err(fail(Problem::bad_request(
+            Some(limit) => Err(Problem::bad_request(
                 "SIZE_INVALID",
                 format_args!(
                     "Content-Range says {limit} bytes, and {} came",
                     upload.size() - before
                 ),
-            ))),
+            )),
         },
-        Err(error) => Err(fail(match error.kind() {
+        Err(error) => Err(match error.kind() {
             Kind::Size { .. } => {
                 Problem::bad_request("SIZE_INVALID", "more came than Content-Range says")
             }
@@ -229,7 +225,7 @@ async fn receive(
                 Problem::new(StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID", error)
             }
             _ => Problem::local(&error),
-        })),
+        }),
     }
 }
 
@@ -256,7 +252,7 @@ async fn mount(call: &Call, repository: &Repository, digest: Digest) -> Result<b
     let _filling = shared.filling().await?;
     let size = match from {
         Some(from) => {
-            let Ok(named) = shared.names.parse(from, call.query.get("ns")) else {
+            let Ok(named) = shared.names.parse(from, call.query.namespace()) else {
                 return Ok(false);
             };
             let source = shared.to_read(&named).await?;
@@ -269,8 +265,10 @@ async fn mount(call: &Call, repository: &Repository, digest: Digest) -> Result<b
     };
     let Some(size) = size else { return Ok(false) };
     let blob = Descriptor::new("", digest, size);
+    let cache_dir = shared.through.as_ref().map(|through| through.cache_dir().to_owned());
+    let cache_dir = cache_dir.unwrap_or_else(|| shared.dir.cache_dir());
     let here = shared.dir.blob_bytes(&digest) == Some(size)
-        || shared.dir.take_from_cache(&blob).await.unwrap_or(false);
+        || shared.dir.take_from_cache(&blob, &cache_dir).await.unwrap_or(false);
     // Nobody gets as his own what is not what it is called.
     if !here || shared.dir.verified_file(digest, size).await.is_err() {
         return Ok(false);

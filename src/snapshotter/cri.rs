@@ -23,6 +23,7 @@ use super::{
 use crate::{
     backend::registry::{Credentials, GivenCredentials},
     image::Reference,
+    store::wire::Login,
 };
 
 /// The calls that are passed on, below these.
@@ -77,11 +78,8 @@ impl ImageService {
 /// What a request logs in with, in whichever of its forms.
 fn credentials(auth: AuthConfig) -> Option<Credentials> {
     let AuthConfig { username, password, auth, identity_token } = auth;
-    if !identity_token.is_empty() {
-        return Some(Credentials::IdentityToken(identity_token));
-    }
-    if !username.is_empty() || !password.is_empty() {
-        return Some(Credentials::Basic { username, password });
+    if let Some(given) = (Login { username, password, identity_token }).credentials() {
+        return Some(given);
     }
     let text = String::from_utf8(STANDARD.decode(auth.trim()).ok()?).ok()?;
     let (username, password) = text.split_once(':')?;

@@ -11,11 +11,15 @@ use futures_util::future::join_all;
 use lru::LruCache;
 use tokio::time::timeout;
 
-use super::{Snapshotter, messages::PrepareRequest, service::lazy_snapshot};
+use super::{
+    Snapshotter,
+    messages::PrepareRequest,
+    service::{blocking, lazy_snapshot},
+};
 use crate::{
-    backend::{self, Error, Kind, Result},
-    image::{ChainId, Digest, ImageConfig, Reference, Repository, oci_chain_ids},
-    rootfs::{Record, WrongLayer},
+    backend::{Error, Kind, Result},
+    image::{ChainId, Digest, Reference, Repository, oci_chain_ids},
+    rootfs::WrongLayer,
     store::{LayerEntry, Source, StoredRecord, now},
     util::{SingleFlight, locked},
 };
@@ -44,10 +48,10 @@ pub(super) struct Known {
 
 impl Known {
     fn new(record: &StoredRecord) -> Self {
-        let diff_ids = ImageConfig::parse(&record.config).map(|config| config.diff_ids);
+        let diff_ids: Vec<Digest> = record.layers.iter().map(|layer| layer.diff_digest).collect();
         Self {
             chains: record.chains.clone(),
-            oci_chains: oci_chain_ids(&diff_ids.unwrap_or_default()),
+            oci_chains: oci_chain_ids(&diff_ids),
             layers: record.layers.clone(),
             withdrawn: Mutex::new(record.source.withdrawn.clone()),
         }
@@ -70,16 +74,8 @@ impl Snapshotter {
     /// Takes up the images that have been recorded before.
     pub(super) async fn take_up(&self) -> Result<()> {
         let records = self.inner.records.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let (whole, damaged) = records.records()?;
-            for record in &damaged {
-                tracing::warn!("the record {} is damaged, and set aside", record.display());
-                records.set_aside(record)?;
-            }
-            Ok::<_, backend::Error>(whole)
-        });
-        let died = |e| Error::new("snapshotter", "reading records", std::io::Error::other(e));
-        for record in read.await.map_err(died)?? {
+        let (whole, _) = blocking("reading records", move || records.take_records()).await?;
+        for record in whole {
             let digest = record.digest();
             if record.is_lazy()
                 && let Err(error) = self.show(&record)
@@ -93,13 +89,7 @@ impl Snapshotter {
     }
 
     fn show(&self, record: &StoredRecord) -> Result<()> {
-        let record = Record {
-            repository: record.repository.clone(),
-            manifest: record.manifest.clone(),
-            config: record.config.clone(),
-            kept_in: self.inner.records.record_dir(&record.digest()),
-        };
-        self.inner.images.record(&record).map(drop)
+        self.inner.images.record(&self.inner.records.to_show(record)).map(drop)
     }
 
     /// Prepares the snapshot of a layer that need not be fetched. `None` if the request is not for a layer of an
@@ -207,9 +197,7 @@ impl Snapshotter {
         let record =
             StoredRecord::new(source, variant.manifest().clone(), variant.config().clone())?;
         let (records, written) = (self.inner.records.clone(), record.clone());
-        let write = tokio::task::spawn_blocking(move || records.write_record(&written));
-        let died = |e| Error::new("snapshotter", "writing a record", std::io::Error::other(e));
-        write.await.map_err(died)??;
+        blocking("writing a record", move || records.write_record(&written)).await?;
         self.show(&record)?;
         let known = Arc::new(Known::new(&record));
         locked(&self.inner.lazy).insert(manifest, known.clone());
@@ -243,12 +231,7 @@ impl Snapshotter {
     }
 
     async fn withdraw(&self, wrong: &WrongLayer) {
-        let has_it = |known: &Known| {
-            known.layers.iter().any(|layer| {
-                layer.compressed_diff_digest == wrong.layer
-                    && wrong.diff_id.is_none_or(|diff_id| diff_id == layer.diff_digest)
-            })
-        };
+        let has_it = |known: &Known| known.layers.iter().any(|layer| layer.is_meant_by(wrong));
         let bad: HashMap<Digest, Arc<Known>> = {
             let lazy = locked(&self.inner.lazy);
             let bad = lazy.iter().filter(|(_, known)| has_it(known));
@@ -260,15 +243,12 @@ impl Snapshotter {
             }
             tracing::warn!(%digest, "image {digest} is withdrawn: {}", wrong.reason);
             let (records, reason) = (self.inner.records.clone(), wrong.reason.clone());
-            let written = tokio::task::spawn_blocking(move || {
-                let (whole, _) = records.records()?;
-                let record = whole.into_iter().find(|record| record.digest() == digest);
-                record.map_or(Ok(()), |record| {
-                    let source = Source { withdrawn: Some(reason), ..record.source };
-                    records.write_source(&digest, &source)
-                })
+            let written = blocking("writing a record", move || {
+                let Some(record) = records.record(&digest) else { return Ok(()) };
+                let source = Source { withdrawn: Some(reason), ..record.source };
+                records.write_source(&digest, &source)
             });
-            if let Ok(Err(error)) = written.await {
+            if let Err(error) = written.await {
                 tracing::warn!(%digest, "{error}");
             }
         }
@@ -288,8 +268,8 @@ impl Snapshotter {
             locked(&self.inner.lazy).remove(&digest);
             self.inner.images.forget_record(&digest);
             let records = self.inner.records.clone();
-            let removed = tokio::task::spawn_blocking(move || records.remove_record(&digest)).await;
-            if let Ok(Err(error)) = removed {
+            let removed = blocking("removing a record", move || records.remove_record(&digest));
+            if let Err(error) = removed.await {
                 tracing::warn!(%digest, "{error}");
             }
         }

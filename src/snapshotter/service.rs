@@ -74,6 +74,15 @@ impl From<StateError> for Status {
     }
 }
 
+/// Does what waits for the disk, on a thread that may.
+pub(super) async fn blocking<T: Send + 'static>(
+    doing: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let died = |e| Error::new("snapshotter", doing, std::io::Error::other(e));
+    tokio::task::spawn_blocking(work).await.map_err(died)?
+}
+
 type Answer<T> = std::result::Result<T, Status>;
 
 impl Snapshotter {
@@ -85,14 +94,13 @@ impl Snapshotter {
         metrics: &Metrics,
     ) -> Result<Self> {
         let root = options.root.clone();
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = blocking("opening it", move || {
             let failed = |e: StateError| {
                 Error::new("snapshotter", "opening it", std::io::Error::other(e.to_string()))
             };
-            Ok::<_, Error>((State::open(&root).map_err(failed)?, StoreDir::only_records(&root)?))
+            Ok((State::open(&root).map_err(failed)?, StoreDir::only_records(&root)?))
         });
-        let died = |e| Error::new("snapshotter", "opening it", std::io::Error::other(e));
-        let (state, records) = opened.await.map_err(died)??;
+        let (state, records) = opened.await?;
         let inner = Inner {
             options,
             state: Mutex::new(state),

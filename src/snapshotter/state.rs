@@ -13,7 +13,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File},
-    io::{self, Write},
+    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
@@ -21,7 +21,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::image::ChainId;
+use crate::{image::ChainId, util::write_whole};
 
 /// What a snapshot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,12 +305,8 @@ impl State {
 
     fn write(&self, snapshot: &Snapshot) -> Result<()> {
         let path = self.path(snapshot.number);
-        let new = self.dir.join(format!("{}.new", snapshot.number));
         let written = || {
-            let mut file = File::create(&new)?;
-            file.write_all(&serde_json::to_vec_pretty(snapshot)?)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
+            write_whole(&path, &serde_json::to_vec_pretty(snapshot)?)?;
             File::open(&self.dir)?.sync_all()
         };
         written().map_err(failed(&path))

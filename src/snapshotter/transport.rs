@@ -12,7 +12,6 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture, stream};
 use prost::Message;
-use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{
     Request, Response, Status,
@@ -32,7 +31,7 @@ use super::{
     },
     state::Kind,
 };
-use crate::util::listen_alone;
+use crate::util::LocalListener;
 
 /// The calls of the service, below this.
 const SNAPSHOTS: &str = "/containerd.services.snapshots.v1.Snapshots/";
@@ -40,34 +39,18 @@ const SNAPSHOTS: &str = "/containerd.services.snapshots.v1.Snapshots/";
 /// Snapshots in one part of a list: as many as containerd sends at once.
 const LISTED_AT_ONCE: usize = 100;
 
-/// The socket of a snapshotter, open.
-pub struct SnapshotterListener(UnixListener);
-
-impl SnapshotterListener {
-    /// Listens at `path`, with mode 0600. What a process that has ended has left there is replaced. Has to be
-    /// called in a runtime.
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        listen_alone(path).map(Self)
-    }
-
-    /// A socket that somebody else has opened.
-    pub fn from_std(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        UnixListener::from_std(listener).map(Self)
-    }
-}
-
 /// Answers containerd at the socket, for ever. What is for Kubernetes' image service is passed on to the socket
 /// `image_service`, if there is one.
 pub async fn serve(
     snapshotter: Snapshotter,
-    listener: SnapshotterListener,
+    listener: LocalListener,
     image_service: Option<&Path>,
 ) -> io::Result<()> {
     let image_service =
         image_service.map(|path| ImageService::new(path, &snapshotter)).transpose()?;
     let calls = Calls { snapshotter, image_service };
-    let served = Server::builder().serve_with_incoming(calls, UnixListenerStream::new(listener.0));
+    let served = Server::builder()
+        .serve_with_incoming(calls, UnixListenerStream::new(listener.into_inner()));
     served.await.map_err(io::Error::other)
 }
 

@@ -46,28 +46,45 @@ impl StoreDir {
         self.root.join("overlay/l").join(link(chain))
     }
 
-    /// Writes the directory of a layer, as far as it is not there as it should be, and flushes it.
-    pub(super) fn write_layer(&self, mount: &Path, layer: &LayerEntry) -> Result<()> {
+    /// Writes the directory of a layer, as far as it is not there as it should be, and flushes it: if something was
+    /// written, or if it `is_new`, so that nobody knows whether an earlier run has flushed it. Whether it was.
+    pub(super) fn write_layer(
+        &self,
+        mount: &Path,
+        layer: &LayerEntry,
+        is_new: bool,
+    ) -> Result<bool> {
         let dir = self.layer_dir(&layer.id);
         let als = dir.join("als");
+        let mut is_changed = is_new;
         for name in ["als", "empty", "merged", "work"] {
+            is_changed |= !dir.join(name).exists();
             self.create_dirs(&dir.join(name))?;
         }
         let tree = mount.join(".imgfs/.trees").join(layer.id.to_string());
         let blob = mount.join("blobs").join(layer.compressed_diff_digest.to_string());
-        self.write_once(&dir.join("link"), link(&layer.id).as_bytes())?;
-        self.write_once(&dir.join("additionallayer"), als.as_os_str().as_encoded_bytes())?;
+        is_changed |= self.write_once(&dir.join("link"), link(&layer.id).as_bytes())?;
+        let path_of_als = als.as_os_str().as_encoded_bytes();
+        is_changed |= self.write_once(&dir.join("additionallayer"), path_of_als)?;
         if !als.join("info").exists() {
             self.write_info(layer)?;
+            is_changed = true;
         }
-        self.link_to(&als.join("blob"), &blob)?;
-        self.link_to(&dir.join("diff"), &tree)?;
+        is_changed |= self.link_to(&als.join("blob"), &blob)?;
+        is_changed |= self.link_to(&dir.join("diff"), &tree)?;
         let short = Path::new("..").join(layer.id.to_string()).join("diff");
-        self.link_to(&self.link_path(&layer.id), &short)?;
-        for dir in [&als, &dir, &self.root.join("overlay/l"), &self.root.join("overlay")] {
-            self.sync_dir(dir)?;
+        is_changed |= self.link_to(&self.link_path(&layer.id), &short)?;
+        if is_changed {
+            self.sync_dir(&als)?;
+            self.sync_dir(&dir)?;
         }
-        Ok(())
+        Ok(is_changed)
+    }
+
+    /// Flushes the directories that have those of layers, and their short names.
+    pub(super) fn sync_layers(&self) -> Result<()> {
+        self.sync_dir(&self.root.join("overlay/l"))?;
+        self.sync_dir(&self.root.join("overlay"))
     }
 
     /// Writes what is said of a layer to those who ask for its blob.
@@ -83,24 +100,25 @@ impl StoreDir {
         self.write_whole(&path, info.to_string().as_bytes())
     }
 
-    fn write_once(&self, path: &Path, content: &[u8]) -> Result<()> {
+    /// Whether it had to be written.
+    fn write_once(&self, path: &Path, content: &[u8]) -> Result<bool> {
         match fs::read(path) {
-            Ok(found) if found == content => Ok(()),
-            _ => self.write_whole(path, content),
+            Ok(found) if found == content => Ok(false),
+            _ => self.write_whole(path, content).map(|()| true),
         }
     }
 
-    /// Makes `path` a symbolic link to `target`, in one step where it leads elsewhere.
-    fn link_to(&self, path: &Path, target: &Path) -> Result<()> {
+    /// Makes `path` a symbolic link to `target`, in one step where it leads elsewhere. Whether it had to be made.
+    fn link_to(&self, path: &Path, target: &Path) -> Result<bool> {
         if fs::read_link(path).is_ok_and(|found| found == target) {
-            return Ok(());
+            return Ok(false);
         }
         let mut name = path.as_os_str().to_owned();
         name.push(".new");
         let new = PathBuf::from(name);
         let _ = fs::remove_file(&new);
         let linked = symlink(target, &new).and_then(|()| fs::rename(&new, path));
-        linked.map_err(|e| self.error("linking", path, e))
+        linked.map(|()| true).map_err(|e| self.error("linking", path, e))
     }
 
     /// Removes the directory of a layer that is not listed any more.

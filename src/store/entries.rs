@@ -6,7 +6,10 @@ use chrono::{DateTime, SecondsFormat};
 use serde::{Deserialize, Serialize};
 
 use super::list::Entry;
-use crate::image::{ChainId, Descriptor, Digest};
+use crate::{
+    image::{ChainId, Descriptor, Digest},
+    rootfs::WrongLayer,
+};
 
 /// A layer of `layers.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +40,12 @@ impl Entry for LayerEntry {
 }
 
 impl LayerEntry {
+    /// Whether it is a layer that has been found not to be what it should be.
+    pub(crate) fn is_meant_by(&self, wrong: &WrongLayer) -> bool {
+        self.compressed_diff_digest == wrong.layer
+            && wrong.diff_id.is_none_or(|diff_id| diff_id == self.diff_digest)
+    }
+
     /// The entry of a layer that is recorded now.
     pub fn new(
         id: ChainId,

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io,
     marker::PhantomData,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -19,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::StoreDir;
 use crate::{
     backend::{Error, Kind, Result},
-    util::locked,
+    util::{locked, write_whole},
 };
 
 /// Bytes of a lock file that are compared by whoever has the store open.
@@ -52,15 +52,7 @@ impl StoreDir {
 
     /// Writes a small file so that it is whole or not there, and flushes it.
     pub(super) fn write_whole(&self, path: &Path, content: &[u8]) -> Result<()> {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".new");
-        let new = PathBuf::from(name);
-        let written = File::create(&new).and_then(|mut file| {
-            file.write_all(content)?;
-            file.sync_all()
-        });
-        written.map_err(|e| self.error("writing", &new, e))?;
-        fs::rename(&new, path).map_err(|e| self.error("writing", path, e))
+        write_whole(path, content).map_err(|e| self.error("writing", path, e))
     }
 
     /// Flushes a directory, so that the names in it survive a power cut.

@@ -12,7 +12,7 @@ use super::{LayerEntry, StoreDir, entries};
 use crate::{
     backend::{Error, Kind, Result},
     image::{ChainId, Digest, ImageConfig, Manifest, Reference, Repository, View},
-    rootfs::{CONFIG_FILE, MANIFEST_FILE, read_record},
+    rootfs::{CONFIG_FILE, MANIFEST_FILE, Record, read_record},
 };
 
 /// What a record says of where its image comes from.
@@ -43,6 +43,13 @@ pub struct Source {
     /// Why it is not served any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withdrawn: Option<String>,
+}
+
+impl Source {
+    /// Whether the image is served.
+    pub(crate) fn is_lazy(&self) -> bool {
+        self.withdrawn.is_none()
+    }
 }
 
 /// An image that is recorded.
@@ -119,7 +126,7 @@ impl StoredRecord {
 
     /// Whether it is served.
     pub fn is_lazy(&self) -> bool {
-        self.source.withdrawn.is_none()
+        self.source.is_lazy()
     }
 }
 
@@ -172,6 +179,31 @@ impl StoreDir {
         }
         records.sort_by_key(StoredRecord::digest);
         Ok((records, damaged))
+    }
+
+    /// All records that can be read. The others are set aside and logged; second, whether there were any.
+    pub(crate) fn take_records(&self) -> Result<(Vec<StoredRecord>, bool)> {
+        let (records, damaged) = self.records()?;
+        for record in &damaged {
+            tracing::warn!("the record {} is damaged, and set aside", record.display());
+            self.set_aside(record)?;
+        }
+        Ok((records, !damaged.is_empty()))
+    }
+
+    /// The record of an image, if there is one that can be read.
+    pub(crate) fn record(&self, manifest: &Digest) -> Option<StoredRecord> {
+        read(&self.record_dir(manifest), manifest)
+    }
+
+    /// What has to be known of a record for its trees to be shown.
+    pub(crate) fn to_show(&self, record: &StoredRecord) -> Record {
+        Record {
+            repository: record.repository.clone(),
+            manifest: record.manifest.clone(),
+            config: record.config.clone(),
+            kept_in: self.record_dir(&record.digest()),
+        }
     }
 
     /// Sets a record aside that cannot be read.

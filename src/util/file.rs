@@ -1,9 +1,10 @@
-//! Reading files without waiting for the disk.
+//! Reading files without waiting for the disk, and writing small ones whole.
 
 use std::{
-    fs::File,
-    io::{self, IoSliceMut},
+    fs::{self, File},
+    io::{self, IoSliceMut, Write},
     os::unix::fs::FileExt,
+    path::{Path, PathBuf},
 };
 
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -33,6 +34,32 @@ pub(crate) fn read_cached(file: &File, offset: u64, length: usize) -> Option<io:
     }
     bytes.truncate(have);
     Some(Ok(bytes))
+}
+
+/// Fills `buffer` from the byte `offset` of the file on, as far as there is something. How many bytes that are.
+pub(crate) fn read_at_most(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut have = 0;
+    while have < buffer.len() {
+        match file.read_at(&mut buffer[have..], offset.saturating_add(have as u64)) {
+            Ok(0) => break,
+            Ok(read) => have += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(have)
+}
+
+/// Writes a small file so that it is whole or what it was before, and flushes it. It is written as `<path>.new`
+/// first, for one writer at a time. That the name survives a power cut, too, takes a flush of its directory.
+pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    let mut file = File::create(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
 }
 
 #[cfg(test)]

@@ -238,6 +238,78 @@ fn what_a_place_cannot_do_is_said() {
 }
 
 #[test]
+fn several_workers_replace_nothing_that_is_packed() {
+    let bed = Bed::new();
+    let (from, ..) = bed.images();
+    let dir = bed.at("dir", "dir");
+    bed.copy(&from, &dir, &["quay.io/team/other:v2"]).success();
+    let before = tree::everything_under(&bed.path("dir"));
+    let manifest = fs::read(bed.path("dir/manifest.json")).expect("reading");
+    bed.copy(&from, &dir, &["quay.io/team/other:v2", "--shard", "1/2"])
+        .expect_code(2)
+        .stderr_has("several workers");
+    assert_eq!(tree::everything_under(&bed.path("dir")), before);
+    assert_eq!(fs::read(bed.path("dir/manifest.json")).expect("reading"), manifest);
+}
+
+#[test]
+fn options_that_would_do_nothing_are_refused() {
+    let bed = Bed::new();
+    let (from, ..) = bed.images();
+    let (dir, layout, registry) =
+        (text(&bed.path("dir")).to_owned(), bed.at("oci", "layout"), "registry://127.0.0.1:1");
+    let idle: [(&[&str], &[&str]); 5] = [
+        (&["--layout", "portable"], &[&layout, registry]),
+        (&["--sync", "end"], &[&layout, registry]),
+        (&["--index-layers"], &[&layout, registry]),
+        (&["--create-projects"], &[&layout, &dir]),
+        (&["--single-writer"], &[&layout, &dir, registry]),
+    ];
+    for (args, targets) in idle {
+        for target in targets {
+            let args = [&["--all"], args].concat();
+            let reason = format!("{} is about", args[1]);
+            bed.copy(&from, target, &args).expect_code(2).stderr_has(&reason);
+            if target.starts_with("oci:") && args[1] != "--create-projects" {
+                let args = [&["pull", "--images-dir", target], &args[1..], &["a.io/b:c"]].concat();
+                bed.imgfs.run(&args).expect_code(2).stderr_has(&reason);
+            }
+        }
+    }
+    for name in ["dir", "layout"] {
+        assert!(!bed.path(name).exists(), "{name}");
+    }
+}
+
+#[test]
+fn a_directory_is_named_alike_by_all_commands() {
+    let bed = Bed::new();
+    let (from, ..) = bed.images();
+    let (local, image) = (format!("local://{from}"), "quay.io/team/other:v2");
+    for args in [
+        &["ls"][..],
+        &["verify"],
+        &["prune", "--dry-run"],
+        &["inspect", image],
+        &["index", "ls"],
+        &["profile", "ls"],
+        &["digest", image],
+    ] {
+        let plain = bed.imgfs.run(&[args, &["--images-dir", &from]].concat()).success();
+        let schemed = bed.imgfs.run(&[args, &["--images-dir", &local]].concat()).success();
+        // The time that it took comes last.
+        let said = |output: &Output| output.stdout.split("; ").next().map(str::to_owned);
+        assert_eq!(said(&schemed), said(&plain), "{args:?}");
+    }
+    let layout = bed.at("oci", "layout");
+    bed.copy(&from, &layout, &["--all"]).success();
+    for args in [&["prune"][..], &["serve"], &["index", "ls"], &["profile", "ls"]] {
+        let output = bed.imgfs.run(&[args, &["--images-dir", &layout]].concat());
+        output.expect_code(2).stderr_has("directory");
+    }
+}
+
+#[test]
 fn blobs_are_linked_between_a_directory_and_a_layout() {
     use std::os::unix::fs::MetadataExt as _;
     let bed = Bed::new();

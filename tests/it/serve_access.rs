@@ -117,6 +117,9 @@ fn what_is_not_safe_is_refused_at_the_start() {
     refused(&["--listen", "0.0.0.0:0", "--htpasswd", &users], "--insecure-auth");
     refused(&["--client-ca", &users], "--tls-cert");
     refused(&["--keep"], "--upstream");
+    std::fs::create_dir_all(imgfs.images_dir()).expect("making a directory");
+    let elsewhere = files.path().join("cache");
+    refused(&["--keep", "--upstream", "*", "--cache-dir", text(&elsewhere)], "--cache-dir");
     refused(&["--listen", "nonsense"], "address");
     refused(&["--local-name", "nodots"], "dot");
     refused(&["--upstream", "a b"], "pattern");

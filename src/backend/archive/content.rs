@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     ops::Range,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -21,6 +21,7 @@ use crate::{
     layer::{
         Compression, IndexError, Indexer, LayerIndex, Limits, MemberReader, Options, SpanDecoder,
     },
+    util::read_at_most,
 };
 
 /// Bytes of the file that are read at once.
@@ -145,20 +146,6 @@ fn pass(file: &File, path: &Path) -> Result<LayerIndex> {
         at += count as u64;
         indexer.push(&buffer[..count]).map_err(broken)?;
     }
-}
-
-/// Fills `buffer` from `offset` on as far as there is something.
-fn read_at_most(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(filled)
 }
 
 /// Standard input as a file that can be read at any place: itself if it is one, or else a copy without a name.

@@ -49,20 +49,62 @@ pub struct PartialBlob {
     to_disk: Option<Arc<File>>,
 }
 
+/// Whose turn it is to bring a blob.
+enum Claim {
+    /// It is there.
+    Present,
+    /// That of another process.
+    Busy,
+    /// Ours: nobody else works on it as long as this lives.
+    Ours(Box<PartialBlob>),
+}
+
 /// Finds out whether `blob` is there, being received, or to be received.
 pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened> {
-    if inner.is_verified(blob)? {
+    let mut partial = match claim(inner, blob)? {
+        Claim::Present => return Ok(Opened::Present),
+        Claim::Busy => return Ok(Opened::Busy),
+        Claim::Ours(partial) => partial,
+    };
+    if partial.take_whole(&inner.cache_dir())? {
         return Ok(Opened::Present);
+    }
+    partial.take_parts();
+    partial.resume()?;
+    partial.begun = partial.received;
+    Ok(Opened::Receive(partial))
+}
+
+/// Makes `blob` one of the tree if it is there, though not verified, or if the cache in `cache_dir` has all of it.
+/// Whether it is one then.
+pub(super) fn take_whole(inner: &Arc<Inner>, blob: &Descriptor, cache_dir: &Path) -> Result<bool> {
+    let is_it = |path: &Path| {
+        inner.root.stat(path).is_ok_and(|meta| meta.is_file() && meta.len() == blob.size)
+    };
+    let in_cache = cached::whole_path(cache_dir, &blob.digest);
+    if !is_it(&inner.blob_path(&blob.digest)) && !is_it(&in_cache) {
+        return Ok(false);
+    }
+    match claim(inner, blob)? {
+        Claim::Present => Ok(true),
+        Claim::Busy => Ok(false),
+        Claim::Ours(partial) => partial.take_whole(cache_dir),
+    }
+}
+
+fn claim(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Claim> {
+    if inner.is_verified(blob)? {
+        return Ok(Claim::Present);
     }
     let path = inner.partial_path(&blob.digest);
     let failed = |e| Error::io(&path, "opening", e);
-    let Some(file) = lock(&inner.root, &path).map_err(failed)? else { return Ok(Opened::Busy) };
+    let Some(file) = lock(&inner.root, &path).map_err(failed)? else { return Ok(Claim::Busy) };
     // Now nobody else works on this blob; another process may just have published it.
     if inner.check_blob(blob)? {
         inner.root.remove_file(&path).map_err(failed)?;
-        return Ok(Opened::Present);
+        return Ok(Claim::Present);
     }
-    let mut partial = PartialBlob {
+    Ok(Claim::Ours(Box::new(PartialBlob {
         inner: inner.clone(),
         hasher: Hasher::new(blob.digest.algorithm()),
         blob: blob.clone(),
@@ -72,14 +114,7 @@ pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened> {
         from_cache: false,
         begun: 0,
         to_disk: None,
-    };
-    if partial.take_whole()? {
-        return Ok(Opened::Present);
-    }
-    partial.take_parts();
-    partial.resume()?;
-    partial.begun = partial.received;
-    Ok(Opened::Receive(Box::new(partial)))
+    })))
 }
 
 /// Publishes the whole `file` at `path`, which has been hashed to `found`, as `blob`. If it is another one, it is
@@ -127,9 +162,9 @@ fn lock(root: &ConfinedDir, path: &Path) -> io::Result<Option<File>> {
 impl PartialBlob {
     /// Takes the blob from the cache of a mount, if that has all of it: its file becomes ours, once
     /// it has been hashed. Whether it is there now.
-    fn take_whole(&self) -> Result<bool> {
+    fn take_whole(&self, cache_dir: &Path) -> Result<bool> {
         let root = &self.inner.root;
-        let path = cached::whole_path(&self.inner.cache_dir(), &self.blob.digest);
+        let path = cached::whole_path(cache_dir, &self.blob.digest);
         let is_it = |meta: Metadata| meta.is_file() && meta.len() == self.blob.size;
         if !root.stat(&path).is_ok_and(is_it) {
             return Ok(false);

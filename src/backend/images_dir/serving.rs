@@ -277,15 +277,11 @@ impl ImagesDir {
             .await
     }
 
-    /// Makes the blob `blob`, which the cache of a mount or a server has whole, one of the tree. Whether it is there
-    /// then.
-    pub async fn take_from_cache(&self, blob: &Descriptor) -> Result<bool> {
-        let blob = blob.clone();
-        self.blocking(move |inner| {
-            let opened = super::receive::open(inner, &blob)?;
-            Ok(matches!(opened, crate::backend::Opened::Present))
-        })
-        .await
+    /// Makes the blob `blob`, which the cache in `cache_dir` of a mount or a server has whole, one of the tree. Whether
+    /// it is there then.
+    pub async fn take_from_cache(&self, blob: &Descriptor, cache_dir: &Path) -> Result<bool> {
+        let (blob, cache_dir) = (blob.clone(), cache_dir.to_owned());
+        self.blocking(move |inner| super::receive::take_whole(inner, &blob, &cache_dir)).await
     }
 }
 

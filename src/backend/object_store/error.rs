@@ -2,16 +2,12 @@
 
 use object_store::Error;
 
-use crate::backend::Kind;
+use crate::backend::{Kind, registry::root_cause};
 
 /// What the error says, once.
 pub(super) fn text(error: &Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
     // The deepest cause may say less than what is around it.
-    let (whole, cause) = (error.to_string(), cause.to_string());
+    let (whole, cause) = (error.to_string(), root_cause(error));
     let text = if whole.contains(&cause) { whole } else { format!("{whole}: {cause}") };
     text.chars().filter(|c| !c.is_control()).take(500).collect()
 }

@@ -37,10 +37,6 @@ impl Names for ObjectTree {
         self.inner.side.clone()
     }
 
-    async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
-        Ok(Some(self.manifest(reference).await?.digest()))
-    }
-
     async fn manifest(&self, reference: &Reference) -> Result<Manifest> {
         let inner = &self.inner;
         let doing = format!("fetching manifest {reference}");
@@ -264,17 +260,7 @@ impl Sink for ObjectTree {
     }
 
     /// Indexes come with all that they name, or not at all.
-    async fn keep_sparse(&self, _: Digest, _: &str) -> Result<()> {
-        Ok(())
-    }
-
-    async fn settle(&self, _: &Repository) -> Result<()> {
-        Ok(())
-    }
-
     async fn forget_known(&self, _: &Repository) {
         locked(&self.inner.seen).clear();
     }
-
-    async fn close(&self) {}
 }

@@ -44,8 +44,7 @@ impl OciLayout {
             let is_new = entries
                 .iter()
                 .all(|entry| ["blobs", MARK, INDEX].iter().any(|own| entry.name == *own));
-            let is_images_dir = ["blobs/.imgfs/layout"].iter().any(|own| is_there(own));
-            if !is_new || is_images_dir {
+            if !is_new || is_there("blobs/.imgfs/layout") {
                 let reason = "it is not empty and no OCI image layout; give another directory";
                 return Err(Error::new(side(root), "creating it", Kind::Config(reason.to_owned())));
             }
@@ -182,10 +181,6 @@ impl Names for OciLayout {
         side(self.root())
     }
 
-    async fn head(&self, reference: &Reference) -> Result<Option<Digest>> {
-        Ok(Some(self.manifest(reference).await?.digest()))
-    }
-
     async fn manifest(&self, reference: &Reference) -> Result<Manifest> {
         let reference = reference.clone();
         self.blocking(move |inner| {
@@ -244,17 +239,4 @@ impl Sink for OciLayout {
         let (repository, manifest, name) = (repository.clone(), manifest.clone(), name.clone());
         self.blocking(move |inner| inner.put(&repository, &manifest, &name)).await
     }
-
-    /// Which children of an index are there says which are wanted.
-    async fn keep_sparse(&self, _: Digest, _: &str) -> Result<()> {
-        Ok(())
-    }
-
-    async fn settle(&self, _: &Repository) -> Result<()> {
-        Ok(())
-    }
-
-    async fn forget_known(&self, _: &Repository) {}
-
-    async fn close(&self) {}
 }

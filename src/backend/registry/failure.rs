@@ -132,7 +132,7 @@ fn printable(text: &str) -> String {
 }
 
 /// The innermost cause, which is the one that says something.
-pub(super) fn root_cause(error: &dyn StdError) -> String {
+pub(in crate::backend) fn root_cause(error: &dyn StdError) -> String {
     let mut cause = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;

@@ -356,10 +356,6 @@ impl Sink for RegistrySink {
         Ok(())
     }
 
-    async fn keep_sparse(&self, _: Digest, _: &str) -> Result<()> {
-        Ok(())
-    }
-
     async fn settle(&self, repository: &Repository) -> Result<()> {
         let unlisted: Vec<(Reference, Vec<Value>)> = {
             let mut all = locked(&self.unlisted);

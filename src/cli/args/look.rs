@@ -2,7 +2,7 @@
 
 use clap::Args as ClapArgs;
 
-use super::{InsideArgs, TreeArgs, ending, exit_status};
+use super::{InsideArgs, LookArgs, TreeArgs, ending, exit_status};
 
 /// List the images in a directory or a registry, or the files in an image
 ///
@@ -115,12 +115,7 @@ pub(crate) struct DigestArgs {
     #[arg(value_name = "IMAGE")]
     pub(crate) image: String,
     #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) inside: InsideArgs,
+    pub(crate) look: LookArgs,
 }
 
 /// Show which files differ between two images, without pulling them

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand, ValueHint};
 
-use super::{InsideArgs, TreeArgs, ending, exit_status};
+use super::{InsideArgs, LookArgs, TreeArgs, ending, exit_status};
 
 /// What images read when they start, and carrying that to other machines
 ///
@@ -33,12 +33,12 @@ impl ProfileCommand {
     pub(crate) fn is_json(&self) -> bool {
         match self {
             Self::Ls(args) => args.json,
-            Self::Show(args) => args.json,
+            Self::Show(args) => args.look.json,
             Self::Export(_) => false,
             Self::Import(args) => args.json,
-            Self::Push(args) => args.json,
-            Self::Pull(args) => args.json,
-            Self::Rm(args) => args.json,
+            Self::Push(args) => args.look.json,
+            Self::Pull(args) => args.look.json,
+            Self::Rm(args) => args.look.json,
         }
     }
 }
@@ -70,12 +70,7 @@ pub(crate) struct ProfileShowArgs {
     #[arg(value_name = "IMAGE|DIGEST")]
     pub(crate) image: String,
     #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) inside: InsideArgs,
+    pub(crate) look: LookArgs,
 }
 
 /// Write the profile of an image into a file
@@ -137,12 +132,7 @@ pub(crate) struct ProfilePushArgs {
     #[arg(long)]
     pub(crate) local: bool,
     #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) inside: InsideArgs,
+    pub(crate) look: LookArgs,
 }
 
 /// Take the newest profile that is attached to an image, in place of the one that it has here
@@ -157,12 +147,7 @@ pub(crate) struct ProfilePullArgs {
     #[arg(value_name = "IMAGE")]
     pub(crate) image: String,
     #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) inside: InsideArgs,
+    pub(crate) look: LookArgs,
 }
 
 /// Remove the profile of an image that is kept here
@@ -176,12 +161,7 @@ pub(crate) struct ProfileRmArgs {
     #[arg(value_name = "IMAGE|DIGEST")]
     pub(crate) image: String,
     #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) inside: InsideArgs,
+    pub(crate) look: LookArgs,
 }
 
 /// Indexes of layers, and sharing them with other machines
@@ -206,10 +186,10 @@ impl IndexCommand {
     /// Whether JSON is printed.
     pub(crate) fn is_json(&self) -> bool {
         match self {
-            Self::Ls(args) => args.json,
-            Self::Push(args) => args.json,
-            Self::Pull(args) => args.json,
-            Self::Rm(args) => args.json,
+            Self::Ls(args) => args.look.json,
+            Self::Push(args) => args.look.json,
+            Self::Pull(args) => args.look.json,
+            Self::Rm(args) => args.look.json,
         }
     }
 }
@@ -230,12 +210,7 @@ pub(crate) struct IndexLsArgs {
     #[arg(value_name = "IMAGE")]
     pub(crate) image: Option<String>,
     #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) inside: InsideArgs,
+    pub(crate) look: LookArgs,
 }
 
 /// Attach the indexes of an image's layers to it
@@ -256,12 +231,7 @@ pub(crate) struct IndexPushArgs {
     #[arg(long)]
     pub(crate) local: bool,
     #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) inside: InsideArgs,
+    pub(crate) look: LookArgs,
 }
 
 /// Fetch the indexes that are attached to an image
@@ -280,12 +250,7 @@ pub(crate) struct IndexPullArgs {
     #[arg(value_name = "IMAGE")]
     pub(crate) image: String,
     #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) inside: InsideArgs,
+    pub(crate) look: LookArgs,
 }
 
 /// Remove the indexes of an image's layers that are kept here
@@ -306,10 +271,5 @@ pub(crate) struct IndexRmArgs {
     #[arg(long)]
     pub(crate) attached: bool,
     #[command(flatten)]
-    pub(crate) tree: TreeArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) inside: InsideArgs,
+    pub(crate) look: LookArgs,
 }

@@ -13,7 +13,7 @@ use super::{Known, MAX_ORDINARY, Result, StoreDaemon, blocking};
 use crate::{
     backend,
     image::{ChainId, Digest},
-    rootfs::{Record, WrongLayer},
+    rootfs::WrongLayer,
     store::{LayerEntry, Needed, PruneReport, RemoveReport, StoredRecord, needed_by},
     util::locked,
 };
@@ -26,13 +26,9 @@ impl StoreDaemon {
     pub(super) async fn take_up(&self) -> Result<()> {
         let _changing = self.inner.changing.lock().await;
         let dir = self.inner.dir.clone();
-        let (records, damaged, listed) = blocking(move || {
-            let (records, damaged) = dir.records()?;
-            for record in &damaged {
-                tracing::warn!("the record {} is damaged, and set aside", record.display());
-                dir.set_aside(record)?;
-            }
-            Ok((records, damaged, dir.layers()?))
+        let (records, has_damaged, listed) = blocking(move || {
+            let (records, has_damaged) = dir.take_records()?;
+            Ok((records, has_damaged, dir.layers()?))
         })
         .await?;
         let sized = listed.iter().filter(|layer| layer.diff_size != layer.compressed_size);
@@ -59,7 +55,6 @@ impl StoreDaemon {
         locked(&self.inner.state).images = images;
         let (dir, mount) = (self.inner.dir.clone(), self.inner.options.mount.clone());
         let served: HashSet<ChainId> = layers.iter().map(|layer| layer.id).collect();
-        let has_damaged = !damaged.is_empty();
         blocking(move || {
             let listed: HashSet<ChainId> = listed.iter().map(|layer| layer.id).collect();
             if !listed.is_empty() {
@@ -80,13 +75,7 @@ impl StoreDaemon {
 
     /// Shows the trees of an image that is recorded.
     pub(super) fn show(&self, record: &StoredRecord) -> backend::Result<()> {
-        let record = Record {
-            repository: record.repository.clone(),
-            manifest: record.manifest.clone(),
-            config: record.config.clone(),
-            kept_in: self.inner.dir.record_dir(&record.digest()),
-        };
-        self.inner.images.record(&record)?;
+        self.inner.images.record(&self.inner.dir.to_show(record))?;
         let note = json!({ "state": "lazy" });
         self.inner.images.set_store_note(record.manifest.digest(), note);
         Ok(())
@@ -217,12 +206,7 @@ impl StoreDaemon {
 
     async fn withdraw(&self, wrong: &WrongLayer) -> Result<()> {
         let _changing = self.inner.changing.lock().await;
-        let has_it = |known: &Known| {
-            known.layers.iter().any(|layer| {
-                layer.compressed_diff_digest == wrong.layer
-                    && wrong.diff_id.is_none_or(|diff_id| diff_id == layer.diff_digest)
-            })
-        };
+        let has_it = |known: &Known| known.layers.iter().any(|layer| layer.is_meant_by(wrong));
         let withdrawn: Vec<(Digest, Known)> = {
             let mut state = locked(&self.inner.state);
             let bad = state.images.iter_mut().filter(|(_, known)| known.is_lazy() && has_it(known));

@@ -1,11 +1,11 @@
 //! The socket of a daemon.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{UnixListener, UnixStream},
+    net::UnixStream,
     sync::Semaphore,
     time::timeout,
 };
@@ -16,7 +16,7 @@ use crate::{
         RemoveReport,
         wire::{Answer, MAX_LINE, Order},
     },
-    util::listen_alone,
+    util::LocalListener,
 };
 
 /// Connections at once.
@@ -25,30 +25,14 @@ const MAX_CONNECTIONS: usize = 256;
 /// How long whoever has connected may take to say what he wants, and to take the answer.
 const TURN: Duration = Duration::from_secs(10);
 
-/// The socket of a daemon, open.
-pub struct StoreListener(UnixListener);
-
-impl StoreListener {
-    /// Listens at `path`, with mode 0600. What a process that has ended has left there is replaced. Has to be
-    /// called in a runtime.
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        listen_alone(path).map(Self)
-    }
-
-    /// A socket that somebody else has opened.
-    pub fn from_std(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        UnixListener::from_std(listener).map(Self)
-    }
-}
-
 impl StoreDaemon {
     /// Answers what is asked at the socket, for ever.
-    pub async fn listen(self, listener: StoreListener) {
+    pub async fn listen(self, listener: LocalListener) {
+        let listener = listener.into_inner();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
-            let Ok((stream, _)) = listener.0.accept().await else {
+            let Ok((stream, _)) = listener.accept().await else {
                 // Too many open files, for one: it may pass.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;

@@ -243,10 +243,14 @@ impl StoreDaemon {
             let doing = format!("adding {name}");
             Error::new("store", doing, Kind::NotFound("it has been removed meanwhile".into()))
         };
+        let mut renamed: Vec<(Digest, Source)> = Vec::new();
         let source = {
             let mut state = locked(&self.inner.state);
-            for known in state.images.values_mut() {
-                known.source.added.retain(|other| *other != name);
+            for (of, known) in &mut state.images {
+                if known.source.added.contains(&name) {
+                    known.source.added.retain(|other| *other != name);
+                    renamed.push((*of, known.source.clone()));
+                }
             }
             let known = state.images.get_mut(&digest).ok_or_else(gone)?;
             known.source.added.push(name.clone());
@@ -254,18 +258,14 @@ impl StoreDaemon {
         };
         let dir = self.inner.dir.clone();
         blocking(move || {
-            for record in dir.records()?.0 {
-                let digest_of = record.digest();
-                if digest_of == digest {
-                    dir.write_source(&digest, &source)?;
-                    dir.add_image(&record, std::slice::from_ref(&name))?;
-                } else if record.source.added.contains(&name) {
-                    let mut source = record.source.clone();
-                    source.added.retain(|other| *other != name);
-                    dir.write_source(&digest_of, &source)?;
+            for (of, source) in renamed.iter().filter(|(of, _)| *of != digest) {
+                if dir.record_dir(of).exists() {
+                    dir.write_source(of, source)?;
                 }
             }
-            Ok(())
+            let Some(record) = dir.record(&digest) else { return Ok(()) };
+            dir.write_source(&digest, &source)?;
+            dir.add_image(&record, std::slice::from_ref(&name))
         })
         .await
     }

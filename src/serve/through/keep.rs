@@ -8,6 +8,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -35,13 +36,14 @@ const MAX_NOTED: usize = 4096;
 /// Publishes what has come through.
 pub(super) struct Keeper {
     dir: ImagesDir,
+    cache_dir: PathBuf,
     store: Store,
     noted: Mutex<HashMap<(Repository, Digest), Instant>>,
 }
 
 impl Keeper {
-    pub(super) fn new(dir: ImagesDir, store: Store) -> Arc<Self> {
-        let keeper = Arc::new(Self { dir, store, noted: Mutex::default() });
+    pub(super) fn new(dir: ImagesDir, cache_dir: PathBuf, store: Store) -> Arc<Self> {
+        let keeper = Arc::new(Self { dir, cache_dir, store, noted: Mutex::default() });
         tokio::spawn({
             let keeper = Arc::downgrade(&keeper);
             async move {
@@ -90,7 +92,7 @@ impl Keeper {
         let _filling = self.dir.filling(PRUNE_PATIENCE).await?;
         for blob in manifest.blobs() {
             let is_here = self.dir.has(repository, blob).await?;
-            if !is_here && !self.dir.take_from_cache(blob).await? {
+            if !is_here && !self.dir.take_from_cache(blob, &self.cache_dir).await? {
                 return Ok(false);
             }
         }

@@ -163,6 +163,13 @@ impl Store {
                 self.sweep();
             }
         }
+        let is_recorded = self.read(repository, |record| {
+            record.manifests.contains(&digest)
+                && manifest.blobs().all(|blob| record.blobs.get(&blob.digest) == Some(&blob.size))
+        });
+        if is_recorded {
+            return;
+        }
         self.change(repository, |record| {
             if !record.manifests.contains(&digest) {
                 record.manifests.push(digest);
