@@ -133,12 +133,17 @@ impl Writable {
         });
         for (kept, stored) in kept {
             let Some(Place::Manifest(place)) = Place::of(&kept.path) else { continue };
+            // The mount that kept it has come to its end just after it had published it.
+            if dir.has_content(&kept.path, &kept.content) {
+                continue;
+            }
             let bytes = Bytes::from(kept.content);
             let Some(waiting) = writable.take_up(&place, &bytes, stored) else { continue };
             let base = (Handle::Content(bytes.clone()), bytes.len() as u64, (0, 0));
             let file = writable.pending_of(&kept.path, Place::Manifest(place), base);
             let mut state = file.state();
             state.is_written = true;
+            state.replaces = dir.has_file(&kept.path);
             state.mtime = kept.mtime;
             state.stage = Stage::Waiting(waiting);
             drop(state);
@@ -311,9 +316,7 @@ impl Writable {
 
     /// What is told of something that the view shows, by where that is.
     fn seen(&self, mut entry: Entry) -> Entry {
-        if let Ok(node) = self.view.inodes().node(entry.attributes.ino)
-            && matches!(node.kind, Kind::Manifest(_) | Kind::Blob(_))
-        {
+        if self.is_elsewhere(entry.attributes.ino) {
             entry.attributes.mtime = ELSEWHERE;
         }
         entry

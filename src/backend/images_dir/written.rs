@@ -127,6 +127,17 @@ impl ImagesDir {
         self.inner.root.create_dirs(&path).map_err(|e| Error::io(&path, "creating", e))
     }
 
+    /// Whether there is a file at `path`, as it is shown.
+    pub fn has_file(&self, path: &str) -> bool {
+        self.inner.root.is_file(&self.stored(path))
+    }
+
+    /// Whether there is a file with this content at `path`, as it is shown.
+    pub fn has_content(&self, path: &str, content: &[u8]) -> bool {
+        let limit = content.len() as u64 + 1;
+        self.inner.root.read(&self.stored(path), limit).is_ok_and(|found| found == content)
+    }
+
     /// Removes the directory `path`, as it is shown, if it is there. It has to be empty.
     pub fn remove_dir(&self, path: &str) -> Result<()> {
         let path = self.stored(path);

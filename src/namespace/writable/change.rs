@@ -2,6 +2,8 @@
 
 use std::{ffi::OsStr, sync::Arc};
 
+use tokio::sync::OwnedMutexGuard;
+
 use super::{
     Writable, invalid,
     pending::{Pending, Stage},
@@ -148,13 +150,26 @@ impl Writable {
         }
     }
 
-    pub(super) async fn remove_file(&self, parent: u64, name: &OsStr, path: &str) -> Result<()> {
+    /// The file that is pending under a name. Nobody publishes it as long as the guard is held.
+    async fn settled(&self, path: &str) -> Option<(Arc<Pending>, OwnedMutexGuard<()>)> {
+        loop {
+            let file = self.table().named(path)?;
+            let unpublished = file.publishing.clone().lock_owned().await;
+            let named = self.table().named(path);
+            if named.is_some_and(|named| Arc::ptr_eq(&named, &file)) {
+                return Some((file, unpublished));
+            }
+        }
+    }
+
+    pub(super) async fn remove_file(&self, path: &str) -> Result<()> {
         self.table().touch_above(path);
-        if let Some(file) = self.table().named(path) {
-            let replaces = file.state().replaces;
+        if let Some((file, _unpublished)) = self.settled(path).await {
+            // Others may have brought it meanwhile.
+            let is_published = file.state().replaces || self.dir().has_file(path);
             self.table().unname(path, &file);
             file.remove();
-            if !replaces {
+            if !is_published {
                 return Ok(());
             }
         }
@@ -169,7 +184,6 @@ impl Writable {
             },
             Place::Blob(digest) => self.remove_blob(*digest).await?,
             Place::Dot | Place::Foreign | Place::Records => {
-                let _ = (parent, name);
                 return Err(ViewError::Wrong(std::io::ErrorKind::NotFound));
             }
         }
@@ -274,7 +288,7 @@ impl Writable {
         if old == new {
             return Ok(());
         }
-        let pending = self.table().named(&old);
+        let pending = self.settled(&old).await;
         let there = self.peek(from.0, from.1, &old)?;
         let is_directory = |entry: &Entry| entry.attributes.kind == crate::layer::Kind::Dir;
         if self.table().directory(&old).is_some()
@@ -293,8 +307,9 @@ impl Writable {
         if target.as_ref().is_some_and(is_directory) {
             return Err(ViewError::Wrong(std::io::ErrorKind::IsADirectory));
         }
-        if let Some(file) = pending.filter(|file| !file.state().replaces || there.is_none()) {
-            return self.rename_pending(&file, &old, &new, place, target.is_some()).await;
+        let is_new = |file: &Pending| !file.state().replaces || there.is_none();
+        if let Some(pending) = pending.filter(|(file, _)| is_new(file)) {
+            return self.rename_pending(pending, &old, &new, place, target.is_some()).await;
         }
         let Some(there) = there else {
             return Err(ViewError::Wrong(std::io::ErrorKind::NotFound));
@@ -317,29 +332,36 @@ impl Writable {
             return Err(refused(Refusal::NotPermitted, reason));
         }
         self.copy_published(&there, from, &new, place, target.is_some()).await?;
-        self.remove_file(from.0, from.1, &old).await
+        self.remove_file(&old).await
     }
 
     async fn rename_pending(
         &self,
-        file: &Arc<Pending>,
+        (file, unpublished): (Arc<Pending>, OwnedMutexGuard<()>),
         old: &str,
         new: &str,
         place: Place,
         replaces: bool,
     ) -> Result<()> {
-        let (was, was_replacing, was_at, is_open, is_written) = {
+        // What it replaces is not published any more.
+        let _unpublished = self.settled(new).await.map(|(_, unpublished)| unpublished);
+        let file = &file;
+        let (was, was_replacing, was_at, is_being_written, is_written) = {
             let mut state = file.state();
             let was = std::mem::replace(&mut state.place, place);
             let was_replacing = std::mem::replace(&mut state.replaces, replaces);
             let was_at = std::mem::replace(&mut state.stage, Stage::Writing);
+            let is_being_written = state.is_being_written();
             state.path = Some(new.into());
-            (was, was_replacing, was_at, state.writers > 0, state.is_written)
+            // What was judged under its old name, or was nothing to judge, is judged under this one.
+            state.is_dirty = state.is_written;
+            (was, was_replacing, was_at, is_being_written, state.is_written)
         };
         self.table().unname(old, file);
         let replaced = self.table().name(new, file);
+        drop(unpublished);
         let is_whole = is_written || self.is_to_be_judged(file, &file.state());
-        if !is_open
+        if !is_being_written
             && is_whole
             && let Err(error) = self.complete(file).await
         {
@@ -448,7 +470,7 @@ impl Writable {
         let (source, mtime, old) = match self.table().inode(ino) {
             Some(file) => {
                 let (mtime, old) = (file.look().mtime, file.state().path.clone());
-                if file.state().writers > 0 && place != Place::Dot {
+                if file.state().is_being_written() && place != Place::Dot {
                     let reason = format!("{}: it is being written", old.unwrap_or_default());
                     return Err(refused(Refusal::Busy, reason));
                 }

@@ -5,7 +5,10 @@ use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -26,7 +29,7 @@ use super::{
 use crate::{
     image::{Algorithm, Digest, MAX_MANIFEST_BYTES},
     namespace::{Handle, mtime_of},
-    util::locked,
+    util::{locked, read_at_most},
 };
 
 /// What is copied at a time where the system cannot copy by itself, in bytes.
@@ -48,8 +51,8 @@ pub(super) struct Pending {
     copying: Mutex<()>,
     hashing: Mutex<Hashing>,
     prefix: Mutex<Prefix>,
-    /// Held by whoever publishes it.
-    pub(super) publishing: sync::Mutex<()>,
+    /// Held by whoever publishes it, or takes its name from it.
+    pub(super) publishing: Arc<sync::Mutex<()>>,
 }
 
 /// What is known of it.
@@ -65,6 +68,9 @@ pub(super) struct State {
     pub opens: usize,
     /// How often it is open for writing.
     pub writers: usize,
+    /// How many of these have not been closed since they wrote last. The kernel says that a file has been let go only
+    /// some time after close(2).
+    pub active: usize,
     /// The process that has opened it for writing last; 0 if nobody knows.
     pub opener: u32,
     /// Whether its content has ever been written.
@@ -77,6 +83,13 @@ pub(super) struct State {
     pub mtime: Option<(i64, u32)>,
     /// How far it has come.
     pub stage: Stage,
+}
+
+impl State {
+    /// Whether more is to come.
+    pub(super) fn is_being_written(&self) -> bool {
+        self.active > 0 || self.writers > 0 && self.is_dirty
+    }
 }
 
 /// How far a file has come.
@@ -154,6 +167,7 @@ impl Pending {
             replaces: false,
             opens: 0,
             writers: 0,
+            active: 0,
             opener: 0,
             is_written: false,
             is_dirty: false,
@@ -170,7 +184,7 @@ impl Pending {
             copying: Mutex::default(),
             hashing: Mutex::default(),
             prefix: Mutex::new(Prefix::new(Algorithm::Sha256)),
-            publishing: sync::Mutex::default(),
+            publishing: Arc::default(),
         })
     }
 
@@ -212,30 +226,25 @@ impl Pending {
             Content::Base(handle, ..) => Err(handle.clone()),
             Content::Size(..) => return Err(Errno::BUSY.into()),
         };
-        let file = match source {
-            Ok(file) => file,
-            Err(handle) => {
-                return match handle.read_now(offset, length) {
-                    Some(read) => read.map_err(io::Error::other),
-                    None => {
-                        let read = handle.read(offset, length);
-                        runtime::Handle::current().block_on(read).map_err(io::Error::other)
-                    }
-                };
-            }
+        let read = |file: &File| {
+            let mut bytes = vec![0; length];
+            let have = read_at_most(file, &mut bytes, offset)?;
+            bytes.truncate(have);
+            Ok(bytes.into())
         };
-        let mut bytes = vec![0; length];
-        let mut have = 0;
-        while have < length {
-            match file.read_at(&mut bytes[have..], offset + have as u64) {
-                Ok(0) => break,
-                Ok(read) => have += read,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
+        let handle = match source {
+            Ok(file) => return read(&file),
+            Err(handle) => handle,
+        };
+        match (handle.read_now(offset, length), handle.local_file()) {
+            (Some(read), _) => read.map_err(io::Error::other),
+            // This is a thread that may wait.
+            (None, Some(file)) => read(file),
+            (None, None) => {
+                let read = handle.read(offset, length);
+                runtime::Handle::current().block_on(read).map_err(io::Error::other)
             }
         }
-        bytes.truncate(have);
-        Ok(bytes.into())
     }
 
     /// All of it, if it has `limit` bytes at most.
@@ -295,7 +304,6 @@ impl Pending {
     /// The most bytes that it can have.
     fn limit(&self) -> u64 {
         match self.state().place {
-            // One more, so that what is too large is known by its size.
             Place::Manifest(_) => MAX_MANIFEST_BYTES as u64,
             Place::Records => MAX_RECORDS,
             Place::Blob(_) | Place::Dot | Place::Foreign => u64::MAX,
@@ -562,6 +570,8 @@ fn now() -> (i64, u32) {
 pub struct PendingHandle {
     pub(super) file: Arc<Pending>,
     pub(super) writes: bool,
+    /// Whether it is one of the file's active writers. Changed while the file's state is locked.
+    is_active: AtomicBool,
 }
 
 impl PendingHandle {
@@ -569,8 +579,17 @@ impl PendingHandle {
         let mut state = file.state();
         state.opens += 1;
         state.writers += usize::from(writes);
+        state.active += usize::from(writes);
         drop(state);
-        Self { file: file.clone(), writes }
+        Self { file: file.clone(), writes, is_active: AtomicBool::new(writes) }
+    }
+
+    /// Notes whether more is to come by it.
+    pub(super) fn set_active(&self, state: &mut State, is_active: bool) {
+        if self.is_active.swap(is_active, Ordering::Relaxed) != is_active {
+            state.active =
+                if is_active { state.active + 1 } else { state.active.saturating_sub(1) };
+        }
     }
 
     /// Reads up to `length` bytes.
@@ -595,13 +614,13 @@ impl PendingHandle {
 
     /// Writes all of `bytes`. Like all that follow it may wait, and is to be called in a runtime.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.check()?;
+        self.begin()?;
         self.file.write(offset, bytes)
     }
 
     /// As fallocate(2), with its `mode`.
     pub fn allocate(&self, mode: u32, offset: u64, length: u64) -> io::Result<()> {
-        self.check()?;
+        self.begin()?;
         self.file.allocate(mode, offset, length)
     }
 
@@ -614,7 +633,7 @@ impl PendingHandle {
         offset: u64,
         length: u64,
     ) -> io::Result<u64> {
-        self.check()?;
+        self.begin()?;
         let source = match from {
             Handle::Pending(from) => match &from.file.state().content {
                 Content::File(file, _) => Some(file.clone()),
@@ -634,8 +653,13 @@ impl PendingHandle {
         self.file.sync()
     }
 
-    fn check(&self) -> io::Result<()> {
-        if self.writes { Ok(()) } else { Err(Errno::BADF.into()) }
+    /// To be called before each change.
+    fn begin(&self) -> io::Result<()> {
+        if !self.writes {
+            return Err(Errno::BADF.into());
+        }
+        self.set_active(&mut self.file.state(), true);
+        Ok(())
     }
 }
 

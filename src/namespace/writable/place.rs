@@ -37,7 +37,7 @@ pub(super) struct ManifestPlace {
     pub dir: Box<str>,
     /// The repository that it belongs to.
     pub repository: Repository,
-    /// The tag; `None` for a manifest that is named by its digest.
+    /// What it is named by.
     pub name: Name,
 }
 

@@ -189,6 +189,10 @@ impl Writable {
 
     async fn publish_blob(&self, file: &Arc<Pending>, path: &str, digest: Digest) -> Result<()> {
         let _publishing = file.publishing.lock().await;
+        if file.state().place != Place::Blob(digest) {
+            // It has been removed or renamed.
+            return Ok(());
+        }
         let (to_publish, path, dir) = (file.clone(), path.to_owned(), self.dir().clone());
         let time = blocking(move || {
             let _unchanging = to_publish.unchanging();

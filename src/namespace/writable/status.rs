@@ -63,7 +63,7 @@ impl Writable {
                 continue;
             }
             let (name, missing) = match &state.stage {
-                _ if state.writers > 0 => ("writing", None),
+                _ if state.is_being_written() => ("writing", None),
                 Stage::Waiting(waiting) => ("waiting", Some(waiting)),
                 _ if !state.is_written => ("empty", None),
                 _ => ("written", None),

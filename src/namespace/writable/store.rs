@@ -155,14 +155,19 @@ impl Store {
         Ok(())
     }
 
-    /// The manifests that wait, with the names of their files. What was cut short is removed: nobody was told that it
-    /// is kept.
+    /// The manifests that wait, with the names of their files, in the order in which they have been written. What was
+    /// cut short is removed: nobody was told that it is kept.
     fn waiting(&self) -> io::Result<Vec<(String, Kept)>> {
         let mut waiting = Vec::new();
         let mut last = 0;
-        for name in self.names()? {
-            let Some(number) = name.strip_prefix(WAITING) else { continue };
-            last = last.max(number.parse().unwrap_or(0));
+        let number = |name: &String| -> Option<u64> {
+            Some(name.strip_prefix(WAITING)?.parse().unwrap_or(0))
+        };
+        let mut names = self.names()?;
+        names.sort_by_cached_key(number);
+        for name in names {
+            let Some(number) = number(&name) else { continue };
+            last = last.max(number);
             let limit = (MAX_MANIFEST_BYTES + MAX_LINE) as u64;
             let text = self.root.read(&self.dir.join(&name), limit + 1)?;
             let line = text.iter().take(MAX_LINE).position(|byte| *byte == b'\n');

@@ -1,9 +1,9 @@
 //! Random sequences of what programs do, against a simple model in memory.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ffi::OsStr,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -273,6 +273,8 @@ impl Model {
 /// A mount without a kernel, which does what the kernel does.
 struct Mount {
     writable: Arc<Writable>,
+    /// What has been closed and not been let go yet.
+    closed: Mutex<VecDeque<Arc<Handle>>>,
 }
 
 fn outcome<T>(result: Result<T>) -> std::result::Result<T, &'static str> {
@@ -307,7 +309,8 @@ impl Mount {
         drop(dir);
         let dir = ImagesDir::open(root).unwrap();
         let view = View::new(dir, None, None, &settings);
-        let mount = Self { writable: Writable::new(view, None).unwrap() };
+        let mount =
+            Self { writable: Writable::new(view, None).unwrap(), closed: Default::default() };
         for dir in DIRS {
             let mut ino = ROOT;
             for part in dir.split('/') {
@@ -376,8 +379,23 @@ impl Mount {
         };
         tokio::task::spawn_blocking(written).await.unwrap().unwrap();
         let flushed = outcome(self.writable.flush(&handle, CALLER).await);
-        self.writable.release(&handle).await;
+        self.closed.lock().unwrap().push_back(handle);
         flushed
+    }
+
+    /// Lets go what has been closed, but for so many files: the kernel says so some time after close(2).
+    async fn let_go_but(&self, number: usize) {
+        loop {
+            let handle = {
+                let mut closed = self.closed.lock().unwrap();
+                match closed.len() > number {
+                    true => closed.pop_front(),
+                    false => None,
+                }
+            };
+            let Some(handle) = handle else { return };
+            self.writable.release(&handle).await;
+        }
     }
 
     async fn open_to_write(&self, ino: u64) -> std::result::Result<Handle, &'static str> {
@@ -489,11 +507,13 @@ async fn run(seed: u64, steps: usize) {
             _ => {
                 done.push("restart".to_owned());
                 model.dots.clear();
+                mount.let_go_but(0).await;
                 drop(mount);
                 mount = Mount::open(place.path());
                 (Ok(()), Ok(()))
             }
         };
+        mount.let_go_but(random.below(4)).await;
         let story = || format!("seed {seed}:\n{}", done.join("\n"));
         assert_eq!(found, expected, "{}", story());
         for path in &paths {
@@ -510,9 +530,68 @@ async fn run(seed: u64, steps: usize) {
 
 #[test]
 fn what_programs_do_at_random_is_what_the_model_says() {
+    for seed in 0..20 {
+        in_runtime(run(seed, 40));
+    }
+}
+
+fn in_runtime(work: impl Future<Output = ()>) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    for seed in 0..6 {
-        runtime.block_on(run(seed, 40));
-    }
+    runtime.block_on(work);
+}
+
+#[test]
+fn what_another_has_brought_meanwhile_is_removed_with_what_waits() {
+    in_runtime(async {
+        let place = tempfile::tempdir().unwrap();
+        let contents = Contents::new();
+        let path = format!("{}/v1", DIRS[0]);
+        let waiting = Mount::open(place.path());
+        waiting.write(&path, &contents.all[3], 1).await.unwrap();
+        let other = Mount::open(place.path());
+        for blob in &contents.all[..2] {
+            let blob_path = format!("blobs/{}", Digest::sha256(blob));
+            other.write(&blob_path, blob, 1).await.unwrap();
+        }
+        other.write(&path, &contents.all[3], 1).await.unwrap();
+        assert!(place.path().join(&path).is_file());
+        let (parent, name) = waiting.parent(&path);
+        waiting.writable.unlink(parent, name).await.unwrap();
+        assert!(!place.path().join(&path).exists());
+        assert_eq!(waiting.lookup(&path), Err("ENOENT"));
+    });
+}
+
+#[test]
+fn what_was_published_just_before_a_kill_does_not_wait() {
+    in_runtime(async {
+        let place = tempfile::tempdir().unwrap();
+        let contents = Contents::new();
+        let path = format!("{}/v1", DIRS[0]);
+        let kept = || {
+            let pending = place.path().join("blobs/.imgfs/pending/1");
+            let entries = std::fs::read_dir(pending).unwrap().map(|entry| entry.unwrap().path());
+            entries.filter(|path| path.to_str().unwrap().contains("waiting")).collect::<Vec<_>>()
+        };
+        let mount = Mount::open(place.path());
+        mount.write(&path, &contents.all[3], 1).await.unwrap();
+        let [file] = &kept()[..] else { panic!("{:?}", kept()) };
+        let content = std::fs::read(file).unwrap();
+        for blob in &contents.all[..2] {
+            let blob_path = format!("blobs/{}", Digest::sha256(blob));
+            mount.write(&blob_path, blob, 1).await.unwrap();
+        }
+        assert_eq!(kept(), Vec::<std::path::PathBuf>::new());
+        mount.let_go_but(0).await;
+        drop(mount);
+        // As if it had been killed before it removed this.
+        std::fs::write(file, content).unwrap();
+        let mount = Mount::open(place.path());
+        assert!(mount.writable.table.is_empty());
+        assert_eq!(kept(), Vec::<std::path::PathBuf>::new());
+        let (parent, name) = mount.parent(&path);
+        mount.writable.unlink(parent, name).await.unwrap();
+        assert_eq!(mount.lookup(&path), Err("ENOENT"));
+    });
 }

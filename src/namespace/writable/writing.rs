@@ -110,10 +110,13 @@ impl Writing for Writable {
     }
 
     async fn flush(&self, handle: &Handle, caller: Caller) -> Result<()> {
-        let Handle::Pending(PendingHandle { file, writes: true }) = handle else { return Ok(()) };
+        let Handle::Pending(handle @ PendingHandle { file, writes: true, .. }) = handle else {
+            return Ok(());
+        };
         let (opener, path, changes) = {
-            let state = file.state();
-            if state.writers > 1 || !self.is_to_be_judged(file, &state) {
+            let mut state = file.state();
+            handle.set_active(&mut state, false);
+            if state.active > 0 || !self.is_to_be_judged(file, &state) {
                 return Ok(());
             }
             (state.opener, state.path.clone(), state.changes)
@@ -124,7 +127,7 @@ impl Writing for Writable {
             let process = process_of(caller.thread);
             let is_another = opener != 0 && process != 0 && opener != process;
             let mut state = file.state();
-            if is_another || state.writers > 1 || state.changes != changes {
+            if is_another || state.active > 0 || state.changes != changes {
                 // Somebody else has it open for writing, too, and is not done.
                 state.is_dirty = true;
                 return Ok(());
@@ -137,9 +140,12 @@ impl Writing for Writable {
     }
 
     async fn release(&self, handle: &Handle) {
-        let Handle::Pending(PendingHandle { file, writes: true }) = handle else { return };
+        let Handle::Pending(handle @ PendingHandle { file, writes: true, .. }) = handle else {
+            return;
+        };
         let (is_last, is_to_be_judged, is_untouched) = {
             let mut state = file.state();
+            handle.set_active(&mut state, false);
             state.writers = state.writers.saturating_sub(1);
             let is_last = state.writers == 0;
             let is_untouched = state.replaces && !state.is_written;
@@ -200,7 +206,7 @@ impl Writing for Writable {
 
     async fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
         let path = self.path_to_change(parent, name)?;
-        self.remove_file(parent, name, &path).await
+        self.remove_file(&path).await
     }
 
     async fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), replace: bool) -> Result<()> {
