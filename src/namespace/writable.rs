@@ -95,6 +95,8 @@ const ELSEWHERE: (i64, u32) = (0, 0);
 pub struct Writable {
     view: Arc<View>,
     dir: ImagesDir,
+    /// The file that tells what is pending.
+    status_ino: u64,
     table: Arc<Table>,
     store: Arc<Store>,
     upstream: Option<Arc<dyn Upstream>>,
@@ -121,6 +123,7 @@ impl Writable {
         let failed = |e| backend::Error::io(&dir.pending_dir(), "opening", e);
         let (store, kept) = Store::open(&dir).map_err(failed)?;
         let writable = Arc::new(Self {
+            status_ino: view.inodes().number(&names::inside_path(STATUS), &[]),
             view,
             dir: dir.clone(),
             table: Arc::default(),
@@ -343,13 +346,9 @@ impl Writable {
     }
 
     /// The file that tells what is pending.
-    fn status_ino(&self) -> u64 {
-        self.view.inodes().number(&names::inside_path(STATUS), &[])
-    }
-
     fn status_entry(&self) -> Entry {
         let size = self.status().len() as u64;
-        let attributes = Attributes::file(self.status_ino(), size, (1, 0));
+        let attributes = Attributes::file(self.status_ino, size, (1, 0));
         Entry { attributes, ttl: Duration::ZERO }
     }
 
@@ -546,7 +545,7 @@ impl Namespace for Writable {
         if let Some(file) = self.table.inode(ino) {
             return Ok(Some(self.entry(&file)));
         }
-        if ino == self.status_ino() {
+        if ino == self.status_ino {
             return Ok(Some(self.status_entry()));
         }
         if let Ok(Some(path)) = self.view.path_of_directory(ino)
@@ -571,7 +570,7 @@ impl Namespace for Writable {
     }
 
     fn xattrs_now(&self, ino: u64) -> Result<Option<Xattrs>> {
-        match self.table.inode(ino).is_some() || ino == self.status_ino() {
+        match self.table.inode(ino).is_some() || ino == self.status_ino {
             true => Ok(Some(Xattrs::new())),
             false => self.view.xattrs_now(ino),
         }
@@ -585,7 +584,7 @@ impl Namespace for Writable {
         if let Some(file) = self.table.inode(ino) {
             return self.open_pending(&file).map(Some);
         }
-        if ino == self.status_ino() {
+        if ino == self.status_ino {
             return Ok(Some(Handle::Fresh(self.status())));
         }
         self.note_origin(ino);
