@@ -19,15 +19,15 @@ const PORT: u16 = 18_333;
 
 impl Bench {
     pub(crate) fn media(&mut self, report: &mut Report) -> Result<()> {
-        for place in self.workshop.places() {
-            place.clear()?;
-            let source = place.images_dir();
-            self.imgfs_pull(&source, &self.registry.host()).run()?;
-            report.tally(self.layouts(place.name, &place, &source)?);
-            report.tally(self.archives_written(place.name, &place, &source)?);
-            report.tally(self.archives_read(place.name, &place, &source)?);
-            place.clear()?;
-        }
+        // On the disk only: three times the images would not fit into the tmpfs.
+        let place = self.workshop.places().swap_remove(0);
+        place.clear()?;
+        let source = place.images_dir();
+        self.imgfs_pull(&source, &self.registry.host()).run()?;
+        report.tally(self.layouts(place.name, &place, &source)?);
+        report.tally(self.archives_written(place.name, &place, &source)?);
+        report.tally(self.archives_read(place.name, &place, &source)?);
+        place.clear()?;
         match Path::new(STORE).exists() {
             true => self.object_store(report),
             false => {
