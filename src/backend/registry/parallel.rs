@@ -41,12 +41,11 @@ pub(super) struct Division {
 
 impl Division {
     pub(super) const USUAL: Self =
-        Self { min_bytes: 32 << 20, segment_bytes: 3 << 20, trial: Duration::from_millis(300) };
+        Self { min_bytes: 32 << 20, segment_bytes: 4 << 20, trial: Duration::from_millis(300) };
 }
 
-/// What is fetched ahead of the readers of one registry, all together, in segments: 30 MiB. Somewhat more than there
-/// are connections for a blob, so that none of them waits for the reader.
-pub(super) const SEGMENTS_AHEAD: usize = 10;
+/// What is fetched ahead of the readers of one registry, all together, in segments.
+pub(super) const SEGMENTS_AHEAD: usize = 16;
 
 /// The second connection begins where the reader will be after this time, so that there is enough for it
 /// to be asked for. Less than a segment is never enough.
