@@ -7,7 +7,7 @@ use super::{
     Failure, Outcome,
     args::{IndexArgs, IndexCommand, IndexLsArgs, IndexPullArgs, IndexPushArgs, IndexRmArgs},
     describe::heading,
-    inside::look,
+    inside::look_at,
     output::{Output, bytes, count, table},
     profile::{attached, attached_line, create, here, place},
 };
@@ -45,8 +45,7 @@ fn ls(args: &IndexLsArgs, output: &Output) -> Result<Outcome, Failure> {
     };
     let looks = !args.look.inside.offline;
     let states =
-        look(&[image], &args.look.tree, &args.look.inside, output, async |opener, images| {
-            let opened = opener.open(&images[0]).await?;
+        look_at(image, &args.look.tree, &args.look.inside, output, async |opener, opened| {
             opener.layer_states(&opened, looks).await
         })??;
     let list: Vec<Value> = states.iter().map(|state| state_json(state, looks)).collect();
@@ -71,15 +70,12 @@ fn ls(args: &IndexLsArgs, output: &Output) -> Result<Outcome, Failure> {
 
 fn push(args: &IndexPushArgs, output: &Output) -> Result<Outcome, Failure> {
     let to = place(args.local);
-    let pushed = look(
-        &[&args.image],
+    let pushed = look_at(
+        &args.image,
         &args.look.tree,
         &args.look.inside,
         output,
-        async |opener, images| {
-            let opened = opener.open(&images[0]).await?;
-            opener.push_indexes(&opened, to).await
-        },
+        async |opener, opened| opener.push_indexes(&opened, to).await,
     )??;
     let mut report = match &pushed.attached {
         Some(report) => attached(&args.image, report),
@@ -107,15 +103,12 @@ fn push(args: &IndexPushArgs, output: &Output) -> Result<Outcome, Failure> {
 
 fn pull(args: &IndexPullArgs, output: &Output) -> Result<Outcome, Failure> {
     create(&args.look.tree, "index")?;
-    let pulled = look(
-        &[&args.image],
+    let pulled = look_at(
+        &args.image,
         &args.look.tree,
         &args.look.inside,
         output,
-        async |opener, images| {
-            let opened = opener.open(&images[0]).await?;
-            opener.pull_indexes(&opened).await
-        },
+        async |opener, opened| opener.pull_indexes(&opened).await,
     )??;
     if pulled.is_empty() {
         let message = format!("{}: no indexes of its layers are attached to it", args.image);
@@ -152,15 +145,12 @@ fn pull(args: &IndexPullArgs, output: &Output) -> Result<Outcome, Failure> {
 
 fn rm(args: &IndexRmArgs, output: &Output) -> Result<Outcome, Failure> {
     let only_attached = args.attached;
-    let removed = look(
-        &[&args.image],
+    let removed = look_at(
+        &args.image,
         &args.look.tree,
         &args.look.inside,
         output,
-        async |opener, images| {
-            let opened = opener.open(&images[0]).await?;
-            opener.remove_indexes(&opened, only_attached).await
-        },
+        async |opener, opened| opener.remove_indexes(&opened, only_attached).await,
     )??;
     output.report("index rm", &json!({"image": args.image, "removed": removed}));
     if removed == 0 {

@@ -19,7 +19,7 @@ use super::{
 use imgfs::{
     image::{PlatformFilter, Reference},
     layer::{Broken, Kind},
-    ops::{self, FileEntry, NamedImage, OpenOptions, Opener, Source, TreeSpec},
+    ops::{self, FileEntry, NamedImage, OpenImage, OpenOptions, Opener, Source, TreeSpec},
     transfer::Options,
 };
 use serde_json::{Value, json};
@@ -50,8 +50,8 @@ pub(crate) fn ls(
     (image, path): (&str, &str),
     output: &Output,
 ) -> Result<Outcome, Failure> {
-    let looked = look(&[image], &args.tree, &args.inside, output, async |opener, images| {
-        opener.open(&images[0]).await?.list(path, args.recursive).await
+    let looked = look_at(image, &args.tree, &args.inside, output, async |_, opened| {
+        opened.list(path, args.recursive).await
     });
     let missing = |reason: &str| Failure::new(format!("{image}:{path}: {reason}")).of_image();
     let listing = match looked? {
@@ -88,8 +88,7 @@ pub(crate) fn ls(
 }
 
 pub(crate) fn cat(args: &CatArgs, output: &Output) -> Result<Outcome, Failure> {
-    let looked = look(&[&args.image], &args.tree, &args.inside, output, async |opener, images| {
-        let opened = opener.open(&images[0]).await?;
+    let looked = look_at(&args.image, &args.tree, &args.inside, output, async |_, opened| {
         let mut outcome = Outcome::Done;
         for path in &args.paths {
             let failure = match opened.read(path, &mut io::stdout().lock()).await {
@@ -160,6 +159,20 @@ pub(crate) fn look<T>(
     // It was for this process only.
     drop(scratch);
     Ok(done)
+}
+
+/// The same with one image, which is opened.
+pub(crate) fn look_at<T>(
+    image: &str,
+    tree: &TreeArgs,
+    args: &InsideArgs,
+    output: &Output,
+    work: impl AsyncFnOnce(&Opener, OpenImage) -> ops::Result<T>,
+) -> Result<ops::Result<T>, Failure> {
+    look(&[image], tree, args, output, async |opener: &Opener, images: &[NamedImage]| {
+        let opened = opener.open(&images[0]).await?;
+        work(opener, opened).await
+    })
 }
 
 /// The place whose images are looked into, if it is neither a directory of images nor registries.

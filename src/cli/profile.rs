@@ -10,7 +10,7 @@ use imgfs::{
     backend::images_dir::{ImagesDir, Linking},
     image::Digest,
     layer::Profile,
-    ops::{self, AttachReport, AttachTo, NamedImage, OpenOptions, Opener},
+    ops::{self, AttachReport, AttachTo, OpenOptions, Opener},
 };
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ use super::{
         ProfileLsArgs, ProfilePullArgs, ProfilePushArgs, ProfileRmArgs, ProfileShowArgs, TreeArgs,
     },
     describe::heading,
-    inside::look,
+    inside::look_at,
     output::{Output, bytes, count, table},
     runtime,
 };
@@ -143,8 +143,7 @@ fn import(args: &ProfileImportArgs, output: &Output) -> Result<Outcome, Failure>
 fn push(args: &ProfilePushArgs, output: &Output) -> Result<Outcome, Failure> {
     let to = place(args.local);
     let pushed =
-        look(&[&args.image], &args.look.tree, &args.look.inside, output, async |opener, images| {
-            let opened = opener.open(&images[0]).await?;
+        look_at(&args.image, &args.look.tree, &args.look.inside, output, async |opener, opened| {
             opener.push_profile(&opened, to).await
         });
     let Some(report) = pushed?? else { return Err(none_of(&args.image)) };
@@ -156,8 +155,7 @@ fn push(args: &ProfilePushArgs, output: &Output) -> Result<Outcome, Failure> {
 fn pull(args: &ProfilePullArgs, output: &Output) -> Result<Outcome, Failure> {
     create(&args.look.tree, "profile")?;
     let pulled =
-        look(&[&args.image], &args.look.tree, &args.look.inside, output, async |opener, images| {
-            let opened = opener.open(&images[0]).await?;
+        look_at(&args.image, &args.look.tree, &args.look.inside, output, async |opener, opened| {
             opener.pull_profile(&opened).await
         });
     let Some(profile) = pulled?? else {
@@ -203,10 +201,7 @@ fn manifest(
     if let Ok(digest) = image.parse() {
         return Ok(digest);
     }
-    let opened = look(&[image], tree, inside, output, async |opener, images: &[NamedImage]| {
-        Ok(opener.open(&images[0]).await?.manifest())
-    });
-    Ok(opened??)
+    Ok(look_at(image, tree, inside, output, async |_, opened| Ok(opened.manifest()))??)
 }
 
 fn none_of(image: &str) -> Failure {
