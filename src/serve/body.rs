@@ -267,10 +267,8 @@ impl Parts {
                 let block_end = (part.start / BLOCK_BYTES + 1) * BLOCK_BYTES;
                 let blob = blob.clone();
                 let length = (part.end.min(block_end) - part.start) as usize;
-                self.pending =
-                    Some(Box::pin(
-                        async move { blob.read(part.start, length).await.map_err(failed) },
-                    ));
+                let read = async move { blob.read(part.start, length).await.map_err(failed) };
+                self.pending = Some(Box::pin(read));
                 None
             }
         }

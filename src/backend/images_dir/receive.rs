@@ -78,11 +78,8 @@ pub(super) fn open(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Opened> {
 /// Makes `blob` one of the tree if it is there, though not verified, or if the cache in `cache_dir` has all of it.
 /// Whether it is one then.
 pub(super) fn take_whole(inner: &Arc<Inner>, blob: &Descriptor, cache_dir: &Path) -> Result<bool> {
-    let is_it = |path: &Path| {
-        inner.root.stat(path).is_ok_and(|meta| meta.is_file() && meta.len() == blob.size)
-    };
-    let in_cache = cached::whole_path(cache_dir, &blob.digest);
-    if !is_it(&inner.blob_path(&blob.digest)) && !is_it(&in_cache) {
+    let places = [inner.blob_path(&blob.digest), cached::whole_path(cache_dir, &blob.digest)];
+    if !places.iter().any(|path| has_its_size(&inner.root, path, blob)) {
         return Ok(false);
     }
     match claim(inner, blob)? {
@@ -90,6 +87,11 @@ pub(super) fn take_whole(inner: &Arc<Inner>, blob: &Descriptor, cache_dir: &Path
         Claim::Busy => Ok(false),
         Claim::Ours(partial) => partial.take_whole(cache_dir),
     }
+}
+
+/// Whether there is a file at `path` that is as large as `blob`.
+fn has_its_size(root: &ConfinedDir, path: &Path, blob: &Descriptor) -> bool {
+    root.stat(path).is_ok_and(|meta| meta.is_file() && meta.len() == blob.size)
 }
 
 fn claim(inner: &Arc<Inner>, blob: &Descriptor) -> Result<Claim> {
@@ -165,8 +167,7 @@ impl PartialBlob {
     fn take_whole(&self, cache_dir: &Path) -> Result<bool> {
         let root = &self.inner.root;
         let path = cached::whole_path(cache_dir, &self.blob.digest);
-        let is_it = |meta: Metadata| meta.is_file() && meta.len() == self.blob.size;
-        if !root.stat(&path).is_ok_and(is_it) {
+        if !has_its_size(root, &path, &self.blob) {
             return Ok(false);
         }
         // What cannot be had from there is fetched, and what is wrong there is the mount's affair.

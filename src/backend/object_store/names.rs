@@ -259,7 +259,6 @@ impl Sink for ObjectTree {
         inner.add_referrer(repository, manifest).await
     }
 
-    /// Indexes come with all that they name, or not at all.
     async fn forget_known(&self, _: &Repository) {
         locked(&self.inner.seen).clear();
     }
