@@ -383,6 +383,13 @@ impl Mount {
         flushed
     }
 
+    async fn write_blobs(&self, blobs: &[Bytes]) {
+        for blob in blobs {
+            let path = format!("blobs/{}", Digest::sha256(blob));
+            self.write(&path, blob, 1).await.unwrap();
+        }
+    }
+
     /// Lets go what has been closed, but for so many files: the kernel says so some time after close(2).
     async fn let_go_but(&self, number: usize) {
         loop {
@@ -550,10 +557,7 @@ fn what_another_has_brought_meanwhile_is_removed_with_what_waits() {
         let waiting = Mount::open(place.path());
         waiting.write(&path, &contents.all[3], 1).await.unwrap();
         let other = Mount::open(place.path());
-        for blob in &contents.all[..2] {
-            let blob_path = format!("blobs/{}", Digest::sha256(blob));
-            other.write(&blob_path, blob, 1).await.unwrap();
-        }
+        other.write_blobs(&contents.all[..2]).await;
         other.write(&path, &contents.all[3], 1).await.unwrap();
         assert!(place.path().join(&path).is_file());
         let (parent, name) = waiting.parent(&path);
@@ -578,10 +582,7 @@ fn what_was_published_just_before_a_kill_does_not_wait() {
         mount.write(&path, &contents.all[3], 1).await.unwrap();
         let [file] = &kept()[..] else { panic!("{:?}", kept()) };
         let content = std::fs::read(file).unwrap();
-        for blob in &contents.all[..2] {
-            let blob_path = format!("blobs/{}", Digest::sha256(blob));
-            mount.write(&blob_path, blob, 1).await.unwrap();
-        }
+        mount.write_blobs(&contents.all[..2]).await;
         assert_eq!(kept(), Vec::<std::path::PathBuf>::new());
         mount.let_go_but(0).await;
         drop(mount);
