@@ -33,6 +33,10 @@ const QUIET: Duration = Duration::from_secs(5);
 /// A source that sends everything waits so long for its readers before it is cut off.
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// What is nearly done when its last reader leaves has so long to come to its end. What has been sent is not
+/// fetched again then, and the connection stays.
+const LINGER: Duration = Duration::from_millis(500);
+
 /// A blob at a source, in some repositories.
 pub(super) struct Source {
     pub id: usize,
@@ -180,6 +184,7 @@ impl Source {
             let range = bytes(&job.range);
             let is_part = range != all;
             Self::count(core, key, 1, 0);
+            job.has_begun.store(true, Ordering::Relaxed);
             let opened = tokio::select! {
                 biased;
                 () = job.stop.notified() => return Ok(None),
@@ -240,6 +245,19 @@ fn collect(arriving: &mut BytesMut, piece: &mut Bytes, length: usize) -> Option<
 }
 
 impl Core {
+    /// Stops what is still on its way for a blob after [`LINGER`], if nobody has opened it again.
+    pub(super) fn stop_later(self: &Arc<Self>, key: Key, blob: u64) {
+        let core = self.clone();
+        self.tasks.spawn(async move {
+            core.tasks.sleep(LINGER).await;
+            if let Some(blob) = core.lock().blob(&key, blob)
+                && blob.readers.handles == 0
+            {
+                blob.requests.stop();
+            }
+        });
+    }
+
     /// Where a job ends, which is where the blob ends if its source sends everything.
     fn end_of(&self, key: &Key, job: &Job) -> Option<u32> {
         let state = self.lock();

@@ -12,7 +12,10 @@
 use std::{
     mem,
     ops::Range,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -233,6 +236,7 @@ impl Core {
                 range: range.clone(),
                 urgent: plan.urgent,
                 for_last: plan.for_last,
+                has_begun: AtomicBool::new(false),
                 stop: Notify::new(),
                 moved: Notify::new(),
             });

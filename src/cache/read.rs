@@ -62,8 +62,8 @@ impl Drop for Handle {
         blob.readers.handles = blob.readers.handles.saturating_sub(1);
         blob.readers.lent =
             blob.readers.lent.saturating_sub(u32::from(self.lent.load(Ordering::Relaxed)));
-        if blob.readers.handles == 0 {
-            blob.requests.stop();
+        if blob.readers.handles == 0 && blob.requests.abandon() {
+            self.core.stop_later(self.key, blob.id);
         }
         self.core.settle(&mut state, &self.key);
     }

@@ -1,10 +1,22 @@
 //! The requests for a blob that are under way, and what is known of where it comes from.
 
-use std::{future::Future, ops::Range, pin::Pin, sync::Arc, time::Instant};
+use std::{
+    future::Future,
+    ops::Range,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use tokio::sync::Notify;
 
 use super::{Core, state::Key};
+
+/// A request that has at most so many blocks to come is nearly done: 512 KiB.
+const NEARLY_DONE_BLOCKS: u32 = 4;
 
 /// Where a blob can be fetched from.
 pub(super) trait Origin: Send + Sync {
@@ -42,6 +54,8 @@ pub(super) struct Job {
     pub urgent: bool,
     /// It is for somebody who waits for the last block, and so for all others.
     pub for_last: bool,
+    /// The source has been asked.
+    pub has_begun: AtomicBool,
     pub stop: Notify,
     /// A reader has moved.
     pub moved: Notify,
@@ -85,6 +99,22 @@ impl Requests {
     /// Whether a block is being fetched.
     pub(super) fn is_coming(&self, block: u32) -> bool {
         self.jobs.iter().any(|job| (job.next..job.end).contains(&block))
+    }
+
+    /// Ends those that nobody who leaves would miss: what has begun and is nearly done may come to its end. Whether
+    /// there are such.
+    pub(super) fn abandon(&mut self) -> bool {
+        self.jobs.retain(|running| {
+            let job = &running.job;
+            let is_nearly_done = !running.is_stream
+                && running.end - running.next <= NEARLY_DONE_BLOCKS
+                && job.has_begun.load(Ordering::Relaxed);
+            if !is_nearly_done {
+                job.stop.notify_one();
+            }
+            is_nearly_done
+        });
+        !self.jobs.is_empty()
     }
 
     /// Ends all requests.

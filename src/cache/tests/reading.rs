@@ -197,6 +197,22 @@ async fn what_nobody_reads_any_more_is_not_fetched() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_been_sent_when_its_reader_leaves_is_not_fetched_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), 64 * MIB);
+    let fake = Fake::endless(64 * MIB);
+    fake.faults(|f| f.rate = Some(4e6));
+    // Two blocks are asked for, and the second is on its way when the first is here.
+    let blob = fake.open_in(&cache);
+    assert_eq!(blob.read(0, 100).await.unwrap(), fake.part(0, 100));
+    drop(blob);
+    rest(&cache).await;
+    let blob = fake.open_in(&cache);
+    assert_eq!(read_held(&fake, &blob, BLOCK, 100).await, fake.part(BLOCK, 100));
+    assert_eq!((fake.requests(), fake.sent()), (1, 2 * BLOCK));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_block_comes_when_everything_has_been_verified() {
     for size in [1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * MIB + 3] {
         let dir = tempfile::tempdir().unwrap();
