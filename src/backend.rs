@@ -21,6 +21,7 @@ mod packer;
 pub mod registry;
 mod shard;
 pub mod skopeo_dir;
+mod writeback;
 
 use std::{ops::Range, sync::Arc};
 

@@ -50,11 +50,13 @@ impl Bench {
     fn layouts(&self, name: &str, place: &Place, source: &Path) -> Result<Tally> {
         let mut tally =
             Tally::new(format!("{name}: 12 images between a directory and an OCI layout"));
-        let (layout, back) = (place.path.join("layout"), place.path.join("back"));
+        let numbered = |what: &str, round| place.path.join(format!("{what}-{round}"));
+        let all = |round| ["links", "layout", "back"].map(|what| numbered(what, round));
         for round in 0..self.options.rounds {
             self.progress(round, name, "layouts");
-            let links = place.path.join("links");
-            remove(&[&layout, &back, &links])?;
+            // Those of other rounds stay: a file loses its record with one of its names.
+            let [links, layout, back] = all(round);
+            remove(&[&links, &layout, &back])?;
             tally.add(
                 "`cp -al`",
                 None,
@@ -71,7 +73,9 @@ impl Bench {
                     .wall,
             );
         }
-        remove(&[&layout, &back, &place.path.join("links")])?;
+        for round in 0..self.options.rounds {
+            remove(&all(round).each_ref().map(PathBuf::as_path))?;
+        }
         Ok(tally)
     }
 

@@ -43,7 +43,6 @@ mod spare_caches;
 mod store;
 mod uploads;
 mod verify;
-mod writeback;
 mod written;
 
 use std::{
@@ -74,10 +73,10 @@ use manifests::read_manifest;
 use records::Records;
 use source::ReferrersCache;
 use store::Traffic;
-use writeback::Writeback;
 
 use super::{
     Capabilities, ConfinedDir, Error, Flush, LocalFile, ManifestName, Names, Opened, Result, Sink,
+    writeback::Writeback,
 };
 use crate::image::{Descriptor, Digest, FilteredIndex, Manifest, Reference, Repository};
 

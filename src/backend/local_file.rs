@@ -15,13 +15,14 @@ use bytes::Bytes;
 use rustix::{buffer::spare_capacity, io::Errno};
 use tokio::task::JoinHandle;
 
-use super::{ByteStream, ConfinedDir, Error, Result, confined::if_supported};
+use super::{ByteStream, ConfinedDir, Error, Flush, Result, confined::if_supported};
 
 /// Files are read in pieces of this many bytes. Of each blob under way two or three are held.
 const PIECE: usize = 128 << 10;
 
-/// Is told what a file looks like once it has been given another name, which changes its ctime.
-pub type Relinked = Box<dyn Fn(&Metadata) + Send + Sync>;
+/// Is told what a file looks like once it has been given another name, which changes its ctime, and whether its
+/// content is known to be on the disk.
+pub type Relinked = Box<dyn Fn(&Metadata, bool) + Send + Sync>;
 
 /// A file that has been found to hold a blob.
 pub struct LocalFile {
@@ -29,19 +30,22 @@ pub struct LocalFile {
     path: PathBuf,
     file: Arc<File>,
     meta: Metadata,
+    is_on_disk: bool,
     relinked: Relinked,
 }
 
 impl LocalFile {
-    /// The file at `path` in `dir`, which is open as `file` and looked like `meta` when it was verified.
+    /// The file at `path` in `dir`, which is open as `file` and looked like `meta` when it was verified. Its
+    /// content is known to be on the disk, or may be in memory only.
     pub fn new(
         dir: ConfinedDir,
         path: PathBuf,
         file: File,
         meta: Metadata,
+        is_on_disk: bool,
         relinked: Relinked,
     ) -> Self {
-        Self { dir, path, file: Arc::new(file), meta, relinked }
+        Self { dir, path, file: Arc::new(file), meta, is_on_disk, relinked }
     }
 
     /// The file, open for reading.
@@ -60,17 +64,19 @@ impl LocalFile {
     }
 
     /// Makes `to` in the directory `dir` another name of the file, by way of `temporary`, and returns
-    /// what the file looks like since. `None` where the file system cannot do that, or where the
-    /// file has been replaced since it was verified. The file is flushed, so that it can be believed under both
-    /// names; that is waited for only if it has just been written.
+    /// what the file looks like since, and whether its content is known to be on the disk. With [`Flush::Now`]
+    /// it is, for it is flushed unless that has been done. `None` where the file system cannot do that, or where
+    /// the file has been replaced since it was verified.
     pub fn hard_link(
         &self,
         dir: &ConfinedDir,
         temporary: &Path,
         to: &Path,
-    ) -> io::Result<Option<Metadata>> {
+        flush: Flush,
+    ) -> io::Result<Option<(Metadata, bool)>> {
         dir.remove_if_there(temporary)?;
-        if if_supported(self.file.sync_all()).is_err() {
+        let is_on_disk = self.is_on_disk || flush == Flush::Now;
+        if is_on_disk && !self.is_on_disk && if_supported(self.file.sync_all()).is_err() {
             return Ok(None);
         }
         // Another file system, too many links, or not ours to link: copying serves as well.
@@ -89,9 +95,9 @@ impl LocalFile {
         dir.remove_if_there(temporary)?;
         let linked = dir.stat(to)?;
         if content(&linked) == content(&self.meta) {
-            (self.relinked)(&linked);
+            (self.relinked)(&linked, is_on_disk);
         }
-        Ok(Some(linked))
+        Ok(Some((linked, is_on_disk)))
     }
 }
 

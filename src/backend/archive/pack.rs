@@ -21,6 +21,7 @@ use crate::{
     backend::{
         BoxStream, Content, Error, Kind, LocalFile, PackedImage, Packer, Received, Result,
         oci_layout::{INDEX, MARK, MARK_TEXT, NewEntry, merge},
+        writeback::{self, Writeback},
     },
     image::{Descriptor, Digest, Hasher, Manifest},
 };
@@ -46,24 +47,95 @@ pub enum PackFormat {
 /// Where the bytes of an archive go.
 pub(in crate::backend) enum Output {
     /// A new file beside its place, which it takes in the end.
-    File {
-        /// The file.
-        file: File,
-        /// Its name until then.
-        temporary: PathBuf,
-        /// Its place.
-        target: PathBuf,
-    },
+    File(NewFile),
     /// A pipe, or whatever else standard output is.
     Pipe(File),
     /// Somebody who takes pieces.
     Channel(mpsc::Sender<Bytes>),
 }
 
+/// A file that is flushed when it is whole. What is written is begun to be brought to the disk meanwhile.
+pub(in crate::backend) struct NewFile {
+    file: Arc<File>,
+    /// Its name until it takes its place.
+    temporary: PathBuf,
+    /// Its place.
+    target: PathBuf,
+    /// Bytes that have been written.
+    written: u64,
+    /// Of these, the kernel has begun to write so many to the disk.
+    begun: u64,
+    writeback: Writeback,
+}
+
+impl NewFile {
+    fn create(target: &Path) -> io::Result<Self> {
+        let mut name = target.file_name().unwrap_or_default().to_os_string();
+        name.push(format!(".imgfs-{}", std::process::id()));
+        let temporary = target.with_file_name(name);
+        let file = File::options().write(true).create(true).truncate(true).open(&temporary)?;
+        Ok(Self {
+            file: Arc::new(file),
+            temporary,
+            target: target.to_owned(),
+            written: 0,
+            begun: 0,
+            writeback: Writeback::default(),
+        })
+    }
+
+    fn has_written(&mut self, bytes: u64) {
+        self.written += bytes;
+        while self.written >= self.begun + writeback::STEP {
+            self.writeback.begin(&self.file, self.begun);
+            self.begun += writeback::STEP;
+        }
+    }
+
+    /// Takes all of `reader`, within the kernel where that can be.
+    fn take(&mut self, reader: &mut io::Take<&File>) -> io::Result<u64> {
+        let size = reader.limit();
+        while reader.limit() > 0 {
+            // So much at once that it can be begun.
+            let mut step = reader.by_ref().take(writeback::STEP);
+            match io::copy(&mut step, &mut &*self.file)? {
+                0 => break,
+                copied => self.has_written(copied),
+            }
+        }
+        Ok(size - reader.limit())
+    }
+
+    /// Takes back what was written from byte `at` on.
+    fn take_back(&mut self, at: u64) -> io::Result<()> {
+        self.file.set_len(at)?;
+        (&*self.file).seek(SeekFrom::Start(at))?;
+        (self.written, self.begun) = (at, self.begun.min(at));
+        Ok(())
+    }
+
+    /// Gives the file, which is whole, its place.
+    fn publish(&self) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(&self.temporary, &self.target)?;
+        let dir = self.target.parent().filter(|dir| !dir.as_os_str().is_empty());
+        File::open(dir.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all())
+    }
+
+    fn remove(&self) {
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::File { file, .. } | Self::Pipe(file) => file.write(bytes),
+            Self::File(new) => {
+                let written = (&*new.file).write(bytes)?;
+                new.has_written(written as u64);
+                Ok(written)
+            }
+            Self::Pipe(file) => file.write(bytes),
             Self::Channel(sender) => {
                 let sent = sender.blocking_send(Bytes::copy_from_slice(bytes));
                 sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
@@ -84,7 +156,8 @@ impl Output {
         reader.seek(SeekFrom::Start(0))?;
         let mut reader = reader.take(size);
         match self {
-            Self::File { file, .. } | Self::Pipe(file) => io::copy(&mut reader, file),
+            Self::File(new) => new.take(&mut reader),
+            Self::Pipe(file) => io::copy(&mut reader, file),
             Self::Channel(_) => {
                 let mut buffer = vec![0; BATCH_BYTES];
                 let mut copied = 0;
@@ -102,9 +175,7 @@ impl Output {
     /// Takes back what was written from byte `at` of the archive on; `false` if that cannot be done.
     fn take_back(&mut self, at: u64) -> bool {
         match self {
-            Self::File { file, .. } => {
-                file.set_len(at).is_ok() && file.seek(SeekFrom::Start(at)).is_ok()
-            }
+            Self::File(new) => new.take_back(at).is_ok(),
             Self::Pipe(_) | Self::Channel(_) => false,
         }
     }
@@ -154,12 +225,7 @@ impl ArchivePacker {
                     let file = File::options().write(true).open(path).map_err(failed)?;
                     return Ok(Self::new(side, format, label, Output::Pipe(file)));
                 }
-                let mut name = path.file_name().unwrap_or_default().to_os_string();
-                name.push(format!(".imgfs-{}", std::process::id()));
-                let temporary = path.with_file_name(name);
-                let file = File::options().write(true).create(true).truncate(true).open(&temporary);
-                let file = file.map_err(failed)?;
-                Output::File { file, temporary, target: path.to_owned() }
+                Output::File(NewFile::create(path).map_err(failed)?)
             }
         };
         Ok(Self::new(side, format, label, output))
@@ -453,12 +519,7 @@ impl Packer for ArchivePacker {
     async fn finish(&mut self, images: &[PackedImage]) -> Result<()> {
         self.write_lists(images).await?;
         let done = self.with_output("writing it", |output| match output {
-            Output::File { file, temporary, target } => {
-                file.sync_all()?;
-                std::fs::rename(&*temporary, &*target)?;
-                let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty());
-                File::open(dir.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all())
-            }
+            Output::File(new) => new.publish(),
             Output::Pipe(_) | Output::Channel(_) => Ok(()),
         });
         done.await?;
@@ -468,16 +529,16 @@ impl Packer for ArchivePacker {
     }
 
     async fn abandon(&mut self) {
-        if let Some(Output::File { temporary, .. }) = self.output.take() {
-            let _ = std::fs::remove_file(temporary);
+        if let Some(Output::File(new)) = self.output.take() {
+            new.remove();
         }
     }
 }
 
 impl Drop for ArchivePacker {
     fn drop(&mut self) {
-        if let Some(Output::File { temporary, .. }) = &self.output {
-            let _ = std::fs::remove_file(temporary);
+        if let Some(Output::File(new)) = &self.output {
+            new.remove();
         }
     }
 }

@@ -11,10 +11,9 @@ use super::{
     records::Records,
     source::ReferrersCache,
     store::Traffic,
-    writeback::Writeback,
 };
 use crate::{
-    backend::{ConfinedDir, Error, FileType, Flush, Kind, Result},
+    backend::{ConfinedDir, Error, FileType, Flush, Kind, Result, writeback::Writeback},
     image::Digest,
 };
 

@@ -19,11 +19,11 @@ use super::{
     Inner, Linking, cached, hash_file, held_on_disk, publish,
     records::Held,
     store::{self, Target, Writer},
-    writeback,
 };
 use crate::{
     backend::{
         ConfinedDir, Content, Error, Flush, Kind, LocalFile, Opened, Received, Receiver, Result,
+        writeback,
     },
     image::{Descriptor, Digest, Hasher},
 };
@@ -291,10 +291,19 @@ impl PartialBlob {
         }
         let temporary = self.path.with_extension("link");
         let (root, target) = (&self.inner.root, self.inner.blob_path(&self.blob.digest));
-        let linked = source.hard_link(root, &temporary, &target).map_err(|e| self.error(e))?;
-        let Some(meta) = linked else { return Ok(Some(self)) };
+        let records = &self.inner.records;
+        // What cannot be told of memory is told of the disk.
+        let (flush, in_memory) = match (self.inner.sync.flush(), records.in_memory()) {
+            (Flush::Later, Held::InMemory(epoch)) => (Flush::Later, Held::InMemory(epoch)),
+            (_, held) => (Flush::Now, held),
+        };
+        let linked = source.hard_link(root, &temporary, &target, flush);
+        let Some((meta, is_on_disk)) = linked.map_err(|e| self.error(e))? else {
+            return Ok(Some(self));
+        };
         root.remove_file(&self.path).map_err(|e| self.error(e))?;
-        let noted = self.inner.records.verified(self.blob.digest, &meta, Held::OnDisk);
+        let held = if is_on_disk { Held::OnDisk } else { in_memory };
+        let noted = records.verified(self.blob.digest, &meta, held);
         noted.map_err(|e| self.error(e))?;
         Ok(None)
     }

@@ -83,11 +83,15 @@ impl Inner {
             self.records.remember(blob.digest, &meta, super::held_on_disk(&file));
         }
         let (inner, digest) = (self.clone(), blob.digest);
-        // By its ctime, which another name changes, the record knows the file. It has been flushed then.
-        let relinked =
-            move |linked: &Metadata| inner.records.remember(digest, linked, Held::OnDisk);
+        let held = self.records.held(&digest, &meta).unwrap_or(Held::ThisRun);
+        let is_on_disk = held == Held::OnDisk;
+        // By its ctime, which another name changes, the record knows the file.
+        let relinked = move |linked: &Metadata, is_on_disk| {
+            let held = if is_on_disk { Held::OnDisk } else { held.clone() };
+            inner.records.remember(digest, linked, held);
+        };
         let relinked = Box::new(relinked);
-        Ok(LocalFile::new(self.root.clone(), path, file, meta, relinked))
+        Ok(LocalFile::new(self.root.clone(), path, file, meta, is_on_disk, relinked))
     }
 
     /// What names which subject among the manifests of `repository`.
