@@ -3,7 +3,13 @@
 //! Paths are a tree of components whose names are kept once. An entry is 32 bytes, a path 12; what
 //! few entries have (fractions of seconds, extended attributes, holes) stands in lists of its own.
 
-use std::{collections::HashMap, mem};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hash, RandomState},
+    mem,
+};
+
+use hashbrown::HashTable;
 
 use crate::layer::{
     Limits,
@@ -12,6 +18,10 @@ use crate::layer::{
 
 /// The path of the root.
 pub(in crate::layer) const ROOT: u32 = 0;
+
+/// A builder is measured again after so many entries at the latest: as many as 16 KiB of a blob can be, which are a
+/// thousand times as many decompressed, with an entry for each 512 of those.
+const ENTRIES_AT_ONCE: usize = 1 << 15;
 
 /// Stands for an entry that is not there.
 pub(super) const NONE: u32 = u32::MAX;
@@ -170,11 +180,20 @@ impl Table {
 
     /// The last component of a path.
     pub fn name(&self, path: u32) -> &[u8] {
-        let at = self.paths.get(path as usize).map_or(0, |part| part.name as usize);
-        match self.names.get(at..).and_then(<[u8]>::split_first) {
+        self.name_at(self.paths.get(path as usize).map_or(0, |part| part.name))
+    }
+
+    /// The name that begins at byte `at` of all of them.
+    fn name_at(&self, at: u32) -> &[u8] {
+        match self.names.get(at as usize..).and_then(<[u8]>::split_first) {
             Some((length, rest)) => rest.get(..usize::from(*length)).unwrap_or_default(),
             None => &[],
         }
+    }
+
+    /// What a path is in, and where its name begins.
+    fn place_of(&self, path: u32) -> (u32, u32) {
+        self.paths.get(path as usize).map_or((ROOT, 0), |part| (part.parent, part.name))
     }
 
     /// The path that a path is in; the root is in itself.
@@ -254,21 +273,33 @@ impl Table {
         Some(self.extents.get(first..end.unwrap_or(self.extents.len())).unwrap_or_default())
     }
 
+    /// The bytes of the set of extended attributes that begins at byte `at` of all of them.
+    fn xattr_set_at(&self, at: u32) -> &[u8] {
+        let all = self.xattr_sets.get(at as usize..).unwrap_or_default();
+        let Some((count, rest)) = all.split_first_chunk() else { return &[] };
+        let mut set = Xattrs { left: u16::from_le_bytes(*count), rest };
+        while set.next().is_some() {}
+        &all[..all.len() - set.rest.len()]
+    }
+
     /// Bytes that it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
-        fn bytes<T>(list: &Vec<T>) -> u64 {
-            (list.capacity() * mem::size_of::<T>()) as u64
-        }
-        bytes(&self.names)
-            + bytes(&self.paths)
-            + bytes(&self.rows)
-            + bytes(&self.owners)
-            + bytes(&self.targets)
-            + bytes(&self.nanos)
-            + bytes(&self.xattrs)
-            + bytes(&self.xattr_sets)
-            + bytes(&self.sparse)
-            + bytes(&self.extents)
+        self.lists().iter().map(Measure::bytes).sum()
+    }
+
+    fn lists(&self) -> [Measure; 10] {
+        [
+            Measure::of(&self.names),
+            Measure::of(&self.paths),
+            Measure::of(&self.rows),
+            Measure::of(&self.owners),
+            Measure::of(&self.targets),
+            Measure::of(&self.nanos),
+            Measure::of(&self.xattrs),
+            Measure::of(&self.xattr_sets),
+            Measure::of(&self.sparse),
+            Measure::of(&self.extents),
+        ]
     }
 
     fn shrink(&mut self) {
@@ -282,6 +313,63 @@ impl Table {
         self.xattr_sets.shrink_to_fit();
         self.sparse.shrink_to_fit();
         self.extents.shrink_to_fit();
+    }
+}
+
+/// A list, or the places of a hash table.
+struct Measure {
+    length: usize,
+    capacity: usize,
+    /// Bytes of an element.
+    element: usize,
+    /// How many times its memory it has while it grows to twice its size.
+    growing: usize,
+}
+
+impl Measure {
+    fn of<T>(list: &Vec<T>) -> Self {
+        let element = mem::size_of::<T>();
+        // Large ones grow where they are.
+        Self { length: list.len(), capacity: list.capacity(), element, growing: 2 }
+    }
+
+    fn of_lookup(lookup: &Lookup) -> Self {
+        // Of eight places at most seven are taken; each has a byte of its own.
+        let places = lookup.table.capacity() / 7 * 8;
+        Self { length: lookup.table.len() / 7 * 8, capacity: places, element: 5, growing: 3 }
+    }
+
+    fn bytes(&self) -> u64 {
+        (self.capacity * self.element) as u64
+    }
+
+    /// The bytes that it may take before it is measured again.
+    fn bytes_soon(&self) -> u64 {
+        // A name, a target, or what else is in bytes.
+        let of_an_entry = if self.element == 1 { 16 } else { 1 };
+        let is_nearly_full = self.capacity - self.length <= ENTRIES_AT_ONCE * of_an_entry;
+        self.bytes() * if is_nearly_full { self.growing as u64 } else { 1 }
+    }
+}
+
+/// Finds the numbers of things that are kept elsewhere by what they are. Strangers cannot choose its hashes.
+#[derive(Default)]
+struct Lookup {
+    table: HashTable<u32>,
+    hasher: RandomState,
+}
+
+impl Lookup {
+    fn find(&self, what: impl Hash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+        let hash = self.hasher.hash_one(what);
+        self.table.find(hash, |number| is_it(*number)).copied()
+    }
+
+    /// Adds a number that is not in it. `of` says again what the number of another thing stands for.
+    fn insert<T: Hash>(&mut self, what: impl Hash, number: u32, of: impl Fn(u32) -> T) {
+        let hash = self.hasher.hash_one(what);
+        let rehash = |other: &u32| self.hasher.hash_one(of(*other));
+        self.table.insert_unique(hash, number, rehash);
     }
 }
 
@@ -317,10 +405,13 @@ pub(super) struct TableBuilder {
     limit: u64,
     /// Bytes of the table, and nearly as many again of what is here beside it.
     bytes: u64,
-    names: HashMap<Box<[u8]>, u32>,
-    paths: HashMap<(u32, u32), u32>,
+    /// Where each name begins.
+    names: Lookup,
+    /// The paths, by parent and name.
+    paths: Lookup,
     owners: HashMap<(u32, u32), u16>,
-    xattr_sets: HashMap<Box<[u8]>, u32>,
+    /// Where each set begins.
+    xattr_sets: Lookup,
     /// The directory of the last entry: most are in the same one.
     directory: (Vec<u8>, u32),
 }
@@ -336,10 +427,10 @@ impl TableBuilder {
             // Offsets have 32 bits.
             limit: limits.max_table_bytes.min(1 << 31),
             bytes: 0,
-            names: HashMap::new(),
-            paths: HashMap::new(),
+            names: Lookup::default(),
+            paths: Lookup::default(),
             owners: HashMap::new(),
-            xattr_sets: HashMap::new(),
+            xattr_sets: Lookup::default(),
             directory: (Vec::new(), ROOT),
         }
     }
@@ -348,21 +439,12 @@ impl TableBuilder {
         &self.table
     }
 
-    /// Bytes that it takes in memory, with what is forgotten at its end.
+    /// Bytes that it takes in memory, with what is forgotten at its end, until [`ENTRIES_AT_ONCE`] more have been
+    /// added. What grows is there twice for a moment, so that is counted before.
     pub(super) fn memory_bytes(&self) -> u64 {
-        // Of eight places in a map at most seven are taken; each has a byte of its own.
-        fn map<K, V>(map: &HashMap<K, V>) -> u64 {
-            (map.capacity() / 7 * 8 * (mem::size_of::<(K, V)>() + 1)) as u64
-        }
-        // What the allocator gives for a short text.
-        let text = 32;
-        self.table.memory_bytes()
-            + map(&self.names)
-            + map(&self.paths)
-            + map(&self.owners)
-            + map(&self.xattr_sets)
-            + self.names.len() as u64 * text
-            + self.table.xattr_sets.len() as u64
+        let lookups = [&self.names, &self.paths, &self.xattr_sets].map(Measure::of_lookup);
+        let lists = self.table.lists();
+        lists.iter().chain(&lookups).map(Measure::bytes_soon).sum()
     }
 
     pub(super) fn finish(mut self) -> Table {
@@ -374,8 +456,7 @@ impl TableBuilder {
     pub(super) fn find(&self, path: &[u8]) -> Option<u32> {
         let mut parts = path.split(|b| *b == b'/').filter(|part| !part.is_empty());
         parts.try_fold(ROOT, |parent, part| {
-            let name = self.names.get(part)?;
-            self.paths.get(&(parent, *name)).copied()
+            self.find_path(parent, self.find_name(part)?)
         })
     }
 
@@ -474,26 +555,37 @@ impl TableBuilder {
         self.child(self.directory.1, name)
     }
 
+    /// Where a name begins, if there is such.
+    fn find_name(&self, name: &[u8]) -> Option<u32> {
+        self.names.find(name, |at| self.table.name_at(at) == name)
+    }
+
+    fn find_path(&self, parent: u32, name: u32) -> Option<u32> {
+        self.paths.find((parent, name), |path| self.table.place_of(path) == (parent, name))
+    }
+
     fn child(&mut self, parent: u32, name: &[u8]) -> Result<u32, TableError> {
-        let name = match self.names.get(name) {
-            Some(at) => *at,
+        let name = match self.find_name(name) {
+            Some(at) => at,
             None => {
                 self.reserve(1 + name.len())?;
                 let at = self.table.names.len() as u32;
                 // The parser accepts no more than 255 bytes.
                 self.table.names.push(name.len() as u8);
                 self.table.names.extend_from_slice(name);
-                self.names.insert(name.into(), at);
+                let table = &self.table;
+                self.names.insert(name, at, |at| table.name_at(at));
                 at
             }
         };
-        if let Some(path) = self.paths.get(&(parent, name)) {
-            return Ok(*path);
+        if let Some(path) = self.find_path(parent, name) {
+            return Ok(path);
         }
         self.reserve(mem::size_of::<PathPart>())?;
         let path = self.table.path_count();
         self.table.paths.push(PathPart { parent, name, last: NONE });
-        self.paths.insert((parent, name), path);
+        let table = &self.table;
+        self.paths.insert((parent, name), path, |path| table.place_of(path));
         Ok(path)
     }
 
@@ -517,13 +609,15 @@ impl TableBuilder {
             set.extend_from_slice(value);
         }
         self.reserve(8)?;
-        if let Some(at) = self.xattr_sets.get(&set[..]) {
-            return Ok(*at);
+        let is_it = |at| self.table.xattr_set_at(at) == set;
+        if let Some(at) = self.xattr_sets.find(&set[..], is_it) {
+            return Ok(at);
         }
         self.reserve(set.len())?;
         let at = self.table.xattr_sets.len() as u32;
         self.table.xattr_sets.extend_from_slice(&set);
-        self.xattr_sets.insert(set.into(), at);
+        let table = &self.table;
+        self.xattr_sets.insert(&set[..], at, |at| table.xattr_set_at(at));
         Ok(at)
     }
 }
