@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! server      accepts connections; connection.rs watches how long each keeps us waiting
-//! service     who asks (access.rs) and what for (route.rs), which function knows, and the log of it
+//! service     who asks (access.rs) and what for (route.rs), which function knows, and the log of it; incoming.rs has
+//!             the bodies of requests
 //! names       which repository a name means
 //! manifests, blobs, uploads, lists
 //!             one kind of request each; range.rs reads ranges, body.rs sends parts of blobs, reply.rs errors
@@ -30,6 +31,7 @@ mod body;
 mod connection;
 mod counts;
 mod endpoint;
+mod incoming;
 mod index;
 mod listen;
 mod lists;

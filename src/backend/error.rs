@@ -291,19 +291,21 @@ impl Error {
                 "if this host is meant, name it: in --registries of a mount, or by an entry for it in --auths"
             }
             Kind::WaitTooLong { .. } => "run the same command later, or raise --max-wait",
-            Kind::Stalled(_) => "run the same command again: what has been fetched is kept",
+            Kind::Stalled(_) => {
+                "run the same command again: a directory keeps what has been fetched"
+            }
             // The refusal of a client without certificate often arrives as nothing else.
             Kind::Interrupted(_) => {
-                "run the same command again: what has been fetched is kept; if it breaks every time, the registry may want a client certificate (cert_file and key_file in --auths)"
+                "run the same command again: a directory keeps what has been fetched; if it breaks every time, the registry may want a client certificate (cert_file and key_file in --auths)"
             }
             Kind::Io(_) if self.is_no_space() => {
-                "free some space and run the same command again: what has been fetched is kept"
+                "free some space and run the same command again: a directory keeps what has been fetched"
             }
             Kind::Damaged(_) => {
                 "`imgfs verify --repair` fetches again what is broken or missing in a directory"
             }
             Kind::Digest { .. } | Kind::Size { .. } => {
-                "the content that the registry holds, or a proxy on the way, is damaged; nothing of it was kept"
+                "what the source holds, or a proxy on the way to it, is damaged; nothing of it was kept"
             }
             _ => return None,
         })

@@ -29,7 +29,19 @@ const BLOB_TYPE: &str = "application/octet-stream";
 pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Reply> {
     let repository = call.shared.to_read(named).await?;
     call.shared.check(&call.user, Action::Pull, &repository)?;
-    let found = call.shared.blob(&repository, digest).await?;
+    let found = match call.shared.blob(&repository, digest).await {
+        // Whoever pushes asks that first, and may mean a repository of ours that is not there yet.
+        Err(problem)
+            if call.is_head()
+                && problem.is_upstream_away()
+                && named.fallback.as_ref() == Some(&repository)
+                && call.check_writable("").is_ok()
+                && call.shared.allows(&call.user, Action::Push, &named.repository) =>
+        {
+            return Err(Problem::blob_unknown(digest));
+        }
+        found => found?,
+    };
     let size = found.size;
     if call.header(IF_NONE_MATCH).is_some_and(|header| etag_matches(header, Some(&digest))) {
         let mut reply = empty(StatusCode::NOT_MODIFIED);
@@ -143,12 +155,14 @@ pub(super) async fn delete(call: &Call, named: &Named, digest: Digest) -> Result
     let shared = &call.shared;
     let repository = &named.repository;
     shared.check(&call.user, Action::Delete, repository)?;
-    call.check_deletable()?;
+    call.check_deletable("GET, HEAD")?;
     let index = shared.index(repository).await?;
     let users: Vec<String> = index.users(&digest).iter().map(|e| e.digest.to_string()).collect();
     if !users.is_empty() {
         let message = format!("it is needed here by {}", users.join(", "));
-        return Err(Problem::method_not_allowed(message).detail(json!({ "needed_by": users })));
+        return Err(
+            Problem::method_not_allowed("GET, HEAD", message).detail(json!({ "needed_by": users }))
+        );
     }
     if !shared.dir.is_adopted(repository, &digest) {
         return Err(Problem::blob_unknown(digest));

@@ -77,6 +77,8 @@ pub(super) struct Index {
     /// It was changed so shortly before it was read that it may have been changed since without a trace.
     is_fresh: bool,
     files: HashMap<PathBuf, Arc<Entry>>,
+    /// Files that were no manifests, and what they looked like: somebody may just be writing them.
+    unreadable: Vec<(PathBuf, FileStamp)>,
     tags: BTreeMap<String, Arc<Entry>>,
     digests: HashMap<Digest, Arc<Entry>>,
     blobs: HashMap<Digest, u64>,
@@ -280,22 +282,24 @@ impl Indexes {
             return Ok(Arc::default());
         }
         let slot = self.slot(repository);
-        let holds = |index: &Arc<Index>| index.stamps == stamps && !index.is_fresh;
         let current = locked(&slot.current).clone();
-        if let Some(index) = current.filter(holds) {
+        if let Some(index) = current.filter(|index| self.holds(index, &stamps)) {
             return Ok(index);
         }
         let _reading = slot.reading.lock().await;
         let before = locked(&slot.current).clone();
-        let is_it = |index: &Arc<Index>| {
-            let stamps = self.dir.repository_stamp(repository);
-            index.stamps == stamps && !index.is_fresh
-        };
+        let stamps = self.dir.repository_stamp(repository);
         // Somebody else has just read it.
-        match before.clone().filter(is_it) {
+        match before.clone().filter(|index| self.holds(index, &stamps)) {
             Some(index) => Ok(index),
             None => self.read(repository, &slot, before).await,
         }
+    }
+
+    /// Whether `index` is what its directories have, which look like `stamps` now.
+    fn holds(&self, index: &Index, stamps: &[FileStamp]) -> bool {
+        let is_same = |(path, stamp): &(PathBuf, FileStamp)| self.dir.stamp(path) == Some(*stamp);
+        index.stamps == stamps && !index.is_fresh && index.unreadable.iter().all(is_same)
     }
 
     fn slot(&self, repository: &Repository) -> Arc<Slot> {
@@ -376,7 +380,11 @@ impl Indexes {
         });
         let entries = entries.await?.into_iter().flatten();
         files.extend(entries.map(|entry| (entry.file.path.clone(), Arc::new(entry))));
-        let index = Index::build(stamps, is_fresh, found.tags, found.digests, files);
+        let all = found.tags.values().chain(found.digests.values());
+        let unreadable = all.filter(|file| !files.contains_key(&file.path));
+        let unreadable = unreadable.map(|file| (file.path.clone(), file.stamp)).collect();
+        let mut index = Index::build(stamps, is_fresh, found.tags, found.digests, files);
+        index.unreadable = unreadable;
         let index = Arc::new(index);
         *locked(&slot.current) = Some(index.clone());
         self.shrink();

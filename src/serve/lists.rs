@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     access::Action,
+    index::Index,
     names::Named,
     reply::{Problem, Reply, Result, full, header, json_reply, set},
     route::Target,
@@ -92,7 +93,7 @@ pub(super) async fn referrers(call: &Call, named: &Named, subject: Digest) -> Re
     if let Some(entry) = index.find(&fallback)
         && let Ok(bytes) = shared.indexes.bytes(entry).await
     {
-        add_listed(&mut found, &bytes);
+        add_listed(&mut found, &index, &subject, &bytes);
     }
     if let Some(through) = shared.through(&repository) {
         for (digest, descriptor) in through.referrers(&repository, subject).await {
@@ -119,14 +120,18 @@ pub(super) async fn referrers(call: &Call, named: &Named, subject: Digest) -> Re
     Ok(reply)
 }
 
-/// Adds the children of an index that lists referrers.
-fn add_listed(found: &mut BTreeMap<Digest, Value>, index: &[u8]) {
-    let is_index = Manifest::parse(index.to_vec().into(), None);
-    let Ok(parsed) = is_index else { return };
-    let Ok(json) = serde_json::from_slice::<Value>(index) else { return };
+/// Adds those children of an index that lists referrers which are here and refer to nothing else.
+fn add_listed(found: &mut BTreeMap<Digest, Value>, here: &Index, subject: &Digest, list: &[u8]) {
+    let Ok(parsed) = Manifest::parse(list.to_vec().into(), None) else { return };
+    let Ok(json) = serde_json::from_slice::<Value>(list) else { return };
     let descriptors = json["manifests"].as_array().into_iter().flatten();
     for (child, descriptor) in parsed.children().iter().zip(descriptors) {
-        found.entry(child.digest).or_insert_with(|| descriptor.clone());
+        let is_of_it = here.find(&Target::Digest(child.digest)).is_some_and(|entry| {
+            entry.contents.subject.as_ref().is_none_or(|(other, _)| other == subject)
+        });
+        if is_of_it {
+            found.entry(child.digest).or_insert_with(|| descriptor.clone());
+        }
     }
 }
 
@@ -145,7 +150,7 @@ impl Page {
                 let number = is_number.then(|| text.parse().unwrap_or(MAX_PAGE));
                 number.map(|number: usize| number.min(MAX_PAGE)).ok_or_else(|| {
                     let message = format!("`n={text}` is no number");
-                    Problem::bad_request("PAGINATION_NUMBER_INVALID", message)
+                    Problem::bad_request("UNSUPPORTED", message)
                 })?
             }
         };

@@ -7,7 +7,6 @@ use futures_util::StreamExt;
 use http_body_util::{BodyStream, LengthLimitError, Limited};
 use hyper::{
     StatusCode,
-    body::Incoming,
     header::{AGE, CONTENT_LENGTH, CONTENT_TYPE, IF_MATCH, IF_NONE_MATCH, LOCATION, WARNING},
 };
 use serde_json::json;
@@ -16,6 +15,7 @@ use tokio::time::timeout;
 use super::{
     access::Action,
     connection::STALL_TIMEOUT,
+    incoming::RequestBody,
     names::Named,
     reply::{Problem, Reply, Result, empty, full, header, set},
     route::Target,
@@ -30,9 +30,6 @@ use crate::{
         is_tag,
     },
 };
-
-/// What is read of a body that is too large, in bytes.
-const MAX_SKIPPED: usize = 64 << 20;
 
 /// Tags that one request may set.
 const MAX_TAGS: usize = 64;
@@ -57,8 +54,8 @@ pub(super) async fn get(call: &Call, named: &Named, target: &Target) -> Result<R
     if let Some(stale) = &found.stale {
         call.shared.counts.stale.inc();
         set(&mut reply, AGE, stale.age.as_secs());
-        let host = call.header(hyper::header::HOST).unwrap_or("imgfs");
-        set(&mut reply, WARNING, format_args!("299 {host} \"{}\"", stale.reason));
+        // "With a warn-code of 299, a warn-agent of -" (distribution specification, "Warnings").
+        set(&mut reply, WARNING, format_args!("299 - \"{}\"", stale.reason));
     }
     Ok(reply)
 }
@@ -82,12 +79,12 @@ pub(super) async fn put(
     call: &Call,
     named: &Named,
     target: Target,
-    body: Incoming,
+    body: RequestBody,
 ) -> Result<Reply> {
     let shared = &call.shared;
     let repository = &named.repository;
     shared.check(&call.user, Action::Push, repository)?;
-    call.check_writable()?;
+    call.check_writable("GET, HEAD")?;
     let tags = wanted_tags(call, &target)?;
     let expected = wanted_digest(call, &target)?;
     let bytes = read(call, body).await?;
@@ -181,20 +178,13 @@ fn wanted_digest(call: &Call, target: &Target) -> Result<Option<Digest>> {
     }
 }
 
-/// Reads and forgets a body of up to 64 MiB: who is still sending when the connection ends does not read the answer.
-async fn skip(body: Incoming) {
-    let mut body = BodyStream::new(Limited::new(body, MAX_SKIPPED));
-    while let Ok(Some(Ok(_))) = timeout(STALL_TIMEOUT, body.next()).await {}
-}
-
 /// Reads the body, of at most 4 MiB.
-async fn read(call: &Call, body: Incoming) -> Result<Bytes> {
+async fn read(call: &Call, body: RequestBody) -> Result<Bytes> {
     let too_large = || {
         let message = format!("a manifest has at most {MAX_MANIFEST_BYTES} bytes");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", message)
     };
     if call.length().is_some_and(|length| length > MAX_MANIFEST_BYTES as u64) {
-        skip(body).await;
         return Err(too_large());
     }
     let broken = || Problem::bad_request("MANIFEST_INVALID", "it has not come to its end");
@@ -364,7 +354,7 @@ pub(super) async fn delete(call: &Call, named: &Named, target: &Target) -> Resul
     let shared = &call.shared;
     let repository = &named.repository;
     shared.check(&call.user, Action::Delete, repository)?;
-    call.check_deletable()?;
+    call.check_deletable("GET, HEAD, PUT")?;
     let _filling = shared.filling().await?;
     let failed = |e| Problem::local(&e);
     let index = shared.index(repository).await?;

@@ -5,7 +5,7 @@ use std::{fmt::Display, time::Duration};
 use bytes::Bytes;
 use hyper::{
     Response, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
 };
 use serde_json::{Value, json};
 
@@ -78,8 +78,9 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message).detail(json!({ "name": name }))
     }
 
-    pub(super) fn method_not_allowed(message: impl Display) -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message)
+    /// `allowed` are the methods that are: an answer with this status has to say so (RFC 9110, section 15.5.6).
+    pub(super) fn method_not_allowed(allowed: &str, message: impl Display) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message).header(ALLOW, allowed)
     }
 
     pub(super) fn unavailable(message: impl Display) -> Self {
@@ -120,6 +121,11 @@ impl Problem {
             Kind::Io(_) | Kind::Memory(_) | Kind::InUse(_) => Self::local(error),
             _ => Self::new(StatusCode::BAD_GATEWAY, "UNAVAILABLE", error),
         }
+    }
+
+    /// Whether it says that an upstream gives no answer.
+    pub(super) fn is_upstream_away(&self) -> bool {
+        matches!(self.0.status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT)
     }
 
     fn too_many(error: &Error, wait: Option<Duration>) -> Self {

@@ -9,7 +9,7 @@ use std::{
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Version,
     body::Incoming,
-    header::{ALLOW, CONTENT_LENGTH, HeaderValue},
+    header::{CONTENT_LENGTH, HeaderValue},
     http::request::Parts as Head,
 };
 use serde_json::json;
@@ -18,6 +18,7 @@ use super::{
     access::User,
     blobs,
     connection::{Connection, UnderWay},
+    incoming::RequestBody,
     lists,
     log::Line,
     manifests,
@@ -60,20 +61,21 @@ impl Call {
         self.method == Method::HEAD
     }
 
-    /// Fails unless the tree may be written to.
-    pub(super) fn check_writable(&self) -> Result<()> {
+    /// Fails unless the tree may be written to. `allowed` are the methods that remain where it may not.
+    pub(super) fn check_writable(&self, allowed: &str) -> Result<()> {
         match self.shared.abilities.read_only {
-            true => Err(Problem::method_not_allowed("this registry is read-only")),
+            true => Err(Problem::method_not_allowed(allowed, "this registry is read-only")),
             false => Ok(()),
         }
     }
 
-    /// Fails unless content may be deleted.
-    pub(super) fn check_deletable(&self) -> Result<()> {
-        self.check_writable()?;
+    /// Fails unless content may be deleted. `allowed` are the methods that remain where it may not.
+    pub(super) fn check_deletable(&self, allowed: &str) -> Result<()> {
+        self.check_writable("GET, HEAD")?;
         match self.shared.abilities.delete {
             true => Ok(()),
             false => Err(Problem::method_not_allowed(
+                allowed,
                 "nothing is deleted here; the server would have to be started with --allow-delete",
             )),
         }
@@ -94,9 +96,14 @@ pub(super) async fn handle(
     let query = Query::parse(head.uri.query());
     let namespace = query.namespace().map(str::to_owned);
     let is_head = head.method == Method::HEAD;
+    let waits = head.headers.contains_key(hyper::header::EXPECT);
+    let (body, unread) = RequestBody::new(body);
     let answered = answer(shared, connection, (head, query), body, &mut finish).await;
     let mut reply = answered.unwrap_or_else(Problem::into_reply);
     let headers = reply.headers_mut();
+    if !is_http2 && !unread.skip(waits).await {
+        headers.insert(hyper::header::CONNECTION, HeaderValue::from_static("close"));
+    }
     headers.insert(header::API_VERSION, HeaderValue::from_static("registry/2.0"));
     if let Some(namespace) = namespace.and_then(|ns| HeaderValue::from_str(&ns).ok()) {
         headers.insert(header::OCI_NAMESPACE, namespace);
@@ -113,7 +120,7 @@ async fn answer(
     shared: Arc<Shared>,
     connection: Arc<Connection>,
     (head, query): (Head, Query),
-    body: Incoming,
+    body: RequestBody,
     finish: &mut Finish,
 ) -> Result<Reply> {
     let route = Route::parse(head.uri.path());
@@ -150,7 +157,7 @@ fn route_problem(call: &Call, error: RouteError) -> Problem {
     }
 }
 
-async fn dispatch(call: &Call, route: Route, body: Incoming) -> Result<Reply> {
+async fn dispatch(call: &Call, route: Route, body: RequestBody) -> Result<Reply> {
     let method = call.method.clone();
     let is_read = matches!(method, Method::GET | Method::HEAD);
     match route {
@@ -226,7 +233,7 @@ fn not_allowed(call: &Call, allowed: &str) -> Problem {
         return call.shared.access.unauthorized("log in first");
     }
     let message = format!("{} is not allowed here", call.method);
-    Problem::method_not_allowed(message).header(ALLOW, allowed)
+    Problem::method_not_allowed(allowed, message)
 }
 
 /// What a path is about, in a word.

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{
     StatusCode,
-    body::Incoming,
     header::{CONTENT_LENGTH, CONTENT_RANGE, LOCATION, RANGE},
 };
 use tokio::time::timeout;
@@ -15,6 +14,7 @@ use tokio::time::timeout;
 use super::{
     access::Action,
     connection::STALL_TIMEOUT,
+    incoming::RequestBody,
     names::Named,
     range,
     reply::{Problem, Reply, Result, empty, header, set},
@@ -34,11 +34,11 @@ use crate::{
 const CLIENT: &str = "client";
 
 /// `POST`: begins an upload; with `digest=` it is ended as well, and with `mount=` perhaps not needed.
-pub(super) async fn begin(call: &Call, named: &Named, body: Incoming) -> Result<Reply> {
+pub(super) async fn begin(call: &Call, named: &Named, body: RequestBody) -> Result<Reply> {
     let shared = &call.shared;
     let repository = &named.repository;
     shared.check(&call.user, Action::Push, repository)?;
-    call.check_writable()?;
+    call.check_writable("")?;
     let parse = |text: &str| text.parse::<Digest>();
     let invalid = |e| Problem::bad_request("DIGEST_INVALID", e);
     if let Some(digest) = call.query.get("mount") {
@@ -88,11 +88,11 @@ pub(super) async fn patch(
     call: &Call,
     named: &Named,
     session: &str,
-    body: Incoming,
+    body: RequestBody,
 ) -> Result<Reply> {
     let repository = &named.repository;
     call.shared.check(&call.user, Action::Push, repository)?;
-    call.check_writable()?;
+    call.check_writable("GET")?;
     let upload = resume(call, named, session, body).await?;
     let size = upload.size();
     call.shared.keep_upload(repository, session, upload);
@@ -106,11 +106,11 @@ pub(super) async fn put(
     call: &Call,
     named: &Named,
     session: &str,
-    body: Incoming,
+    body: RequestBody,
 ) -> Result<Reply> {
     let repository = &named.repository;
     call.shared.check(&call.user, Action::Push, repository)?;
-    call.check_writable()?;
+    call.check_writable("GET")?;
     let digest = call
         .query
         .get("digest")
@@ -124,14 +124,14 @@ pub(super) async fn put(
 pub(super) async fn cancel(call: &Call, named: &Named, session: &str) -> Result<Reply> {
     let repository = &named.repository;
     call.shared.check(&call.user, Action::Push, repository)?;
-    call.check_writable()?;
+    call.check_writable("GET")?;
     let upload = take(call, repository, session).await?;
     upload.remove().map_err(|e| Problem::local(&e))?;
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
 /// Adds the body of a request to the upload `session`, which goes on where it is.
-async fn resume(call: &Call, named: &Named, session: &str, body: Incoming) -> Result<Upload> {
+async fn resume(call: &Call, named: &Named, session: &str, body: RequestBody) -> Result<Upload> {
     let repository = &named.repository;
     let upload = take(call, repository, session).await?;
     match check_range(call, named, session, upload.size()) {
@@ -193,7 +193,7 @@ fn check_range(call: &Call, named: &Named, session: &str, size: u64) -> Result<O
 async fn receive(
     call: &Call,
     upload: Upload,
-    body: Incoming,
+    body: RequestBody,
     limit: Option<u64>,
 ) -> Result<Upload> {
     if call.length() == Some(0) && limit.is_none() {
@@ -289,7 +289,9 @@ async fn find_anywhere(
     if shared.access.all_may_pull() || shared.blob_size(repository, digest).await?.is_some() {
         return Ok(Some(bytes));
     }
-    let all = shared.dir.repositories().await.map_err(|e| Problem::local(&e))?;
+    let mut all = shared.dir.repositories().await.map_err(|e| Problem::local(&e))?;
+    // Those that have no manifest yet, too.
+    all.extend(shared.dir.owners(*digest).await.map_err(|e| Problem::local(&e))?);
     for other in all {
         if shared.allows(&call.user, Action::Pull, &other)
             && shared.blob_size(&other, digest).await? == Some(bytes)
@@ -334,7 +336,7 @@ fn new_name() -> Result<String> {
 
 /// The body of a request.
 struct Sent {
-    body: Incoming,
+    body: RequestBody,
     counter: Counter,
 }
 

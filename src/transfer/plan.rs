@@ -19,7 +19,7 @@ use crate::{
     backend::{Backend, Error, Kind, ManifestName, Result, Sink},
     image::{
         Descriptor, Digest, FilteredIndex, Manifest, PlatformFilter, Reference, Repository,
-        is_referrers_tag, tagged_subject,
+        is_attached_to, is_referrers_tag,
     },
 };
 
@@ -623,7 +623,7 @@ impl Planner<'_> {
             (None, tag) => repository.tagged(tag.unwrap_or("latest")),
         };
         let root = self.root(name, &to, &whole).await?;
-        if name.tag().and_then(tagged_subject) == Some(root.original) {
+        if name.tag().is_some_and(|tag| is_attached_to(tag, &root.original)) {
             return Ok(Attachment::Subject);
         }
         let Some(manifest) = root.manifest else { return Ok(Attachment::Present) };

@@ -48,6 +48,20 @@ fn anonymous_pull_beside_authenticated_push() {
 }
 
 #[test]
+fn a_blob_is_mounted_from_wherever_its_user_may_pull_it() {
+    let files = tempfile::tempdir().expect("a directory");
+    let users = htpasswd(files.path());
+    let serving = Serving::fresh(&["--htpasswd", &users]);
+    let alice = serving.client().authorization(basic("alice", "secret"));
+    // No manifest names it yet.
+    alice.upload("team/source", b"shared");
+    let mount = format!("/v2/team/app/blobs/uploads/?mount={}", digest(b"shared"));
+    assert_eq!(alice.ask("POST", &mount, b"").status, 201);
+    let other = format!("/v2/team/app/blobs/uploads/?mount={}", digest(b"another"));
+    assert_eq!(alice.ask("POST", &other, b"").status, 202);
+}
+
+#[test]
 fn without_a_password_nothing_is_told() {
     let files = tempfile::tempdir().expect("a directory");
     let users = htpasswd(files.path());

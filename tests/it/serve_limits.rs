@@ -62,6 +62,61 @@ fn no_request_is_smuggled_in_another() {
     }
 }
 
+/// Sends all of a request, whatever is answered meanwhile, and another one over the same connection. The statuses.
+fn send_two(serving: &Serving, first: &str, headers: &str, body: &[u8]) -> Vec<u16> {
+    let mut stream = TcpStream::connect(serving.host()).expect("connecting");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("setting a limit");
+    let length = body.len();
+    let head = format!("{first} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).expect("sending");
+    stream.write_all(body).expect("sending the body");
+    let second = "GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(second.as_bytes()).expect("asking again");
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).expect("a clean end");
+    let all = String::from_utf8_lossy(&all).into_owned();
+    let statuses = all.match_indices("HTTP/1.1 ").map(|(at, start)| &all[at + start.len()..][..3]);
+    statuses.map(|status| status.parse().expect("a status")).collect()
+}
+
+#[test]
+fn an_answer_that_comes_early_arrives_and_the_next_one_too() {
+    let serving = serving(&[]);
+    let session = serving.client().ask("POST", "/v2/a/blobs/uploads/", b"");
+    let session = session.header("location").to_owned();
+    let body = vec![7; 5 << 20];
+    let patch = format!("PATCH {session}");
+    // What is refused before the body is read.
+    for (request, headers, status) in [
+        (&*patch, "Content-Range: 9-5242888\r\n", 416),
+        ("PATCH /v2/a/blobs/uploads/unknown", "", 404),
+        ("PUT /v2/a/manifests/sha256:nonsense", "", 400),
+        ("PUT /v2/a/manifests/v1", "", 413),
+        ("DELETE /v2/a/manifests/v1", "", 405),
+        ("POST /v2/a/manifests/v1", "", 405),
+        ("PUT /v2/A/manifests/v1", "", 400),
+    ] {
+        assert_eq!(send_two(&serving, request, headers, &body), [status, 200], "{request}");
+    }
+    let chunked =
+        "PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunk = [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
+    let close = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let said = say(&serving, &[chunked.as_bytes(), &chunk, close].concat());
+    assert_eq!(said.matches("HTTP/1.1 413").count(), 1, "{said}");
+    assert_eq!(said.matches("HTTP/1.1 200").count(), 1, "{said}");
+}
+
+#[test]
+fn who_waits_to_be_told_to_send_is_not_told_in_vain() {
+    let serving = serving(&[]);
+    let head = "PUT /v2/a/manifests/sha256:nonsense HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\
+                Expect: 100-continue\r\n\r\n";
+    let said = say(&serving, head.as_bytes());
+    assert!(said.starts_with("HTTP/1.1 400"), "{said}");
+    assert!(said.to_lowercase().contains("connection: close"), "{said}");
+}
+
 #[test]
 fn many_slow_clients_take_little_and_keep_nobody_out() {
     let serving = serving(&["--max-connections", "2000"]);

@@ -176,6 +176,32 @@ fn mounts_with_and_without_from() {
 }
 
 #[test]
+fn a_refused_method_says_which_ones_are_allowed() {
+    let image = single(3);
+    let serving = Serving::fresh(&[] as &[&str]);
+    image.push_to(&serving.client(), "team/app", "v1");
+    let blob = image.layers()[0].clone();
+    let manifest = "/v2/team/app/manifests/v1".to_owned();
+    let blob = format!("/v2/team/app/blobs/{blob}");
+    let check = |serving: &Serving, method: &str, target: &str, allowed: &str| {
+        let reply = serving.client().ask(method, target, b"");
+        assert_eq!((reply.status, reply.code()), (405, "UNSUPPORTED".into()), "{method} {target}");
+        assert_eq!(reply.header("allow"), allowed, "{method} {target}");
+    };
+    check(&serving, "DELETE", &manifest, "GET, HEAD, PUT");
+    check(&serving, "DELETE", &blob, "GET, HEAD");
+    check(&serving, "POST", &manifest, "GET, HEAD, PUT, DELETE");
+    let pages = serving.client().get("/v2/team/app/tags/list?n=x");
+    assert_eq!((pages.status, pages.code()), (400, "UNSUPPORTED".into()));
+    let deleting = Serving::start(serving.images(), &["--allow-delete"]);
+    check(&deleting, "DELETE", &blob, "GET, HEAD");
+    let reading = Serving::start(serving.images(), &["--read-only"]);
+    check(&reading, "DELETE", &manifest, "GET, HEAD");
+    check(&reading, "PUT", &manifest, "GET, HEAD");
+    check(&reading, "POST", "/v2/team/app/blobs/uploads/", "");
+}
+
+#[test]
 fn a_manifest_is_taken_when_all_is_there_that_it_names() {
     let serving = serving(&[]);
     let client = serving.client();

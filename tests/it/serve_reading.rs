@@ -279,6 +279,44 @@ fn referrers_are_an_index_in_any_case() {
     client.put_manifest("team/app", &tag, OCI_INDEX, &fallback.root().bytes);
     let all = client.get(&list).json()["manifests"].clone();
     assert_eq!(all.as_array().map(Vec::len), Some(3));
+    // But not what refers to something else, or is not here any more.
+    let another = crate::support::image::single(7);
+    another.push_to(&client, "team/app", "2");
+    let gone = Artifact::new("application/x-gone").blob("text/plain", b"g").build();
+    let of_another = Artifact::new("application/x-sig").blob("text/plain", b"s").subject(&another);
+    let of_another = of_another.build();
+    of_another.push_by_digest(&client, "team/app");
+    let fallback = Index::new().child(&other).child(&of_another).child(&gone).build();
+    let mut listing = std::fs::File::create(
+        serving.images().join("registry.local/team/app/manifests").join(&tag),
+    );
+    let written = listing.as_mut().map(|file| file.write_all(&fallback.root().bytes));
+    written.expect("creating").expect("writing");
+    let all = client.get(&list).json()["manifests"].clone();
+    assert_eq!(all.as_array().map(Vec::len), Some(3), "{all}");
+}
+
+#[test]
+fn a_manifest_that_is_written_in_place_counts_when_it_is_whole() {
+    let image = crate::support::image::single(8);
+    let (imgfs, name) = pulled(&image);
+    let serving = Serving::start(imgfs.images_dir(), &[] as &[&str]);
+    let client = serving.client();
+    let target = format!("/v2/{name}/manifests/v1");
+    assert_eq!(client.get(&target).status, 200);
+    let tag = imgfs.images_dir().join(name.replace("__", ":")).join("manifests/v1");
+    // As `cp` over it does it.
+    let mut file = std::fs::OpenOptions::new().write(true).truncate(true).open(tag).expect("tag");
+    // Long enough ago that nobody looks again for that reason.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let list = format!("/v2/{name}/tags/list");
+    for _ in 0..3 {
+        assert_eq!(client.get(&target).status, 404);
+        assert_eq!(client.get(&list).status, 404);
+    }
+    file.write_all(&image.root().bytes).expect("writing");
+    assert_eq!(client.get(&target).body, image.root().bytes);
+    assert_eq!(client.get(&list).json()["tags"], serde_json::json!(["v1"]));
 }
 
 #[test]

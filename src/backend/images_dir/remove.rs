@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     backend::{Error, Kind, Removal, Remover, Result},
-    image::{Digest, Manifest, Reference, Repository, tagged_subject},
+    image::{Digest, Manifest, Reference, Repository, is_attached_to, is_attachment_tag},
 };
 
 /// Nested indexes below this depth are not followed.
@@ -75,18 +75,20 @@ impl ImagesDir {
             others().count() > 0 && !inventory.problems.iter().any(|p| p.kind.is_harmful());
         loop {
             let mut kept = HashSet::new();
-            let (attachments, images): (Vec<_>, Vec<_>) =
-                others().filter(|image| !names.contains(&image.reference)).partition(|image| {
-                    image.reference.tag().is_some_and(|t| tagged_subject(t).is_some())
-                });
+            let (attachments, images): (Vec<_>, Vec<_>) = others()
+                .filter(|image| !names.contains(&image.reference))
+                .partition(|image| image.reference.tag().is_some_and(is_attachment_tag));
             for image in images {
                 if let Ok(manifest) = inner.manifest(&image.reference) {
                     inner.add_reachable(repository, &manifest, &mut kept, 0);
                 }
             }
             let useless = attachments.iter().find(|image| {
-                let subject = image.reference.tag().and_then(tagged_subject);
-                subject.is_some_and(|subject| gone.contains(&subject) && !kept.contains(&subject))
+                let tag = image.reference.tag().unwrap_or_default();
+                let is_of = |digests: &HashSet<Digest>| {
+                    digests.iter().any(|subject| is_attached_to(tag, subject))
+                };
+                is_of(&gone) && !is_of(&kept)
             });
             let Some(useless) = useless.filter(|_| is_known) else { break };
             names.push(useless.reference.clone());

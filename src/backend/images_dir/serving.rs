@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! blobs/.imgfs/serve/
-//!   adopted/<SHA-256 of the repository's name>/<digest>   an empty file: the blob was brought into the
-//!                                                         repository, which need not name it yet; its time of
+//!   adopted/<SHA-256 of the repository's name>/<digest>   the repository's name: the blob was brought into it,
+//!                                                         and it need not name the blob yet; the file's time of
 //!                                                         modification says until when that holds
 //!   uploads/                                              blobs on their way ([`super::uploads`])
 //! ```
@@ -14,7 +14,7 @@ use std::{
     collections::BTreeMap,
     fs::{File, Metadata, TryLockError},
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -35,6 +35,9 @@ use crate::{
 /// The directory of a server's own state, below that of imgfs.
 pub(super) const SERVE: &str = "serve";
 const ADOPTED: &str = "adopted";
+
+/// The longest name of a repository in a note, in bytes.
+const MAX_NAME: u64 = 4096;
 
 /// How often is looked whether the lock of the tree is free.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -196,7 +199,8 @@ impl ImagesDir {
         let repository = repository.clone();
         self.blocking(move |inner| {
             let path = inner.adopted_path(&repository, &blob);
-            inner.note_adopted(&path, lifetime).map_err(|e| Error::io(&path, "writing", e))
+            let noted = inner.note_adopted(&path, &repository, lifetime);
+            noted.map_err(|e| Error::io(&path, "writing", e))
         })
         .await
     }
@@ -211,6 +215,23 @@ impl ImagesDir {
     pub fn is_adopted(&self, repository: &Repository, blob: &Digest) -> bool {
         let meta = self.inner.root.stat(&self.inner.adopted_path(repository, blob));
         meta.is_ok_and(|meta| holds(&meta))
+    }
+
+    /// The repositories that have adopted `blob`, as far as that still holds.
+    pub async fn owners(&self, blob: Digest) -> Result<Vec<Repository>> {
+        self.blocking(move |inner| {
+            let name = inner.layout.digest_name(&blob);
+            let notes = inner.list(&inner.adopted_dir()).into_iter().map(|dir| dir.join(&name));
+            let counts = |path: &PathBuf| inner.root.stat(path).is_ok_and(|meta| holds(&meta));
+            // What is no name is of an older version, and not known.
+            let owner = |path: PathBuf| {
+                let text = inner.root.read(&path, MAX_NAME).ok()?;
+                let (registry, path) = std::str::from_utf8(&text).ok()?.split_once('/')?;
+                Repository::new(registry, path).ok()
+            };
+            Ok(notes.filter(counts).filter_map(owner).collect())
+        })
+        .await
     }
 
     /// Whether anything has been adopted by `repository`.
@@ -341,10 +362,16 @@ impl Inner {
         self.adopted_dir().join(owner_name(repository)).join(self.layout.digest_name(blob))
     }
 
-    fn note_adopted(&self, path: &Path, lifetime: Duration) -> io::Result<()> {
+    fn note_adopted(
+        &self,
+        path: &Path,
+        repository: &Repository,
+        lifetime: Duration,
+    ) -> io::Result<()> {
         let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         self.root.create_dirs(dir)?;
         let file = self.root.open_or_create(path)?;
+        file.write_all_at(repository.to_string().as_bytes(), 0)?;
         let until = SystemTime::now() + lifetime;
         let until = until.duration_since(UNIX_EPOCH).unwrap_or_default();
         let seconds = i64::try_from(until.as_secs()).unwrap_or(i64::MAX);
@@ -355,15 +382,17 @@ impl Inner {
         Ok(futimens(&file, &times)?)
     }
 
+    /// What is in the directory `dir`, if there is one.
+    fn list(&self, dir: &Path) -> Vec<PathBuf> {
+        let entries = self.root.open_dir(dir).and_then(|dir| dir.entries());
+        let entries = entries.unwrap_or_default().into_iter();
+        entries.map(|entry| dir.join(entry.name)).collect()
+    }
+
     /// The blobs that some repository has adopted, and the notes of those that do not count any more.
     pub(super) fn adopted_blobs(&self) -> (Vec<Digest>, Vec<PathBuf>) {
-        let list = |dir: &Path| {
-            let entries = self.root.open_dir(dir).and_then(|dir| dir.entries());
-            let entries = entries.unwrap_or_default().into_iter();
-            entries.map(|entry| dir.join(entry.name)).collect::<Vec<_>>()
-        };
         let (mut adopted, mut old) = (Vec::new(), Vec::new());
-        for path in list(&self.adopted_dir()).iter().flat_map(|dir| list(dir)) {
+        for path in self.list(&self.adopted_dir()).iter().flat_map(|dir| self.list(dir)) {
             let name = path.file_name().and_then(|name| name.to_str());
             let digest = name.and_then(|name| self.layout.parse_digest(name));
             match (digest, self.root.stat(&path)) {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     backend::{Error, Kind, Names, Removal, Remover, Result},
-    image::{Manifest, Reference, tagged_subject},
+    image::{Manifest, Reference, is_attachment_tag},
 };
 
 /// Tags that are looked at to find those that lead to a manifest.
@@ -44,8 +44,7 @@ impl Remover for Registry {
         let tags = self.all_tags(repository).await.map(|(tags, _)| tags);
         let mut may_be_more = tags.as_ref().map_or(true, |tags| tags.len() > MAX_TAGS);
         let tags = tags.unwrap_or_default().into_iter().take(MAX_TAGS);
-        let tags =
-            tags.filter(|tag| Some(tag.as_str()) != name.tag() && tagged_subject(tag).is_none());
+        let tags = tags.filter(|tag| Some(tag.as_str()) != name.tag() && !is_attachment_tag(tag));
         let tags: Vec<Reference> = tags.map(|tag| repository.tagged(&tag)).collect();
         let mut looked = stream::iter(tags)
             .map(|tag| async move {

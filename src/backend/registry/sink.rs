@@ -22,8 +22,8 @@ use super::{
 use crate::{
     backend::{Capabilities, Kind, ManifestName, Names, Opened, Result, Sink},
     image::{
-        Descriptor, Digest, Manifest, Reference, Repository, View, is_referrers_tag, referrers_tag,
-        tagged_subject,
+        Descriptor, Digest, Manifest, Reference, Repository, View, is_attached_to,
+        is_referrers_tag, referrers_tag,
     },
     util::locked,
 };
@@ -113,10 +113,10 @@ impl RegistrySink {
     async fn list_referrers(&self, tag: &Reference, referrers: Vec<Value>) -> Result<()> {
         let _listing = self.listing.lock().await;
         let repository = tag.repository();
-        let subject = tag.tag().and_then(tagged_subject);
+        let name = tag.tag().unwrap_or_default();
         let mut all = match self.manifest(tag).await {
             // A registry may take the tag for the digest, and answer with the subject.
-            Ok(manifest) if Some(manifest.digest()) == subject => Vec::new(),
+            Ok(manifest) if is_attached_to(name, &manifest.digest()) => Vec::new(),
             Ok(manifest) => children_of(&manifest),
             Err(error) if error.is_not_found() => Vec::new(),
             Err(error) => return Err(error),
@@ -126,7 +126,6 @@ impl RegistrySink {
         }
         let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": all});
         let content = Bytes::from(index.to_string());
-        let name = tag.tag().unwrap_or_default();
         self.put_named(repository, &content, OCI_INDEX, name).await?;
         locked(&self.names).insert(tag.clone(), Digest::sha256(&content));
         Ok(())
