@@ -8,6 +8,7 @@ mod metrics;
 mod parallelism;
 mod single_flight;
 mod socket;
+mod text;
 
 pub use budget::{Budget, BudgetStats, OutOfMemory};
 pub(crate) use budget::{Counted, Kept, Reservation};
@@ -19,3 +20,4 @@ pub use metrics::{
 pub(crate) use parallelism::Parallelism;
 pub(crate) use single_flight::{Died, Flight, SingleFlight};
 pub use socket::LocalListener;
+pub use text::disturbs;

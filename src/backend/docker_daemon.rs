@@ -23,7 +23,10 @@ use super::{
     archive::{self, ArchivePacker, Output, PackFormat},
     registry::{root_cause, tls},
 };
-use crate::image::{Descriptor, Manifest};
+use crate::{
+    image::{Descriptor, Manifest},
+    util::disturbs,
+};
 
 /// Where the daemon listens if nothing else is said.
 const SOCKET: &str = "/var/run/docker.sock";
@@ -112,7 +115,7 @@ impl Daemon {
         }
         let message = serde_json::from_slice::<Message>(&text).map(|m| m.message);
         let message =
-            message.unwrap_or_default().chars().filter(|c| !c.is_control()).take(500).collect();
+            message.unwrap_or_default().chars().filter(|c| !disturbs(*c)).take(500).collect();
         Err(Error::new(
             SIDE,
             doing,

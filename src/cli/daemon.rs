@@ -34,10 +34,11 @@ pub(super) const DETACHED: &str = "--detached";
 /// How the C library is told to keep one heap only. By default it has several for each processor,
 /// none of which gives back what a busy minute has taken: with 64 readers that was 58 MiB, and is 40,
 /// at the same speed. What is larger than a buffer is not put into the heap, so that it is given back as soon
-/// as it is freed; by default the first large one that is freed makes the heap take all later ones.
+/// as it is freed; by default the first large one that is freed makes the heap take all later ones. With 300 images
+/// of 20,000 files each, whose tables come and go, that is 107 MiB for 256 KiB, 123 for 1 MiB, and 161 for 2 MiB.
 const HEAP: [(&str, &str); 3] = [
     ("MALLOC_ARENA_MAX", "1"),
-    ("MALLOC_MMAP_THRESHOLD_", "2097152"),
+    ("MALLOC_MMAP_THRESHOLD_", "524288"),
     ("MALLOC_TRIM_THRESHOLD_", "8388608"),
 ];
 

@@ -16,6 +16,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum, ValueHint};
+use imgfs::util::disturbs;
 use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
@@ -231,7 +232,7 @@ where
             }
         }
         // Names and messages come from registries, and must not begin a line or move the cursor.
-        let clean: String = line.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        let clean: String = line.chars().map(|c| if disturbs(c) { '?' } else { c }).collect();
         writeln!(writer, "{clean}")
     }
 }

@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use imgfs::util::disturbs;
 use indicatif::{DecimalBytes, MultiProgress};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -117,9 +118,9 @@ impl Output {
     }
 }
 
-/// Names and messages come from registries, and must not move the cursor.
+/// Names and messages come from registries, and must not move the cursor or look like others.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+    text.chars().map(|c| if disturbs(c) && c != '\n' { '?' } else { c }).collect()
 }
 
 /// `1.25 GB`
@@ -159,7 +160,7 @@ mod tests {
         let text = table(&[row(["NAME", "SIZE"]), row(["a", "1"]), row(["longer", "22"])]);
         assert_eq!(text, "NAME    SIZE\na       1\nlonger  22");
         assert_eq!(table(&[]), "");
-        assert_eq!(printable("a\u{1b}[31mb\nc"), "a?[31mb\nc");
+        assert_eq!(printable("a\u{1b}[31mb\nc\u{202e}d"), "a?[31mb\nc?d");
         assert_eq!(count(1, "image") + &count(2, "blob"), "1 image2 blobs");
     }
 }

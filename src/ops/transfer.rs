@@ -21,6 +21,7 @@ use crate::{
     },
     image::{Platform, PlatformFilter, Reference, Repository, is_attachment_tag},
     transfer::{self as engine, Plan, Report, Route, Status},
+    util::disturbs,
 };
 
 /// How a request is carried out.
@@ -494,7 +495,7 @@ async fn tags_of(
     let images = images.map(|tag| repository.tagged(tag));
     let images = images.filter(|image| request.matches(image, None)).collect();
     let unnameable = others.iter().map(|name| {
-        let name: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
+        let name: String = name.chars().filter(|c| !disturbs(*c)).take(100).collect();
         let reason = format!("`{name}`, which it lists, is no tag; it is left out");
         backend::Error::new(registry.side(&repository), "listing tags", Kind::Unfit(reason))
     });

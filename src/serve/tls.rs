@@ -10,6 +10,7 @@ use rustls::{
 };
 
 use super::reload::Reloading;
+use crate::util::disturbs;
 
 /// The files of TLS.
 #[derive(Clone, Debug)]
@@ -98,7 +99,7 @@ pub(super) fn common_name(certificate: &[u8]) -> Option<String> {
                 let (tag, _) = value.split_first()?;
                 let (text, _) = element(value, *tag)?;
                 let text = std::str::from_utf8(text).ok()?;
-                let is_name = |c: char| !c.is_control() && c != ':' && c != ',';
+                let is_name = |c: char| !disturbs(c) && c != ':' && c != ',';
                 let is_name = !text.is_empty() && text.chars().all(is_name);
                 return is_name.then(|| text.to_owned());
             }

@@ -324,12 +324,18 @@ fn come(size: u64) -> String {
     format!("0-{}", size.saturating_sub(1))
 }
 
-/// A name that nobody can guess.
+/// A name that nobody can guess: a UUID of version 4 (RFC 9562), as the distribution specification wants it ("Pushing a
+/// blob monolithically").
 fn new_name() -> Result<String> {
     let mut bytes = [0; 16];
     let read = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());
     match read {
-        Ok(16) => Ok(hex::encode(bytes)),
+        Ok(16) => {
+            bytes[6] = bytes[6] & 0x0f | 0x40;
+            bytes[8] = bytes[8] & 0x3f | 0x80;
+            let parts = [0..4, 4..6, 6..8, 8..10, 10..16].map(|part| hex::encode(&bytes[part]));
+            Ok(parts.join("-"))
+        }
         _ => Err(Problem::unavailable("there is no randomness")),
     }
 }

@@ -84,6 +84,9 @@ fn an_answer_that_comes_early_arrives_and_the_next_one_too() {
     let serving = serving(&[]);
     let session = serving.client().ask("POST", "/v2/a/blobs/uploads/", b"");
     let session = session.header("location").to_owned();
+    let lengths: Vec<usize> =
+        session.rsplit('/').next().expect("a name").split('-').map(str::len).collect();
+    assert_eq!(lengths, [8, 4, 4, 4, 12], "a UUID: {session}");
     let body = vec![7; 5 << 20];
     let patch = format!("PATCH {session}");
     // What is refused before the body is read.

@@ -243,7 +243,7 @@ impl Content for Unnamed {
 /// Whether `name` may be that of an upload.
 pub fn is_upload_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         && Path::new(name).components().count() == 1
 }
 

@@ -9,7 +9,7 @@ pub(super) fn text(error: &Error) -> String {
     // The deepest cause may say less than what is around it.
     let (whole, cause) = (error.to_string(), root_cause(error));
     let text = if whole.contains(&cause) { whole } else { format!("{whole}: {cause}") };
-    text.chars().filter(|c| !c.is_control()).take(500).collect()
+    text.chars().filter(|c| !crate::util::disturbs(*c)).take(500).collect()
 }
 
 /// The cause.
