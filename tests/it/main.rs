@@ -62,6 +62,7 @@ mod selftest_push_faults;
 mod serve_access;
 mod serve_clients;
 mod serve_conformance;
+mod serve_life;
 mod serve_limits;
 mod serve_pushing;
 mod serve_reading;
