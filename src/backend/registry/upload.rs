@@ -269,15 +269,15 @@ impl Upload {
     }
 
     /// Finds out what the registry has of the blob, and goes on from there; or begins anew.
-    /// That it is `out_of_order` where it says it is will not be heard again.
-    async fn resume(&mut self, verified: bool, out_of_order: bool) -> Result<()> {
+    /// Where it has just been refused to go on (`is_stuck`), it does not.
+    async fn resume(&mut self, verified: bool, is_stuck: bool) -> Result<()> {
         let had = self.offset;
         let status = self.session.attempt(&self.ask(Method::GET, self.location.clone())).await;
         if let Ok(answer) = status {
             let headers = answer.response.headers();
             let there = header(headers, RANGE.as_str()).and_then(|range| received(&range));
             let there = there.filter(|there| *there <= self.blob.size);
-            let there = there.filter(|there| !out_of_order || *there != had);
+            let there = there.filter(|there| !is_stuck || *there != had);
             let same = self.session.wire.location(&answer.url, headers, &self.doing);
             // What has to be hashed can only go on where its hash is known. All of it is only sent after that
             // has been found to be right.
@@ -393,7 +393,10 @@ impl Receiver for Upload {
                 retry.reset();
             }
             let is_416 = matches!(error.kind(), Kind::Status { status: 416, .. });
-            let out_of_order = is_416 && !is_too_large(error.kind());
+            let is_stuck = match self.is_complete() {
+                true => !error.is_transient(),
+                false => is_416 && !is_too_large(error.kind()),
+            };
             match next {
                 Next::GiveUp => return Err(error),
                 Next::Differently => tracing::info!("{error}; trying it in another way"),
@@ -403,7 +406,7 @@ impl Receiver for Upload {
                 }
             }
             let before = self.offset;
-            self.resume(verified, out_of_order).await?;
+            self.resume(verified, is_stuck).await?;
             if self.offset > before {
                 content.moved(self.offset - before);
             } else {

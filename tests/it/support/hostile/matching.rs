@@ -168,7 +168,7 @@ impl Match {
             && self.mount.is_none_or(|mount| mount == request.query("mount").is_some())
             && self.by_tag.is_none_or(|by_tag| by_tag != last.contains(':'))
             && !(self.filled && request.header("content-length").is_none_or(|length| length == "0"))
-            && !(self.reuse && !request.is_reuse)
+            && (!self.reuse || request.is_reuse)
             && self.about.as_deref().is_none_or(is_about)
     }
 
