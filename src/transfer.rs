@@ -17,6 +17,7 @@ mod execute;
 mod graph;
 mod pack;
 mod plan;
+mod publish;
 mod repair;
 
 mod report;

@@ -228,7 +228,8 @@ pub(crate) struct RegistryArgs {
     /// Keys of an entry: repo (or registry), username, password, identity_token, plain_http,
     /// skip_tls_verify (or insecure), ca_file, cert_file, key_file. The longest matching
     /// `host[:port][/path]` counts. Where none matches, $REGISTRY_AUTH_FILE,
-    /// ~/.docker/config.json and $XDG_RUNTIME_DIR/containers/auth.json are asked, with their
+    /// ~/.docker/config.json, $XDG_RUNTIME_DIR/containers/auth.json (or
+    /// /run/containers/UID/auth.json) and ~/.config/containers/auth.json are asked, with their
     /// credential helpers.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) auths: Option<PathBuf>,

@@ -14,11 +14,11 @@ use tokio::{
 use super::{
     content::SourceBlob,
     plan::{BlobPlan, BlobTarget, ImagePlan, Plan},
+    publish::{Attempt, Published, publish},
     report::{Event, Observer, Report, Status},
 };
 use crate::{
     backend::{Backend, Error, Kind, Opened, Received, Result, Sink},
-    image::{Platform, View},
     util::locked,
 };
 
@@ -230,6 +230,8 @@ impl Execution {
         report.status = match published {
             Ok(published) => {
                 report.platforms.extend(published.platform);
+                report.attached.retain(|name| !published.left_out.contains(name));
+                report.losses.extend(published.losses);
                 match published.changed || self.run.images[image].touched {
                     true => Status::Copied,
                     false => Status::Unchanged,
@@ -335,7 +337,7 @@ impl Mover {
 
     /// Publishes an image whose blobs are all there.
     async fn publish(&self, index: usize, image: &ImagePlan) -> Result<Published> {
-        match self.put(image).await {
+        match publish(self.sink.as_ref(), image, Attempt::First).await {
             // Some registries have said that they have a blob, or have mounted it, and have not.
             Err(error) if error.is_incomplete() => {
                 let repository = image.report.route.to.repository();
@@ -346,46 +348,11 @@ impl Mover {
                         self.receive(blob, target).await.map_err(|lost| lost.error)?;
                     }
                 }
-                self.put(image).await
+                publish(self.sink.as_ref(), image, Attempt::Last).await
             }
             published => published,
         }
     }
-
-    async fn put(&self, image: &ImagePlan) -> Result<Published> {
-        // Before the tag: whoever finds the index must know what of it is wanted.
-        for (index, platforms) in &image.sparse {
-            self.sink.keep_sparse(*index, platforms).await?;
-        }
-        let mut changed = false;
-        for planned in &image.manifests {
-            for name in &planned.names {
-                self.sink.put(&planned.repository, &planned.manifest, name).await?;
-                changed = true;
-            }
-        }
-        self.sink.settle(image.report.route.to.repository()).await?;
-        Ok(Published { changed, platform: known_platform(self.sink.as_ref(), image).await })
-    }
-}
-
-/// What a single image runs on, as its configuration says, which is at the target now.
-async fn known_platform(sink: &dyn Sink, image: &ImagePlan) -> Option<String> {
-    if !image.report.platforms.is_empty() {
-        return None;
-    }
-    let root = image.manifests.last()?;
-    let View::Image { config, .. } = root.manifest.view() else { return None };
-    let text = sink.content(&root.repository, config).await.ok()??;
-    Platform::of_config(&text).map(|platform| platform.to_string())
-}
-
-/// How an image was published.
-struct Published {
-    /// Whether there was anything to do.
-    changed: bool,
-    /// What it runs on, if only its configuration says that.
-    platform: Option<String>,
 }
 
 async fn take(place: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {

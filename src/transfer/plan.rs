@@ -64,6 +64,8 @@ pub struct PlannedManifest {
     pub repository: Repository,
     /// The names under which the target lacks it; most often none in a second run.
     pub names: Vec<ManifestName>,
+    /// The name of what is attached to the image, if it is a part of that.
+    pub attached: Option<String>,
 }
 
 /// A blob that images need.
@@ -433,7 +435,7 @@ impl Planner<'_> {
             }
             root_is_there &= missing.is_empty();
             let (manifest, repository) = (manifest.clone(), repository.clone());
-            planned.push(PlannedManifest { manifest, repository, names: missing });
+            planned.push(PlannedManifest { manifest, repository, names: missing, attached: None });
         }
         planned.reverse();
         planned
@@ -591,10 +593,13 @@ impl Planner<'_> {
                                 subjects.push(manifest.digest());
                             }
                         }
-                        let planned = self.planned(&attached, vec![kind]).await;
+                        let mut planned = self.planned(&attached, vec![kind]).await;
                         if let Err(error) = self.check_blobs(&mut attached, &planned).await {
                             report.losses.push(left_out(&shown, &error));
                             continue;
+                        }
+                        for part in &mut planned {
+                            part.attached = Some(shown.clone());
                         }
                         manifests.extend(planned);
                         graph.add(Graph {
@@ -656,7 +661,7 @@ fn lost_platforms(before: Option<&Manifest>, original: Digest, now: &[String]) -
         .then(|| format!("it no longer has {}, which it had", lost.join(", ")))
 }
 
-fn left_out(name: &str, error: &Error) -> String {
+pub(super) fn left_out(name: &str, error: &Error) -> String {
     format!("{name}, which is attached to it, is left out: {error}")
 }
 

@@ -3,9 +3,13 @@
 
 use crate::support::cli::{Imgfs, Output, SAME};
 use crate::support::content;
-use crate::support::hostile::{Access, Answer, Bearer, Front, Hostile, PASSWORD, USER};
+use crate::support::hostile::{
+    Access, Answer, Bearer, Fault, Front, Hostile, Match, PASSWORD, Served, USER,
+};
 use crate::support::http::Request;
-use crate::support::image::{Artifact, Built, Image, Index, digest_tag, single, two_platforms};
+use crate::support::image::{
+    Artifact, Built, Image, Index, cosign_signature, digest_tag, single, two_platforms,
+};
 use crate::support::layers::Archive;
 use crate::support::text;
 use crate::support::tree::{self, assert_tree_sound};
@@ -389,6 +393,75 @@ fn challenges_are_read_as_they_come() {
     }
 }
 
+#[test]
+fn the_scope_that_a_challenge_names_is_asked_for() {
+    // A name of one's own before a registry that calls its repositories in another way.
+    let scope = "repository:organisation/real:pull";
+    let hostile = quirk(move |request| {
+        if request.path == "/token" {
+            let is_real = request.queries("scope").contains(&scope);
+            let token = format!("{}-{}", request.queries("scope").len(), is_real);
+            return Some(Answer::json(&json!({"token": token})));
+        }
+        let is_good = request.header("authorization") == Some("Bearer 2-true");
+        (!is_good).then(|| {
+            let realm = format!("http://{}/token", request.header("host").unwrap_or_default());
+            let challenge = format!("Bearer realm=\"{realm}\",service=\"s\",scope=\"{scope}\"");
+            let refusal = Answer::error(401, "UNAUTHORIZED", "who are you?");
+            refusal.with("WWW-Authenticate", challenge)
+        })
+    });
+    single(1).push_to(&hostile, "app", "1");
+    let (_imgfs, output) = pull(&hostile, "app", &[]);
+    output.success();
+    let log = hostile.log();
+    let tokens: Vec<_> = log.iter().filter(|served| served.path == "/token").collect();
+    assert!(tokens.len() <= 2, "the token is kept: {tokens:#?}");
+    let own = ("scope".to_owned(), "repository:app:pull".to_owned());
+    assert!(tokens.iter().all(|served| served.query.contains(&own)), "{tokens:#?}");
+}
+
+#[test]
+fn a_registry_behind_another_name_gives_the_tokens_that_everybody_gets() {
+    let bearer = Bearer { anonymous: true, ..Bearer::new() };
+    let real = Hostile::with_access(Access::Bearer(bearer));
+    single(1).push_to(&real, "app", "1");
+    let front = Hostile::start();
+    front.on(Match::any().path("/v2/")).fault(Fault::RedirectTo(real.url()));
+    pull(&front, "app", &[]).1.success();
+    let asked = real.token_requests();
+    assert_eq!(asked, 1, "the token is kept: {:#?}", real.log());
+    // Whoever has credentials for the name does not take them there.
+    pull_as_user(&front).success();
+    real.set_access(Access::Bearer(Bearer::new()));
+    let output = pull_as_user(&front).expect_code(1);
+    output.stderr_has("to which it leads");
+    let log = real.log();
+    let given = |served: &&Served| served.auth_scheme() == Some("Basic");
+    assert!(real.token_requests() > asked && log.iter().find(given).is_none(), "{log:#?}");
+}
+
+#[test]
+fn a_token_for_the_registry_itself_is_sent_as_it_is() {
+    let hostile = quirk(|request| {
+        let is_good = request.header("authorization") == Some("Bearer registry-token");
+        (request.path != "/token" && !is_good).then(|| {
+            let realm = format!("http://{}/token", request.header("host").unwrap_or_default());
+            let refusal = Answer::error(401, "UNAUTHORIZED", "who are you?");
+            refusal.with("WWW-Authenticate", format!("Bearer realm=\"{realm}\""))
+        })
+    });
+    single(1).push_to(&hostile, "app", "1");
+    let name = format!("{}/app:1", hostile.host());
+    let config = |token: &str| json!({"auths": {hostile.host(): {"registrytoken": token}}});
+    let imgfs = Imgfs::scratch().docker_config(&config("registry-token"));
+    imgfs.pull(&[&name]).success();
+    let imgfs = Imgfs::scratch().docker_config(&config("another-token"));
+    let output = imgfs.pull(&[&name]).expect_code(1).stderr_has("the registry token is refused");
+    assert!(!output.stderr.contains("another-token"), "{output}");
+    assert_eq!(hostile.token_requests(), 0);
+}
+
 // --- HEAD ---
 
 #[test]
@@ -561,6 +634,30 @@ fn an_image_is_not_attached_to_itself() {
         let strange = strange.iter().any(|path| text(path).contains("manifests/sha256-"));
         assert!(!strange && tree::blobs(imgfs.images_dir()).len() < image.blobs.len());
         assert_tree_sound(imgfs.images_dir());
+    }
+}
+
+#[test]
+fn without_lists_what_is_attached_is_found_by_its_name() {
+    for (path, status) in [
+        ("/tags/list", 404),
+        ("/tags/list", 405),
+        ("/tags/list", 501),
+        ("/referrers/", 404),
+        ("/referrers/", 405),
+        ("/referrers/", 410),
+    ] {
+        let image = single(1);
+        let hostile = quirk(move |request| {
+            request.path.contains(path).then(|| Answer::error(status, "UNSUPPORTED", "no list"))
+        });
+        image.push_to(&hostile, "app", "1");
+        let tag = digest_tag(image.digest(), ".sig");
+        cosign_signature(&image).push_to(&hostile, "app", &tag);
+        let (_imgfs, output) = pull(&hostile, "app", &[]);
+        let output = output.success();
+        let entry = output.image(&format!("{}/app:1", hostile.host()));
+        assert_eq!(entry["attached"], json!([tag]), "{path} {status}: {output}");
     }
 }
 

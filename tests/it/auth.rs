@@ -157,6 +157,19 @@ fn docker_config_files_are_read_where_they_lie() {
     let imgfs = imgfs.env("XDG_RUNTIME_DIR", &runtime);
     imgfs.pull(&[&name]).success();
 
+    // Where podman keeps it for good.
+    for (set, directory) in [(None, ".config"), (Some("XDG_CONFIG_HOME"), "configurations")] {
+        let imgfs = Imgfs::scratch();
+        let place = imgfs.home().join(directory);
+        std::fs::create_dir_all(place.join("containers")).expect("making a directory");
+        std::fs::write(place.join("containers/auth.json"), config.to_string()).expect("writing");
+        let imgfs = match set {
+            Some(name) => imgfs.env(name, &place),
+            None => imgfs,
+        };
+        imgfs.pull(&[&name]).success();
+    }
+
     // An auths file that has the registry goes before all of them.
     let imgfs = Imgfs::scratch().docker_config(&wrong);
     let text = format!("- registry: {}\n  username: bed\n  password: secret\n", hostile.host());
@@ -194,6 +207,27 @@ fn credential_helpers_are_asked() {
     let imgfs = Imgfs::scratch().docker_config(&json!({"credHelpers": {host: "nowhere"}}));
     let output = imgfs.pull(&[&name]).expect_code(1);
     output.stderr_has("docker-credential-nowhere");
+}
+
+#[test]
+fn credentials_of_nobody_are_none() {
+    let (hostile, name) = guarded(Access::Bearer(Bearer { anonymous: true, ..Bearer::new() }));
+    let host = hostile.host();
+    for config in [
+        json!({"auths": {host.clone(): {"auth": encode(":")}}}),
+        json!({"credHelpers": {host.clone(): "bed"}}),
+        json!({"credsStore": "bed"}),
+    ] {
+        let imgfs = Imgfs::scratch().docker_config(&config);
+        let bin = imgfs.home().join("bin");
+        write_helper(&bin, &json!({"ServerURL": "", "Username": "", "Secret": ""}));
+        imgfs.path_prefix(&bin).pull(&[&name]).success();
+    }
+    let imgfs = Imgfs::scratch();
+    let entry = format!("- repo: {host}\n  username: \"\"\n  password: \"\"\n");
+    let file = auths_file(&imgfs, &entry);
+    imgfs.pull(&["--auths", &file, &name]).success();
+    assert!(hostile.log().iter().all(|served| served.auth_scheme() != Some("Basic")));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::support::cli::{Imgfs, Output, SAME};
 use crate::support::content::Random;
 use crate::support::faults::Outcome::{self, Any, Failure, Success};
 use crate::support::faults::{side_by_side, small_images};
-use crate::support::hostile::{Access, Bearer, Fault, Hostile, Kinds, Locations, Match};
+use crate::support::hostile::{Access, Bearer, Fault, Hostile, Kinds, Locations, Match, Served};
 use crate::support::image::{Built, Image, Index};
 use crate::support::tree;
 use crate::support::{scale, seed};
@@ -158,6 +158,13 @@ fn a_blob_that_is_broken_off_goes_on() {
         ("mount", Match::mount(), Fault::DeclineMount, Success),
         ("mount", Match::mount(), Fault::status(405), Success),
         ("mount", Match::mount(), Fault::status(404), Success),
+        ("mount", Match::mount(), Fault::status(409), Success),
+        ("mount", Match::mount(), Fault::status(412), Success),
+        ("mount", Match::mount(), Fault::status(422), Success),
+        ("mount", Match::mount(), Fault::status(500), Success),
+        ("mount", Match::mount(), Fault::status(502), Success),
+        ("mount", Match::mount(), Fault::LostConnection, Success),
+        ("mount", Match::mount(), Fault::captive_portal(), Success),
         ("head", Match::blob_exists(), Fault::status(405), Success),
         ("location", Match::uploads().nth(2), Fault::NoLocation, Any),
         ("location", Match::uploads(), Fault::NoLocation, Failure),
@@ -173,6 +180,72 @@ fn a_blob_that_is_broken_off_goes_on() {
         ("portal", Match::put_tag(), Fault::captive_portal(), Failure),
         ("portal", Match::put_blob(), Fault::captive_portal(), Failure),
     ]);
+}
+
+#[test]
+fn a_mount_that_is_answered_without_an_address_is_none() {
+    let (hostile, output) = check(
+        "no address",
+        |hostile| {
+            hostile.decline_mounts();
+            hostile.on(Match::mount()).fault(Fault::NoLocation);
+        },
+        Success,
+    );
+    let asked = hostile.mounts_asked();
+    assert!((1..=3).contains(&asked), "once for each blob, or less: {asked}\n{output}");
+    assert_eq!(output.number("mounted_blobs"), 0, "{output}");
+}
+
+#[test]
+fn what_is_whole_at_the_registry_needs_the_end_of_its_upload_only() {
+    let drop = |hostile: &Hostile| {
+        let put = Match::put_blob().about(&layer()).nth(1);
+        hostile.on(put).fault(Fault::DropBody(SIZE));
+    };
+    let (hostile, output) = check("whole", drop, Success);
+    assert_eq!(hostile.blob_puts(&layer()), 1);
+    assert_eq!(hostile.uploaded_bytes(), image().blob_bytes(), "nothing is sent again\n{output}");
+    assert!(hostile.log().iter().all(|served| served.method != "PATCH"), "{output}");
+}
+
+#[test]
+fn connections_that_were_closed_unannounced_cost_no_waiting() {
+    // As load balancers close connections that have been idle: nobody knows before the next request.
+    let hostile = Hostile::start();
+    hostile.on(Match::any().reuse()).fault(Fault::LostConnection);
+    let imgfs = directory();
+    let output = push(&imgfs, &hostile, &[]).success();
+    hostile.assert_complete();
+    assert_eq!(output.number("retries"), 0, "{output}");
+    assert_eq!(hostile.blob_puts(&layer()), 1, "{output}");
+    let names = ["team/app:1", "team/copy:1"].map(|name| format!("{}/{name}", hostile.host()));
+    let output = Imgfs::scratch().pull(&names).success();
+    assert_eq!(output.number("retries"), 0, "{output}");
+    assert!(hostile.log().iter().any(|served| served.fault.is_some()), "{output}");
+}
+
+#[test]
+fn a_registry_that_takes_content_by_patch_only_gets_it_so() {
+    for fault in [
+        // It says so, or does not look at the body and finds the digest of nothing.
+        Fault::Refusal(400, "UNSUPPORTED"),
+        Fault::Refusal(400, "DIGEST_INVALID"),
+        Fault::status(405),
+        Fault::status(501),
+    ] {
+        let what = format!("{fault:?}");
+        let refuse = |hostile: &Hostile| {
+            hostile.on(Match::put_blob().filled()).fault(fault.clone());
+        };
+        let (hostile, output) = check(&what, refuse, Success);
+        let log = hostile.log();
+        let whole =
+            |served: &&Served| served.fault.is_some() && served.query("digest") == Some(&layer());
+        let refused = log.iter().filter(whole).count();
+        assert!(refused <= 1, "{what}: {refused} times, and once is enough\n{output}");
+        assert_eq!(hostile.blob_puts(&layer()), 1, "{what}: {output}");
+    }
 }
 
 #[test]
@@ -204,6 +277,11 @@ fn blobs_that_are_too_large_whole_go_in_chunks_that_fit() {
         assert!(log.iter().all(|served| served.received <= limit), "{output}");
         assert_eq!(hostile.uploaded_bytes(), image().blob_bytes(), "nothing was sent in vain");
     }
+    let azure = |hostile: &Hostile| {
+        hostile.on(Match::any().path("/uploads/")).fault(Fault::TooLargeRange(1_000_000));
+    };
+    let (hostile, output) = check("too large a range", azure, Success);
+    assert_eq!(hostile.uploaded_bytes(), image().blob_bytes(), "{output}");
     let tiny = |hostile: &Hostile| {
         hostile.on(Match::any().path("/uploads/")).fault(Fault::TooLarge(5000));
     };

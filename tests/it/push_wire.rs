@@ -1,12 +1,15 @@
 //! What goes over the wire between real registries, and what a copy needs of memory.
 
 use crate::support::cli::Imgfs;
-use crate::support::hostile::{Access, Bearer, Fault, Hostile, Match};
-use crate::support::image::{Artifact, Built, Image, digest_tag};
+use crate::support::hostile::{Access, Bearer, Fault, Hostile, Match, Served};
+use crate::support::image::{
+    Artifact, Built, Image, cosign_signature, digest_tag, push_referrers_with_fallback_tag,
+};
 use crate::support::registry::{Registry, Tokens};
 use crate::support::skopeo;
 use crate::support::tree;
 use crate::support::wait_for;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -162,21 +165,125 @@ fn what_is_attached_and_broken_is_left_out_aloud() {
 }
 
 #[test]
-fn a_target_that_takes_no_attachments_is_told_with_the_object() {
+fn a_target_that_takes_no_attachments_gets_the_image_and_the_loss_is_told() {
     let image = Image::new().layer(1, 3000).build();
     let sbom = Artifact::new("application/spdx+json").subject(&image).build();
-    let (from, to) = (Hostile::start(), Hostile::start());
+    let signature = cosign_signature(&image);
+    let from = Hostile::start();
     from.set_referrers_api(true);
     image.push_to(&from, "team/app", "1");
     sbom.push_by_digest(&from, "team/app");
-    let refusal = Fault::Refusal(400, "MANIFEST_INVALID");
-    to.on(Match::put_manifest().about(sbom.digest())).fault(refusal);
-    let (source, target) =
-        (format!("registry://{}", from.host()), format!("registry://{}", to.host()));
-    let args = ["--from", &source, "--to", &target, "team/app:1"];
-    let output = Imgfs::scratch().copy(&args);
-    to.assert_complete();
-    output.stderr_has("writing manifest").stderr_has(sbom.digest());
-    Imgfs::scratch().copy(&[&args[..], &["--referrers=false"]].concat()).success();
-    assert_eq!(to.tags("team/app")["1"], image.digest());
+    signature.push_to(&from, "team/app", &digest_tag(image.digest(), ".sig"));
+    let source = format!("registry://{}", from.host());
+    let refusals = [400, 403, 404, 405, 415].map(Fault::status);
+    for refusal in refusals.into_iter().chain([Fault::Refusal(400, "MANIFEST_INVALID")]) {
+        let to = Hostile::start();
+        to.on(Match::put_manifest().about(sbom.digest())).fault(refusal);
+        let target = format!("registry://{}", to.host());
+        let args = ["--from", &source, "--to", &target, "team/app:1"];
+        let output = Imgfs::scratch().copy(&args).expect_code(1);
+        let output = output.stderr_has("writing manifest").stderr_has(sbom.digest());
+        let output = output.stderr_has("left out").stderr_has("--referrers=false");
+        to.assert_complete();
+        let tags = to.tags("team/app");
+        assert_eq!(tags["1"], image.digest(), "{output}");
+        let signed = digest_tag(image.digest(), ".sig");
+        assert_eq!(tags[&signed], signature.digest(), "the rest of it is there\n{output}");
+        let entry = output.image(&format!("{}/team/app:1", from.host()));
+        assert_eq!((&entry["status"], &entry["attached"]), (&json!("copied"), &json!([signed])));
+        assert_eq!(entry["losses"].as_array().map(Vec::len), Some(1), "{output}");
+        assert!(to.manifest("team/app", &digest_tag(image.digest(), "")).is_none());
+        Imgfs::scratch().copy(&[&args[..], &["--referrers=false"]].concat()).success();
+    }
+}
+
+// --- the list of referrers of a registry without the API ---
+
+/// A registry with an image that has something attached, and the names of both.
+fn source_with_referrer(number: u64) -> (Hostile, Built, Built) {
+    let image = Image::new().layer(1, 3000).build();
+    let kind = format!("application/vnd.test.{number}");
+    let referrer = Artifact::new(&kind).subject(&image).build();
+    let source = Hostile::start();
+    source.set_referrers_api(true);
+    image.push_to(&source, "team/app", "1");
+    referrer.push_by_digest(&source, "team/app");
+    (source, image, referrer)
+}
+
+fn ends(from: &Hostile, to: &Hostile) -> Vec<String> {
+    let place = |hostile: &Hostile| format!("registry://{}", hostile.host());
+    ["--from", &place(from), "--to", &place(to), "team/app:1"].map(str::to_owned).into()
+}
+
+/// What is listed as attached to `image`, by digest.
+fn listed(hostile: &Hostile, image: &Built) -> BTreeSet<String> {
+    let list = hostile.manifest("team/app", &digest_tag(image.digest(), "")).expect("a list");
+    let list: Value = serde_json::from_slice(&list).expect("JSON");
+    let entries = list["manifests"].as_array().expect("a list").iter();
+    entries.map(|entry| entry["digest"].as_str().expect("a digest").to_owned()).collect()
+}
+
+#[test]
+fn a_list_of_referrers_that_others_write_over_is_written_again() {
+    let (from, image, referrer) = source_with_referrer(1);
+    let to = Hostile::start();
+    let list = || Match::put_manifest().about(&digest_tag(image.digest(), ""));
+    // To whoever looks afterwards, somebody else has written over it.
+    to.on(list().first(2)).fault(Fault::Lie);
+    let output = Imgfs::scratch().copy(&ends(&from, &to)).success();
+    assert_eq!(listed(&to, &image), BTreeSet::from([referrer.digest().to_owned()]), "{output}");
+    let is_list = |served: &&Served| served.path.ends_with(&digest_tag(image.digest(), ""));
+    assert_eq!(to.manifest_puts().iter().filter(is_list).count(), 3, "{output}");
+
+    let to = Hostile::start();
+    to.on(list()).fault(Fault::Lie);
+    let output = Imgfs::scratch().copy(&ends(&from, &to)).expect_code(1);
+    let output = output.stderr_has(referrer.digest()).stderr_has("adding to the list");
+    assert_eq!(to.tags("team/app")["1"], image.digest(), "{output}");
+    assert!(to.manifest_puts().len() < 20, "it comes to an end\n{output}");
+}
+
+#[test]
+fn several_who_attach_something_at_a_time_do_not_lose_any_of_it() {
+    let to = Hostile::start();
+    to.set_versions(true);
+    let sources: Vec<_> = (0..4).map(source_with_referrer).collect();
+    let image = &sources[0].1;
+    // So that there is a version to begin with.
+    let first = Artifact::new("application/vnd.test.first").subject(image).build();
+    image.push_to(&to, "team/app", "1");
+    push_referrers_with_fallback_tag(&to, "team/app", image.digest(), &[&first]);
+    let running: Vec<(Imgfs, _)> = sources
+        .iter()
+        .map(|(from, ..)| {
+            let imgfs = Imgfs::scratch();
+            let running = imgfs.spawn_copy(&ends(from, &to));
+            (imgfs, running)
+        })
+        .collect();
+    for (_imgfs, running) in running {
+        running.wait().success();
+    }
+    let referrers = sources.iter().map(|(_, _, referrer)| referrer).chain([&first]);
+    let expected: BTreeSet<String> = referrers.map(|built| built.digest().to_owned()).collect();
+    assert_eq!(listed(&to, image), expected);
+    let puts = to.manifest_puts();
+    let lists = puts.iter().filter(|put| put.path.ends_with(&digest_tag(image.digest(), "")));
+    assert!(lists.clone().count() >= 4 && lists.clone().all(|put| put.if_match.is_some()));
+}
+
+#[test]
+fn a_registry_that_does_not_know_conditions_is_written_to_without() {
+    let (from, image, referrer) = source_with_referrer(1);
+    let to = Hostile::start();
+    to.set_versions(true);
+    let first = Artifact::new("application/vnd.test.first").subject(&image).build();
+    image.push_to(&to, "team/app", "1");
+    push_referrers_with_fallback_tag(&to, "team/app", image.digest(), &[&first]);
+    let list = Match::put_manifest().about(&digest_tag(image.digest(), ""));
+    to.on(list.nth(1)).fault(Fault::status(412));
+    let output = Imgfs::scratch().copy(&ends(&from, &to)).success();
+    let expected = [&first, &referrer].map(|built| built.digest().to_owned());
+    assert_eq!(listed(&to, &image), BTreeSet::from(expected), "{output}");
 }

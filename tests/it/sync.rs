@@ -67,12 +67,13 @@ fn what_has_not_been_flushed_is_recorded_as_such() {
     for mode in MODES {
         let args = ["--from".as_ref(), from, "--to".as_ref(), to.as_os_str(), "--all".as_ref()];
         imgfs.copy(&[&args[..], &["--sync".as_ref(), mode.as_ref()]].concat()).success();
-        assert_eq!(recorded(&to), (count, 0), "another name is given to what is on the disk");
+        // Another name for what is in memory only is as good as that.
+        let expected = if mode == "none" { (0, count) } else { (count, 0) };
+        assert_eq!(recorded(&to), expected, "copy --sync {mode}, linked");
         assert_tree_sound(&to);
         fs::remove_dir_all(&to).expect("removing a copy");
         let args = [&args[..], &["--link=never", "--sync", mode].map(AsRef::as_ref)].concat();
         imgfs.copy(&args).success();
-        let expected = if mode == "none" { (0, count) } else { (count, 0) };
         assert_eq!(recorded(&to), expected, "copy --sync {mode}");
         fs::remove_dir_all(&to).expect("removing a copy");
     }

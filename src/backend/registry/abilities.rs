@@ -86,6 +86,12 @@ impl Receiving {
         true
     }
 
+    /// The registry has refused a whole blob of any size, and taken it in chunks.
+    pub(super) fn learn_chunks(&self) {
+        let (whole, first) = (0, self.first_chunk());
+        let _ = self.chunk.compare_exchange(whole, first, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     pub(super) fn chunk(&self) -> Option<u64> {
         let chunk = Some(self.chunk.load(Ordering::Relaxed)).filter(|chunk| *chunk > 0);
         chunk.map(|chunk| chunk.max(self.least_chunk()))

@@ -11,8 +11,8 @@ use std::{
 
 use lru::LruCache;
 use reqwest::{
-    Method, Response, Url,
-    header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE},
+    Response,
+    header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE},
 };
 use tokio::{sync::MutexGuard, task};
 
@@ -20,7 +20,8 @@ use super::{
     auths::Auths,
     challenge::{self, Scheme, Token},
     config::{Credentials, RegistryConfig},
-    credentials, failure,
+    credentials, failure, scopes,
+    token_server::TokenServer,
     wire::Wire,
 };
 use crate::{
@@ -29,18 +30,12 @@ use crate::{
     util::{SingleFlight, locked},
 };
 
-/// More redirects of a token server than this are a loop.
-const MAX_REDIRECTS: usize = 8;
-
 /// So many values of `WWW-Authenticate` are read.
 const MAX_OFFERS: usize = 16;
 
-/// How much of a token server's answer is read. Tokens with many scopes reach tens of kilobytes.
-const MAX_TOKEN_BODY: usize = 1 << 20;
-
 /// Tokens that are kept. There is one for each repository, and one that was dropped costs a request
 /// to the token server: a mount that reads from more repositories at a time is not usual.
-const KEPT_TOKENS: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+pub(super) const KEPT_TOKENS: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 
 /// Credentials that could not be looked up (a credential helper failed) are looked up again when
 /// somebody needs them, but not more often than this.
@@ -57,6 +52,8 @@ pub(super) struct Auth {
     probe: tokio::sync::Mutex<()>,
     probe_failed: AtomicBool,
     tokens: Mutex<LruCache<String, Slot>>,
+    /// Scopes that the registry has asked for beyond those that follow from what is needed.
+    demands: Mutex<LruCache<String, Vec<String>>>,
 }
 
 /// A token, locked while it is fetched, so that many requests with the same need make one request to
@@ -165,6 +162,7 @@ impl Auth {
             probe: tokio::sync::Mutex::default(),
             probe_failed: AtomicBool::new(false),
             tokens: Mutex::new(LruCache::new(KEPT_TOKENS)),
+            demands: Mutex::new(LruCache::new(KEPT_TOKENS)),
         }
     }
 
@@ -252,12 +250,36 @@ impl Auth {
                 Occasion::Refused => lookup.again(&refused).await,
             })
         });
-        flight.await.unwrap_or_else(|died| Arc::new(Err(died.to_string())))
+        let found = flight.await.unwrap_or_else(|died| Arc::new(Err(died.to_string())));
+        match &*found {
+            Ok(Some(credentials)) if credentials.are_empty() => Arc::new(Ok(None)),
+            _ => found,
+        }
     }
 
     fn slot(&self, scopes: &[String]) -> Slot {
         let mut tokens = locked(&self.tokens);
         tokens.get_or_insert_mut(scopes.join(" "), Slot::default).clone()
+    }
+
+    /// The scopes of a token for `need`: what follows from that, and what the registry wants besides.
+    fn scopes(&self, need: &Need<'_>) -> Vec<String> {
+        let mut demands = locked(&self.demands);
+        let demanded = demands.get(&need.scopes.join(" ")).into_iter().flatten();
+        need.scopes.iter().chain(demanded).cloned().collect()
+    }
+
+    /// Notes what scopes the registry has asked for in a challenge. A registry behind another name may call its
+    /// repositories in another way than the name says.
+    fn demand(&self, need: &Need<'_>, challenge: &[String]) {
+        let beyond = scopes::beyond(need.scopes, challenge);
+        // Whoever needs nothing is let in with any token.
+        if need.scopes.is_empty() || beyond.is_empty() {
+            return;
+        }
+        let mut demands = locked(&self.demands);
+        let known = demands.get_or_insert_mut(need.scopes.join(" "), Vec::new);
+        scopes::add(known, beyond);
     }
 
     /// What to send in `Authorization`, fetching a token first if one is needed.
@@ -270,7 +292,12 @@ impl Auth {
             None | Some(Scheme::None) => Ok(None),
             Some(Scheme::Basic) => Ok(self.basic().await),
             Some(Scheme::Bearer { realm, service }) => {
-                let slot = self.slot(need.scopes);
+                if let Some(token) = self.registry_token().await {
+                    return Ok(Some(token));
+                }
+                let scopes = self.scopes(need);
+                let need = &Need { scopes: &scopes, doing: need.doing };
+                let slot = self.slot(&scopes);
                 let mut slot = slot.lock().await;
                 if let Some(token) = slot.as_ref().filter(|token| token.is_fresh()) {
                     return Ok(Some(token.header.clone()));
@@ -302,6 +329,12 @@ impl Auth {
         found.as_ref().as_ref().ok()?.as_ref().and_then(challenge::basic)
     }
 
+    /// The header with a token that is sent as it is, if the credentials are one.
+    async fn registry_token(&self) -> Option<HeaderValue> {
+        let found = self.credentials().await;
+        found.as_ref().as_ref().ok()?.as_ref().and_then(challenge::registry_token)
+    }
+
     /// A 401: learns what is asked for, and drops the token that was refused. Gives the response
     /// back if it asks for nothing, which makes it a refusal like any other. An error if there is
     /// nothing else to try.
@@ -318,7 +351,7 @@ impl Auth {
             let reason = failure::joined([reason, &said]);
             wire.error(need.doing, Kind::Unauthorized(reason))
         };
-        let Some(scheme) = Scheme::parse(&offered) else {
+        let Some((scheme, scopes)) = Scheme::with_scopes(&offered) else {
             // Harbor asks for nothing where a project does not exist, and says so in the body.
             if offered.iter().all(String::is_empty) {
                 return Ok(Some(response));
@@ -335,6 +368,9 @@ impl Auth {
                 (Ok(Some(Credentials::IdentityToken(_))), None) => {
                     Some("it wants a user name and password, and there is only an identity token")
                 }
+                (Ok(Some(Credentials::RegistryToken(_))), None) => {
+                    Some("it wants a user name and password, and there is only a registry token")
+                }
                 (Ok(None), None) => Some("it wants a user name and password"),
                 (Err(reason), None) => Some(reason.as_str()),
             };
@@ -342,13 +378,19 @@ impl Auth {
                 return Err(refused(response, reason).await);
             }
         } else if let Some(sent) = sent {
-            let slot = self.slot(need.scopes);
+            if self.registry_token().await.is_some_and(|token| token == sent)
+                && !self.refresh_credentials(&used).await
+            {
+                return Err(refused(response, "the registry token is refused").await);
+            }
+            let slot = self.slot(&self.scopes(need));
             let mut slot = slot.lock().await;
             // Unless somebody has fetched a new one in the meantime.
             if slot.as_ref().is_some_and(|token| token.header == sent) {
                 *slot = None;
             }
         }
+        self.demand(need, &scopes);
         self.learn(scheme);
         Ok(None)
     }
@@ -364,160 +406,4 @@ impl Auth {
 pub(super) fn offered(headers: &HeaderMap) -> impl Iterator<Item = String> {
     let values = headers.get_all(WWW_AUTHENTICATE).iter().take(MAX_OFFERS);
     values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
-}
-
-/// Whether what is a secret for `from` may be sent to `to`: it is the same place, or the same by HTTPS.
-fn may_share(from: &Url, to: &Url) -> bool {
-    let is_upgrade = (from.scheme(), to.scheme()) == ("http", "https")
-        && from.host_str() == to.host_str()
-        && (from.port(), to.port()) == (None, None);
-    from.origin() == to.origin() || is_upgrade
-}
-
-/// Who gives tokens for a registry.
-struct TokenServer<'a> {
-    wire: &'a Wire,
-    realm: &'a Url,
-    service: Option<&'a str>,
-}
-
-impl TokenServer<'_> {
-    /// Fetches a token with the credentials `found`, or without any.
-    async fn fetch(&self, found: &Found, need: &Need<'_>) -> Result<Token> {
-        let Self { wire, realm, service } = self;
-        let (scopes, doing) = (need.scopes, need.doing);
-        let credentials = found.as_ref().ok().and_then(Option::as_ref);
-        if credentials.is_some() && wire.is_https() && realm.scheme() != "https" {
-            return Err(wire.error(
-                doing,
-                Kind::Config(
-                    "its token server is reached by plain HTTP; credentials are not sent there"
-                        .into(),
-                ),
-            ));
-        }
-        let in_one = scopes.join(" ");
-        // A query repeats the parameter, a form has them in one (OAuth2).
-        let mut form: Vec<(&str, &str)> = match credentials {
-            Some(Credentials::IdentityToken(_)) => vec![("scope", &in_one)],
-            _ => scopes.iter().map(|scope| ("scope", scope.as_str())).collect(),
-        };
-        form.extend(service.map(|service| ("service", service)));
-        let ask = match credentials {
-            Some(Credentials::IdentityToken(token)) => {
-                form.extend([
-                    ("grant_type", "refresh_token"),
-                    ("refresh_token", token.as_str()),
-                    ("client_id", "imgfs"),
-                ]);
-                TokenAsk::Form(form)
-            }
-            Some(basic @ Credentials::Basic { username, .. }) => {
-                form.push(("account", username));
-                TokenAsk::Query(form, challenge::basic(basic))
-            }
-            None => TokenAsk::Query(form, None),
-        };
-        let (response, url) = self.send(&ask, doing).await?;
-        let status = response.status();
-        let retry_after = failure::retry_after(response.headers());
-        let body = wire.body(response, MAX_TOKEN_BODY, doing).await?.unwrap_or_default();
-        let server = url.host_str().unwrap_or_default();
-        let said = failure::error_message(&body);
-        match status.as_u16() {
-            200..=299 => challenge::parse_token(&body)
-                .map_err(|e| wire.error(doing, Kind::Unauthorized(failure::joined([&e, &said])))),
-            400 | 401 | 403 => {
-                let trouble = found.as_ref().err().map(String::as_str).unwrap_or_default();
-                let unsent = match ask.has_secret() && !may_share(realm, &url) {
-                    true => "it is not the one that the registry names, and gets no credentials",
-                    false => "",
-                };
-                let reason = match failure::joined([&said, trouble, unsent]) {
-                    reason if reason.is_empty() => format!("the token server {server} refuses"),
-                    reason => format!("the token server {server} refuses: {reason}"),
-                };
-                Err(wire.error(doing, Kind::Unauthorized(reason)))
-            }
-            status => {
-                let message = failure::joined([&format!("from the token server {server}"), &said]);
-                Err(wire.error(doing, Kind::Status { status, message, retry_after }))
-            }
-        }
-    }
-
-    /// Asks the token server, wherever it leads. Returns the answer and where it came from.
-    async fn send(&self, ask: &TokenAsk<'_>, doing: &str) -> Result<(Response, Url)> {
-        let Self { wire, realm, .. } = self;
-        let mut url = (*realm).clone();
-        if let TokenAsk::Query(parameters, _) = ask {
-            url.query_pairs_mut().extend_pairs(parameters);
-        }
-        for _ in 0..MAX_REDIRECTS {
-            let is_trusted = may_share(realm, &url);
-            let request = match ask {
-                TokenAsk::Query(_, authorization) => {
-                    let request = wire.request(Method::GET, &url, doing).await?;
-                    match authorization.as_ref().filter(|_| is_trusted) {
-                        Some(header) => request.header(AUTHORIZATION, header.clone()),
-                        None => request,
-                    }
-                }
-                TokenAsk::Form(parameters) if is_trusted => {
-                    wire.request(Method::POST, &url, doing).await?.form(parameters)
-                }
-                TokenAsk::Form(_) => {
-                    let host = url.host_str().unwrap_or_default();
-                    let reason = format!(
-                        "its token server leads to {host}; the identity token is not sent there"
-                    );
-                    return Err(wire.error(doing, Kind::Config(reason)));
-                }
-            };
-            let response = wire.send(request, doing).await?;
-            let leads_on = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
-            if !leads_on {
-                return Ok((response, url));
-            }
-            url = wire.location(&url, response.headers(), doing)?;
-        }
-        let reason = format!("its token server has more than {MAX_REDIRECTS} redirects");
-        Err(wire.error(doing, Kind::Config(reason)))
-    }
-}
-
-/// How a token is asked for.
-enum TokenAsk<'a> {
-    /// By parameters, and the credentials in a header, if there are any.
-    Query(Vec<(&'a str, &'a str)>, Option<HeaderValue>),
-    /// By a form with the credentials in it (OAuth2).
-    Form(Vec<(&'a str, &'a str)>),
-}
-
-impl TokenAsk<'_> {
-    fn has_secret(&self) -> bool {
-        !matches!(self, Self::Query(_, None))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn secrets_stay_where_they_belong() {
-        for (from, to, shared) in [
-            ("https://a.io/token", "https://a.io:443/token/?x", true),
-            ("http://a.io/token", "https://a.io/token", true),
-            ("http://a.io:5000/token", "http://a.io:5000/", true),
-            ("http://a.io:5000/token", "http://a.io:5001/", false),
-            ("http://a.io:5000/token", "https://a.io:5000/", false),
-            ("http://a.io:5000/token", "https://a.io/", false),
-            ("https://a.io/token", "http://a.io/token", false),
-            ("https://a.io/token", "https://b.a.io/token", false),
-            ("https://a.io/token", "https://b.io/token", false),
-        ] {
-            assert_eq!(may_share(&from.parse().unwrap(), &to.parse().unwrap()), shared, "{to}");
-        }
-    }
 }

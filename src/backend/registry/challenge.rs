@@ -8,7 +8,7 @@ use reqwest::{Url, header::HeaderValue};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::Credentials;
+use super::{config::Credentials, scopes::MAX_SCOPES};
 
 /// What a registry wants to see in `Authorization`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,19 +27,29 @@ pub(crate) enum Scheme {
 }
 
 impl Scheme {
-    /// Reads the values of a 401's `WWW-Authenticate` headers. A token server is preferred to
-    /// basic authentication; `None` if nothing usable is offered.
+    /// Reads the values of a 401's `WWW-Authenticate` headers.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn parse<T: AsRef<str>>(headers: impl IntoIterator<Item = T>) -> Option<Self> {
+        Some(Self::with_scopes(headers)?.0)
+    }
+
+    /// The same with the scopes that a token has to have, where the registry says that. A token server is
+    /// preferred to basic authentication; `None` if nothing usable is offered.
+    pub(super) fn with_scopes<T: AsRef<str>>(
+        headers: impl IntoIterator<Item = T>,
+    ) -> Option<(Self, Vec<String>)> {
         let mut found = None;
         for challenge in headers.into_iter().flat_map(|header| challenges(header.as_ref())) {
             if challenge.scheme == "bearer" {
                 let realm = challenge.param("realm").and_then(|realm| realm.parse::<Url>().ok());
                 if let Some(realm) = realm.filter(|r| matches!(r.scheme(), "http" | "https")) {
                     let service = challenge.param("service").map(str::to_owned);
-                    return Some(Self::Bearer { realm, service });
+                    let scopes = challenge.param("scope").unwrap_or_default().split_whitespace();
+                    let scopes = scopes.take(MAX_SCOPES).map(str::to_owned).collect();
+                    return Some((Self::Bearer { realm, service }, scopes));
                 }
             } else if challenge.scheme == "basic" {
-                found = Some(Self::Basic);
+                found = Some((Self::Basic, Vec::new()));
             }
         }
         found
@@ -191,6 +201,12 @@ pub(crate) fn basic(credentials: &Credentials) -> Option<HeaderValue> {
     secret(&format!("Basic {encoded}")).ok()
 }
 
+/// The header with a token that goes to the registry as it is.
+pub(super) fn registry_token(credentials: &Credentials) -> Option<HeaderValue> {
+    let Credentials::RegistryToken(token) = credentials else { return None };
+    secret(&format!("Bearer {token}")).ok()
+}
+
 fn secret(text: &str) -> Result<HeaderValue, String> {
     let mut value = HeaderValue::from_str(text)
         .map_err(|_| "the token has characters that cannot stand in a header".to_owned())?;
@@ -244,6 +260,21 @@ mod tests {
         ] {
             assert_eq!(Scheme::parse(headers), expected, "{headers:?}");
         }
+    }
+
+    #[test]
+    fn scopes_of_challenges() {
+        let scopes = |header| Scheme::with_scopes([header]).unwrap().1;
+        let header =
+            r#"Bearer realm="http://a/t",scope="repository:a:pull,push  repository:b:pull""#;
+        assert_eq!(scopes(header), ["repository:a:pull,push", "repository:b:pull"]);
+        for none in
+            [r#"Bearer realm="http://a/t",scope="""#, r#"Bearer realm="http://a/t""#, "Basic"]
+        {
+            assert!(scopes(none).is_empty(), "{none}");
+        }
+        let many = format!(r#"Bearer realm="http://a/t",scope="{}""#, "x ".repeat(100));
+        assert_eq!(scopes(&many).len(), MAX_SCOPES);
     }
 
     #[test]

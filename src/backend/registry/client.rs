@@ -30,6 +30,9 @@ use crate::{
 /// names, which are the most.
 const IDLE_CONNECTIONS: usize = 24;
 
+/// Stands for a connection of its own for each request, which has not been used before and will not be again.
+pub(super) const FRESH: usize = usize::MAX;
+
 /// All clients of a process. Their number is bounded by that of the entries in the configuration.
 pub(super) struct Clients {
     config: Arc<RegistryConfig>,
@@ -70,7 +73,7 @@ impl Clients {
     /// The client for requests to `url` with `access`, whose connections lead no further than `limit`.
     ///
     /// Over HTTP/2 a client has one connection to a host, for all that is asked of it. Those for another
-    /// `connection` than 0 have one of their own.
+    /// `connection` than 0 have one of their own, and with [`FRESH`] each request has.
     pub(super) async fn get(
         &self,
         url: &Url,
@@ -87,10 +90,12 @@ impl Clients {
         let client = slot.get_or_try_init(|| async {
             let (access, config) = (access.clone(), self.config.clone());
             let resolver = Resolver::new(limit, self.zones.clone());
+            let idle = if connection == FRESH { 0 } else { IDLE_CONNECTIONS };
             // It reads certificates from files.
-            let made =
-                task::spawn_blocking(move || client(&access, certificates, &config, resolver))
-                    .await;
+            let made = task::spawn_blocking(move || {
+                client(&access, certificates, &config, resolver, idle)
+            });
+            let made = made.await;
             made.unwrap_or_else(|panic| Err(wrong(panic.to_string())))
         });
         client.await.cloned()
@@ -103,7 +108,7 @@ pub(super) fn check(config: &RegistryConfig) -> Result<()> {
     for access in entries.chain([None]).map(|entry| config.access(entry)) {
         if access.ca_file.is_some() || access.cert_file.is_some() {
             let resolver = Resolver::new(Zone::Public, Arc::default());
-            client(&access, Certificates::System, config, resolver)?;
+            client(&access, Certificates::System, config, resolver, IDLE_CONNECTIONS)?;
         }
     }
     Ok(())
@@ -119,13 +124,14 @@ fn wrong(reason: String) -> Error {
     Error::new("configuration", "setting up TLS", Kind::Config(reason))
 }
 
-/// Makes the client for one way of talking to registries. It has no deadline but that for connecting:
-/// whoever uses it waits with [`super::stall`].
+/// Makes the client for one way of talking to registries, which keeps up to `idle` connections to a host. It
+/// has no deadline but that for connecting: whoever uses it waits with [`super::stall`].
 fn client(
     access: &Access,
     certificates: Certificates,
     config: &RegistryConfig,
     resolver: Resolver,
+    idle: usize,
 ) -> Result<Client> {
     tls::choose_provider();
     let read = |path: &Path| fs::read(path).map_err(|e| wrong(format!("{}: {e}", path.display())));
@@ -136,7 +142,7 @@ fn client(
         .user_agent(concat!("imgfs/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
         .connect_timeout(config.connect_timeout)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .pool_max_idle_per_host(idle)
         .http2_adaptive_window(true)
         .dns_resolver(resolver)
         .tls_danger_accept_invalid_certs(access.skip_tls_verify);

@@ -151,6 +151,18 @@ pub enum Credentials {
     },
     /// An OAuth2 refresh token, as `docker login` stores for some registries.
     IdentityToken(String),
+    /// A token that the registry itself takes, without a token server (`registrytoken`).
+    RegistryToken(String),
+}
+
+impl Credentials {
+    /// Whether they are nobody's, as those of a credential helper that knows none.
+    pub(super) fn are_empty(&self) -> bool {
+        match self {
+            Self::Basic { username, password } => username.is_empty() && password.is_empty(),
+            Self::IdentityToken(token) | Self::RegistryToken(token) => token.is_empty(),
+        }
+    }
 }
 
 impl fmt::Debug for Credentials {
@@ -158,6 +170,7 @@ impl fmt::Debug for Credentials {
         f.write_str(match self {
             Self::Basic { .. } => "Credentials::Basic(..)",
             Self::IdentityToken(_) => "Credentials::IdentityToken(..)",
+            Self::RegistryToken(_) => "Credentials::RegistryToken(..)",
         })
     }
 }

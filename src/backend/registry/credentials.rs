@@ -20,13 +20,27 @@ use tokio::{io::AsyncWriteExt, process::Command, task, time::timeout};
 use super::config::Credentials;
 use crate::image::Repository;
 
-/// The files that are asked, in this order: `$REGISTRY_AUTH_FILE`, Docker's `config.json`
-/// (in `$DOCKER_CONFIG` or `~/.docker`), `$XDG_RUNTIME_DIR/containers/auth.json`.
+/// The files that are asked, in this order: `$REGISTRY_AUTH_FILE`; Docker's `config.json` (in
+/// `$DOCKER_CONFIG` or `~/.docker`); podman's `containers/auth.json` (containers-auth.json(5)), first in
+/// `$XDG_RUNTIME_DIR`, which is `/run/containers/UID/auth.json` where that is not set, then in `$XDG_CONFIG_HOME`
+/// or `~/.config`.
 pub fn default_files() -> Vec<PathBuf> {
+    let user = rustix::process::geteuid();
+    files_in(var, user.as_raw())
+}
+
+fn files_in(var: impl Fn(&str) -> Option<PathBuf>, user: u32) -> Vec<PathBuf> {
+    let home = |dir: &str| Some(var("HOME")?.join(dir));
+    let runtime = match var("XDG_RUNTIME_DIR") {
+        Some(dir) => dir.join("containers/auth.json"),
+        None => PathBuf::from(format!("/run/containers/{user}/auth.json")),
+    };
+    let config = var("XDG_CONFIG_HOME").or_else(|| home(".config"));
     [
         var("REGISTRY_AUTH_FILE"),
-        docker_config_file(),
-        var("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        docker_file(&var),
+        Some(runtime),
+        config.map(|dir| dir.join("containers/auth.json")),
     ]
     .into_iter()
     .flatten()
@@ -35,6 +49,10 @@ pub fn default_files() -> Vec<PathBuf> {
 
 /// Docker's own file of these.
 pub(super) fn docker_config_file() -> Option<PathBuf> {
+    docker_file(&var)
+}
+
+fn docker_file(var: &impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     let dir = var("DOCKER_CONFIG").or_else(|| Some(var("HOME")?.join(".docker")));
     Some(dir?.join("config.json"))
 }
@@ -138,7 +156,8 @@ pub(super) async fn lookup(
                     (found, _) => found,
                 },
             };
-            if let Some(found) = found.map_err(of_file)? {
+            // A helper that knows nobody, or an `auth` that is only a colon, means nobody, too.
+            if let Some(found) = found.map_err(of_file)?.filter(|found| !found.are_empty()) {
                 return Ok(Some(found));
             }
         }
@@ -158,20 +177,51 @@ fn in_file(text: &[u8], key: &str) -> Result<Option<Credentials>, String> {
     if let Some(config) = config.as_object_mut() {
         config.remove("credHelpers");
         config.remove("credsStore");
-        if let Some(auths) = config.get_mut("auths").and_then(Value::as_object_mut) {
-            auths.retain(|_, entry| entry.is_object());
-            let entries = auths.values_mut().filter_map(Value::as_object_mut);
-            entries.for_each(without_what_is_empty);
-        }
     }
+    let mut tokens = config.clone();
+    for entry in entries(&mut tokens) {
+        only_registry_token(entry);
+    }
+    // As in Docker, it goes before all else.
+    if let Some(Credentials::IdentityToken(token)) = stored(&tokens, key)? {
+        return Ok(Some(Credentials::RegistryToken(token)));
+    }
+    for entry in entries(&mut config) {
+        without_what_is_empty(entry);
+    }
+    stored(&config, key)
+}
+
+/// The entries of a file, without those that are none.
+fn entries(config: &mut Value) -> impl Iterator<Item = &mut serde_json::Map<String, Value>> {
+    let auths = config.get_mut("auths").and_then(Value::as_object_mut);
+    let auths = auths.map(|auths| {
+        auths.retain(|_, entry| entry.is_object());
+        auths.values_mut().filter_map(Value::as_object_mut)
+    });
+    auths.into_iter().flatten()
+}
+
+/// What the library finds for `key`, under whichever spelling.
+fn stored(config: &Value, key: &str) -> Result<Option<Credentials>, String> {
     match docker_credential::get_credential_from_reader(config.to_string().as_bytes(), key) {
         Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Credentials::IdentityToken(token))),
         Ok(DockerCredential::UsernamePassword(username, password)) => {
+            // Some tools fill up what they encode, and Docker takes that off again.
+            let password = password.trim_matches('\0').to_owned();
             Ok(Some(Credentials::Basic { username, password }))
         }
         Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(None),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Leaves only the token for the registry itself, in the place of an identity token, since the library does not
+/// know it. Entries without one stay, empty, so that another spelling of their name does not take their place.
+fn only_registry_token(entry: &mut serde_json::Map<String, Value>) {
+    let token = entry.remove("registrytoken").filter(|token| token.as_str() != Some(""));
+    entry.clear();
+    entry.extend(token.filter(Value::is_string).map(|token| ("identitytoken".to_owned(), token)));
 }
 
 /// Leaves only what counts in an entry: as in Docker, an empty text stands for nothing, and `auth` goes
@@ -249,6 +299,38 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
+    #[test]
+    fn files_are_asked_in_their_order() {
+        let files = |set: &[(&str, &str)]| {
+            let set = set.to_vec();
+            let var = move |name: &str| {
+                Some(PathBuf::from(set.iter().find(|(known, _)| *known == name)?.1))
+            };
+            let files = files_in(var, 7);
+            files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            files(&[("HOME", "/h")]),
+            [
+                "/h/.docker/config.json",
+                "/run/containers/7/auth.json",
+                "/h/.config/containers/auth.json"
+            ]
+        );
+        let all = [
+            ("HOME", "/h"),
+            ("REGISTRY_AUTH_FILE", "/r.json"),
+            ("DOCKER_CONFIG", "/d"),
+            ("XDG_RUNTIME_DIR", "/x"),
+            ("XDG_CONFIG_HOME", "/c"),
+        ];
+        assert_eq!(
+            files(&all),
+            ["/r.json", "/d/config.json", "/x/containers/auth.json", "/c/containers/auth.json"]
+        );
+        assert_eq!(files(&[]), ["/run/containers/7/auth.json"]);
+    }
+
     #[tokio::test]
     async fn the_most_specific_entry_counts() {
         let dir = tempfile::tempdir().unwrap();
@@ -273,7 +355,7 @@ mod tests {
             let found = found.unwrap();
             let user = found.map(|c| match c {
                 Credentials::Basic { username, .. } => username,
-                Credentials::IdentityToken(_) => "token".into(),
+                _ => "token".into(),
             });
             assert_eq!(user.as_deref(), expected, "{image}");
         }
@@ -293,6 +375,12 @@ mod tests {
             (r#"{"auth":"dTpw","identitytoken":"t","email":null}"#, Some("t")),
             (r#"{"auth":"","identitytoken":"t"}"#, Some("t")),
             (r#"{"auth":"","username":"","password":""}"#, None),
+            (r#"{"auth":"Og=="}"#, None),
+            (r#"{"auth":"dTpwAAA="}"#, Some("u:p")),
+            (r#"{"registrytoken":"r"}"#, Some("registry r")),
+            (r#"{"auth":"dTpw","identitytoken":"t","registrytoken":"r"}"#, Some("registry r")),
+            (r#"{"auth":"dTpw","registrytoken":""}"#, Some("u:p")),
+            (r#"{"auth":"dTpw","registrytoken":null}"#, Some("u:p")),
             (r#"{"auth":""}"#, None),
             ("{}", None),
             ("null", None),
@@ -305,6 +393,7 @@ mod tests {
             let found = found.unwrap().map(|found| match found {
                 Credentials::Basic { username, password } => format!("{username}:{password}"),
                 Credentials::IdentityToken(token) => token,
+                Credentials::RegistryToken(token) => format!("registry {token}"),
             });
             assert_eq!(found.as_deref(), expected, "{entry}");
         }

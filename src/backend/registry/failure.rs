@@ -150,6 +150,27 @@ pub(super) fn find<'a, T: StdError + 'static>(
     }
 }
 
+/// Whether the other side has closed a connection that had been made before, or closes it now, without any
+/// answer to the request.
+pub(super) fn is_closed_connection(error: &reqwest::Error) -> bool {
+    let is_incomplete =
+        find::<hyper::Error>(error).is_some_and(|e| e.is_incomplete_message() || e.is_canceled());
+    match error.is_connect() {
+        true => is_pooled(error),
+        false => is_incomplete || is_lost_connection(error),
+    }
+}
+
+/// Whether it is the HTTP library's pool that says that a connection has been closed. It counts that among the
+/// failures to connect, and the type is private to it.
+fn is_pooled(error: &(dyn StdError + 'static)) -> bool {
+    match error.source() {
+        Some(cause) => is_pooled(cause),
+        None => ["checked out connection was closed", "request was canceled"]
+            .contains(&error.to_string().as_str()),
+    }
+}
+
 /// Whether a connection was made and then closed before a request could be sent on it. With TLS 1.3
 /// that is how the refusal of a client without certificate arrives when the registry is quick.
 pub(super) fn is_lost_connection(error: &(dyn StdError + 'static)) -> bool {
@@ -164,10 +185,7 @@ pub(super) fn is_lost_connection(error: &(dyn StdError + 'static)) -> bool {
     }
     match error.source() {
         Some(cause) => is_lost_connection(cause),
-        // What the HTTP library's pool says, which counts it among the failures to connect. The
-        // type is private to it.
-        None => ["checked out connection was closed", "request was canceled"]
-            .contains(&error.to_string().as_str()),
+        None => is_pooled(error),
     }
 }
 

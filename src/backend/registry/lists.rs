@@ -84,9 +84,9 @@ pub(super) async fn tags(session: &Session, repository: &Repository) -> Result<T
     let mut tags = Tags::default();
     loop {
         let page = match tags_page(session, repository, pages.url(), MAX_PAGE, &doing).await {
-            Err(error) if pages.is_first() => return Err(error),
-            // What is not listed is looked up by its name.
-            Err(_) => return Ok(tags),
+            // What is not listed is looked up by its name, which is how all are where there are no lists.
+            Err(error) if !pages.is_first() || has_no_lists(&error) => return Ok(tags),
+            Err(error) => return Err(error),
             Ok(page) => page,
         };
         let Ok(names) = page.names else { return Ok(tags) };
@@ -100,6 +100,11 @@ pub(super) async fn tags(session: &Session, repository: &Repository) -> Result<T
             }
         }
     }
+}
+
+/// Whether a registry says that it does not list tags.
+fn has_no_lists(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Status { status: 405 | 501, .. })
 }
 
 /// Where a list of tags begins.
@@ -233,7 +238,9 @@ fn without_list(session: &Session, error: Error) -> Result<Found> {
         }
         _ if error.is_elsewhere() => Err(error),
         // The specification says 404; some say others to what they do not know.
-        Kind::NotFound(_) | Kind::Status { status: 400 | 405 | 406 | 501, .. } => Ok(Found::NoApi),
+        Kind::NotFound(_) | Kind::Status { status: 400 | 405 | 406 | 410 | 501, .. } => {
+            Ok(Found::NoApi)
+        }
         // Some check for another right on what they take for an unknown repository.
         Kind::Unauthorized(_) | Kind::Denied(_) => Ok(Found::Refused),
         _ => Err(error),

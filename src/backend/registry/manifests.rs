@@ -1,6 +1,9 @@
 //! Fetching manifests.
 
-use reqwest::{Method, Response, header::CONTENT_TYPE};
+use reqwest::{
+    Method, Response,
+    header::{CONTENT_TYPE, ETAG, HeaderValue},
+};
 
 use super::session::{Ask, Scope, Session, content_digest, header};
 use crate::{
@@ -17,11 +20,27 @@ pub(super) async fn fetch_manifest(
     reference: &Reference,
     scope: Scope<'_>,
 ) -> Result<Manifest> {
+    Ok(fetch_versioned(session, reference, scope).await?.0)
+}
+
+/// The same with what the registry can tell this version of it by (`ETag`), if it says so in a way that is
+/// good for `If-Match`.
+pub(super) async fn fetch_versioned(
+    session: &Session,
+    reference: &Reference,
+    scope: Scope<'_>,
+) -> Result<(Manifest, Option<HeaderValue>)> {
     let doing = format!("fetching manifest {reference}");
     let ask = Ask { scope, ..manifest_ask(session, Method::GET, reference, &doing) };
     let attempt = || async {
         let answer = session.attempt(&ask).await?;
-        read_manifest(session, answer.response, reference, &doing).await
+        let version = answer.response.headers().get(ETAG).cloned();
+        // A weak one never matches (RFC 9110, section 13.1.1), and another host's is not the registry's.
+        let version = version.filter(|version| {
+            version.as_bytes().starts_with(b"\"") && session.wire.is_own(&answer.url)
+        });
+        let manifest = read_manifest(session, answer.response, reference, &doing).await?;
+        Ok((manifest, version))
     };
     session.wire.repeat(attempt).await
 }

@@ -19,8 +19,9 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    pub(super) fn new(config: &RegistryConfig) -> Self {
-        let (max_wait, max_retries) = (config.max_wait, config.retries);
+    /// Up to `max_retries` in a row without progress.
+    pub(super) fn new(config: &RegistryConfig, max_retries: usize) -> Self {
+        let max_wait = config.max_wait;
         Self { max_wait, max_retries, delays: delays(max_retries), attempts: 1 }
     }
 

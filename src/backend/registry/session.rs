@@ -17,6 +17,7 @@ use super::{
     auth::{self, Auth, Need},
     challenge::{self, Scheme},
     failure,
+    guests::Guests,
     limit::{Limiter, Permit},
     parallel::{Division, SEGMENTS_AHEAD},
     wire::Wire,
@@ -42,6 +43,8 @@ const MAX_REDIRECTS: usize = 8;
 pub(super) struct Session {
     pub(super) wire: Wire,
     pub(super) auth: Auth,
+    /// Tokens for other hosts to which it leads.
+    guests: Guests,
     /// What is known of how it takes content.
     pub(super) receiving: Receiving,
     pub(super) referrers_api: ReferrersApi,
@@ -195,6 +198,7 @@ impl Session {
             receiving: Receiving::default(),
             referrers_api: ReferrersApi::default(),
             heads: Heads::default(),
+            guests: Guests::new(),
             wire,
             auth,
         }
@@ -221,8 +225,10 @@ impl Session {
         for _ in 0..MAX_REDIRECTS {
             let own = self.wire.is_own(&url);
             let probing = if own { self.auth.probe_if_unknown(&self.wire).await } else { None };
-            let authorization =
-                if own { self.auth.authorization(&self.wire, &need).await? } else { None };
+            let authorization = match own {
+                true => self.auth.authorization(&self.wire, &need).await?,
+                false => self.guests.authorization(&url, &need),
+            };
             let response = self.request(ask, &url, authorization.clone()).await;
             if response.is_err() && probing.is_some() {
                 self.auth.probe_has_failed();
@@ -236,12 +242,21 @@ impl Session {
             if own && status != StatusCode::UNAUTHORIZED {
                 self.auth.learn(Scheme::None);
             }
+            let may_challenge = status == StatusCode::UNAUTHORIZED && challenges < MAX_CHALLENGES;
+            let is_guest = may_challenge && !own && {
+                let sent = authorization.as_ref();
+                let admitted =
+                    self.guests.challenged(&self.wire, &url, &response, &need, sent).await;
+                admitted.map_err(|error| self.placed(error, &url, ask))?
+            };
             match status {
                 status if status.is_success() => {
                     limiter.succeeded();
                     return Ok(Answer { response, url, _permit: permit });
                 }
-                StatusCode::UNAUTHORIZED if own && challenges < MAX_CHALLENGES => {
+                // A token that everybody gets there, for the next attempt.
+                _ if is_guest => challenges += 1,
+                StatusCode::UNAUTHORIZED if own && may_challenge => {
                     challenges += 1;
                     let challenged =
                         self.auth.challenged(&self.wire, response, &need, authorization).await?;

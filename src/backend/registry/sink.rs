@@ -1,47 +1,47 @@
 //! A registry as the target of a transfer.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use reqwest::{Method, StatusCode, Url, header::HeaderValue};
-use serde_json::{Value, json};
+use reqwest::{
+    Method, StatusCode, Url,
+    header::{HeaderMap, HeaderValue, IF_MATCH},
+};
+use serde_json::Value;
 
 use super::{
     Registry,
     abilities::Mounting,
+    begin::{self, Mounted},
+    fallback::{add_missing, children_of, listed},
     holders::Holders,
     manifests::{fetch_manifest, manifest_ask},
     session::{Ask, Payload, Scope, Session, content_digest, header},
-    upload::{self, Mounted, Upload},
+    upload::Upload,
 };
 use crate::{
     backend::{Capabilities, Kind, ManifestName, Names, Opened, Result, Sink},
-    image::{
-        Descriptor, Digest, Manifest, Reference, Repository, View, is_attached_to,
-        is_referrers_tag, referrers_tag,
-    },
+    image::{Descriptor, Digest, Manifest, Reference, Repository, is_referrers_tag, referrers_tag},
     util::locked,
 };
-
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Registries to be written to, with what this run has learned about their content.
 pub struct RegistrySink {
     registry: Arc<Registry>,
     /// What names lead to, as far as it has been asked or written.
-    names: Mutex<HashMap<Reference, Digest>>,
+    pub(super) names: Mutex<HashMap<Reference, Digest>>,
     holders: Arc<Holders>,
     /// Uploads that were begun to see whether that is allowed.
     begun: Mutex<HashMap<Repository, Url>>,
     /// Referrers that their registries do not list by themselves, by their subjects.
     unlisted: Mutex<HashMap<Reference, Vec<Value>>>,
-    /// Held while a list of referrers is changed.
-    listing: tokio::sync::Mutex<()>,
+    /// Held from reading a list of referrers to writing it.
+    pub(super) listing: tokio::sync::Mutex<()>,
 }
 
 impl RegistrySink {
@@ -57,7 +57,7 @@ impl RegistrySink {
         }
     }
 
-    async fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
+    pub(super) async fn session(&self, repository: &Repository) -> Result<Arc<Session>> {
         self.registry.session(repository).await
     }
 
@@ -74,12 +74,15 @@ impl RegistrySink {
         Opened::Receive(Box::new(upload))
     }
 
-    async fn put_named(
+    /// Writes a manifest; with a `version`, only in the place of that one (its `ETag`), if the registry
+    /// knows about such conditions.
+    pub(super) async fn put_named(
         &self,
         repository: &Repository,
         content: &Bytes,
         media_type: &str,
         name: &str,
+        version: Option<&HeaderValue>,
     ) -> Result<reqwest::Response> {
         let session = self.session(repository).await?;
         let doing = format!("writing manifest {name} to {repository}");
@@ -87,8 +90,10 @@ impl RegistrySink {
         let media_type = HeaderValue::from_str(media_type).map_err(|_| {
             session.wire.error(&doing, Kind::Unfit("its media type is no text".into()))
         })?;
+        let condition = version.map(|version| (IF_MATCH, version.clone()));
         let ask = Ask {
             payload: Payload::Whole(content.clone(), media_type),
+            headers: HeaderMap::from_iter(condition),
             ..Ask::push(Method::PUT, url, repository, &doing)
         };
         let answer = session.send(&ask).await?;
@@ -107,71 +112,6 @@ impl RegistrySink {
             _ => Ok(answer.response),
         }
     }
-
-    /// Adds `referrers` to the tag that lists them where the registry does not (distribution
-    /// specification, "Referrers Tag Schema"). Whoever else has added something is kept.
-    async fn list_referrers(&self, tag: &Reference, referrers: Vec<Value>) -> Result<()> {
-        let _listing = self.listing.lock().await;
-        let repository = tag.repository();
-        let name = tag.tag().unwrap_or_default();
-        let mut all = match self.manifest(tag).await {
-            // A registry may take the tag for the digest, and answer with the subject.
-            Ok(manifest) if is_attached_to(name, &manifest.digest()) => Vec::new(),
-            Ok(manifest) => children_of(&manifest),
-            Err(error) if error.is_not_found() => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        if !add_missing(&mut all, referrers) {
-            return Ok(());
-        }
-        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": all});
-        let content = Bytes::from(index.to_string());
-        self.put_named(repository, &content, OCI_INDEX, name).await?;
-        locked(&self.names).insert(tag.clone(), Digest::sha256(&content));
-        Ok(())
-    }
-}
-
-/// The children of an index as they stand in it.
-fn children_of(index: &Manifest) -> Vec<Value> {
-    match serde_json::from_slice::<Value>(index.bytes()) {
-        Ok(mut document) => match document["manifests"].take() {
-            Value::Array(children) => children,
-            _ => Vec::new(),
-        },
-        Err(_) => Vec::new(),
-    }
-}
-
-/// Adds those of `more` to a list of descriptors that are not in it. Tells whether there were any.
-fn add_missing(all: &mut Vec<Value>, more: Vec<Value>) -> bool {
-    let digest_of = |descriptor: &Value| descriptor["digest"].as_str().map(str::to_owned);
-    let before = all.len();
-    let known: HashSet<String> = all.iter().filter_map(digest_of).collect();
-    all.extend(more.into_iter().filter(|d| digest_of(d).is_some_and(|d| !known.contains(&d))));
-    all.len() > before
-}
-
-/// What a list of referrers says of one.
-fn listed(referrer: &Manifest) -> Value {
-    let document: Value = serde_json::from_slice(referrer.bytes()).unwrap_or_default();
-    let kind = match (&document["artifactType"], referrer.view()) {
-        (Value::String(kind), _) if !kind.is_empty() => Some(kind.clone()),
-        (_, View::Image { config, .. }) => Some(config.media_type.clone()),
-        _ => None,
-    };
-    let mut descriptor = json!({
-        "mediaType": referrer.media_type(),
-        "digest": referrer.digest().to_string(),
-        "size": referrer.bytes().len(),
-    });
-    if let Some(kind) = kind {
-        descriptor["artifactType"] = kind.into();
-    }
-    if !referrer.annotations().is_empty() {
-        descriptor["annotations"] = json!(referrer.annotations());
-    }
-    descriptor
 }
 
 #[async_trait]
@@ -233,7 +173,7 @@ impl Sink for RegistrySink {
         if self.holders.find(repository, blob.digest).0 {
             return Ok(true);
         }
-        let there = upload::has(&*self.session(repository).await?, repository, blob).await?;
+        let there = begin::has(&*self.session(repository).await?, repository, blob).await?;
         if there {
             self.holders.note(repository, blob.digest);
         }
@@ -246,7 +186,7 @@ impl Sink for RegistrySink {
 
     async fn prepare(&self, repository: &Repository) -> Result<()> {
         let session = self.session(repository).await?;
-        let location = upload::start(&session, repository).await?;
+        let location = begin::start(&session, repository).await?;
         locked(&self.begun).insert(repository.clone(), location);
         Ok(())
     }
@@ -272,7 +212,7 @@ impl Sink for RegistrySink {
         };
         let mut location = None;
         if let Some(from) = from {
-            match upload::mount(&session, repository, blob, from).await? {
+            match begin::mount(&session, repository, blob, from).await {
                 Mounted::Yes if from == repository => {
                     self.holders.note(repository, blob.digest);
                     return Ok(Opened::Present);
@@ -293,14 +233,14 @@ impl Sink for RegistrySink {
         // What has not been mounted may be here all the same.
         if self.has(repository, blob).await? {
             if let Some(location) = location {
-                upload::cancel(&session, repository, location).await;
+                begin::cancel(&session, repository, location).await;
             }
             return Ok(Opened::Present);
         }
         let begun = || locked(&self.begun).remove(repository);
         let location = match location.or_else(begun) {
             Some(location) => location,
-            None => upload::start(&session, repository).await?,
+            None => begin::start(&session, repository).await?,
         };
         Ok(self.upload(session, repository, blob, location))
     }
@@ -344,7 +284,8 @@ impl Sink for RegistrySink {
             ManifestName::Digest | ManifestName::Pinned => manifest.digest().to_string(),
         };
         let media_type = manifest.media_type();
-        let response = self.put_named(repository, manifest.bytes(), media_type, &shown).await?;
+        let response =
+            self.put_named(repository, manifest.bytes(), media_type, &shown, None).await?;
         locked(&self.names).insert(reference, manifest.digest());
         if let Some(subject) = manifest.subject()
             && header(response.headers(), "oci-subject").is_none()
@@ -362,10 +303,11 @@ impl Sink for RegistrySink {
                 all.keys().filter(|tag| tag.repository() == repository).cloned().collect();
             own.into_iter().filter_map(|tag| all.remove_entry(&tag)).collect()
         };
+        let mut settled = Ok(());
         for (tag, referrers) in unlisted {
-            self.list_referrers(&tag, referrers).await?;
+            settled = settled.and(self.list_referrers(&tag, referrers).await);
         }
-        Ok(())
+        settled
     }
 
     async fn forget_known(&self, repository: &Repository) {
@@ -379,7 +321,7 @@ impl Sink for RegistrySink {
         let begun = std::mem::take(&mut *locked(&self.begun));
         join_all(begun.into_iter().map(|(repository, location)| async move {
             if let Ok(session) = self.session(&repository).await {
-                upload::cancel(&session, &repository, location).await;
+                begin::cancel(&session, &repository, location).await;
             }
         }))
         .await;

@@ -16,11 +16,10 @@ use reqwest::{
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    abilities::Mounting,
-    blob::content_range,
-    encoding::Encoding,
+    begin::{has, probe_mounting, start},
+    client::FRESH,
     holders::Holders,
-    session::{Answer, Ask, Elsewhere, Lane, Payload, Scope, Session, content_digest, header},
+    session::{Answer, Ask, Lane, Payload, Session, content_digest, header},
 };
 use crate::{
     backend::{BoxStream, Content, Error, Kind, LocalFile, Received, Receiver, Result},
@@ -49,6 +48,10 @@ pub(super) struct Upload {
     hasher: Option<Hasher>,
     /// Bytes of a chunk, if it is sent in chunks.
     chunk: Option<u64>,
+    /// Whether each request has a new connection, since one that was kept had been closed.
+    fresh: bool,
+    /// Whether the registry has refused to take the blob in one request.
+    refused_whole: bool,
 }
 
 impl Upload {
@@ -69,6 +72,8 @@ impl Upload {
             location,
             offset: 0,
             hasher: None,
+            fresh: false,
+            refused_whole: false,
         }
     }
 
@@ -77,7 +82,9 @@ impl Upload {
     }
 
     fn ask(&self, method: Method, url: Url) -> Ask<'_> {
-        Ask { lane: Lane::Uploads, ..Ask::push(method, url, &self.repository, &self.doing) }
+        let connection = if self.fresh { FRESH } else { 0 };
+        let ask = Ask::push(method, url, &self.repository, &self.doing);
+        Ask { lane: Lane::Uploads, connection, ..ask }
     }
 
     /// Where the upload is completed.
@@ -87,12 +94,20 @@ impl Upload {
         url
     }
 
+    /// Whether the registry has all bytes, and only has to be told that there are no more.
+    fn is_complete(&self) -> bool {
+        self.offset > 0 && self.offset == self.blob.size
+    }
+
     /// Sends what is missing.
     async fn send(
         &mut self,
         content: &dyn Content,
         file: Option<&LocalFile>,
     ) -> std::result::Result<(), Failed> {
+        if self.is_complete() {
+            return self.finish().await;
+        }
         match file {
             Some(file) => {
                 let stream = file.read(self.offset..self.blob.size);
@@ -112,7 +127,9 @@ impl Upload {
     ) -> std::result::Result<(), Failed> {
         let mut pieces = Pieces { stream, rest: Bytes::new(), hasher: self.hasher.clone() };
         let size = self.blob.size;
-        let Some(chunk) = self.chunk else {
+        // The rest of what has been sent in part is a chunk in any case.
+        let rest = Some(self.session.receiving.first_chunk()).filter(|_| self.offset > 0);
+        let Some(chunk) = self.chunk.or(rest) else {
             let mut ask = self.ask(Method::PUT, self.final_url());
             ask.headers = content_headers(size, None);
             let answer = self.pass(ask, &mut pieces, size, content).await?;
@@ -129,12 +146,13 @@ impl Upload {
             self.offset += length;
             self.hasher.clone_from(&pieces.hasher);
         }
-        let answer = self
-            .session
-            .attempt(&self.ask(Method::PUT, self.final_url()))
-            .await
-            .map_err(Failed::at_end)?;
-        self.check_stored(&answer)
+        self.finish().await
+    }
+
+    /// Completes the upload.
+    async fn finish(&self) -> std::result::Result<(), Failed> {
+        let answer = self.session.attempt(&self.ask(Method::PUT, self.final_url())).await;
+        self.check_stored(&answer.map_err(Failed::at_end)?)
     }
 
     fn check_stored(&self, answer: &Answer) -> std::result::Result<(), Failed> {
@@ -251,18 +269,20 @@ impl Upload {
     }
 
     /// Finds out what the registry has of the blob, and goes on from there; or begins anew.
-    /// That it is `out_of_order` where it says it is will not be heard again.
-    async fn resume(&mut self, verified: bool, out_of_order: bool) -> Result<()> {
+    /// Where it has just been refused to go on (`is_stuck`), it does not.
+    async fn resume(&mut self, verified: bool, is_stuck: bool) -> Result<()> {
         let had = self.offset;
         let status = self.session.attempt(&self.ask(Method::GET, self.location.clone())).await;
         if let Ok(answer) = status {
             let headers = answer.response.headers();
             let there = header(headers, RANGE.as_str()).and_then(|range| received(&range));
-            let there = there.filter(|there| *there < self.blob.size);
-            let there = there.filter(|there| !out_of_order || *there != had);
+            let there = there.filter(|there| *there <= self.blob.size);
+            let there = there.filter(|there| !is_stuck || *there != had);
             let same = self.session.wire.location(&answer.url, headers, &self.doing);
-            // What has to be hashed can only go on where its hash is known.
-            if let Some(there) = there.filter(|there| verified || *there == had) {
+            // What has to be hashed can only go on where its hash is known. All of it is only sent after that
+            // has been found to be right.
+            let goes_on = |there: &u64| verified || *there == had || *there == self.blob.size;
+            if let Some(there) = there.filter(goes_on) {
                 self.location = same.unwrap_or_else(|_| self.location.clone());
                 self.offset = there;
                 return Ok(());
@@ -274,24 +294,73 @@ impl Upload {
         Ok(())
     }
 
-    /// What to do about a failure; the error if there is nothing to be done.
-    fn adapt(&mut self, error: &Error) -> bool {
+    /// What to do about a failure.
+    fn adapt(&mut self, error: &Error) -> Next {
+        let smaller = match (error.kind(), self.chunk) {
+            (kind, _) if is_too_large(kind) => {
+                if !self.session.receiving.shrink(self.chunk, self.blob.size) {
+                    return Next::GiveUp;
+                }
+                self.session.receiving.chunk()
+            }
+            // Some registries take content by PATCH only. They say so, or find the wrong digest since they
+            // have not looked at the body.
+            (Kind::Status { status: 400 | 405 | 422 | 501, .. }, None) => {
+                self.refused_whole = true;
+                Some(self.session.receiving.first_chunk())
+            }
+            _ => None,
+        };
+        if smaller.is_some() {
+            self.chunk = smaller;
+            return Next::Differently;
+        }
         match error.kind() {
-            Kind::Status { status: 413, .. } => {
-                let smaller = self.session.receiving.shrink(self.chunk, self.blob.size);
-                self.chunk = self.session.receiving.chunk();
-                smaller
+            // Most likely it had been kept for too long.
+            Kind::Interrupted(_) if !self.fresh => {
+                self.fresh = true;
+                self.divide_if(self.blob.size > self.session.receiving.first_chunk());
+                Next::Differently
             }
             // Some way stations break off what takes them too long or is too much for them.
-            Kind::Interrupted(_) | Kind::Stalled(_) if self.chunk.is_none() => {
-                self.chunk = Some(self.session.receiving.first_chunk());
-                true
+            Kind::Interrupted(_) | Kind::Stalled(_) => {
+                self.divide_if(true);
+                Next::Again
             }
             // A forgotten upload, or one that has got into disorder.
-            Kind::NotFound(_) | Kind::Status { status: 400 | 416, .. } => true,
-            _ => error.is_transient(),
+            Kind::NotFound(_) | Kind::Status { status: 400 | 416, .. } => Next::Again,
+            _ if error.is_transient() => Next::Again,
+            _ => Next::GiveUp,
         }
     }
+
+    /// Goes on in chunks.
+    fn divide_if(&mut self, condition: bool) {
+        if condition && self.chunk.is_none() {
+            self.chunk = Some(self.session.receiving.first_chunk());
+        }
+    }
+}
+
+/// Whether a registry says that a body is too large. Azure's says so with the status for a wrong range.
+fn is_too_large(kind: &Kind) -> bool {
+    match kind {
+        Kind::Status { status: 413, .. } => true,
+        Kind::Status { status: 416, message, .. } => {
+            message.to_ascii_lowercase().contains("too large")
+        }
+        _ => false,
+    }
+}
+
+/// What follows a failure.
+enum Next {
+    /// The same once more, after a while.
+    Again,
+    /// What is missing in another way, at once. That ends by itself.
+    Differently,
+    /// Nothing: it would fail again.
+    GiveUp,
 }
 
 #[async_trait]
@@ -318,27 +387,34 @@ impl Receiver for Upload {
                     break;
                 }
             }
-            if !self.adapt(&error) {
-                return Err(error);
-            }
+            let next = self.adapt(&error);
             if self.offset > reached {
                 reached = self.offset;
                 retry.reset();
             }
-            let is_too_large = matches!(error.kind(), Kind::Status { status: 413, .. });
-            let out_of_order = matches!(error.kind(), Kind::Status { status: 416, .. });
-            // Smaller chunks are no repetition, and end by themselves.
-            if !is_too_large {
-                let delay = retry.again(error)?;
-                self.session.wire.pause(delay).await;
+            let is_416 = matches!(error.kind(), Kind::Status { status: 416, .. });
+            let is_stuck = match self.is_complete() {
+                true => !error.is_transient(),
+                false => is_416 && !is_too_large(error.kind()),
+            };
+            match next {
+                Next::GiveUp => return Err(error),
+                Next::Differently => tracing::info!("{error}; trying it in another way"),
+                Next::Again => {
+                    let delay = retry.again(error)?;
+                    self.session.wire.pause(delay).await;
+                }
             }
             let before = self.offset;
-            self.resume(verified, out_of_order).await?;
+            self.resume(verified, is_stuck).await?;
             if self.offset > before {
                 content.moved(self.offset - before);
             } else {
                 content.retransmitted(before - self.offset);
             }
+        }
+        if self.refused_whole {
+            self.session.receiving.learn_chunks();
         }
         self.holders.note(&self.repository, self.blob.digest);
         if self.session.receiving.is_time_to_probe() {
@@ -429,124 +505,6 @@ fn received(range: &str) -> Option<u64> {
     let (from, to) = range.strip_prefix("bytes=").unwrap_or(range).split_once('-')?;
     let to: u64 = to.parse().ok()?;
     (from == "0").then(|| if to == 0 { 0 } else { to.saturating_add(1) })
-}
-
-/// Begins an upload.
-pub(super) async fn start(session: &Session, repository: &Repository) -> Result<Url> {
-    let doing = format!("beginning an upload to {repository}");
-    let url = session.wire.url(repository, "blobs/uploads/");
-    let ask = Ask::push(Method::POST, url, repository, &doing);
-    let answer = session.send(&ask).await?;
-    begun(session, &answer, &doing)
-}
-
-/// Where an upload goes on that has begun, and how.
-fn begun(session: &Session, answer: &Answer, doing: &str) -> Result<Url> {
-    let headers = answer.response.headers();
-    if let Some(bytes) = header(headers, "oci-chunk-min-length").and_then(|n| n.parse().ok()) {
-        session.receiving.require_chunk(bytes);
-    }
-    session.wire.location(&answer.url, headers, doing)
-}
-
-/// Ends an upload that is not needed. Registries also do that by themselves after a while.
-pub(super) async fn cancel(session: &Session, repository: &Repository, location: Url) {
-    let doing = format!("cancelling an upload to {repository}");
-    let ask = Ask::push(Method::DELETE, location, repository, &doing);
-    let _ = session.attempt(&ask).await;
-}
-
-/// Whether `repository` has `blob`.
-pub(super) async fn has(
-    session: &Session,
-    repository: &Repository,
-    blob: &Descriptor,
-) -> Result<bool> {
-    let doing = format!("looking for blob {} in {repository}", blob.digest);
-    let url = session.wire.url(repository, &format!("blobs/{}", blob.digest));
-    let elsewhere = Elsewhere::GiveUp;
-    let head = Ask::push(Method::HEAD, url.clone(), repository, &doing);
-    match session.attempt(&Ask { elsewhere, ..head }).await {
-        Ok(answer) => {
-            let headers = answer.response.headers();
-            let length = header(headers, CONTENT_LENGTH.as_str());
-            let is_plain = Encoding::of(headers) == Encoding::Plain;
-            return Ok(length.is_none_or(|length| !is_plain || length == blob.size.to_string()));
-        }
-        Err(error) if error.is_not_found() && !error.is_elsewhere() => return Ok(false),
-        // A registry without HEAD, or one that leads to an address that is good for GET only.
-        Err(_) => {}
-    }
-    let get = Ask::push(Method::GET, url, repository, &doing);
-    let range = HeaderValue::from_static("bytes=0-0");
-    let range = Some(range).filter(|_| blob.size > 0);
-    match session.send(&Ask { elsewhere, range, ..get }).await {
-        Ok(answer) => {
-            let headers = answer.response.headers();
-            let size = match content_range(headers) {
-                Some((_, total)) => total,
-                None => answer.response.content_length(),
-            };
-            let is_plain = Encoding::of(headers) == Encoding::Plain;
-            Ok(size.is_none_or(|size| !is_plain || size == blob.size))
-        }
-        // If that is not known, it is sent, at worst once more.
-        Err(error) if error.is_not_found() || error.is_elsewhere() => Ok(false),
-        Err(error) => match error.kind() {
-            Kind::Status { status: 400 | 405 | 406 | 416 | 501, .. } => Ok(false),
-            _ => Err(error),
-        },
-    }
-}
-
-/// What asking for a mount has brought.
-pub(super) enum Mounted {
-    /// The blob is in the repository.
-    Yes,
-    /// It is to be sent to this place.
-    No(Url),
-    /// The registry does not mount.
-    Refused,
-}
-
-/// Asks to mount `blob` from the repository `from` of the same registry.
-pub(super) async fn mount(
-    session: &Session,
-    repository: &Repository,
-    blob: &Descriptor,
-    from: &Repository,
-) -> Result<Mounted> {
-    let doing = format!("mounting blob {} from {from} into {repository}", blob.digest);
-    let mut url = session.wire.url(repository, "blobs/uploads/");
-    url.query_pairs_mut()
-        .append_pair("mount", &blob.digest.to_string())
-        .append_pair("from", from.path());
-    let scope = Scope::Push(Some(from));
-    let ask = Ask { scope, ..Ask::new(Method::POST, url, repository, &doing) };
-    match session.send(&ask).await {
-        Ok(answer) if answer.response.status() == reqwest::StatusCode::CREATED => Ok(Mounted::Yes),
-        Ok(answer) => begun(session, &answer, &doing).map(Mounted::No),
-        Err(error) => match error.kind() {
-            Kind::Unauthorized(_)
-            | Kind::Denied(_)
-            | Kind::NotFound(_)
-            | Kind::Status { status: 400 | 405 | 501, .. } => Ok(Mounted::Refused),
-            _ => Err(error),
-        },
-    }
-}
-
-/// Finds out with a blob that has just been sent whether mounting can be relied on.
-async fn probe_mounting(session: &Session, repository: &Repository, blob: &Descriptor) {
-    let known = match mount(session, repository, blob, repository).await {
-        Ok(Mounted::Yes) => Mounting::Works,
-        Ok(Mounted::No(location)) => {
-            cancel(session, repository, location).await;
-            Mounting::Refused
-        }
-        Ok(Mounted::Refused) | Err(_) => Mounting::Refused,
-    };
-    session.receiving.learn_mounting(known);
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{
-    Method, RequestBuilder, Response, Url,
+    Client, Method, RequestBuilder, Response, Url,
     header::{HeaderMap, LOCATION},
 };
 
 use super::{
     address::{self, Refused, Zone},
-    client::Clients,
+    client::{Clients, FRESH},
     config::{Access, RegistryConfig},
     encoding::{self, Encoding},
     failure::{self, root_cause},
@@ -26,6 +26,9 @@ use crate::{
 
 /// How much of an error's body is read. Pages of way stations have pictures in them.
 const MAX_ERROR_BODY: usize = 256 << 10;
+
+/// How often something is repeated that can be done without.
+const BRIEF_RETRIES: usize = 2;
 
 /// One registry.
 pub(super) struct Wire {
@@ -125,16 +128,36 @@ impl Wire {
         url: &Url,
         doing: &str,
     ) -> Result<RequestBuilder> {
-        let limit = self.limit(url);
-        address::check_literal(url, limit).map_err(|refused| self.refused(doing, &refused))?;
-        let client = self.clients.get(url, &self.access, limit, connection).await?;
+        let client = self.client(connection, url, doing).await?;
         Ok(client.request(method, url.clone()))
     }
 
+    async fn client(&self, connection: usize, url: &Url, doing: &str) -> Result<Client> {
+        let limit = self.limit(url);
+        address::check_literal(url, limit).map_err(|refused| self.refused(doing, &refused))?;
+        self.clients.get(url, &self.access, limit, connection).await
+    }
+
     /// Sends a request, and waits for the head of the response as long as a registry may keep silent.
+    ///
+    /// What kept a connection open may have closed it in the meantime, which only comes out when it is used:
+    /// then the request is made once more on a new one, at once. A request that is repeated after a failure
+    /// does no harm in any case.
     pub(super) async fn send(&self, request: RequestBuilder, doing: &str) -> Result<Response> {
+        let (client, request) = request.build_split();
+        let request = request.map_err(|error| self.failed(doing, error))?;
+        let again = request.try_clone();
+        let limit = self.config.stall_timeout;
         self.stats.count_request();
-        let answer = stall::within(self.config.stall_timeout, request.send()).await;
+        let answer = match (stall::within(limit, client.execute(request)).await, again) {
+            (Ok(Err(error)), Some(again)) if failure::is_closed_connection(&error) => {
+                tracing::debug!("{doing}: {}; on a new connection", root_cause(&error));
+                let client = self.client(FRESH, again.url(), doing).await?;
+                self.stats.count_request();
+                stall::within(limit, client.execute(again)).await
+            }
+            (answer, _) => answer,
+        };
         self.received(answer, doing)
     }
 
@@ -247,7 +270,7 @@ impl Wire {
     }
 
     pub(super) fn retry(&self) -> Retry {
-        Retry::new(&self.config)
+        Retry::new(&self.config, self.config.retries)
     }
 
     /// Waits before a repetition.
@@ -261,7 +284,22 @@ impl Wire {
     where
         F: Future<Output = Result<T>>,
     {
-        let mut retry = self.retry();
+        self.repeat_while(self.retry(), attempt).await
+    }
+
+    /// The same for something that can be done without.
+    pub(super) async fn repeat_briefly<T, F>(&self, attempt: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let retry = Retry::new(&self.config, self.config.retries.min(BRIEF_RETRIES));
+        self.repeat_while(retry, attempt).await
+    }
+
+    async fn repeat_while<T, F>(&self, mut retry: Retry, attempt: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
         loop {
             match attempt().await {
                 Ok(done) => return Ok(done),

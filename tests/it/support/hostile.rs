@@ -83,6 +83,8 @@ struct State {
     issued: u64,
     page_limit: Option<usize>,
     referrers_api: bool,
+    /// Manifests have an `ETag`, and `If-Match` is obeyed.
+    versions: bool,
     pace: Option<(u64, Duration)>,
     redirects: Option<Redirects>,
     /// Signatures of redirect addresses and what is left of their uses; when set, others are refused.
@@ -204,6 +206,11 @@ impl Hostile {
         self.inner.state().referrers_api = on;
     }
 
+    /// Manifests come with an `ETag`, and are written over with the right `If-Match` only, if there is one.
+    pub(crate) fn set_versions(&self, on: bool) {
+        self.inner.state().versions = on;
+    }
+
     /// No page of a tag list is longer than this.
     pub(crate) fn set_page_limit(&self, limit: usize) {
         self.inner.state().page_limit = Some(limit);
@@ -319,6 +326,7 @@ fn handle(inner: &Inner, request: &Request, connection: &mut Connection<'_>) -> 
             accept: header("accept"),
             user_agent: header("user-agent"),
             authorization: header("authorization"),
+            if_match: header("if-match"),
             status: 0,
             received: 0,
             sent: 0,
@@ -343,9 +351,14 @@ fn handle(inner: &Inner, request: &Request, connection: &mut Connection<'_>) -> 
             connection.hang();
             return Ok(After::Close);
         }
+        Err(Stop::TooLarge) if matches!(fault, Some(Fault::TooLargeRange(_))) => {
+            let message = "the request body is too large and exceeds the maximum permissible limit";
+            Answer::error(416, "UNKNOWN", message)
+        }
         Err(Stop::TooLarge) => Answer::error(413, "SIZE_INVALID", "the body is too large"),
     };
-    let early = matches!(fault, Some(Fault::RefuseEarly(_) | Fault::TooLarge(_)));
+    let early =
+        matches!(fault, Some(Fault::RefuseEarly(_) | Fault::TooLarge(_) | Fault::TooLargeRange(_)));
     let unread = if early { !connection.body_has_ended() } else { !connection.skip_body() };
     let sending = apply(fault, &mut answer, request, pace);
     if unread {
@@ -368,7 +381,7 @@ fn process(
             return Err(Stop::Hang);
         }
         Some(Fault::RefuseEarly(_)) => return Ok(Answer::empty(200)),
-        Some(Fault::TooLarge(limit)) => {
+        Some(Fault::TooLarge(limit) | Fault::TooLargeRange(limit)) => {
             let announced = request.header("content-length").and_then(|text| text.parse().ok());
             if announced.is_some_and(|length: u64| length > *limit) {
                 return Err(Stop::TooLarge);

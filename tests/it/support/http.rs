@@ -30,6 +30,8 @@ pub(crate) struct Request {
     pub(crate) body: Vec<u8>,
     /// Counts connections from 1, so that tests can see reuse.
     pub(crate) connection: u64,
+    /// Whether its connection has had a request before.
+    pub(crate) is_reuse: bool,
 }
 
 impl Request {
@@ -425,11 +427,13 @@ fn serve(stream: &TcpStream, number: u64, shared: &Shared, bodies: Bodies, handl
     let mut buffer = Vec::new();
     let mut after = After::KeepAlive;
     let mut unread = false;
+    let mut is_reuse = false;
     while after == After::KeepAlive && !unread && !shared.stop.load(Ordering::SeqCst) {
         let Ok(Some(mut request)) = read_request(stream, &mut buffer, number) else {
             after = After::Close;
             break;
         };
+        request.is_reuse = std::mem::replace(&mut is_reuse, true);
         let Ok(body) = Body::new(&request, &mut buffer) else {
             after = After::Close;
             break;
@@ -528,6 +532,7 @@ fn owned(parsed: &httparse::Request<'_, '_>, connection: u64) -> Request {
         target,
         body: Vec::new(),
         connection,
+        is_reuse: false,
     }
 }
 

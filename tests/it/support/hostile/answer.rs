@@ -149,8 +149,14 @@ pub(super) fn manifest(state: &State, repository: &str, reference: &str) -> Answ
         return Answer::error(404, "NAME_UNKNOWN", "repository name not known to registry");
     };
     match all.get(reference) {
-        Some((media_type, bytes)) => Answer::new(200, media_type, Content::Held(bytes.clone()))
-            .with("Docker-Content-Digest", digest(bytes)),
+        Some((media_type, bytes)) => {
+            let answer = Answer::new(200, media_type, Content::Held(bytes.clone()))
+                .with("Docker-Content-Digest", digest(bytes));
+            match state.versions {
+                true => answer.with("ETag", format!("\"{}\"", digest(bytes))),
+                false => answer,
+            }
+        }
         None => Answer::error(404, "MANIFEST_UNKNOWN", "manifest unknown"),
     }
 }

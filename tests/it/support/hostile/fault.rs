@@ -50,6 +50,8 @@ pub(crate) enum Fault {
     /// 413 when the request's body is longer than this; else nothing is wrong. As nginx's
     /// `client_max_body_size`: a length that is announced is refused before the body is read.
     TooLarge(u64),
+    /// The same with 416, as Azure's load balancers have it.
+    TooLargeRange(u64),
     /// 201 for a blob or a manifest that is not stored, for a mount that is not made.
     Lie,
     /// 404: the upload session is gone.
@@ -213,6 +215,7 @@ pub(super) fn apply(
         | Fault::ResetBody(_)
         | Fault::StallBody(_)
         | Fault::TooLarge(_)
+        | Fault::TooLargeRange(_)
         | Fault::Lie
         | Fault::ForgetSession
         | Fault::DeclineMount

@@ -43,7 +43,7 @@ impl<'a, 'c> Intake<'a, 'c> {
             _ => None,
         };
         let limit = match fault {
-            Some(Fault::TooLarge(limit)) => *limit,
+            Some(Fault::TooLarge(limit) | Fault::TooLargeRange(limit)) => *limit,
             _ => u64::MAX,
         };
         let pace = match fault {

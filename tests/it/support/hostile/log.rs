@@ -23,6 +23,7 @@ pub(crate) struct Served {
     pub(crate) user_agent: Option<String>,
     /// The whole header, so that a test can look for what must not be there.
     pub(crate) authorization: Option<String>,
+    pub(crate) if_match: Option<String>,
     /// 0 when nothing was answered.
     pub(crate) status: u16,
     /// Bytes of the request's body that were taken before the answer.

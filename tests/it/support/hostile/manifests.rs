@@ -28,6 +28,14 @@ pub(super) fn put(
         Err(refusal) => return Ok(refusal),
     };
     let actual = digest(&bytes);
+    let there = state.manifests.get(repository).and_then(|all| all.get(reference));
+    let version = there.map(|(_, bytes)| format!("\"{}\"", digest(bytes)));
+    if state.versions
+        && let Some(wanted) = request.header("if-match")
+        && version.as_deref() != Some(wanted)
+    {
+        return Ok(Answer::error(412, "UNKNOWN", "it has changed in the meantime"));
+    }
     if !matches!(fault, Some(Fault::Lie)) {
         for part in state.missing(repository, &manifest) {
             if !(part.is_manifest && state.checks == Checks::Blobs) {

@@ -20,6 +20,9 @@ pub(crate) struct Match {
     ranged: Option<bool>,
     mount: Option<bool>,
     by_tag: Option<bool>,
+    /// With content.
+    filled: bool,
+    reuse: bool,
     about: Option<String>,
     when: When,
 }
@@ -32,6 +35,8 @@ impl Match {
             ranged: None,
             mount: None,
             by_tag: None,
+            filled: false,
+            reuse: false,
             about: None,
             when: When::Always,
         }
@@ -111,6 +116,18 @@ impl Match {
         self
     }
 
+    /// Only requests that bring content.
+    pub(crate) fn filled(mut self) -> Self {
+        self.filled = true;
+        self
+    }
+
+    /// Only requests on a connection that has had one before.
+    pub(crate) fn reuse(mut self) -> Self {
+        self.reuse = true;
+        self
+    }
+
     /// Only requests with a range (true) or without one (false).
     pub(crate) fn ranged(mut self, ranged: bool) -> Self {
         self.ranged = Some(ranged);
@@ -150,6 +167,8 @@ impl Match {
             && self.ranged.is_none_or(|ranged| ranged == request.header("range").is_some())
             && self.mount.is_none_or(|mount| mount == request.query("mount").is_some())
             && self.by_tag.is_none_or(|by_tag| by_tag != last.contains(':'))
+            && !(self.filled && request.header("content-length").is_none_or(|length| length == "0"))
+            && (!self.reuse || request.is_reuse)
             && self.about.as_deref().is_none_or(is_about)
     }
 
