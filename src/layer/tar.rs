@@ -21,6 +21,7 @@ use std::sync::Arc;
 use block::Block;
 pub(super) use entry::{Claim, TarEntry, TarEvent, Xattr};
 pub use entry::{Extent, Kind, Refusal, TarError, Time};
+pub(super) use name::{MAX_COMPONENT_BYTES, MAX_NAME_BYTES};
 pub(super) use pax::xattrs_of;
 use pax::{Attributes, Records};
 use sparse::{MapText, OldMap};

@@ -3,10 +3,10 @@
 use super::Refusal;
 
 /// The longest name, as in Linux (`PATH_MAX`).
-pub(super) const MAX_NAME_BYTES: usize = 4096;
+pub(in crate::layer) const MAX_NAME_BYTES: usize = 4096;
 
 /// The longest component of a name, as in Linux (`NAME_MAX`).
-const MAX_COMPONENT_BYTES: usize = 255;
+pub(in crate::layer) const MAX_COMPONENT_BYTES: usize = 255;
 
 /// The path that `name` means below the root: without `/` at its ends, doubled or not, and without `.` and `..`.
 /// Empty for the root itself.
