@@ -270,7 +270,8 @@ impl Rootfs {
         let target_bytes = table.symlink_target(&entry).map(|target| target.len() as u64);
         Attributes {
             kind: if entry.kind == Kind::Link { Kind::File } else { entry.kind },
-            mode: entry.mode,
+            // Whatever its header says: Linux has no other mode for it.
+            mode: if entry.kind == Kind::Symlink { 0o777 } else { entry.mode },
             uid: entry.uid,
             gid: entry.gid,
             size: target_bytes.unwrap_or(entry.size),

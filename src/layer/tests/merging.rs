@@ -310,6 +310,12 @@ fn links_of_lower_layers_are_not_followed() {
 }
 
 #[test]
+fn links_have_all_permissions() {
+    let tree = merged(&[a().entry(Header::new(b"l", b'2').mode(0o4644).target(b"x"), b"")]);
+    assert_eq!(tree.attributes(tree.find(b"l").unwrap()).mode, 0o777);
+}
+
+#[test]
 fn replaced_types() {
     let dir = || a().dir("p").file("p/x", b"1");
     let mode = |name: &[u8], mode| a().entry(Header::new(name, b'5').mode(mode), b"");

@@ -251,7 +251,7 @@ fn extract(model: &mut Model, layer: &[Item], number: usize) {
             What::File(seed) => Rc::new(RefCell::new(File { content: content(*seed), ..file })),
             What::Symlink(target) => {
                 let content = target.clone().into_bytes();
-                Rc::new(RefCell::new(File { kind: Kind::Symlink, content, ..file }))
+                Rc::new(RefCell::new(File { kind: Kind::Symlink, mode: 0o777, content, ..file }))
             }
             What::Fifo => Rc::new(RefCell::new(File { kind: Kind::Fifo, ..file })),
             What::Char(minor) => {
