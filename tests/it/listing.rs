@@ -137,6 +137,25 @@ fn names_that_no_reference_can_have_are_told_and_hide_no_others() {
 }
 
 #[test]
+fn an_image_without_files_has_an_empty_root() {
+    let hostile = Hostile::start();
+    let name = |tag: &str| format!("{}/{REPOSITORY}:{tag}", hostile.host());
+    Image::new().build().push_to(&hostile, REPOSITORY, "none");
+    Image::new().empty_layer().build().push_to(&hostile, REPOSITORY, "empty");
+    Image::new().zero_byte_layer().build().push_to(&hostile, REPOSITORY, "nothing");
+    let imgfs = Imgfs::scratch();
+    for tag in ["none", "empty", "nothing"] {
+        for path in ["", ":/"] {
+            let listed = look(&imgfs, &["ls", &(name(tag) + path)]).success().stdout;
+            assert_eq!(listed.trim(), "", "{tag}{path}");
+        }
+        let report = look(&imgfs, &["ls", "--json", &name(tag)]).success().report();
+        assert_eq!(report["entries"], json!([]), "{tag}");
+        look(&imgfs, &["ls", &(name(tag) + ":/etc")]).expect_code(1).stderr_has("no such file");
+    }
+}
+
+#[test]
 fn a_registry_without_a_list_of_repositories_says_so() {
     let hostile = Hostile::start();
     single(1).push_to(&hostile, REPOSITORY, "1");

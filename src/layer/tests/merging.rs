@@ -604,6 +604,13 @@ fn from_the_top() {
         // What it says is what the merged tree has.
         assert_eq!(merged.find(path).is_some(), expected != Found::Missing);
     }
+    // The root of nothing is there, too.
+    let empty = Rootfs::raw(layer(&a().end())).unwrap();
+    for layers in [&[][..], &[Some(&empty)], &[Some(&empty), Some(&empty)]] {
+        assert_eq!(find_from_top(layers, b"/"), Found::NeedsMerge);
+        assert_eq!(find_from_top(layers, b"a"), Found::Missing);
+    }
+    assert_eq!(find_from_top(&[None, Some(&empty)], b""), Found::Waits(0));
     // Also in a link of the same layer.
     let linked = layer(&a().symlink("lib", "usr/lib").file("lib/x", b"1").end());
     let linked = Rootfs::raw(linked).unwrap();

@@ -403,7 +403,7 @@ proptest! {
         // Looking from the top says the same, where it says something.
         let raw: Vec<_> = indexes.iter().map(|i| Rootfs::raw(Arc::clone(i)).unwrap()).collect();
         let all: Vec<_> = raw.iter().map(Some).collect();
-        for path in ["a", "b", "a/a", "a/b", "b/a", "b/c", "c/d", "a/b/c", "d/c/b"] {
+        for path in ["", "a", "b", "a/a", "a/b", "b/a", "b/c", "c/d", "a/b/c", "d/c/b"] {
             match find_from_top(&all, path.as_bytes()) {
                 Found::Missing => prop_assert!(!found.contains_key(path), "{}", path),
                 Found::Node { layer, node } => {
