@@ -158,13 +158,14 @@ fn registry(args: &LsArgs, prefix: String, output: &Output) -> Result<Outcome, F
     let listing = block_on(ops::list_registry(&request, config))??;
     output.report("ls", &listing);
     for one in &listing.repositories {
-        match &one.error {
-            Some(error) => output.error(error, None),
-            None if one.tags.is_empty() => output.line(&one.repository),
-            None => {
-                let names = one.tags.iter().map(|tag| format!("{}:{tag}", one.repository));
-                output.line(&names.collect::<Vec<_>>().join("\n"));
-            }
+        if !one.tags.is_empty() {
+            let names = one.tags.iter().map(|tag| format!("{}:{tag}", one.repository));
+            output.line(&names.collect::<Vec<_>>().join("\n"));
+        } else if one.error.is_none() {
+            output.line(&one.repository);
+        }
+        if let Some(error) = &one.error {
+            output.error(error, None);
         }
     }
     for name in &listing.unnameable {

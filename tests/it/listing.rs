@@ -137,6 +137,28 @@ fn names_that_no_reference_can_have_are_told_and_hide_no_others() {
 }
 
 #[test]
+fn what_is_no_tag_is_told_and_hides_no_tags() {
+    let server = Server::start(|request, connection| {
+        let other = format!("sha256:{}", "1".repeat(64));
+        let tags = json!({"name": "a/b", "tags": ["1", other, "-beta", "2"]});
+        match request.path.ends_with("/tags/list") {
+            true => connection.respond(200, &[], tags.to_string().as_bytes()),
+            false => connection.respond(200, &[], b"{}"),
+        }
+    });
+    let name = format!("{}/a/b", server.address());
+    let list = |args: &[&str]| {
+        let place = format!("registry://{name}");
+        look(&Imgfs::scratch(), &[&["ls"], args, &[place.as_str()]].concat()).expect_code(1)
+    };
+    let output = list(&[]);
+    assert_eq!(output.stdout, format!("{name}:1\n{name}:2\n"));
+    output.stderr_has(&name).stderr_has("-beta").stderr_has("no tag");
+    let report = list(&["--json"]).report();
+    assert_eq!(report["repositories"][0]["tags"], json!(["1", "2"]));
+}
+
+#[test]
 fn an_image_without_files_has_an_empty_root() {
     let hostile = Hostile::start();
     let name = |tag: &str| format!("{}/{REPOSITORY}:{tag}", hostile.host());
