@@ -201,6 +201,29 @@ fn foreign_layers_come_from_their_urls() {
 }
 
 #[test]
+fn what_a_manifest_has_in_it_need_not_be_at_the_registry() {
+    let (registry, target) = (Hostile::start(), Hostile::start());
+    let mut chart = Artifact::with_config("application/vnd.oci.empty.v1+json", b"{}")
+        .blob("text/plain", b"chart")
+        .build();
+    let mut manifest = chart.json();
+    manifest["config"]["data"] = json!("e30=");
+    let root = chart.manifests.last_mut().expect("a root");
+    root.bytes = manifest.to_string().into_bytes();
+    root.digest = content::digest(&root.bytes);
+    chart.push_to(&registry, "chart", "1");
+    registry.remove_blob(&content::digest(b"{}"));
+    let name = format!("{}/chart:1", registry.host());
+    let imgfs = Imgfs::scratch();
+    imgfs.pull(&[&name]).success();
+    assert_tree_sound(imgfs.images_dir());
+    let places = [registry.url(), target.url()].map(|url| url.replace("http://", "registry://"));
+    imgfs.copy(&["--from", &places[0], "--to", &places[1], "chart:1"]).success();
+    target.assert_complete();
+    assert!(target.blob("chart", &content::digest(b"{}")).is_some());
+}
+
+#[test]
 fn a_big_layer_needs_little_memory() {
     let size = scale(64 << 20, 300 << 20) as u64;
     let hostile = Hostile::start();
