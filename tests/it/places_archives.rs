@@ -165,7 +165,7 @@ fn a_file_or_a_layout_that_is_listed_is_recognised_by_its_content() {
     assert!(output.stdout.contains("docker.io/library/app:2"), "{}", output.stdout);
     bed.imgfs.run(&["ls", "-R", text(&images)]).expect_code(2).stderr_has("--recursive");
     fs::write(bed.path("notes"), "text").expect("writing");
-    bed.imgfs.run(&["ls", text(&bed.path("notes"))]).expect_code(1).stderr_has("archive");
+    bed.imgfs.run(&["ls", text(&bed.path("notes"))]).expect_code(2).stderr_has("archive");
 }
 
 #[test]
