@@ -90,6 +90,9 @@ const KEPT_SESSIONS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// forgotten costs reading the credential files.
 const KEPT_REPOSITORIES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
+/// More addresses of a foreign layer than these are not asked.
+const MAX_URLS: usize = 16;
+
 /// All registries, each reached as the configuration says.
 pub struct Registry {
     config: Arc<RegistryConfig>,
@@ -316,24 +319,64 @@ impl Blobs for Registry {
         let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
         match stream.apart().start().await {
             Err(error) if error.is_not_found() && !blob.urls.is_empty() => {
-                // Foreign layers: the registry does not have them, their makers do.
-                for url in &blob.urls {
-                    let Some(url) =
-                        url.parse().ok().filter(|u: &reqwest::Url| u.scheme() == "https")
-                    else {
-                        continue;
-                    };
-                    let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
-                    match stream.at(url, blob.digest).start().await {
-                        Ok(stream) => return Ok(in_parallel(stream)),
-                        Err(at_maker) => tracing::warn!("{at_maker}"),
-                    }
-                }
-                Err(error)
+                read_elsewhere(&session, repository, blob, range, &error).await
             }
             other => Ok(in_parallel(other?)),
         }
     }
+}
+
+/// Reads a foreign layer: the registry, whose answer was `missing`, does not have it, but its makers do.
+async fn read_elsewhere(
+    session: &Arc<Session>,
+    repository: &Repository,
+    blob: &Descriptor,
+    range: Range<u64>,
+    missing: &Error,
+) -> Result<BoxStream> {
+    let mut reasons = Vec::new();
+    for text in blob.urls.iter().take(MAX_URLS) {
+        let url: reqwest::Url = match text.parse() {
+            Ok(url) => url,
+            Err(error) => {
+                reasons.push(format!("one of its urls is none: {error}"));
+                continue;
+            }
+        };
+        let host = url.host_str().unwrap_or_default().to_owned();
+        match url.scheme() {
+            "https" => {}
+            // As with redirects: what is asked for by HTTPS does not come by HTTP.
+            "http" if !session.wire.is_https() => {}
+            scheme => {
+                let why = format!("{host} is not asked: its url is one of `{scheme}:`");
+                reasons.push(match scheme {
+                    "http" => why + ", which is for registries by plain HTTP (--plain-http)",
+                    _ => why,
+                });
+                continue;
+            }
+        }
+        let stream = BlobStream::new(session.clone(), repository, blob, range.clone());
+        match stream.at(url, blob.digest).start().await {
+            Ok(stream) => return Ok(in_parallel(stream)),
+            Err(error) => {
+                tracing::warn!("{error}");
+                reasons.push(format!("{host}: {}", error.kind()));
+            }
+        }
+    }
+    let more = blob.urls.len().saturating_sub(MAX_URLS);
+    if more > 0 {
+        reasons.push(format!("{more} more are not asked"));
+    }
+    let answer = match missing.kind() {
+        Kind::NotFound(message) => message.as_str(),
+        _ => "",
+    };
+    let start = if answer.is_empty() { String::new() } else { format!("{answer}; ") };
+    let reasons = reasons.join("; ");
+    Err(missing.with_kind(Kind::NotFound(format!("{start}nor from its urls: {reasons}"))))
 }
 
 /// Lets a blob come over several connections, if it is so large that this may be faster.

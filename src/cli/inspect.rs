@@ -1,7 +1,7 @@
 //! `imgfs ls`, `imgfs verify` and `imgfs prune`
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -46,13 +46,23 @@ pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
         return Err(Failure::new("--repositories is for registry://HOST"));
     }
     match place {
-        Place::Inside(image, path) => return inside::ls(args, (image, path), output),
-        Place::Registry(prefix) => return registry(args, prefix, output),
-        Place::Directory | Place::Medium(..) => {}
+        Place::Inside(image, path) => inside::ls(args, (image, path), output),
+        Place::Registry(prefix) => registry(args, prefix, output),
+        Place::Named(dir) => directory(args, &dir, None, output),
+        Place::Directory | Place::Medium(..) => {
+            directory(args, &args.tree.directory("ls")?, args.pattern.clone(), output)
+        }
     }
-    let root = &args.tree.directory("ls")?;
-    let request =
-        ListRequest { pattern: args.pattern.clone(), attachments: args.all || output.json };
+}
+
+/// Lists the images in the directory of images `root` whose names contain `pattern`.
+fn directory(
+    args: &LsArgs,
+    root: &Path,
+    pattern: Option<String>,
+    output: &Output,
+) -> Result<Outcome, Failure> {
+    let request = ListRequest { pattern, attachments: args.all || output.json };
     let listing = ops::list(root, &request).map_err(|error| match root.exists() {
         true => Failure::from(error),
         false => Failure::from(error).hint(
@@ -70,7 +80,7 @@ pub(crate) fn ls(args: &LsArgs, output: &Output) -> Result<Outcome, Failure> {
     }));
     output.event(&json!({"event": "report", "command": "ls", "images": images}));
     if listing.is_empty() {
-        let what = match &args.pattern {
+        let what = match &request.pattern {
             Some(pattern) => format!("no image in {} matches `{pattern}`", root.display()),
             None => format!("no images in {}", root.display()),
         };
@@ -95,7 +105,9 @@ enum Place<'a> {
     Registry(String),
     /// Images of another place, whose names have this in them.
     Medium(TreeSpec, Option<&'a str>),
-    /// Images of the directory.
+    /// Images of this directory.
+    Named(PathBuf),
+    /// Images of the directory of the options.
     Directory,
 }
 
@@ -111,18 +123,21 @@ fn place(args: &LsArgs) -> Result<Place<'_>, Failure> {
     };
     let is_medium = given.medium().is_some() || args.inside.from.is_some();
     let listed = args.pattern.as_deref().filter(|_| args.inside.from.is_none());
-    if let Some(place) = listed.map(places::named).transpose()?.flatten() {
-        return Ok(Place::Medium(place, None));
+    let no_image = || {
+        let message = "--recursive, --platform and --offline are for IMAGE[:/PATH]";
+        Failure::new(message).hint("for instance: imgfs ls nginx:1.25:/etc")
+    };
+    match listed.map(places::named).transpose()?.flatten() {
+        Some(TreeSpec::Directory(_)) if is_for_images(args) => return Err(no_image()),
+        Some(TreeSpec::Directory(dir)) if dir.is_dir() => return Ok(Place::Named(dir)),
+        Some(place) => return Ok(Place::Medium(place, None)),
+        None => {}
     }
     let Some(text) = args.pattern.as_deref() else {
         if is_medium && !is_for_images(args) {
             return Ok(Place::Medium(given, None));
         }
-        if is_for_images(args) {
-            let message = "--recursive, --platform and --offline are for IMAGE[:/PATH]";
-            return Err(Failure::new(message).hint("for instance: imgfs ls nginx:1.25:/etc"));
-        }
-        return Ok(Place::Directory);
+        return if is_for_images(args) { Err(no_image()) } else { Ok(Place::Directory) };
     };
     let name = ops::bare_name(text);
     if text.contains("://") {
@@ -158,13 +173,14 @@ fn registry(args: &LsArgs, prefix: String, output: &Output) -> Result<Outcome, F
     let listing = block_on(ops::list_registry(&request, config))??;
     output.report("ls", &listing);
     for one in &listing.repositories {
-        match &one.error {
-            Some(error) => output.error(error, None),
-            None if one.tags.is_empty() => output.line(&one.repository),
-            None => {
-                let names = one.tags.iter().map(|tag| format!("{}:{tag}", one.repository));
-                output.line(&names.collect::<Vec<_>>().join("\n"));
-            }
+        if !one.tags.is_empty() {
+            let names = one.tags.iter().map(|tag| format!("{}:{tag}", one.repository));
+            output.line(&names.collect::<Vec<_>>().join("\n"));
+        } else if one.error.is_none() {
+            output.line(&one.repository);
+        }
+        if let Some(error) = &one.error {
+            output.error(error, None);
         }
     }
     for name in &listing.unnameable {

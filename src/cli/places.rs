@@ -1,8 +1,12 @@
 //! `imgfs ls` of places that are neither directories of images nor registries.
 
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
-use imgfs::ops::{self, PlaceImage, TreeSpec};
+use imgfs::ops::{self, Medium, PlaceImage, TreeSpec};
 use serde_json::{Value, json};
 
 use super::{
@@ -12,20 +16,41 @@ use super::{
     output::{Output, bytes, count, table},
 };
 
-/// Endings of archives, by which a file is told from a part of an image's name.
+/// Endings of archives, by which a file is told from a part of an image's name whatever is in it.
 const ARCHIVES: [&str; 5] = [".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.zstd"];
 
-/// The place that `text` is, if it is one of those that are written with a scheme, or an archive.
+/// The place that `text` is, if it is one of those that are written with a scheme, or one that is there: an archive, a
+/// layout, or a directory that can be nothing but one, as `./images` is. A word that could be an image's name is a
+/// file or a directory only if what is in it says so.
 pub(crate) fn named(text: &str) -> Result<Option<TreeSpec>, Failure> {
-    let is_archive = ARCHIVES.iter().any(|ending| text.ends_with(ending));
-    if is_archive && Path::new(text).is_file() {
-        return Ok(Some(TreeSpec::Directory(text.into())));
+    let path = Path::new(text);
+    let is_path = [".", ".."].contains(&text)
+        || ["/", "./", "../"].iter().any(|start| text.starts_with(start));
+    if path.is_file() {
+        let has_ending = ARCHIVES.iter().any(|ending| text.ends_with(ending));
+        if is_path || has_ending || is_archive(path).unwrap_or(false) {
+            return Ok(Some(TreeSpec::Directory(path.to_owned())));
+        }
+    }
+    if !text.is_empty() && path.join("oci-layout").is_file() {
+        return Ok(Some(TreeSpec::Medium(Medium::OciLayout { dir: path.to_owned(), name: None })));
+    }
+    if is_path && path.is_dir() {
+        return Ok(Some(TreeSpec::Directory(path.to_owned())));
     }
     match text.parse::<TreeSpec>() {
         Ok(place @ TreeSpec::Medium(_)) => Ok(Some(place)),
         Err(error @ ops::TreeSpecError::Incomplete(..)) => Err(Failure::new(error.to_string())),
         _ => Ok(None),
     }
+}
+
+/// Whether the file begins as an archive does: with the header of a tar, or compressed.
+fn is_archive(path: &Path) -> io::Result<bool> {
+    let mut start = Vec::new();
+    File::open(path)?.take(512).read_to_end(&mut start)?;
+    let is_tar = start.get(257..262) == Some(b"ustar");
+    Ok(is_tar || start.starts_with(b"\x1f\x8b") || start.starts_with(b"\x28\xb5\x2f\xfd"))
 }
 
 /// Lists the images of `place` whose names contain `pattern`.
@@ -92,4 +117,48 @@ fn json_of(image: &PlaceImage) -> Value {
         "missing": image.missing.iter().map(|(digest, _)| digest.to_string()).collect::<Vec<_>>(),
         "attachment": image.image.is_attachment,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn files_and_layouts_are_known_by_their_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tar = [0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        let files: [(&str, &[u8]); 6] = [
+            ("backup", &tar),
+            ("saved.oci", b"\x1f\x8b\x08"),
+            ("x.zst", b"\x28\xb5\x2f\xfd"),
+            ("empty.tar", b""),
+            ("notes", b"text"),
+            ("layout/oci-layout", b"{}"),
+        ];
+        for (name, content) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let shown = |text: &str| named(text).ok().flatten().map(|place| place.to_string());
+        for name in ["backup", "saved.oci", "x.zst", "empty.tar", "notes", "layout", ""] {
+            let path = dir.path().join(name).display().to_string();
+            let scheme = if name == "layout" { "oci:" } else { "" };
+            assert_eq!(shown(&path), Some(format!("{scheme}{path}")), "{name}");
+        }
+        assert_eq!(shown(&dir.path().join("no").display().to_string()), None);
+        for (name, is_archive_there) in
+            [("backup", true), ("saved.oci", true), ("x.zst", true), ("notes", false)]
+        {
+            assert_eq!(is_archive(&dir.path().join(name)).unwrap(), is_archive_there, "{name}");
+        }
+        assert_eq!(shown("nginx"), None);
+        // The package's own `src`, and a file in it.
+        assert_eq!(shown("src"), None);
+        assert_eq!(shown("Cargo.toml"), None);
+        assert_eq!(shown("./Cargo.toml").as_deref(), Some("./Cargo.toml"));
+    }
 }

@@ -40,6 +40,9 @@ pub struct Descriptor {
     /// Free-form annotations.
     #[serde(default, deserialize_with = "nulls::map")]
     pub annotations: BTreeMap<String, String>,
+    /// What is said to be the content; [`Descriptor::embedded`] is what it is.
+    #[serde(default, deserialize_with = "nulls::base64")]
+    pub data: Option<Bytes>,
 }
 
 impl Descriptor {
@@ -53,7 +56,14 @@ impl Descriptor {
             artifact_type: None,
             urls: Vec::new(),
             annotations: BTreeMap::new(),
+            data: None,
         }
+    }
+
+    /// The content, if the descriptor itself has it (`data`): what has its digest and its size.
+    pub fn embedded(&self) -> Option<&Bytes> {
+        let data = self.data.as_ref().filter(|data| data.len() as u64 == self.size)?;
+        (Digest::of(self.digest.algorithm(), data) == self.digest).then_some(data)
     }
 
     /// Whether this child of an index is no image. An image may say so with the type of its
@@ -406,6 +416,24 @@ mod tests {
             assert_eq!(manifest.media_type(), expected.as_str(), "{text}");
             assert_eq!(manifest.digest(), Digest::sha256(text.as_bytes()));
             assert_eq!(manifest.bytes(), text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn content_in_a_descriptor_counts_if_it_is_the_content() {
+        let digest = Digest::sha256(b"{}");
+        for (data, size, expected) in [
+            (r#""e30=""#, 2, Some(&b"{}"[..])),
+            (r#""e30""#, 2, None),
+            (r#""e31=""#, 2, None),
+            (r#""e30=""#, 3, None),
+            (r#""""#, 2, None),
+            ("null", 2, None),
+        ] {
+            let text =
+                format!(r#"{{"mediaType":"a","digest":"{digest}","size":{size},"data":{data}}}"#);
+            let descriptor: Descriptor = serde_json::from_str(&text).unwrap();
+            assert_eq!(descriptor.embedded().map(|data| &data[..]), expected, "{data} {size}");
         }
     }
 

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 
 use super::Platform;
@@ -21,6 +23,14 @@ where
 pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let list: Option<Vec<Option<String>>> = Option::deserialize(deserializer)?;
     Ok(list.unwrap_or_default().into_iter().flatten().collect())
+}
+
+/// Bytes in base64; none where it is something else, which nobody need understand.
+pub(super) fn base64<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Bytes>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    Ok(text.and_then(|text| STANDARD.decode(text).ok()).map(Bytes::from))
 }
 
 /// A map without the keys whose value is null.

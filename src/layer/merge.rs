@@ -3,8 +3,11 @@
 //! The rules are those of the OCI image specification (`layer.md`), and where it says nothing, what
 //! comes of extracting the layers in order with whiteouts obeyed first:
 //!
-//! - Paths are taken as they are written, never through symbolic links. An entry in something that
-//!   is no directory makes one in its place, as an overlay of extracted layers shows it.
+//! - A symbolic link is followed by what comes after it in its own layer: `lib/x` after `lib -> usr/lib` is
+//!   `usr/lib/x`, also if it is a whiteout or what a hard link is to. That is done already when a layer is indexed.
+//! - Links of lower layers are not followed: an entry in something of theirs that is no directory makes one in its
+//!   place. That is what an overlay of extracted layers shows, and so what podman, Docker and containerd run; umoci,
+//!   which extracts all layers into one directory, puts it behind the link.
 //! - `.wh.NAME` hides NAME of lower layers, `.wh..wh..opq` all that they have in its directory,
 //!   wherever in the archive they stand. Neither makes the directory that it is in. Other names
 //!   that begin with `.wh..wh.` are not shown and mean nothing; hard links may point at them, as
@@ -267,7 +270,8 @@ impl Rootfs {
         let target_bytes = table.symlink_target(&entry).map(|target| target.len() as u64);
         Attributes {
             kind: if entry.kind == Kind::Link { Kind::File } else { entry.kind },
-            mode: entry.mode,
+            // Whatever its header says: Linux has no other mode for it.
+            mode: if entry.kind == Kind::Symlink { 0o777 } else { entry.mode },
             uid: entry.uid,
             gid: entry.gid,
             size: target_bytes.unwrap_or(entry.size),

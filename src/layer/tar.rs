@@ -1,7 +1,7 @@
 //! A push parser of tar archives: ustar, GNU, PAX, and what star and libarchive add to them.
 //!
 //! Headers come out with the offset of their data in the stream; the data itself is passed over.
-//! What one entry is refused for (a name with `..`, a damaged PAX header) is told and the next one is read.
+//! What one entry is refused for (a name that leads out of the root, a damaged PAX header) is told and the next one is read.
 //! What leaves unclear where the next entry begins ends the archive: [`TarError`].
 //!
 //! Sources: POSIX.1-2017 `pax`, the GNU tar manual ("Basic Tar Format", "Sparse Formats"), star(5),
@@ -21,6 +21,7 @@ use std::sync::Arc;
 use block::Block;
 pub(super) use entry::{Claim, TarEntry, TarEvent, Xattr};
 pub use entry::{Extent, Kind, Refusal, TarError, Time};
+pub(super) use name::{MAX_COMPONENT_BYTES, MAX_NAME_BYTES};
 pub(super) use pax::xattrs_of;
 use pax::{Attributes, Records};
 use sparse::{MapText, OldMap};

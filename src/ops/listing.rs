@@ -42,7 +42,7 @@ pub struct RepositoryListing {
     pub repository: String,
     /// Its tags, by name; none if they were not asked for.
     pub tags: Vec<String>,
-    /// Why its tags could not be listed.
+    /// Why its tags could not be listed, or what it lists that is no tag.
     pub error: Option<String>,
 }
 
@@ -149,7 +149,8 @@ impl RepositoryListing {
             Ok((tags, others)) => {
                 let shown = || others.iter().take(3).map(|name| name.escape_debug().to_string());
                 let error = || {
-                    format!("it lists what is no tag: {}", shown().collect::<Vec<_>>().join(", "))
+                    let shown = shown().collect::<Vec<_>>().join(", ");
+                    format!("{repository} lists what is no tag and is left out: {shown}")
                 };
                 (tags, (!others.is_empty()).then(error))
             }

@@ -36,7 +36,7 @@ pub(super) struct Graph {
     pub blobs: BTreeMap<Digest, Descriptor>,
     /// Bytes of blobs that a registry is known to have, and that are not among them.
     pub there: u64,
-    /// Blobs that had to be read for planning.
+    /// Blobs that had to be read for planning, or that manifests have in them.
     pub contents: BTreeMap<Digest, Bytes>,
     /// The platforms that are in it.
     pub platforms: Vec<String>,
@@ -126,6 +126,9 @@ impl Explorer<'_> {
     ) -> Result<Node> {
         let mut graph = Graph::default();
         for blob in manifest.blobs() {
+            if let Some(content) = blob.embedded() {
+                graph.contents.insert(blob.digest, content.clone());
+            }
             if let Some(other) = graph.blobs.insert(blob.digest, blob.clone())
                 && other.size != blob.size
             {

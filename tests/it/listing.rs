@@ -137,6 +137,47 @@ fn names_that_no_reference_can_have_are_told_and_hide_no_others() {
 }
 
 #[test]
+fn what_is_no_tag_is_told_and_hides_no_tags() {
+    let server = Server::start(|request, connection| {
+        let other = format!("sha256:{}", "1".repeat(64));
+        let tags = json!({"name": "a/b", "tags": ["1", other, "-beta", "2"]});
+        match request.path.ends_with("/tags/list") {
+            true => connection.respond(200, &[], tags.to_string().as_bytes()),
+            false => connection.respond(200, &[], b"{}"),
+        }
+    });
+    let name = format!("{}/a/b", server.address());
+    let list = |args: &[&str]| {
+        let place = format!("registry://{name}");
+        look(&Imgfs::scratch(), &[&["ls"], args, &[place.as_str()]].concat()).expect_code(1)
+    };
+    let output = list(&[]);
+    assert_eq!(output.stdout, format!("{name}:1\n{name}:2\n"));
+    output.stderr_has(&name).stderr_has("-beta").stderr_has("no tag");
+    let report = list(&["--json"]).report();
+    assert_eq!(report["repositories"][0]["tags"], json!(["1", "2"]));
+}
+
+#[test]
+fn an_image_without_files_has_an_empty_root() {
+    let hostile = Hostile::start();
+    let name = |tag: &str| format!("{}/{REPOSITORY}:{tag}", hostile.host());
+    Image::new().build().push_to(&hostile, REPOSITORY, "none");
+    Image::new().empty_layer().build().push_to(&hostile, REPOSITORY, "empty");
+    Image::new().zero_byte_layer().build().push_to(&hostile, REPOSITORY, "nothing");
+    let imgfs = Imgfs::scratch();
+    for tag in ["none", "empty", "nothing"] {
+        for path in ["", ":/"] {
+            let listed = look(&imgfs, &["ls", &(name(tag) + path)]).success().stdout;
+            assert_eq!(listed.trim(), "", "{tag}{path}");
+        }
+        let report = look(&imgfs, &["ls", "--json", &name(tag)]).success().report();
+        assert_eq!(report["entries"], json!([]), "{tag}");
+        look(&imgfs, &["ls", &(name(tag) + ":/etc")]).expect_code(1).stderr_has("no such file");
+    }
+}
+
+#[test]
 fn a_registry_without_a_list_of_repositories_says_so() {
     let hostile = Hostile::start();
     single(1).push_to(&hostile, REPOSITORY, "1");

@@ -142,6 +142,33 @@ fn packed(tool: &str, args: &[&str], bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn a_file_or_a_layout_that_is_listed_is_recognised_by_its_content() {
+    let bed = Bed::new();
+    let image = single(1);
+    let named = json!({"io.containerd.image.name": "docker.io/library/app:1"});
+    let archive = oci(&image).json("index.json", &index(&[(&image, named)])).bytes();
+    for name in ["backup", "image.oci", "backup.2024-01-01"] {
+        let path = bed.path(name);
+        fs::write(&path, &archive).expect("writing");
+        let output = bed.imgfs.run(&["ls", text(&path)]).success();
+        assert!(output.stdout.contains("docker.io/library/app:1"), "{name}: {}", output.stdout);
+    }
+    let layout = bed.path("images-2024");
+    image.write_oci_layout(&layout, "docker.io/library/app:2");
+    let output = bed.imgfs.run(&["ls", text(&layout)]).success();
+    assert!(output.stdout.contains("docker.io/library/app:2"), "{}", output.stdout);
+    // A directory of images, too, if it is written as a path.
+    let images = bed.path("images");
+    let source = format!("oci:{}", text(&layout));
+    bed.copy(&source, text(&images), &["--all"]).success();
+    let output = bed.imgfs.run(&["ls", text(&images)]).success();
+    assert!(output.stdout.contains("docker.io/library/app:2"), "{}", output.stdout);
+    bed.imgfs.run(&["ls", "-R", text(&images)]).expect_code(2).stderr_has("--recursive");
+    fs::write(bed.path("notes"), "text").expect("writing");
+    bed.imgfs.run(&["ls", text(&bed.path("notes"))]).expect_code(2).stderr_has("archive");
+}
+
+#[test]
 fn a_bare_file_is_recognised_by_its_content() {
     let bed = Bed::new();
     let plain = classic().bytes();

@@ -165,6 +165,64 @@ fn everything_that_registries_hold_is_carried_bit_for_bit() {
     }
 }
 
+/// An image with a layer that is at `urls` only.
+fn foreign(urls: &[&str]) -> (Built, String) {
+    let kind = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    let mut image = Image::new().layer_raw(kind, b"foreign").build();
+    let mut manifest = image.json();
+    manifest["layers"][0]["urls"] = json!(urls);
+    let root = image.manifests.last_mut().expect("a root");
+    root.bytes = manifest.to_string().into_bytes();
+    root.digest = content::digest(&root.bytes);
+    let layer = image.layers().remove(0);
+    (image, layer)
+}
+
+#[test]
+fn foreign_layers_come_from_their_urls() {
+    let (registry, maker) = (Hostile::start(), Hostile::start());
+    let digest = content::digest(b"foreign");
+    let at_maker = format!("http://{}/v2/far/blobs/{digest}", maker.host());
+    let nowhere = "http://localhost:1/layer";
+    let (image, layer) = foreign(&["nonsense", "ftp://ftp.example/x", nowhere, &at_maker]);
+    image.push_to(&registry, "app", "1");
+    image.push_to(&maker, "far", "1");
+    registry.remove_blob(&layer);
+    let name = format!("{}/app:1", registry.host());
+    let imgfs = Imgfs::scratch();
+    imgfs.pull(&[&name]).success();
+    assert_tree_sound(imgfs.images_dir());
+    assert_eq!(maker.blob_gets().len(), 1);
+    // What has been asked is told when none has it.
+    maker.remove_blob(&layer);
+    let failed = Imgfs::scratch().pull(&[&name]).expect_code(1);
+    let failed = failed.stderr_has("urls").stderr_has("is none").stderr_has("`ftp:`");
+    failed.stderr_has("localhost").stderr_has("not found");
+}
+
+#[test]
+fn what_a_manifest_has_in_it_need_not_be_at_the_registry() {
+    let (registry, target) = (Hostile::start(), Hostile::start());
+    let mut chart = Artifact::with_config("application/vnd.oci.empty.v1+json", b"{}")
+        .blob("text/plain", b"chart")
+        .build();
+    let mut manifest = chart.json();
+    manifest["config"]["data"] = json!("e30=");
+    let root = chart.manifests.last_mut().expect("a root");
+    root.bytes = manifest.to_string().into_bytes();
+    root.digest = content::digest(&root.bytes);
+    chart.push_to(&registry, "chart", "1");
+    registry.remove_blob(&content::digest(b"{}"));
+    let name = format!("{}/chart:1", registry.host());
+    let imgfs = Imgfs::scratch();
+    imgfs.pull(&[&name]).success();
+    assert_tree_sound(imgfs.images_dir());
+    let places = [registry.url(), target.url()].map(|url| url.replace("http://", "registry://"));
+    imgfs.copy(&["--from", &places[0], "--to", &places[1], "chart:1"]).success();
+    target.assert_complete();
+    assert!(target.blob("chart", &content::digest(b"{}")).is_some());
+}
+
 #[test]
 fn a_big_layer_needs_little_memory() {
     let size = scale(64 << 20, 300 << 20) as u64;

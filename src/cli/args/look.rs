@@ -9,7 +9,8 @@ use super::{InsideArgs, LookArgs, TreeArgs, ending, exit_status};
 /// `imgfs ls` lists the images of a directory, with what they lack. `imgfs ls registry://HOST` lists the
 /// repositories of a registry with their tags, `imgfs ls registry://HOST/REPOSITORY` the tags of one.
 /// `imgfs ls IMAGE` and `imgfs ls IMAGE:/PATH` list what is inside an image, wherever it is, without
-/// pulling it. A name without tag and digest chooses among the images of the directory, if that exists.
+/// pulling it. `imgfs ls PLACE` lists the images of an archive, a layout or another directory. A name without tag and
+/// digest chooses among the images of the directory, if that exists.
 #[derive(ClapArgs)]
 #[command(after_help = ending!(
     exit_status!(),
@@ -19,10 +20,11 @@ use super::{InsideArgs, LookArgs, TreeArgs, ending, exit_status};
     "imgfs ls -R nginx:1.25:/etc                 what is below /etc",
     "imgfs ls registry://hub.example.com         the repositories and tags of a registry",
     "imgfs ls registry://quay.io/calico/cni      the tags of a repository",
+    "imgfs ls ./backup.tar                       the images in an archive",
 ))]
 pub(crate) struct LsArgs {
-    /// Only images whose name contains this; an image, maybe with a path in it; or a registry
-    #[arg(value_name = "PATTERN|IMAGE[:/PATH]|registry://HOST[/REPOSITORY]")]
+    /// Only images whose name contains this; an image, maybe with a path in it; a registry; or another place
+    #[arg(value_name = "PATTERN|IMAGE[:/PATH]|PLACE|registry://HOST[/REPOSITORY]")]
     pub(crate) pattern: Option<String>,
     #[command(flatten)]
     pub(crate) tree: TreeArgs,

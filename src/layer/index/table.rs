@@ -3,25 +3,24 @@
 //! Paths are a tree of components whose names are kept once. An entry is 32 bytes, a path 12; what
 //! few entries have (fractions of seconds, extended attributes, holes) stands in lists of its own.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, Hash, RandomState},
-    mem,
-};
+mod links;
+mod memory;
 
-use hashbrown::HashTable;
+use std::{collections::HashMap, mem};
 
 use crate::layer::{
     Limits,
     tar::{BLOCK_BYTES, Extent, Kind, TarEntry, Time, Xattr},
 };
 
+use links::Links;
+use memory::{Lookup, Measure};
+
 /// The path of the root.
 pub(in crate::layer) const ROOT: u32 = 0;
 
-/// A builder is measured again after so many entries at the latest: as many as 16 KiB of a blob can be, which are a
-/// thousand times as many decompressed, with an entry for each 512 of those.
-const ENTRIES_AT_ONCE: usize = 1 << 15;
+/// What the names of whiteouts begin with, and those of what else is not to be seen.
+const WHITEOUT_PREFIX: &[u8] = b".wh.";
 
 /// Stands for an entry that is not there.
 pub(super) const NONE: u32 = u32::MAX;
@@ -316,63 +315,6 @@ impl Table {
     }
 }
 
-/// A list, or the places of a hash table.
-struct Measure {
-    length: usize,
-    capacity: usize,
-    /// Bytes of an element.
-    element: usize,
-    /// How many times its memory it has while it grows to twice its size.
-    growing: usize,
-}
-
-impl Measure {
-    fn of<T>(list: &Vec<T>) -> Self {
-        let element = mem::size_of::<T>();
-        // Large ones grow where they are.
-        Self { length: list.len(), capacity: list.capacity(), element, growing: 2 }
-    }
-
-    fn of_lookup(lookup: &Lookup) -> Self {
-        // Of eight places at most seven are taken; each has a byte of its own.
-        let places = lookup.table.capacity() / 7 * 8;
-        Self { length: lookup.table.len() / 7 * 8, capacity: places, element: 5, growing: 3 }
-    }
-
-    fn bytes(&self) -> u64 {
-        (self.capacity * self.element) as u64
-    }
-
-    /// The bytes that it may take before it is measured again.
-    fn bytes_soon(&self) -> u64 {
-        // A name, a target, or what else is in bytes.
-        let of_an_entry = if self.element == 1 { 16 } else { 1 };
-        let is_nearly_full = self.capacity - self.length <= ENTRIES_AT_ONCE * of_an_entry;
-        self.bytes() * if is_nearly_full { self.growing as u64 } else { 1 }
-    }
-}
-
-/// Finds the numbers of things that are kept elsewhere by what they are. Strangers cannot choose its hashes.
-#[derive(Default)]
-struct Lookup {
-    table: HashTable<u32>,
-    hasher: RandomState,
-}
-
-impl Lookup {
-    fn find(&self, what: impl Hash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
-        let hash = self.hasher.hash_one(what);
-        self.table.find(hash, |number| is_it(*number)).copied()
-    }
-
-    /// Adds a number that is not in it. `of` says again what the number of another thing stands for.
-    fn insert<T: Hash>(&mut self, what: impl Hash, number: u32, of: impl Fn(u32) -> T) {
-        let hash = self.hasher.hash_one(what);
-        let rehash = |other: &u32| self.hasher.hash_one(of(*other));
-        self.table.insert_unique(hash, number, rehash);
-    }
-}
-
 /// What a list that is sorted by entry has for one.
 fn find(list: &[(u32, u32)], entry: u32) -> Option<u32> {
     list.binary_search_by_key(&entry, |(e, _)| *e).ok().map(|at| list[at].1)
@@ -413,7 +355,21 @@ pub(super) struct TableBuilder {
     /// Where each set begins.
     xattr_sets: Lookup,
     /// The directory of the last entry: most are in the same one.
-    directory: (Vec<u8>, u32),
+    directory: Directory,
+    links: Links,
+}
+
+/// A directory that something is in, or that a hard link says its target is in.
+#[derive(Default)]
+struct Directory {
+    /// Its path as it stands in the archive.
+    written: Vec<u8>,
+    /// Which path of the table it is.
+    path: u32,
+    /// Whether there are symbolic links on the way to it that cannot be followed.
+    is_stuck: bool,
+    /// Whether it is not to be seen, because its name or that of what it is in begins with `.wh.`.
+    is_hidden: bool,
 }
 
 impl TableBuilder {
@@ -431,7 +387,8 @@ impl TableBuilder {
             paths: Lookup::default(),
             owners: HashMap::new(),
             xattr_sets: Lookup::default(),
-            directory: (Vec::new(), ROOT),
+            directory: Directory::default(),
+            links: Links::default(),
         }
     }
 
@@ -439,12 +396,12 @@ impl TableBuilder {
         &self.table
     }
 
-    /// Bytes that it takes in memory, with what is forgotten at its end, until [`ENTRIES_AT_ONCE`] more have been
-    /// added. What grows is there twice for a moment, so that is counted before.
+    /// Bytes that it takes in memory, with what is forgotten at its end, until [`memory::ENTRIES_AT_ONCE`] more have
+    /// been added. What grows is there twice for a moment, so that is counted before.
     pub(super) fn memory_bytes(&self) -> u64 {
         let lookups = [&self.names, &self.paths, &self.xattr_sets].map(Measure::of_lookup);
-        let lists = self.table.lists();
-        lists.iter().chain(&lookups).map(Measure::bytes_soon).sum()
+        let (lists, links) = (self.table.lists(), self.links.measures());
+        lists.iter().chain(&lookups).chain(&links).map(Measure::bytes_soon).sum()
     }
 
     pub(super) fn finish(mut self) -> Table {
@@ -458,11 +415,13 @@ impl TableBuilder {
         parts.try_fold(ROOT, |parent, part| self.find_path(parent, self.find_name(part)?))
     }
 
-    /// Adds an entry.
+    /// Adds an entry. What is in a symbolic link that the archive has had before is put where that leads.
     pub(super) fn push(&mut self, entry: &TarEntry) -> Result<(), TableError> {
         let number = self.table.len();
         self.reserve(mem::size_of::<Row>())?;
+        let known = self.table.path_count();
         let path = self.path(&entry.name)?;
+        let is_shown = self.put(number, path, entry.kind, path < known);
         let extra = match entry.kind {
             Kind::Link => self.path(&entry.target)?,
             Kind::Symlink => {
@@ -503,6 +462,11 @@ impl TableBuilder {
             extra,
         });
         self.table.paths[path as usize].last = number;
+        match entry.kind {
+            Kind::Symlink if is_shown => self.add_link(path, number, number),
+            Kind::Link if is_shown && extra != path => self.add_alias(path, number, extra),
+            _ => {}
+        }
         Ok(())
     }
 
@@ -543,14 +507,17 @@ impl TableBuilder {
         if name.is_empty() {
             return Ok(ROOT);
         }
-        if self.directory.0 != directory {
-            let mut at = ROOT;
-            for part in directory.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+        if self.directory.written != directory {
+            let (followed, is_stuck) = self.follow(directory, name.len());
+            let (mut at, mut is_hidden) = (ROOT, false);
+            for part in followed.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
                 at = self.child(at, part)?;
+                is_hidden |= part.starts_with(WHITEOUT_PREFIX);
             }
-            self.directory = (directory.to_vec(), at);
+            let written = directory.to_vec();
+            self.directory = Directory { written, path: at, is_stuck, is_hidden };
         }
-        self.child(self.directory.1, name)
+        self.child(self.directory.path, name)
     }
 
     /// Where a name begins, if there is such.

@@ -16,8 +16,8 @@ pub enum Found {
     Missing,
     /// The layer with this number has to be known first.
     Waits(usize),
-    /// Only the merged tree can tell: it is a hard link, what it is in is one, or a layer has
-    /// different things of the same name.
+    /// Only the merged tree can tell: it is a hard link, what it is in is one, a layer has different things of the
+    /// same name, or it is the root of layers that have nothing in them.
     NeedsMerge,
 }
 
@@ -61,7 +61,11 @@ pub fn find_from_top(layers: &[Option<&Rootfs>], path: &[u8]) -> Found {
             Said::Nothing => {}
         }
     }
-    or_implied(implied)
+    match implied {
+        // The root is there in any case, even if no layer has anything in it.
+        None if names.is_empty() => Found::NeedsMerge,
+        implied => or_implied(implied),
+    }
 }
 
 fn ask(layer: &Rootfs, names: &[&[u8]]) -> Said {

@@ -53,7 +53,7 @@ pub(in crate::layer) type Xattr = (Vec<u8>, Vec<u8>);
 /// An entry of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::layer) struct TarEntry {
-    /// Its path without `/` at the ends and without `.`; empty for the root.
+    /// Its path without `/` at the ends and without `.` and `..`; empty for the root.
     pub(in crate::layer) name: Vec<u8>,
     pub(in crate::layer) kind: Kind,
     /// Permissions, with set-uid, set-gid and sticky: 12 bits.
@@ -149,8 +149,8 @@ fn is_xattr(name: &[u8], value: &[u8]) -> bool {
 /// Why an entry, or something of it, is not shown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Its name, or that of its target, has `..` in it.
-    #[error("its name has `..` in it")]
+    /// Its name, or that of its target, leads out of the root.
+    #[error("its name leads out of the root with `..`")]
     DotDot,
     /// Its name, or that of its target, has a component of more than 255 bytes.
     #[error("a part of its name is longer than 255 bytes")]

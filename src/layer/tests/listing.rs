@@ -154,6 +154,7 @@ fn names() {
             .symlink("short", "short")
             .file("../up", b"x")
             .file("a/../b", b"")
+            .link("inner", "c/d/../../b")
             .link("evil", "a/../../etc/passwd")
             .pax(b'x', &[("path", format!("{part}n").as_bytes())])
             .file("x", b"")
@@ -174,10 +175,11 @@ fn names() {
             &format!("File {long} 644 0:0 0b 0"),
             "Symlink n\\xfe 644 0:0 0b 0 -> t/\\xff",
             "Symlink pax\\xff 644 0:0 0b 0 -> pt",
+            "File b 644 0:0 0b 0",
+            "Link inner 644 0:0 0b 0 => b",
             "File z 644 0:0 0b 0",
-            "! its name has `..` in it",
-            "! its name has `..` in it",
-            "! its name has `..` in it",
+            "! its name leads out of the root with `..`",
+            "! its name leads out of the root with `..`",
             "! a part of its name is longer than 255 bytes",
             "! its name is longer than 4096 bytes",
             "! its name has a zero byte in it",
@@ -780,7 +782,10 @@ fn refused_sparse_files_with_more_blocks() {
         .raw(&extension)
         .raw(&[b'x'; 512])
         .file("next", b"");
-    assert_eq!(list(&archive.end()), ["File next 644 0:0 0b 0", "! its name has `..` in it"]);
+    assert_eq!(
+        list(&archive.end()),
+        ["File next 644 0:0 0b 0", "! its name leads out of the root with `..`"]
+    );
 }
 
 #[test]

@@ -172,6 +172,149 @@ fn markers_do_not_follow_symlinks() {
     check("opaque", &[base(), a().file("link/.wh..wh..opq", b"")], &all);
 }
 
+/// As for whoever extracts the layer alone: umoci, containerd, podman.
+#[test]
+fn entries_in_links_of_the_same_layer() {
+    let base = || a().file("usr/lib/old", b"1");
+    for target in ["usr/lib", "/usr/lib", "../../usr/lib", "./usr/../usr//lib/"] {
+        let link = format!("lib -> {target}");
+        let in_usr = ["usr/ 755", "usr/lib/ 755", "usr/lib/old 1", "usr/lib/x 2"];
+        let layer = a().symlink("lib", target).file("lib/x", b"2");
+        check(target, &[base(), layer.clone()], &[&[&link[..]], &in_usr[..]].concat());
+        check(
+            "all in one",
+            &[base().symlink("lib", target).file("lib/x", b"2")],
+            &[&[&link[..]], &in_usr[..]].concat(),
+        );
+        // Where it leads is made if it is not there.
+        let made = ["usr/ 755", "usr/lib/ 755", "usr/lib/x 2"];
+        check("alone", &[layer], &[&[&link[..]], &made[..]].concat());
+    }
+    let deep = a().symlink("a/b/l", "../c").dir("a/b/l/d").file("a/b/l/d/x", b"1");
+    let found = ["a/ 755", "a/b/ 755", "a/b/l -> ../c", "a/c/ 755", "a/c/d/ 755", "a/c/d/x 1"];
+    check("relative to its directory", &[deep], &found);
+    let chain = a().symlink("a", "b").symlink("b", "/c/../d").dir("d/e").symlink("d/e/f", "../g");
+    check(
+        "links that lead to links",
+        &[chain.file("a/e/f/x", b"1")],
+        &["a -> b", "b -> /c/../d", "d/ 755", "d/e/ 755", "d/e/f -> ../g", "d/g/ 755", "d/g/x 1"],
+    );
+    check(
+        "a link is replaced, not followed, where it is what the entry is",
+        &[a().symlink("l", "d").dir("l").file("l/x", b"1")],
+        &["l/ 755", "l/x 1"],
+    );
+    check(
+        "what comes before the link is not in it",
+        &[a().file("l/x", b"1").symlink("l", "d").file("l/y", b"2")],
+        &["d/ 755", "d/y 2", "l -> d"],
+    );
+    check(
+        "a link that is there no more",
+        &[a().symlink("l", "d").file("l", b"1").file("l/x", b"2")],
+        &["l/ 755", "l/x 2"],
+    );
+    check(
+        "a link in what has been replaced",
+        &[a().symlink("p/l", "/d").file("p", b"1").dir("p").file("p/l/x", b"2")],
+        &["p/ 755", "p/l/ 755", "p/l/x 2"],
+    );
+    check(
+        "the last of several",
+        &[a().symlink("l", "d").file("l/x", b"1").symlink("l", "e").file("l/x", b"2")],
+        &["d/ 755", "d/x 1", "e/ 755", "e/x 2", "l -> e"],
+    );
+    check(
+        "a hard link to a link",
+        &[a().symlink("l", "d").link("h", "l").file("l", b"1").file("h/x", b"2")],
+        &["d/ 755", "d/x 2", "h -> d", "l 1"],
+    );
+    check(
+        "hard links in links, to what is in links",
+        &[a().symlink("l", "d").file("d/t", b"1").link("l/u", "l/t").link("v", "l/u")],
+        &["d/ 755", "d/t 1 x3", "d/u 1 x3", "l -> d", "v 1 x3"],
+    );
+    let lower = || a().file("d/x", b"1").file("d/y", b"1");
+    check(
+        "whiteouts in links",
+        &[lower(), a().symlink("l", "d").file("l/.wh.x", b"").file("l/z", b"2")],
+        &["d/ 755", "d/y 1", "d/z 2", "l -> d"],
+    );
+    check(
+        "opaque directories in links",
+        &[lower(), a().symlink("l", "d").file("l/z", b"2").file("l/.wh..wh..opq", b"")],
+        &["d/ 755", "d/z 2", "l -> d"],
+    );
+}
+
+#[test]
+fn links_that_cannot_be_followed() {
+    let circle = || a().symlink("a", "b").symlink("b", "a");
+    // As in everything that is no directory.
+    check("a circle", &[circle().file("a/x", b"1")], &["a/ 755", "a/x 1", "b -> a"]);
+    check(
+        "then it is one no more",
+        &[circle().file("a/x", b"1").file("b/y", b"2")],
+        &["a/ 755", "a/x 1", "a/y 2", "b -> a"],
+    );
+    check(
+        "behind others",
+        &[a().symlink("l", "d").symlink("d/e", "e").file("l/e/x", b"1")],
+        &["d/ 755", "d/e/ 755", "d/e/x 1", "l -> d"],
+    );
+    check("a whiteout in it", &[circle().file("a/.wh.x", b"")], &["a -> b", "b -> a"]);
+    let to_file = a().file("f", b"1").symlink("l", "f").file("l/x", b"2");
+    check("to a file", &[to_file], &["f/ 755", "f/x 2", "l -> f"]);
+    for (count, is_followed) in [(40, true), (41, false)] {
+        let mut archive = a();
+        for number in 0..count {
+            archive = archive.symlink(&format!("l{number}"), &format!("l{}", number + 1));
+        }
+        let tree = merged(&[archive.file("l0/x", b"")]);
+        assert_eq!(tree.find(format!("l{count}/x").as_bytes()).is_some(), is_followed, "{count}");
+        assert_eq!(tree.find(b"l0/x").is_some(), !is_followed, "{count}");
+    }
+    // Each link leads to a longer path than the one before.
+    let part = "p".repeat(250);
+    let mut archive = a().long(b'K', part.as_bytes()).symlink("l0", "");
+    for number in 1..17 {
+        let target = format!("l{}/{part}", number - 1);
+        archive = archive.long(b'K', target.as_bytes()).symlink(&format!("l{number}"), "");
+    }
+    for number in 0..17 {
+        archive = archive.file(&format!("l{number}/x"), b"");
+    }
+    let tree = merged(&[archive]);
+    for number in 0..17 {
+        let there = [&vec![&part[..]; number + 1].join("/"), "/x"].concat();
+        let is_followed = number < 16;
+        assert_eq!(tree.find(there.as_bytes()).is_some(), is_followed, "{number}");
+        assert_eq!(tree.find(format!("l{number}/x").as_bytes()).is_some(), !is_followed);
+    }
+}
+
+#[test]
+fn links_of_lower_layers_are_not_followed() {
+    let base = || a().file("usr/lib/old", b"1").symlink("lib", "usr/lib");
+    check(
+        "an entry",
+        &[base(), a().file("lib/x", b"2")],
+        &["lib/ 755", "lib/x 2", "usr/ 755", "usr/lib/ 755", "usr/lib/old 1"],
+    );
+    // A layer's own link may lead to one of a lower layer.
+    check(
+        "an own one before it",
+        &[base(), a().symlink("l", "lib").file("l/x", b"2")],
+        &["l -> lib", "lib/ 755", "lib/x 2", "usr/ 755", "usr/lib/ 755", "usr/lib/old 1"],
+    );
+}
+
+#[test]
+fn links_have_all_permissions() {
+    let tree = merged(&[a().entry(Header::new(b"l", b'2').mode(0o4644).target(b"x"), b"")]);
+    assert_eq!(tree.attributes(tree.find(b"l").unwrap()).mode, 0o777);
+}
+
 #[test]
 fn replaced_types() {
     let dir = || a().dir("p").file("p/x", b"1");
@@ -334,7 +477,7 @@ fn broken_hard_links() {
         (vec![a().link("l", "m").link("m", "l")], b"m", Broken::Broken),
         (vec![a().dir("d").link("l", "d")], b"l", Broken::Directory),
         (vec![a().link("l", "/")], b"l", Broken::Directory),
-        (vec![a().file("d/t", b"").symlink("s", "d").link("l", "s/t")], b"l", Broken::Missing),
+        (vec![a().file("d/t", b"").symlink("s", "d"), a().link("l", "s/t")], b"l", Broken::Missing),
         (vec![a().file("d/t", b"").link("d", "d/t")], b"d", Broken::Missing),
     ];
     for (layers, path, expected) in cases {
@@ -461,6 +604,19 @@ fn from_the_top() {
         // What it says is what the merged tree has.
         assert_eq!(merged.find(path).is_some(), expected != Found::Missing);
     }
+    // The root of nothing is there, too.
+    let empty = Rootfs::raw(layer(&a().end())).unwrap();
+    for layers in [&[][..], &[Some(&empty)], &[Some(&empty), Some(&empty)]] {
+        assert_eq!(find_from_top(layers, b"/"), Found::NeedsMerge);
+        assert_eq!(find_from_top(layers, b"a"), Found::Missing);
+    }
+    assert_eq!(find_from_top(&[None, Some(&empty)], b""), Found::Waits(0));
+    // Also in a link of the same layer.
+    let linked = layer(&a().symlink("lib", "usr/lib").file("lib/x", b"1").end());
+    let linked = Rootfs::raw(linked).unwrap();
+    let found = Found::Node { layer: 1, node: linked.find(b"usr/lib/x").unwrap() };
+    assert_eq!(find_from_top(&[None, Some(&linked)], b"usr/lib/x"), found);
+    assert_eq!(find_from_top(&[None, Some(&linked)], b"lib/x"), Found::Missing);
     // A hit does not need what is below.
     assert_eq!(find_from_top(&[None, None, Some(&raw[2])], b"d/new"), node(2, b"d/new"));
     assert_eq!(find_from_top(&[None, all[1], all[2]], b"g/z"), Found::Missing);

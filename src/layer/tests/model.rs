@@ -112,7 +112,97 @@ fn obey(model: &mut Model, item: &Item) {
     }
 }
 
+/// What a layer alone has by now, by path.
+#[derive(Clone)]
+enum Own {
+    Dir,
+    Link(String),
+    Other,
+}
+
+/// Goes along `way` from `at`, through links; `None` if there are too many.
+fn walk(
+    own: &BTreeMap<String, Own>,
+    at: &[String],
+    way: &str,
+    links: &mut usize,
+) -> Option<Vec<String>> {
+    *links += 1;
+    let mut at = if way.starts_with('/') { Vec::new() } else { at.to_vec() };
+    for part in (*links <= 40).then_some(way)?.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(at.pop()),
+            part => {
+                let dir = at.clone();
+                at.push(part.to_owned());
+                if let Some(Own::Link(target)) = own.get(&at.join("/")) {
+                    at = walk(own, &dir, target, links)?;
+                }
+            }
+        }
+    }
+    Some(at)
+}
+
+/// Where `path` is if what it is in is looked for as by whoever extracts the layer.
+fn follow(own: &BTreeMap<String, Own>, path: &str) -> String {
+    let (mut at, mut links) = (Vec::new(), 0);
+    for part in parent(path).split('/').filter(|part| !part.is_empty()) {
+        let dir: Vec<String> = at.clone();
+        at.push(part.to_owned());
+        if let Some(Own::Link(target)) = own.get(&at.join("/"))
+            && let Some(there) = walk(own, &dir, target, &mut links)
+        {
+            at = there;
+        }
+    }
+    at.push(name(path).to_owned());
+    at.join("/")
+}
+
+/// The items of a layer where they are if links of the same layer are followed.
+fn followed(layer: &[Item]) -> Vec<Item> {
+    let mut own: BTreeMap<String, Own> = BTreeMap::new();
+    let remove = |own: &mut BTreeMap<String, Own>, path: &str| {
+        let inside = format!("{path}/");
+        own.retain(|other, _| other != path && !other.starts_with(&inside));
+    };
+    let mut items = layer.to_vec();
+    for item in &mut items {
+        item.path = follow(&own, &item.path);
+        if name(&item.path).starts_with(".wh.") {
+            continue;
+        }
+        for (end, _) in item.path.match_indices('/') {
+            let dir = &item.path[..end];
+            if !matches!(own.get(dir), Some(Own::Dir)) {
+                remove(&mut own, dir);
+                own.insert(dir.to_owned(), Own::Dir);
+            }
+        }
+        if !matches!((&item.what, own.get(&item.path)), (What::Dir, Some(Own::Dir))) {
+            remove(&mut own, &item.path);
+        }
+        let is = match &mut item.what {
+            What::Dir => Own::Dir,
+            What::Symlink(target) => Own::Link(target.clone()),
+            What::Link(target) => {
+                *target = follow(&own, target);
+                match own.get(target) {
+                    Some(Own::Link(there)) => Own::Link(there.clone()),
+                    _ => Own::Other,
+                }
+            }
+            _ => Own::Other,
+        };
+        own.insert(item.path.clone(), is);
+    }
+    items
+}
+
 fn extract(model: &mut Model, layer: &[Item], number: usize) {
+    let layer = &followed(layer);
     // What lower layers have that no whiteout has removed so far, without anything of this layer.
     let mut lower = model.clone();
     if number > 0 {
@@ -161,7 +251,7 @@ fn extract(model: &mut Model, layer: &[Item], number: usize) {
             What::File(seed) => Rc::new(RefCell::new(File { content: content(*seed), ..file })),
             What::Symlink(target) => {
                 let content = target.clone().into_bytes();
-                Rc::new(RefCell::new(File { kind: Kind::Symlink, content, ..file }))
+                Rc::new(RefCell::new(File { kind: Kind::Symlink, mode: 0o777, content, ..file }))
             }
             What::Fifo => Rc::new(RefCell::new(File { kind: Kind::Fifo, ..file })),
             What::Char(minor) => {
@@ -217,7 +307,9 @@ pub(super) fn items() -> impl Strategy<Value = Item> {
     let what = prop_oneof![
         4 => any::<u8>().prop_map(What::File),
         4 => Just(What::Dir),
-        1 => paths().prop_map(What::Symlink),
+        3 => (0..4_usize, paths()).prop_map(|(way, path)| {
+            What::Symlink(["", "/", "../", "../../"][way].to_owned() + &path)
+        }),
         3 => paths().prop_map(What::Link),
         1 => Just(What::Fifo),
         1 => any::<u8>().prop_map(What::Char),
@@ -311,7 +403,7 @@ proptest! {
         // Looking from the top says the same, where it says something.
         let raw: Vec<_> = indexes.iter().map(|i| Rootfs::raw(Arc::clone(i)).unwrap()).collect();
         let all: Vec<_> = raw.iter().map(Some).collect();
-        for path in ["a", "b", "a/a", "a/b", "b/a", "b/c", "c/d", "a/b/c", "d/c/b"] {
+        for path in ["", "a", "b", "a/a", "a/b", "b/a", "b/c", "c/d", "a/b/c", "d/c/b"] {
             match find_from_top(&all, path.as_bytes()) {
                 Found::Missing => prop_assert!(!found.contains_key(path), "{}", path),
                 Found::Node { layer, node } => {

@@ -366,7 +366,7 @@ fn a_table_of_stargz_snapshotter() {
             "Char dev/null 666 0:0 0b 0 1:3 user.a= user.b=\\x00\\x01",
             "File big 0 0:0 10b 0",
             "! Some(5) its extended attribute `user.bad` is not valid",
-            "! Some(6) its name has `..` in it",
+            "! Some(6) its name leads out of the root with `..`",
         ]
     );
     let ranges: Vec<_> = (0..4).map(|span| index.fetch_range(span..span + 1)).collect();

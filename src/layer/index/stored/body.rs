@@ -42,7 +42,9 @@ pub(super) fn parse_body(index: &mut LayerIndex, body: &[u8], is_old: bool) -> R
     read_paths(&mut table, &mut from)?;
     read_rows(&mut table, &mut from)?;
     read_extras(&mut table, &mut from)?;
-    index.table = table;
+    index.table = table
+        .with_links_followed()
+        .map_err(|_| StoredError::Content("its entries in symbolic links are too many"))?;
     index.used_bytes = match index.blob_bytes.checked_sub(from.number()?) {
         Some(used) => used,
         None => return wrong("more of the blob is unused than there is"),
