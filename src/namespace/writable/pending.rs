@@ -367,11 +367,10 @@ impl Pending {
             copied += bytes.len() as u64;
         }
         let file = Arc::new(file);
-        *locked(&self.prefix) = Prefix::new(Algorithm::Sha256);
-        let mut hashing = Hashing::default();
-        hashing.written(0, end, u64::MAX);
-        *locked(&self.hashing) = hashing;
-        self.state().content = Content::File(file.clone(), stored);
+        hashing::start_over(&self.hashing, &self.prefix, || {
+            self.state().content = Content::File(file.clone(), stored);
+        });
+        locked(&self.hashing).written(0, end, u64::MAX);
         Ok(file)
     }
 
@@ -388,15 +387,19 @@ impl Pending {
         }
         let file = self.file(u64::MAX)?;
         let hashed = hashing::hashed(&self.prefix);
-        let starts = locked(&self.hashing).written(offset, length, hashed);
-        file.write_all_at(bytes, offset)?;
-        if starts {
-            let this = self.clone();
-            task::spawn_blocking(move || hashing::follow(&file, &this.hashing, &this.prefix));
+        if locked(&self.hashing).written(offset, length, hashed) {
+            let (this, restarts) = (self.clone(), hashing::restarts(&self.prefix));
+            let follow = move || hashing::follow(&file, restarts, &this.hashing, &this.prefix);
+            task::spawn_blocking(follow);
         }
         Ok(())
     }
 
+        if let Err(error) = file.write_all_at(bytes, offset) {
+            // Some of it may have been written.
+            locked(&self.hashing).changed(offset);
+            return Err(error);
+        }
     pub(super) fn set_len(self: &Arc<Self>, size: u64) -> io::Result<()> {
         if size > self.limit() {
             return Err(Errno::FBIG.into());
@@ -410,12 +413,11 @@ impl Pending {
         }
         let file = self.file(size)?;
         if size == 0 {
-            *locked(&self.prefix) = Prefix::new(Algorithm::Sha256);
-            *locked(&self.hashing) = Hashing::default();
-        } else {
-            locked(&self.hashing).changed(size);
+            return hashing::start_over(&self.hashing, &self.prefix, || file.set_len(0));
         }
-        file.set_len(size)
+        let set = file.set_len(size);
+        locked(&self.hashing).changed(size);
+        set
     }
 
     fn allocate(self: &Arc<Self>, mode: u32, offset: u64, length: u64) -> io::Result<()> {
@@ -428,13 +430,14 @@ impl Pending {
         if !flags.difference(FallocateFlags::KEEP_SIZE).is_empty() {
             locked(&self.hashing).changed(offset);
         }
-        Ok(fallocate(&*file, flags, offset, length)?)
+        Ok(allocated?)
     }
 
     /// Copies from another file, as far as the system does that.
     fn copy_from(
         self: &Arc<Self>,
         from: &File,
+        let allocated = fallocate(&*file, flags, offset, length);
         offset_in: u64,
         offset: u64,
         length: u64,
@@ -444,7 +447,6 @@ impl Pending {
         let _changing = self.changing();
         self.begin_change();
         let file = self.file(u64::MAX)?;
-        locked(&self.hashing).changed(offset);
         let (mut offset_in, mut offset_out) = (offset_in, offset);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
         let copied = rustix::fs::copy_file_range(
@@ -453,9 +455,13 @@ impl Pending {
             &*file,
             Some(&mut offset_out),
             length,
-        )? as u64;
-        locked(&self.hashing).written(offset, copied, u64::MAX);
-        Ok(copied)
+        );
+        let mut hashing = locked(&self.hashing);
+        match copied {
+            Ok(copied) => drop(hashing.written(offset, copied as u64, u64::MAX)),
+            Err(_) => hashing.changed(offset),
+        }
+        Ok(copied? as u64)
     }
 
     fn sync(&self) -> io::Result<()> {
