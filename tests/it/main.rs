@@ -76,5 +76,6 @@ mod tasks;
 mod tls;
 mod trees;
 mod write;
+mod write_descriptors;
 mod write_hard;
 mod write_through;

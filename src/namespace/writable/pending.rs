@@ -59,6 +59,8 @@ pub(super) struct Pending {
 pub(super) struct State {
     /// Its path below the root; `None` if it has no name any more.
     pub path: Option<Box<str>>,
+    /// The path that it had when its content was refused: it gets that again if it is written to further.
+    pub refused_as: Option<Box<str>>,
     /// What it is written as.
     pub place: Place,
     content: Content,
@@ -162,6 +164,7 @@ impl Pending {
     ) -> Arc<Self> {
         let state = State {
             path: Some(path.into()),
+            refused_as: None,
             place,
             content,
             replaces: false,
@@ -319,7 +322,14 @@ impl Pending {
         state.changes += 1;
         match state.stage {
             Stage::Writing => {}
-            Stage::Rejected => {}
+            // Somebody has it open and is not done: it was judged too early.
+            Stage::Rejected => {
+                let path = state.refused_as.clone();
+                drop(state);
+                if let (Some(table), Some(path)) = (self.table.upgrade(), path) {
+                    table.name_again(&path, self);
+                }
+            }
             Stage::Waiting(_) => state.stage = Stage::Writing,
             Stage::Published => {
                 state.stage = Stage::Writing;
@@ -386,6 +396,11 @@ impl Pending {
             return Ok(());
         }
         let file = self.file(u64::MAX)?;
+        if let Err(error) = file.write_all_at(bytes, offset) {
+            // Some of it may have been written.
+            locked(&self.hashing).changed(offset);
+            return Err(error);
+        }
         let hashed = hashing::hashed(&self.prefix);
         if locked(&self.hashing).written(offset, length, hashed) {
             let (this, restarts) = (self.clone(), hashing::restarts(&self.prefix));
@@ -395,11 +410,6 @@ impl Pending {
         Ok(())
     }
 
-        if let Err(error) = file.write_all_at(bytes, offset) {
-            // Some of it may have been written.
-            locked(&self.hashing).changed(offset);
-            return Err(error);
-        }
     pub(super) fn set_len(self: &Arc<Self>, size: u64) -> io::Result<()> {
         if size > self.limit() {
             return Err(Errno::FBIG.into());
@@ -427,6 +437,7 @@ impl Pending {
         let _changing = self.changing();
         self.begin_change();
         let file = self.file(u64::MAX)?;
+        let allocated = fallocate(&*file, flags, offset, length);
         if !flags.difference(FallocateFlags::KEEP_SIZE).is_empty() {
             locked(&self.hashing).changed(offset);
         }
@@ -437,7 +448,6 @@ impl Pending {
     fn copy_from(
         self: &Arc<Self>,
         from: &File,
-        let allocated = fallocate(&*file, flags, offset, length);
         offset_in: u64,
         offset: u64,
         length: u64,
@@ -532,15 +542,24 @@ impl Pending {
         }
     }
 
-    /// It has been published with this content, and its own file is not needed any more.
-    pub(super) fn published(&self, content: Handle, mtime: (i64, u32)) {
+    /// It has been published with this content, and its own file is not needed any more. It has got the time that was
+    /// `set`, or else the `usual` one; a time that has been set since is returned.
+    pub(super) fn published(
+        &self,
+        content: Handle,
+        set: Option<(i64, u32)>,
+        usual: (i64, u32),
+    ) -> Option<(i64, u32)> {
         let size = content.size().unwrap_or(0);
         let mut state = self.state();
+        let later = state.mtime.filter(|mtime| Some(*mtime) != set);
+        let mtime = later.or(set).unwrap_or(usual);
         state.content = Content::Base(Arc::new(content), size, mtime);
         state.stage = Stage::Published;
         state.mtime = None;
         state.is_dirty = false;
         state.replaces = false;
+        later
     }
 }
 
