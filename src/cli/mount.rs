@@ -145,6 +145,9 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     ready.tell()?;
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
     reading.finish();
+    if let Some(writing) = view.writing() {
+        runtime.block_on(writing.look_again());
+    }
     drop(entered);
     runtime.shutdown_timeout(GRACE);
     let waiting = view.writing().map_or(0, |writing| {

@@ -212,6 +212,11 @@ impl Pending {
                 .collect();
             let state = match text("state").as_str() {
                 "waiting" => format!("waits for {}", missing.join(" and ")),
+                "publishing" if file["error"].is_string() => {
+                    format!("is tried again to be published: {}", text("error"))
+                }
+                "publishing" => "is about to be published".to_owned(),
+                "refused" => format!("was refused: {}", text("error")),
                 "writing" => "is being written".to_owned(),
                 "empty" => "is empty".to_owned(),
                 _ => "is not published".to_owned(),

@@ -82,6 +82,13 @@ impl Inodes {
         locked(&self.0).told(ino, path, kind);
     }
 
+    /// The kernel has renamed an inode that it knows, and knows it by this path from now on.
+    pub(super) fn moved(&self, ino: u64, path: &str) {
+        if let Some(node) = locked(&self.0).0.get_mut(&ino) {
+            node.path = path.into();
+        }
+    }
+
     /// The kernel forgets so many times that it was told of an inode. What that was, and how many of the
     /// times it had been told.
     pub(super) fn forgotten(&self, ino: u64, times: u64) -> Option<(Kind, u64)> {

@@ -6,18 +6,21 @@
 //!
 //! - A file that is created gets an inode of its own ([`Pending`]), and its content a file in
 //!   `blobs/.imgfs/pending` (`store.rs`). It is hashed while it is written (`hashing.rs`).
-//! - When its last writer closes it, or when it is renamed from a name that begins with a dot, it is judged by its
-//!   name (`place.rs`): a blob by its digest, a manifest by its form. What is wrong has no name any more.
+//! - When it is closed, or when it is renamed from a name that begins with a dot, it is judged by its name (`place.rs`):
+//!   a blob by its digest, a manifest by its form. What is wrong when its last writer has closed it has no name any
+//!   more; before that, whoever closes a descriptor may not be the last one (`writing.rs`).
 //! - A blob that is right is published; and so is a manifest, once all that it names is here (`publish.rs`).
 //! - What has been published never changes. Opening it for writing begins another pending file of the same name,
 //!   and is answered with `ESTALE`: the kernel looks the name up again, in the same thread, and is told of the new
 //!   inode then. All others go on to see what is published, until that is replaced.
-//! - `change.rs` renames, links and removes. `status.rs` tells what is pending.
+//! - `change.rs` renames, links and removes. `looking.rs` sees what others bring. `status.rs` tells what is pending, and
+//!   what was refused.
 //!
 //! Locks are taken in this order: a file's `publishing`, the table, a file's state.
 
 mod change;
 mod hashing;
+mod looking;
 mod pending;
 mod place;
 mod publish;
@@ -34,7 +37,7 @@ use std::{
     ffi::OsStr,
     io,
     num::NonZeroUsize,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -61,9 +64,11 @@ use crate::{
     layer::Kind as FileKind,
     util::locked,
 };
+use looking::Looking;
 use pending::{Pending, Stage};
 use place::Place;
 use publish::disk;
+use status::Refusals;
 use store::Store;
 use table::Table;
 
@@ -80,9 +85,6 @@ const MAX_ORDERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add((1 << 14) - 1
 
 /// A registry that cannot be reached is not asked again for so long.
 const UNREACHABLE: Duration = Duration::from_secs(30);
-
-/// When nothing is pending for so long, the tree is not said to be being filled any more.
-const IDLE: Duration = Duration::from_secs(30);
 
 /// The file below `.imgfs` that tells what is pending.
 const STATUS: &str = "pending.json";
@@ -106,6 +108,9 @@ pub struct Writable {
     children: Mutex<LruCache<Digest, Arc<[Digest]>>>,
     /// Registries that could not be reached, and when.
     unreachable: Mutex<HashMap<String, Instant>>,
+    /// Names whose last content was refused.
+    refused: Refusals,
+    looking: Looking,
     filling: Mutex<Use>,
 }
 
@@ -132,6 +137,8 @@ impl Writable {
             origins: Mutex::new(LruCache::new(MAX_ORIGINS)),
             children: Mutex::new(LruCache::new(MAX_ORDERED)),
             unreachable: Mutex::default(),
+            refused: Refusals::default(),
+            looking: Looking::default(),
             filling: Mutex::new(Use { filling: None, last: Instant::now() }),
         });
         for (kept, stored) in kept {
@@ -162,20 +169,6 @@ impl Writable {
     /// What is shown beside pending files.
     pub fn view(&self) -> &Arc<View> {
         &self.view
-    }
-
-    /// Looks now and then whether others have brought what manifests wait for.
-    async fn keep_looking(this: Weak<Self>) {
-        loop {
-            tokio::time::sleep(publish::LOOK_AGAIN).await;
-            let Some(this) = this.upgrade() else { return };
-            this.look_again().await;
-            let is_idle = this.table.is_empty();
-            let mut filling = locked(&this.filling);
-            if is_idle && filling.last.elapsed() > IDLE {
-                filling.filling = None;
-            }
-        }
     }
 
     fn dir(&self) -> &ImagesDir {
@@ -241,12 +234,21 @@ impl Writable {
         }
         state.stage = Stage::Rejected;
         let path = state.path.take();
+        state.refused_as.clone_from(&path);
         drop(state);
         if let Some(path) = path {
-            self.table.unname(&path, file);
+            self.table.refuse(&path, file);
         }
         file.discard();
         self.forget_unknown(file.ino);
+    }
+
+    /// The same, and tells it to whoever asks what is pending.
+    fn refuse(&self, file: &Arc<Pending>, error: &ViewError) {
+        if let Some(path) = &file.state().path {
+            self.refused.note(path, error);
+        }
+        self.reject(file);
     }
 
     /// Takes the name from a file that has been published: what has it now is in the images_dir.
@@ -494,6 +496,19 @@ impl Writable {
         Err(ViewError::Refused(Refusal::Busy, reason))
     }
 
+    /// What is told of a tag whose file is not there any more: it may have been renamed, and then the kernel finds it
+    /// when it looks its name up again.
+    fn gone(&self, ino: u64, error: ViewError) -> ViewError {
+        let is_tag = || {
+            let node = self.view.inodes().node(ino);
+            node.is_ok_and(|node| node.kind == Kind::LocalTag)
+        };
+        match error {
+            ViewError::Tree(error) if publish::is_absent(&error) && is_tag() => ViewError::Stale,
+            error => error,
+        }
+    }
+
     /// Notes where a manifest is read that is not here.
     fn note_origin(&self, ino: u64) {
         if let Ok(node) = self.view.inodes().node(ino)
@@ -554,7 +569,8 @@ impl Namespace for Writable {
             let attributes = Attributes::directory(ino, mtime.unwrap_or((1, 0)));
             return Ok(Some(Entry { attributes, ttl: Duration::ZERO }));
         }
-        Ok(self.view.attributes_now(ino)?.map(|entry| self.seen(entry)))
+        let entry = self.view.attributes_now(ino).map_err(|error| self.gone(ino, error))?;
+        Ok(entry.map(|entry| self.seen(entry)))
     }
 
     async fn attributes(&self, ino: u64) -> Result<Entry> {
@@ -585,13 +601,20 @@ impl Namespace for Writable {
             return self.open_pending(&file).map(Some);
         }
         if ino == self.status_ino {
-            return Ok(Some(Handle::Fresh(self.status())));
+            return Ok(match self.waiting_manifests() {
+                0 => Some(Handle::Fresh(self.status())),
+                _ => None,
+            });
         }
         self.note_origin(ino);
-        self.view.open_now(ino)
+        self.view.open_now(ino).map_err(|error| self.gone(ino, error))
     }
 
     async fn open(&self, ino: u64) -> Result<Handle> {
+        if ino == self.status_ino {
+            self.look_now().await;
+            return Ok(Handle::Fresh(self.status()));
+        }
         self.view.open(ino).await
     }
 

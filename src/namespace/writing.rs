@@ -100,7 +100,11 @@ pub trait Writing: Send + Sync + 'static {
     /// What there is of space.
     fn free_space(&self) -> Result<FreeSpace>;
 
-    /// How many manifests wait for what they name.
+    /// Looks once more whether what waits lacks nothing any more, as others may have brought it. It takes some seconds
+    /// at most.
+    async fn look_again(&self);
+
+    /// How many manifests wait for what they name, and names whose last content was refused.
     fn waiting(&self) -> usize;
 
     /// Nobody writes any more: removes what has not become whole. Whole manifests go on to wait.

@@ -77,5 +77,6 @@ mod tasks;
 mod tls;
 mod trees;
 mod write;
+mod write_descriptors;
 mod write_hard;
 mod write_through;

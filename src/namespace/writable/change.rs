@@ -8,7 +8,7 @@ use super::{
     Writable, invalid,
     pending::{Pending, Stage},
     place::{ManifestPlace, Name, Place},
-    publish::{blocking, disk, failed},
+    publish::{blocking, disk, failed, is_absent},
 };
 use crate::{
     image::{Digest, MAX_MANIFEST_BYTES},
@@ -46,6 +46,13 @@ impl Writable {
             return Err(refused(Refusal::NotPermitted, reason));
         }
         let Some(mtime) = changes.mtime else { return Ok(entry) };
+        // Whoever sets a time by the name means what was written last under it, also as long as that waits.
+        let latest =
+            self.table().named(path).filter(|file| !is_directory && file.state().is_written);
+        if let Some(file) = latest {
+            self.change_pending(&file, Changes { size: None, mtime: Some(mtime) })?;
+            return Ok(entry);
+        }
         if is_directory {
             if !self.table().set_directory_time(path, mtime) {
                 if !path.is_empty() {
@@ -71,11 +78,14 @@ impl Writable {
             file.set_len(size).map_err(|e| disk(&path, "truncating", e))?;
         }
         if let Some(mtime) = changes.mtime {
-            let is_published = matches!(file.state().stage, Stage::Published);
-            if is_published && file.state().path.is_some() {
+            let is_published = {
+                let mut state = file.state();
+                state.mtime = Some(mtime);
+                matches!(state.stage, Stage::Published) && state.path.is_some()
+            };
+            if is_published {
                 self.set_time(&path, mtime)?;
             }
-            file.state().mtime = Some(mtime);
             self.keep_anew(file)?;
         }
         Ok(self.entry(file))
@@ -164,6 +174,7 @@ impl Writable {
 
     pub(super) async fn remove_file(&self, path: &str) -> Result<()> {
         self.table().touch_above(path);
+        self.refused.forget(path);
         if let Some((file, _unpublished)) = self.settled(path).await {
             // Others may have brought it meanwhile.
             let is_published = file.state().replaces || self.dir().has_file(path);
@@ -332,7 +343,10 @@ impl Writable {
             return Err(refused(Refusal::NotPermitted, reason));
         }
         self.copy_published(&there, from, &new, place, target.is_some()).await?;
-        self.remove_file(&old).await
+        self.remove_file(&old).await?;
+        // The kernel has what it knew under the old name under the new one now, and opens that.
+        self.view.inodes().moved(there.attributes.ino, &new);
+        Ok(())
     }
 
     async fn rename_pending(
@@ -436,7 +450,14 @@ impl Writable {
             _ => (source, size, mtime),
         };
         let is_dot = place == Place::Dot;
+        let is_changing = is_dot && matches!(base.0, Handle::Pending(_));
         let file = self.pending_of(new, place, base);
+        if is_changing {
+            // What is written to the one later is not to be seen in the other.
+            let (to_copy, path) = (file.clone(), new.to_owned());
+            let copied = move || to_copy.stored().map(drop).map_err(|e| disk(&path, "copying", e));
+            blocking(copied).await?;
+        }
         {
             let mut state = file.state();
             state.replaces = replaces;
@@ -493,10 +514,4 @@ impl Writable {
             _ => Ok(self.tell(&file)),
         }
     }
-}
-
-/// Whether an error says that a file is not there.
-fn is_absent(error: &crate::backend::Error) -> bool {
-    use crate::backend::Kind;
-    matches!(error.kind(), Kind::Io(e) if e.kind() == std::io::ErrorKind::NotFound)
 }

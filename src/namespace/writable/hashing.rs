@@ -32,11 +32,18 @@ pub(super) struct Prefix {
     algorithm: Algorithm,
     hasher: Hasher,
     hashed: u64,
+    /// How often it was started over, as the file is another one or has been emptied.
+    restarts: u64,
 }
 
 impl Prefix {
     pub(super) fn new(algorithm: Algorithm) -> Self {
-        Self { algorithm, hasher: Hasher::new(algorithm), hashed: 0 }
+        Self { algorithm, hasher: Hasher::new(algorithm), hashed: 0, restarts: 0 }
+    }
+
+    /// Forgets what has been hashed.
+    fn clear(&mut self, algorithm: Algorithm) {
+        *self = Self { restarts: self.restarts, ..Self::new(algorithm) };
     }
 
     fn follow(&mut self, file: &File, end: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -57,8 +64,8 @@ impl Prefix {
 }
 
 impl Hashing {
-    /// Notes that `length` bytes at `offset` are going to be written. Whether there is enough to follow that nobody
-    /// follows yet; whoever is told so follows.
+    /// Notes that `length` bytes at `offset` have been written: only then may they be hashed, as there may be others in
+    /// their place until then. Whether there is enough to follow that nobody follows yet; whoever is told so follows.
     pub(super) fn written(&mut self, offset: u64, length: u64, hashed: u64) -> bool {
         if offset == self.end {
             self.end += length;
@@ -93,11 +100,34 @@ impl Hashing {
     }
 }
 
-/// Hashes what is written, as long as there is something.
-pub(super) fn follow(file: &File, hashing: &Mutex<Hashing>, prefix: &Mutex<Prefix>) {
+/// How often the hash was started over; who follows says it.
+pub(super) fn restarts(prefix: &Mutex<Prefix>) -> u64 {
+    locked(prefix).restarts
+}
+
+/// Starts over, as the content becomes another one by `change`. Nobody hashes meanwhile, and who has followed what was
+/// there before does not go on.
+pub(super) fn start_over<T>(
+    hashing: &Mutex<Hashing>,
+    prefix: &Mutex<Prefix>,
+    change: impl FnOnce() -> T,
+) -> T {
+    let mut prefix = locked(prefix);
+    let changed = change();
+    prefix.clear(Algorithm::Sha256);
+    prefix.restarts += 1;
+    *locked(hashing) = Hashing::default();
+    changed
+}
+
+/// Hashes what is written, as long as there is something, and until it is started over once more than `restarts` times.
+pub(super) fn follow(file: &File, restarts: u64, hashing: &Mutex<Hashing>, prefix: &Mutex<Prefix>) {
     let mut buffer = vec![0; STEP];
     loop {
         let mut prefix = locked(prefix);
+        if prefix.restarts != restarts {
+            return;
+        }
         let Some(end) = locked(hashing).next(prefix.hashed) else { return };
         if prefix.follow(file, end, &mut buffer).is_err() {
             // What cannot be read now is read again when the file is closed.
@@ -120,7 +150,7 @@ pub(super) fn digest(
     let mut prefix = locked(prefix);
     let is_spoiled = locked(hashing).take_spoiled();
     if is_spoiled || prefix.algorithm != algorithm || prefix.hashed > size {
-        *prefix = Prefix::new(algorithm);
+        prefix.clear(algorithm);
     }
     let mut buffer = vec![0; STEP];
     prefix.follow(file, size, &mut buffer)?;
@@ -146,10 +176,8 @@ mod tests {
             (Mutex::new(Hashing::default()), Mutex::new(Prefix::new(Algorithm::Sha256)));
         let mut content = Vec::new();
         let write = |content: &mut Vec<u8>, offset: usize, bytes: &[u8]| {
-            let mut state = locked(&hashing);
-            state.written(offset as u64, bytes.len() as u64, hashed(&prefix));
-            drop(state);
             file.write_all_at(bytes, offset as u64).unwrap();
+            locked(&hashing).written(offset as u64, bytes.len() as u64, hashed(&prefix));
             let end = content.len().max(offset + bytes.len());
             content.resize(end, 0);
             content[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -175,15 +203,31 @@ mod tests {
         ];
         for (offset, bytes) in pieces {
             write(&mut content, offset, bytes);
-            follow(&file, &hashing, &prefix);
+            follow(&file, 0, &hashing, &prefix);
             check(&content);
         }
-        locked(&hashing).changed(4);
         file.set_len(4).unwrap();
+        locked(&hashing).changed(4);
         content.truncate(4);
         check(&content);
         write(&mut content, 4, b"more");
         check(&content);
+    }
+
+    #[test]
+    fn who_follows_what_was_there_before_does_not_go_on() {
+        let (old, new) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let (hashing, prefix) =
+            (Mutex::new(Hashing::default()), Mutex::new(Prefix::new(Algorithm::Sha256)));
+        old.write_all_at(b"old content", 0).unwrap();
+        locked(&hashing).written(0, 11, 0);
+        let before = restarts(&prefix);
+        start_over(&hashing, &prefix, || new.write_all_at(b"new content", 0).unwrap());
+        locked(&hashing).written(0, 11, 0);
+        follow(&old, before, &hashing, &prefix);
+        assert_eq!(hashed(&prefix), 0);
+        let found = digest(&new, 11, Algorithm::Sha256, &hashing, &prefix).unwrap();
+        assert_eq!(found, Digest::sha256(b"new content"));
     }
 
     #[test]

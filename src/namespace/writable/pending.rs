@@ -59,6 +59,8 @@ pub(super) struct Pending {
 pub(super) struct State {
     /// Its path below the root; `None` if it has no name any more.
     pub path: Option<Box<str>>,
+    /// The path that it had when its content was refused: it gets that again if it is written to further.
+    pub refused_as: Option<Box<str>>,
     /// What it is written as.
     pub place: Place,
     content: Content,
@@ -162,6 +164,7 @@ impl Pending {
     ) -> Arc<Self> {
         let state = State {
             path: Some(path.into()),
+            refused_as: None,
             place,
             content,
             replaces: false,
@@ -319,7 +322,14 @@ impl Pending {
         state.changes += 1;
         match state.stage {
             Stage::Writing => {}
-            Stage::Rejected => {}
+            // Somebody has it open and is not done: it was judged too early.
+            Stage::Rejected => {
+                let path = state.refused_as.clone();
+                drop(state);
+                if let (Some(table), Some(path)) = (self.table.upgrade(), path) {
+                    table.name_again(&path, self);
+                }
+            }
             Stage::Waiting(_) => state.stage = Stage::Writing,
             Stage::Published => {
                 state.stage = Stage::Writing;
@@ -367,11 +377,10 @@ impl Pending {
             copied += bytes.len() as u64;
         }
         let file = Arc::new(file);
-        *locked(&self.prefix) = Prefix::new(Algorithm::Sha256);
-        let mut hashing = Hashing::default();
-        hashing.written(0, end, u64::MAX);
-        *locked(&self.hashing) = hashing;
-        self.state().content = Content::File(file.clone(), stored);
+        hashing::start_over(&self.hashing, &self.prefix, || {
+            self.state().content = Content::File(file.clone(), stored);
+        });
+        locked(&self.hashing).written(0, end, u64::MAX);
         Ok(file)
     }
 
@@ -387,12 +396,16 @@ impl Pending {
             return Ok(());
         }
         let file = self.file(u64::MAX)?;
+        if let Err(error) = file.write_all_at(bytes, offset) {
+            // Some of it may have been written.
+            locked(&self.hashing).changed(offset);
+            return Err(error);
+        }
         let hashed = hashing::hashed(&self.prefix);
-        let starts = locked(&self.hashing).written(offset, length, hashed);
-        file.write_all_at(bytes, offset)?;
-        if starts {
-            let this = self.clone();
-            task::spawn_blocking(move || hashing::follow(&file, &this.hashing, &this.prefix));
+        if locked(&self.hashing).written(offset, length, hashed) {
+            let (this, restarts) = (self.clone(), hashing::restarts(&self.prefix));
+            let follow = move || hashing::follow(&file, restarts, &this.hashing, &this.prefix);
+            task::spawn_blocking(follow);
         }
         Ok(())
     }
@@ -410,12 +423,11 @@ impl Pending {
         }
         let file = self.file(size)?;
         if size == 0 {
-            *locked(&self.prefix) = Prefix::new(Algorithm::Sha256);
-            *locked(&self.hashing) = Hashing::default();
-        } else {
-            locked(&self.hashing).changed(size);
+            return hashing::start_over(&self.hashing, &self.prefix, || file.set_len(0));
         }
-        file.set_len(size)
+        let set = file.set_len(size);
+        locked(&self.hashing).changed(size);
+        set
     }
 
     fn allocate(self: &Arc<Self>, mode: u32, offset: u64, length: u64) -> io::Result<()> {
@@ -425,10 +437,11 @@ impl Pending {
         let _changing = self.changing();
         self.begin_change();
         let file = self.file(u64::MAX)?;
+        let allocated = fallocate(&*file, flags, offset, length);
         if !flags.difference(FallocateFlags::KEEP_SIZE).is_empty() {
             locked(&self.hashing).changed(offset);
         }
-        Ok(fallocate(&*file, flags, offset, length)?)
+        Ok(allocated?)
     }
 
     /// Copies from another file, as far as the system does that.
@@ -444,7 +457,6 @@ impl Pending {
         let _changing = self.changing();
         self.begin_change();
         let file = self.file(u64::MAX)?;
-        locked(&self.hashing).changed(offset);
         let (mut offset_in, mut offset_out) = (offset_in, offset);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
         let copied = rustix::fs::copy_file_range(
@@ -453,9 +465,13 @@ impl Pending {
             &*file,
             Some(&mut offset_out),
             length,
-        )? as u64;
-        locked(&self.hashing).written(offset, copied, u64::MAX);
-        Ok(copied)
+        );
+        let mut hashing = locked(&self.hashing);
+        match copied {
+            Ok(copied) => drop(hashing.written(offset, copied as u64, u64::MAX)),
+            Err(_) => hashing.changed(offset),
+        }
+        Ok(copied? as u64)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -526,15 +542,24 @@ impl Pending {
         }
     }
 
-    /// It has been published with this content, and its own file is not needed any more.
-    pub(super) fn published(&self, content: Handle, mtime: (i64, u32)) {
+    /// It has been published with this content, and its own file is not needed any more. It has got the time that was
+    /// `set`, or else the `usual` one; a time that has been set since is returned.
+    pub(super) fn published(
+        &self,
+        content: Handle,
+        set: Option<(i64, u32)>,
+        usual: (i64, u32),
+    ) -> Option<(i64, u32)> {
         let size = content.size().unwrap_or(0);
         let mut state = self.state();
+        let later = state.mtime.filter(|mtime| Some(*mtime) != set);
+        let mtime = later.or(set).unwrap_or(usual);
         state.content = Content::Base(Arc::new(content), size, mtime);
         state.stage = Stage::Published;
         state.mtime = None;
         state.is_dirty = false;
         state.replaces = false;
+        later
     }
 }
 

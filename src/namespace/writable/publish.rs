@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -28,11 +28,20 @@ use crate::{
 
 type Result<T> = std::result::Result<T, ViewError>;
 
-/// How often it is looked whether another process has brought what manifests wait for.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// What lacks nothing and could not be published is tried again after so long.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Children of children below this depth are not looked for in other repositories.
 const MAX_DEPTH: usize = 8;
+
+/// Who is told that something could not be published.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// Whoever has written what completed it.
+    Writer,
+    /// Nobody: it is tried again, if it may go well then.
+    Nobody,
+}
 
 /// What is written as a manifest.
 #[derive(Debug)]
@@ -50,8 +59,27 @@ pub(super) struct Waiting {
     pub missing: Mutex<Vec<Missing>>,
     /// Keeps it for the time after this mount.
     kept: Mutex<Option<StoredFile>>,
+    /// Why it could not be published although it lacks nothing, and when that was tried.
+    failed: Mutex<Option<(Instant, String)>>,
     /// How often the file had been changed when it was read.
     changes: u64,
+}
+
+impl Waiting {
+    fn new(document: Document, kept: Option<StoredFile>, changes: u64) -> Self {
+        let kept = Mutex::new(kept);
+        Self { document, missing: Mutex::default(), failed: Mutex::default(), kept, changes }
+    }
+
+    /// Why it is not published although it lacks nothing.
+    pub(super) fn failure(&self) -> Option<String> {
+        locked(&self.failed).as_ref().map(|(_, reason)| reason.clone())
+    }
+
+    /// Whether it was tried so short a time ago that it would fail once more.
+    fn has_just_failed(&self) -> bool {
+        locked(&self.failed).as_ref().is_some_and(|(when, _)| when.elapsed() < TRY_AGAIN)
+    }
 }
 
 /// Something that a manifest names and that is not here.
@@ -126,6 +154,11 @@ pub(super) fn failed(error: &backend::Error) -> ViewError {
     ViewError::Tree(error.clone())
 }
 
+/// Whether an error says that a file is not there.
+pub(super) fn is_absent(error: &backend::Error) -> bool {
+    matches!(error.kind(), Kind::Io(e) if e.kind() == io::ErrorKind::NotFound)
+}
+
 /// An error of the file that is being written at `path`.
 pub(super) fn disk(path: &str, doing: &str, error: io::Error) -> ViewError {
     ViewError::Disk { doing: format!("{doing} {path}"), error }
@@ -144,6 +177,14 @@ pub(super) async fn blocking<T: Send + 'static>(
 impl Writable {
     /// Judges what has been written, which nobody writes to now, and publishes it if it is whole and right.
     pub(super) async fn complete(&self, file: &Arc<Pending>) -> Result<()> {
+        self.judge(file).await?;
+        if let Some(path) = &file.state().path {
+            self.refused.forget(path);
+        }
+        Ok(())
+    }
+
+    async fn judge(&self, file: &Arc<Pending>) -> Result<()> {
         let (place, path, changes) = {
             let mut state = file.state();
             state.is_dirty = false;
@@ -163,7 +204,7 @@ impl Writable {
             }
             Place::Blob(digest) => {
                 self.publish_blob(file, &path, digest).await?;
-                self.arrived(vec![digest]).await
+                self.arrived(vec![digest], Told::Writer).await
             }
             Place::Manifest(place) => {
                 let file_to_read = file.clone();
@@ -175,12 +216,7 @@ impl Writable {
                 let document = Document::parse(&place, &bytes.await?).map_err(|reason| {
                     ViewError::Refused(Refusal::Content, format!("{path}: {reason}"))
                 })?;
-                let waiting = Waiting {
-                    document,
-                    missing: Mutex::default(),
-                    kept: Mutex::default(),
-                    changes,
-                };
+                let waiting = Waiting::new(document, None, changes);
                 file.state().stage = Stage::Waiting(Arc::new(waiting));
                 self.publish_manifest(file, true).await
             }
@@ -207,18 +243,19 @@ impl Writable {
             let time = to_publish.state().mtime;
             dir.publish_written(&stored, &content, digest, time).map_err(|e| failed(&e))?;
             let content = content.try_clone().map_err(|e| disk(&path, "publishing", e))?;
-            let time = time.unwrap_or(published_time(None));
-            to_publish.published(Handle::File(content), time);
-            Ok(())
+            let later = to_publish.published(Handle::File(content), time, published_time(None));
+            Ok((path, later))
         });
-        time.await?;
+        if let (path, Some(later)) = time.await? {
+            self.set_time(&path, later)?;
+        }
         self.retire(file);
         Ok(())
     }
 
     /// Publishes the manifests that have waited for what has been `brought`, and those that have waited for them. The first error
-    /// is that of the call that has brought it; those manifests are not kept.
-    pub(super) async fn arrived(&self, mut brought: Vec<Digest>) -> Result<()> {
+    /// is that of the call that has brought it; those manifests are not kept then.
+    async fn arrived(&self, mut brought: Vec<Digest>, told: Told) -> Result<()> {
         let mut ended = Ok(());
         while let Some(digest) = brought.pop() {
             for file in self.table().all() {
@@ -232,8 +269,11 @@ impl Writable {
                 match self.publish_one(&file, false).await {
                     Ok(true) => brought.extend(waiting.document.digest()),
                     Ok(false) => {}
+                    Err(error) if told == Told::Nobody => {
+                        self.not_published(&file, &waiting, &error);
+                    }
                     Err(error) => {
-                        self.reject(&file);
+                        self.refuse(&file, &error);
                         if ended.is_ok() {
                             ended = Err(error);
                         } else {
@@ -258,7 +298,8 @@ impl Writable {
         let Document::Manifest(manifest) = &waiting.document else { return Ok(()) };
         // Children may have come with it from other repositories.
         let children = manifest.children().iter().filter(|_| is_new).map(|child| child.digest);
-        self.arrived(children.chain([manifest.digest()]).collect()).await
+        let told = if is_new { Told::Writer } else { Told::Nobody };
+        self.arrived(children.chain([manifest.digest()]).collect(), told).await
     }
 
     /// Publishes a manifest that waits, if it lacks nothing any more. Whether it has been published. What is `new`
@@ -291,7 +332,9 @@ impl Writable {
             return Ok(false);
         }
         let keeping = self.push(&waiting.document, &place).await?;
-        self.put(file, &waiting, &place, time, keeping).await?;
+        if let Some(later) = self.put(file, &waiting, &place, time, keeping).await? {
+            self.set_time(&path, later)?;
+        }
         self.retire(file);
         if keeping == Keeping::Drop
             && let Document::Manifest(manifest) = &waiting.document
@@ -334,20 +377,29 @@ impl Writable {
         kept: StoredFile,
     ) -> Option<Arc<Waiting>> {
         let document = Document::parse(place, bytes).ok()?;
-        let kept = Mutex::new(Some(kept));
-        Some(Arc::new(Waiting { document, missing: Mutex::default(), kept, changes: 0 }))
+        Some(Arc::new(Waiting::new(document, Some(kept), 0)))
     }
 
-    /// Publishes all that waits and lacks nothing any more.
-    pub(super) async fn look_again(&self) {
+    /// Publishes all that waits and lacks nothing any more. Nobody waits for that: what fails and may go well later goes
+    /// on to wait.
+    pub(super) async fn publish_waiting(&self) {
         for file in self.table().all() {
-            if !matches!(file.state().stage, Stage::Waiting(_)) {
-                continue;
-            }
+            let waiting = match &file.state().stage {
+                Stage::Waiting(waiting) if !waiting.has_just_failed() => waiting.clone(),
+                _ => continue,
+            };
             if let Err(error) = self.publish_manifest(&file, false).await {
-                self.reject(&file);
-                self.log(&error);
+                self.not_published(&file, &waiting, &error);
             }
+        }
+    }
+
+    /// A manifest that has waited could not be published, and there is nobody to be told.
+    fn not_published(&self, file: &Arc<Pending>, waiting: &Waiting, error: &ViewError) {
+        self.log(error);
+        match error {
+            ViewError::Refused(..) => self.refuse(file, error),
+            _ => *locked(&waiting.failed) = Some((Instant::now(), error.to_string())),
         }
     }
 
@@ -421,7 +473,8 @@ impl Writable {
         }
     }
 
-    /// Stores a manifest in the images_dir, unless it is not to be kept.
+    /// Stores a manifest in the images_dir, unless it is not to be kept. A time that somebody has set meanwhile is
+    /// returned.
     async fn put(
         &self,
         file: &Arc<Pending>,
@@ -429,7 +482,7 @@ impl Writable {
         place: &ManifestPlace,
         time: Option<(i64, u32)>,
         keeping: Keeping,
-    ) -> Result<()> {
+    ) -> Result<Option<(i64, u32)>> {
         let (dir, file, waiting, place) =
             (self.dir().clone(), file.clone(), waiting.clone(), place.clone());
         blocking(move || {
@@ -456,10 +509,8 @@ impl Writable {
             };
             let _unchanging = file.unchanging();
             // Who has begun to change it since it was read goes on with what it has.
-            if file.state().changes == waiting.changes {
-                file.published(Handle::Content(bytes), time.unwrap_or(usual));
-            }
-            Ok(())
+            let is_unchanged = file.state().changes == waiting.changes;
+            Ok(is_unchanged.then(|| file.published(Handle::Content(bytes), time, usual)).flatten())
         })
         .await
     }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::pending::Pending;
+use super::pending::{Pending, Stage};
 use crate::util::locked;
 
 /// Names that are remembered to have been removed.
@@ -30,6 +30,8 @@ pub(super) struct Table(Mutex<Entries>);
 struct Entries {
     names: BTreeMap<Box<str>, Arc<Pending>>,
     inodes: HashMap<u64, Arc<Pending>>,
+    /// Whose content was refused last under a name that nothing else has had since.
+    refused: HashMap<Box<str>, u64>,
     /// Threads that are about to open what they have begun to replace.
     claims: HashMap<(u32, Box<str>), Instant>,
     /// Directories whose names begin with a dot, and those in them, with the times that have been set.
@@ -77,6 +79,7 @@ impl Table {
     pub(super) fn name(&self, path: &str, file: &Arc<Pending>) -> Option<Arc<Pending>> {
         let mut entries = self.entries();
         entries.hidden.remove(path);
+        entries.refused.remove(path);
         entries.inodes.insert(file.ino, file.clone());
         let before = entries.names.insert(path.into(), file.clone());
         before.filter(|before| !Arc::ptr_eq(before, file))
@@ -90,12 +93,41 @@ impl Table {
         }
     }
 
+    /// Takes this name from a file, as its content was refused.
+    pub(super) fn refuse(&self, path: &str, file: &Arc<Pending>) {
+        let mut entries = self.entries();
+        if entries.names.get(path).is_some_and(|named| Arc::ptr_eq(named, file)) {
+            entries.names.remove(path);
+            entries.refused.insert(path.into(), file.ino);
+        }
+    }
+
+    /// Gives the name again to a file that was refused under it, if nothing else has had it since.
+    pub(super) fn name_again(&self, path: &str, file: &Arc<Pending>) {
+        let mut entries = self.entries();
+        if entries.refused.get(path) != Some(&file.ino) {
+            return;
+        }
+        entries.refused.remove(path);
+        entries.hidden.remove(path);
+        entries.names.insert(path.into(), file.clone());
+        entries.inodes.insert(file.ino, file.clone());
+        let mut state = file.state();
+        state.path = state.refused_as.take();
+        state.stage = Stage::Writing;
+    }
+
     /// Forgets an inode that nobody knows.
     pub(super) fn forget(&self, ino: u64) {
         let mut entries = self.entries();
-        let Some(file) = entries.inodes.get(&ino) else { return };
+        let Some(file) = entries.inodes.get(&ino).cloned() else { return };
+        if let Some(path) = &file.state().refused_as
+            && entries.refused.get(path) == Some(&ino)
+        {
+            entries.refused.remove(path);
+        }
         let is_named = file.state().path.as_ref().is_some_and(|path| {
-            entries.names.get(path).is_some_and(|named| Arc::ptr_eq(named, file))
+            entries.names.get(path).is_some_and(|named| Arc::ptr_eq(named, &file))
         });
         if !is_named {
             entries.inodes.remove(&ino);

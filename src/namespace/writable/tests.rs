@@ -1,16 +1,20 @@
 //! Random sequences of what programs do, against a simple model in memory.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     ffi::OsStr,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+mod model;
+
+use model::{Meaning, Model, Outcome, meaning};
+
 use super::*;
 use crate::{
     backend::images_dir::Linking,
-    image::{Manifest, Platform},
+    image::Platform,
     namespace::{Changes, ROOT, Settings},
     rootfs::Profiles,
     transfer::Options,
@@ -67,207 +71,15 @@ impl Contents {
     }
 }
 
-/// What a name is, worked out plainly.
-enum Meaning {
-    Dot,
-    Blob(String),
-    Tag,
-    Digest(String),
-}
-
-fn meaning(path: &str) -> Meaning {
-    let (dir, name) = path.rsplit_once('/').unwrap();
-    match (dir, name) {
-        (_, name) if name.starts_with('.') => Meaning::Dot,
-        ("blobs", name) => Meaning::Blob(name.to_owned()),
-        (_, name) if name.contains(':') => Meaning::Digest(name.to_owned()),
-        _ => Meaning::Tag,
-    }
-}
-
-fn dir_of(path: &str) -> &str {
-    path.rsplit_once('/').unwrap().0
-}
-
-fn manifest(content: &Bytes) -> Option<Manifest> {
-    Manifest::parse(content.clone(), None).ok()
-}
-
-fn digest(content: &Bytes) -> String {
-    Digest::sha256(content).to_string()
-}
-
-/// The model: what has been published, what waits, and what begins with a dot.
-#[derive(Clone, Default, Debug)]
-struct Model {
-    published: BTreeMap<String, Bytes>,
-    waiting: BTreeMap<String, Bytes>,
-    dots: BTreeMap<String, Bytes>,
-}
-
-type Outcome = std::result::Result<(), &'static str>;
-
-impl Model {
-    fn lacks(&self, content: &Bytes, dir: &str) -> bool {
-        let manifest = manifest(content).unwrap();
-        let lacks = |path: String| !self.published.contains_key(&path);
-        let mut children = manifest.children().iter();
-        manifest.blobs().any(|blob| lacks(format!("blobs/{}", blob.digest)))
-            || children.any(|child| lacks(format!("{dir}/{}", child.digest)))
-    }
-
-    fn settle(&mut self) {
-        loop {
-            let ready = self.waiting.iter().find(|(path, c)| !self.lacks(c, dir_of(path)));
-            let Some((path, content)) = ready.map(|(p, c)| (p.clone(), c.clone())) else { return };
-            self.waiting.remove(&path);
-            self.published.insert(path, content);
-        }
-    }
-
-    /// Whether `content` may have this name.
-    fn fits(path: &str, content: &Bytes) -> bool {
-        match meaning(path) {
-            Meaning::Dot => true,
-            Meaning::Blob(name) => digest(content) == name,
-            Meaning::Tag => manifest(content).is_some(),
-            Meaning::Digest(name) => manifest(content).is_some() && digest(content) == name,
-        }
-    }
-
-    /// `content` is whole under this name.
-    fn put(&mut self, path: &str, content: &Bytes) {
-        match meaning(path) {
-            Meaning::Dot => drop(self.dots.insert(path.to_owned(), content.clone())),
-            Meaning::Blob(_) => drop(self.published.insert(path.to_owned(), content.clone())),
-            Meaning::Tag | Meaning::Digest(_) => {
-                // Children that another repository has come with it.
-                let dir = dir_of(path);
-                for child in manifest(content).unwrap().children() {
-                    let found = DIRS.iter().find_map(|other| {
-                        self.published.get(&format!("{other}/{}", child.digest)).cloned()
-                    });
-                    if let Some(found) = found.filter(|found| !self.lacks(found, dir)) {
-                        let path = format!("{dir}/{}", child.digest);
-                        self.published.entry(path).or_insert(found);
-                    }
-                }
-                self.waiting.insert(path.to_owned(), content.clone());
-            }
-        }
-        self.settle();
-    }
-
-    fn write(&mut self, path: &str, content: &Bytes) -> Outcome {
-        // Without a byte it is not written at all, unless it has been before.
-        if !Self::fits(path, content) {
-            self.waiting.remove(path);
-            return Err("EIO");
-        }
-        self.waiting.remove(path);
-        self.put(path, content);
-        Ok(())
-    }
-
-    /// What is read under a name; `None` if it waits.
-    fn read(&self, path: &str) -> std::result::Result<Option<Bytes>, &'static str> {
-        let found = self.dots.get(path).or_else(|| self.published.get(path));
-        match (found, self.waiting.contains_key(path)) {
-            (Some(found), _) => Ok(Some(found.clone())),
-            (None, true) => Ok(None),
-            (None, false) => Err("ENOENT"),
-        }
-    }
-
-    fn is_named(&self, path: &str) -> bool {
-        let names = |content: &Bytes, name: &str| {
-            manifest(content).is_some_and(|m| {
-                let mut children = m.children().iter();
-                m.blobs().any(|blob| blob.digest.to_string() == name)
-                    || children.any(|child| child.digest.to_string() == name)
-            })
-        };
-        let by_waiting = |name: &str| self.waiting.values().any(|content| names(content, name));
-        match meaning(path) {
-            Meaning::Dot | Meaning::Tag => false,
-            Meaning::Blob(name) => {
-                by_waiting(&name) || self.published.values().any(|content| names(content, &name))
-            }
-            Meaning::Digest(name) => {
-                let mut here = self.published.iter().filter(|(p, _)| dir_of(p) == dir_of(path));
-                by_waiting(&name)
-                    || here.any(|(other, content)| {
-                        names(content, &name)
-                            || matches!(meaning(other), Meaning::Tag) && digest(content) == name
-                    })
-            }
-        }
-    }
-
-    fn unlink(&mut self, path: &str) -> Outcome {
-        self.read(path)?;
-        self.dots.remove(path);
-        let was_waiting = self.waiting.remove(path).is_some();
-        if !self.published.contains_key(path) {
-            assert!(was_waiting || matches!(meaning(path), Meaning::Dot));
-            return Ok(());
-        }
-        if self.is_named(path) {
-            return Err("EBUSY");
-        }
-        self.published.remove(path);
-        Ok(())
-    }
-
-    fn rename(&mut self, from: &str, to: &str) -> Outcome {
-        if from == to {
-            return Ok(());
-        }
-        self.read(from)?;
-        if let Some(published) = self.published.get(from).cloned() {
-            if !matches!(meaning(from), Meaning::Tag) {
-                return Err("EPERM");
-            }
-            if !Self::fits(to, &published) {
-                return Err("EIO");
-            }
-            self.waiting.remove(to);
-            self.put(to, &published);
-            return self.unlink(from);
-        }
-        let (content, was_waiting) = match self.waiting.get(from) {
-            Some(content) => (content.clone(), true),
-            None => (self.dots[from].clone(), false),
-        };
-        if !Self::fits(to, &content) {
-            return Err("EIO");
-        }
-        if was_waiting {
-            self.waiting.remove(from);
-        } else {
-            self.dots.remove(from);
-        }
-        self.waiting.remove(to);
-        self.put(to, &content);
-        Ok(())
-    }
-
-    fn link(&mut self, from: &str, to: &str) -> Outcome {
-        self.read(from)?;
-        if self.read(to).is_ok() {
-            return Err("EEXIST");
-        }
-        if matches!(meaning(from), Meaning::Blob(_)) {
-            return Err("EPERM");
-        }
-        let content = self.published.get(from).or_else(|| self.waiting.get(from));
-        let content = content.or_else(|| self.dots.get(from)).unwrap().clone();
-        if !Self::fits(to, &content) {
-            return Err("EIO");
-        }
-        self.put(to, &content);
-        Ok(())
-    }
+/// How a file is closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Closing {
+    /// Its only descriptor, after all has been written.
+    Once,
+    /// Copies of the descriptor before anything has been written, and after each piece.
+    Often,
+    /// By somebody who is told nothing, as the kernel says only that nobody has it open any more.
+    Unheard,
 }
 
 /// A mount without a kernel, which does what the kernel does.
@@ -343,7 +155,8 @@ impl Mount {
         }
     }
 
-    async fn write(&self, path: &str, content: &Bytes, pieces: usize) -> Outcome {
+    /// Opens a file as `>` in a shell does.
+    async fn open_empty(&self, path: &str) -> std::result::Result<Arc<Handle>, &'static str> {
         let (parent, name) = self.parent(path);
         let handle = match self.lookup(path) {
             Err(_) => outcome(self.writable.create(parent, name, false, CALLER))?.1,
@@ -363,7 +176,15 @@ impl Mount {
                 opened
             }
         };
-        let handle = Arc::new(handle);
+        Ok(Arc::new(handle))
+    }
+
+    /// Writes a file in this many pieces, the last ones first if they are even, and closes it as `closing` says.
+    async fn write(&self, path: &str, content: &Bytes, pieces: usize, closing: Closing) -> Outcome {
+        let handle = self.open_empty(path).await?;
+        if closing == Closing::Often {
+            outcome(self.writable.flush(&handle, CALLER).await).unwrap();
+        }
         let length = content.len().div_ceil(pieces.max(1)).max(1);
         let mut chunks: Vec<(usize, Bytes)> = (0..content.len())
             .step_by(length)
@@ -372,21 +193,52 @@ impl Mount {
         if pieces.is_multiple_of(2) {
             chunks.reverse();
         }
-        let to_write = handle.clone();
-        let written = move || {
-            let Handle::Pending(file) = &*to_write else { panic!("it is not pending") };
-            chunks.iter().try_for_each(|(at, chunk)| file.write(*at as u64, chunk))
-        };
-        tokio::task::spawn_blocking(written).await.unwrap().unwrap();
-        let flushed = outcome(self.writable.flush(&handle, CALLER).await);
+        let mut flushed = Ok(());
+        for (at, chunk) in chunks {
+            let to_write = handle.clone();
+            let written = move || {
+                let Handle::Pending(file) = &*to_write else { panic!("it is not pending") };
+                file.write(at as u64, &chunk)
+            };
+            tokio::task::spawn_blocking(written).await.unwrap().unwrap();
+            if closing == Closing::Often {
+                // What is not whole yet may be found wrong here, and nothing is lost by that.
+                flushed = outcome(self.writable.flush(&handle, CALLER).await);
+            }
+        }
+        if closing == Closing::Unheard {
+            self.let_go_but(0).await;
+            self.writable.release(&handle).await;
+            return Ok(());
+        }
+        if closing == Closing::Once {
+            flushed = outcome(self.writable.flush(&handle, CALLER).await);
+        }
         self.closed.lock().unwrap().push_back(handle);
         flushed
+    }
+
+    async fn touch(&self, path: &str, time: i64) -> Outcome {
+        let ino = self.lookup(path)?;
+        let changes = Changes { size: None, mtime: Some((time, 0)) };
+        let writable = self.writable.clone();
+        let changed = tokio::task::spawn_blocking(move || writable.change(ino, changes).map(drop));
+        outcome(changed.await.unwrap())
+    }
+
+    fn time(&self, path: &str) -> i64 {
+        let ino = self.lookup(path).unwrap();
+        self.writable.attributes_now(ino).unwrap().unwrap().attributes.mtime.0
+    }
+
+    fn status(&self) -> String {
+        String::from_utf8(self.writable.status().to_vec()).unwrap()
     }
 
     async fn write_blobs(&self, blobs: &[Bytes]) {
         for blob in blobs {
             let path = format!("blobs/{}", Digest::sha256(blob));
-            self.write(&path, blob, 1).await.unwrap();
+            self.write(&path, blob, 1, Closing::Once).await.unwrap();
         }
     }
 
@@ -402,6 +254,14 @@ impl Mount {
             };
             let Some(handle) = handle else { return };
             self.writable.release(&handle).await;
+        }
+    }
+
+    /// Ends it. Whoever looks what others have brought holds it for a moment.
+    async fn end(self) {
+        self.let_go_but(0).await;
+        while Arc::strong_count(&self.writable) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
@@ -464,7 +324,7 @@ async fn run(seed: u64, steps: usize) {
     for _ in 0..steps {
         let path = paths[random.below(paths.len())].clone();
         let other = paths[random.below(paths.len())].clone();
-        let what = random.below(20);
+        let what = random.below(24);
         let (expected, found) = match what {
             0..=9 => {
                 // Mostly what fits, so that something comes of it.
@@ -481,9 +341,47 @@ async fn run(seed: u64, steps: usize) {
                 if content.is_empty() && !Model::fits(&path, content) {
                     continue;
                 }
-                done.push(format!("write {path} {:?}", &content[..content.len().min(60)]));
                 let pieces = random.below(4) + 1;
-                (model.write(&path, content), mount.write(&path, content, pieces).await)
+                let closing = match random.below(4) {
+                    _ if content.is_empty() => Closing::Once,
+                    0 => Closing::Often,
+                    1 => Closing::Unheard,
+                    _ => Closing::Once,
+                };
+                let start = content.slice(..content.len().min(60));
+                done.push(format!("write {path} {start:?} in {pieces}, {closing:?}"));
+                if closing == Closing::Often
+                    && Model::fits(&path, &Bytes::new())
+                    && !matches!(meaning(&path), Meaning::Dot)
+                {
+                    // It is whole as soon as it is there.
+                    model.write(&path, &Bytes::new()).unwrap();
+                }
+                let expected = match (model.write(&path, content), closing) {
+                    (_, Closing::Unheard) => Ok(()),
+                    (expected, _) => expected,
+                };
+                (expected, mount.write(&path, content, pieces, closing).await)
+            }
+            18 | 19 => {
+                let time = 1_600_000_000 + i64::try_from(done.len()).unwrap();
+                done.push(format!("touch {path} {time}"));
+                (model.touch(&path, time), mount.touch(&path, time).await)
+            }
+            20 | 21 => {
+                // Cut by an open, and closed with nothing written.
+                if !model.published.contains_key(&path) {
+                    continue;
+                }
+                done.push(format!("empty {path}"));
+                model.stop_waiting(&path);
+                mount.let_go_but(0).await;
+                let opened = mount.open_empty(&path).await;
+                if let Ok(handle) = &opened {
+                    outcome(mount.writable.flush(handle, CALLER).await).unwrap();
+                    mount.writable.release(handle).await;
+                }
+                (Ok(()), opened.map(drop))
             }
             10..=12 => {
                 done.push(format!("rename {path} {other}"));
@@ -514,8 +412,8 @@ async fn run(seed: u64, steps: usize) {
             _ => {
                 done.push("restart".to_owned());
                 model.dots.clear();
-                mount.let_go_but(0).await;
-                drop(mount);
+                model.times.retain(|path, _| !matches!(meaning(path), Meaning::Dot));
+                mount.end().await;
                 mount = Mount::open(place.path());
                 (Ok(()), Ok(()))
             }
@@ -526,6 +424,9 @@ async fn run(seed: u64, steps: usize) {
         for path in &paths {
             let (expected, found) = (model.read(path), mount.read(path).await);
             assert_eq!(found, expected, "{path}, {}", story());
+            if let Some(time) = model.time(path) {
+                assert_eq!(mount.time(path), time, "{path}, {}", story());
+            }
         }
         let named = paths.iter().filter(|path| model.read(path).is_ok()).cloned();
         assert_eq!(mount.listed().await, named.collect::<BTreeSet<_>>(), "{}", story());
@@ -555,10 +456,10 @@ fn what_another_has_brought_meanwhile_is_removed_with_what_waits() {
         let contents = Contents::new();
         let path = format!("{}/v1", DIRS[0]);
         let waiting = Mount::open(place.path());
-        waiting.write(&path, &contents.all[3], 1).await.unwrap();
+        waiting.write(&path, &contents.all[3], 1, Closing::Once).await.unwrap();
         let other = Mount::open(place.path());
         other.write_blobs(&contents.all[..2]).await;
-        other.write(&path, &contents.all[3], 1).await.unwrap();
+        other.write(&path, &contents.all[3], 1, Closing::Once).await.unwrap();
         assert!(place.path().join(&path).is_file());
         let (parent, name) = waiting.parent(&path);
         waiting.writable.unlink(parent, name).await.unwrap();
@@ -579,13 +480,12 @@ fn what_was_published_just_before_a_kill_does_not_wait() {
             entries.filter(|path| path.to_str().unwrap().contains("waiting")).collect::<Vec<_>>()
         };
         let mount = Mount::open(place.path());
-        mount.write(&path, &contents.all[3], 1).await.unwrap();
+        mount.write(&path, &contents.all[3], 1, Closing::Once).await.unwrap();
         let [file] = &kept()[..] else { panic!("{:?}", kept()) };
         let content = std::fs::read(file).unwrap();
         mount.write_blobs(&contents.all[..2]).await;
         assert_eq!(kept(), Vec::<std::path::PathBuf>::new());
-        mount.let_go_but(0).await;
-        drop(mount);
+        mount.end().await;
         // As if it had been killed before it removed this.
         std::fs::write(file, content).unwrap();
         let mount = Mount::open(place.path());
@@ -594,5 +494,150 @@ fn what_was_published_just_before_a_kill_does_not_wait() {
         let (parent, name) = mount.parent(&path);
         mount.writable.unlink(parent, name).await.unwrap();
         assert_eq!(mount.lookup(&path), Err("ENOENT"));
+    });
+}
+
+#[test]
+fn what_is_refused_when_nobody_listens_is_told_until_the_name_is_written_well() {
+    in_runtime(async {
+        let place = tempfile::tempdir().unwrap();
+        let contents = Contents::new();
+        let mount = Mount::open(place.path());
+        mount.write_blobs(&contents.all[..2]).await;
+        let path = format!("{}/v1", DIRS[0]);
+        mount.write(&path, &contents.all[3], 1, Closing::Once).await.unwrap();
+        let wrong = Bytes::from_static(b"no manifest");
+        mount.write(&path, &wrong, 1, Closing::Unheard).await.unwrap();
+        assert_eq!(mount.read(&path).await, Ok(Some(contents.all[3].clone())));
+        let status = mount.status();
+        assert!(status.contains("refused") && status.contains("malformed"), "{status}");
+        assert_eq!(mount.writable.waiting(), 1);
+        mount.write(&path, &contents.all[3], 1, Closing::Unheard).await.unwrap();
+        assert!(!mount.status().contains("refused"), "{}", mount.status());
+        assert_eq!(mount.writable.waiting(), 0);
+        // What is empty is as if nothing had been written.
+        let path = format!("{}/v2", DIRS[0]);
+        for _ in 0..2 {
+            let handle = mount.open_empty(&path).await.unwrap();
+            mount.writable.flush(&handle, CALLER).await.unwrap();
+            mount.writable.release(&handle).await;
+            assert!(mount.status().contains("empty"), "{}", mount.status());
+        }
+    });
+}
+
+#[test]
+fn what_was_refused_and_is_written_further_does_not_push_out_what_came_after_it() {
+    in_runtime(async {
+        let place = tempfile::tempdir().unwrap();
+        let contents = Contents::new();
+        let mount = Mount::open(place.path());
+        let path = format!("blobs/{}", Digest::sha256(&contents.all[0]));
+        let write = |handle: &Arc<Handle>, at: u64, bytes: &'static [u8]| {
+            let Handle::Pending(file) = &**handle else { panic!("it is not pending") };
+            file.write(at, bytes).unwrap();
+        };
+        let first = mount.open_empty(&path).await.unwrap();
+        write(&first, 0, b"con");
+        assert_eq!(outcome(mount.writable.flush(&first, CALLER).await), Err("EIO"));
+        assert_eq!(mount.lookup(&path), Err("ENOENT"));
+        mount.write_blobs(&contents.all[..1]).await;
+        write(&first, 3, b"rupt");
+        mount.writable.release(&first).await;
+        assert_eq!(mount.read(&path).await, Ok(Some(contents.all[0].clone())));
+        assert!(mount.writable.table.is_empty());
+    });
+}
+
+#[test]
+fn the_inode_of_a_renamed_tag_leads_to_its_new_name() {
+    in_runtime(async {
+        let place = tempfile::tempdir().unwrap();
+        let contents = Contents::new();
+        let mount = Mount::open(place.path());
+        mount.write_blobs(&contents.all[..3]).await;
+        let [old, new] = ["v1", "v2"].map(|name| format!("{}/{name}", DIRS[0]));
+        mount.write(&old, &contents.all[3], 1, Closing::Once).await.unwrap();
+        mount.write(&new, &contents.all[5], 1, Closing::Once).await.unwrap();
+        mount.let_go_but(0).await;
+        let ino = mount.lookup(&old).unwrap();
+        mount.writable.rename(mount.parent(&old), mount.parent(&new), true).await.unwrap();
+        // The kernel knows what it has renamed by this inode, and looks it up again when it is told so.
+        assert!(matches!(mount.writable.open_now(ino), Err(ViewError::Stale)));
+        assert!(matches!(mount.writable.attributes_now(ino), Err(ViewError::Stale)));
+        assert_eq!(mount.open_to_write(ino).await.map(drop), Err("ESTALE"));
+        let opened = mount.lookup(&new).unwrap();
+        let handle = mount.open_to_write(opened).await.unwrap();
+        assert_eq!(handle.size().unwrap(), contents.all[3].len() as u64);
+        mount.writable.release(&handle).await;
+        assert!(mount.writable.table.is_empty());
+        assert_eq!(mount.lookup(&old), Err("ENOENT"));
+    });
+}
+
+#[test]
+fn what_has_come_between_two_mounts_is_found_at_once() {
+    in_runtime(async {
+        let place = tempfile::tempdir().unwrap();
+        let contents = Contents::new();
+        let path = format!("{}/v1", DIRS[0]);
+        let mount = Mount::open(place.path());
+        mount.write(&path, &contents.all[3], 1, Closing::Once).await.unwrap();
+        mount.end().await;
+        for blob in &contents.all[..2] {
+            let blobs = place.path().join("blobs");
+            std::fs::write(blobs.join(Digest::sha256(blob).to_string()), blob).unwrap();
+        }
+        let mount = Mount::open(place.path());
+        let status = mount.status();
+        assert!(!status.contains("waiting"), "it waits for nothing: {status}");
+        mount.writable.look_again().await;
+        assert_eq!(mount.writable.waiting(), 0, "{}", mount.status());
+        assert!(place.path().join(&path).is_file());
+    });
+}
+
+#[test]
+fn space_that_was_set_aside_is_not_taken_for_what_is_written_into_it() {
+    in_runtime(async {
+        let place = tempfile::tempdir().unwrap();
+        let mount = Mount::open(place.path());
+        // Enough to be hashed while it is written.
+        let content = Bytes::from_iter(
+            (0..12_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8),
+        );
+        let path = format!("blobs/{}", Digest::sha256(&content));
+        for round in 0..8 {
+            let handle = mount.open_empty(&path).await.unwrap();
+            let (to_write, content) = (handle.clone(), content.clone());
+            let written = move || {
+                let Handle::Pending(file) = &*to_write else { panic!("it is not pending") };
+                file.allocate(0, 0, content.len() as u64).unwrap();
+                let length = (64 << 10) << (round % 4);
+                for (number, chunk) in content.chunks(length).enumerate() {
+                    file.write((number * length) as u64, chunk).unwrap();
+                }
+            };
+            tokio::task::spawn_blocking(written).await.unwrap();
+            outcome(mount.writable.flush(&handle, CALLER).await).unwrap();
+            mount.writable.release(&handle).await;
+            let (parent, name) = mount.parent(&path);
+            mount.writable.unlink(parent, name).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_link_of_what_waits_is_a_copy() {
+    in_runtime(async {
+        let place = tempfile::tempdir().unwrap();
+        let contents = Contents::new();
+        let mount = Mount::open(place.path());
+        let [path, linked] = ["v1", ".y"].map(|name| format!("{}/{name}", DIRS[0]));
+        mount.write(&path, &contents.all[3], 1, Closing::Once).await.unwrap();
+        let (parent, name) = mount.parent(&linked);
+        mount.writable.link(mount.lookup(&path).unwrap(), parent, name).await.unwrap();
+        mount.write(&path, &contents.all[5], 1, Closing::Once).await.unwrap();
+        assert_eq!(mount.read(&linked).await, Ok(Some(contents.all[3].clone())));
     });
 }

@@ -3,6 +3,7 @@
 use std::{ffi::OsStr, fs, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use rustix::fs::OFlags;
 
 use super::{
     STATUS, Writable, invalid,
@@ -20,11 +21,32 @@ use crate::{
 
 type Result<T> = std::result::Result<T, ViewError>;
 
+/// Whether a file without a single byte is what is to be written there.
+fn is_whole_if_empty(place: &Place) -> bool {
+    matches!(place, Place::Blob(digest) if *digest == Digest::of(digest.algorithm(), b""))
+}
+
 /// The process that a thread belongs to; 0 if nobody knows.
 fn process_of(thread: u32) -> u32 {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
     line.and_then(|id| id.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Whether the process of a thread has a descriptor for writing to this inode: then it has closed another one, as dup(2)
+/// and the redirections of shells make them. `false` if nobody knows.
+fn can_write_further(thread: u32, ino: u64) -> bool {
+    let writes_to = |text: &str| {
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+        let number = |digits: &str, radix| u64::from_str_radix(digits.trim(), radix).ok();
+        let flags = field("flags:").and_then(|flags| number(flags, 8)).unwrap_or(0);
+        let is_open_for_writing = flags & u64::from(OFlags::ACCMODE.bits()) != 0;
+        is_open_for_writing && field("ino:").and_then(|ino| number(ino, 10)) == Some(ino)
+    };
+    // The descriptor that is being closed is not among them any more.
+    let descriptors = fs::read_dir(format!("/proc/{thread}/fdinfo")).into_iter().flatten();
+    let texts = descriptors.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    texts.into_iter().any(|text| writes_to(&text))
 }
 
 #[async_trait]
@@ -119,6 +141,10 @@ impl Writing for Writable {
             if state.active > 0 || !self.is_to_be_judged(file, &state) {
                 return Ok(());
             }
+            // Who has written nothing yet has closed another descriptor, or has given this one to somebody else.
+            if file.is_empty_file(&state) && !is_whole_if_empty(&state.place) {
+                return Ok(());
+            }
             (state.opener, state.path.clone(), state.changes)
         };
         self.begin()?;
@@ -126,15 +152,18 @@ impl Writing for Writable {
         if matches!(error, ViewError::Refused(Refusal::Content, _)) {
             let process = process_of(caller.thread);
             let is_another = opener != 0 && process != 0 && opener != process;
+            let ino = file.ino;
+            let goes_on = is_another
+                || publish::blocking(move || Ok(can_write_further(caller.thread, ino))).await?;
             let mut state = file.state();
-            if is_another || state.active > 0 || state.changes != changes {
+            if goes_on || state.active > 0 || state.changes != changes {
                 // Somebody else has it open for writing, too, and is not done.
                 state.is_dirty = true;
                 return Ok(());
             }
         }
         if path.is_some() {
-            self.reject(file);
+            self.refuse(file, &error);
         }
         Err(error)
     }
@@ -164,17 +193,8 @@ impl Writing for Writable {
             {
                 self.log(&error);
             }
-        } else if is_to_be_judged && let Err(error) = self.complete(file).await {
-            {
-                let mut state = file.state();
-                if state.writers > 0 {
-                    // Somebody has begun to write to it once more.
-                    state.is_dirty = true;
-                    return;
-                }
-            }
-            self.log(&error);
-            self.reject(file);
+        } else if is_to_be_judged {
+            self.judge_at_last(file).await;
         }
     }
 
@@ -237,9 +257,12 @@ impl Writing for Writable {
         })
     }
 
+    async fn look_again(&self) {
+        self.look_now().await;
+    }
+
     fn waiting(&self) -> usize {
-        let all = self.table.all();
-        all.iter().filter(|file| matches!(file.state().stage, Stage::Waiting(_))).count()
+        self.waiting_manifests() + self.refused.len()
     }
 
     fn end(&self) {
@@ -272,12 +295,46 @@ impl Writable {
             return false;
         }
         match &state.place {
-            // Without a single byte it is whole.
-            Place::Blob(digest) if !state.is_written && !state.replaces => {
-                *digest == Digest::of(digest.algorithm(), b"") && file.is_empty_file(state)
+            place if !state.is_written && !state.replaces && is_whole_if_empty(place) => {
+                file.is_empty_file(state)
             }
             _ => state.is_dirty,
         }
+    }
+
+    /// Judges what nobody has open for writing any more. Nobody waits for what becomes of it: what is wrong is logged, and
+    /// told with what is pending.
+    async fn judge_at_last(&self, file: &Arc<Pending>) {
+        let was_named = {
+            let mut state = file.state();
+            let is_empty = file.is_empty_file(&state) && !is_whole_if_empty(&state.place);
+            if is_empty && !state.replaces {
+                // As if nothing had ever been written to it.
+                (state.is_written, state.is_dirty) = (false, false);
+                return;
+            }
+            state.path.is_some()
+        };
+        let judged = match self.complete(file).await {
+            Ok(()) if was_named || file.state().place == Place::Dot => return,
+            // It was refused, written to further, and something else had its name by then.
+            Ok(()) => {
+                let path = file.state().refused_as.clone().unwrap_or_default();
+                let reason = format!("{path}: another file has been written under this name");
+                ViewError::Refused(Refusal::Content, reason)
+            }
+            Err(error) => error,
+        };
+        {
+            let mut state = file.state();
+            if state.writers > 0 {
+                // Somebody has begun to write to it once more.
+                state.is_dirty = true;
+                return;
+            }
+        }
+        self.log(&judged);
+        self.refuse(file, &judged);
     }
 
     /// The content of something published, with its size and time. Whether it is right is found out when what is made
