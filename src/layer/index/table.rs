@@ -455,9 +455,7 @@ impl TableBuilder {
     /// The number of a path, if an entry has it or is in it.
     pub(super) fn find(&self, path: &[u8]) -> Option<u32> {
         let mut parts = path.split(|b| *b == b'/').filter(|part| !part.is_empty());
-        parts.try_fold(ROOT, |parent, part| {
-            self.find_path(parent, self.find_name(part)?)
-        })
+        parts.try_fold(ROOT, |parent, part| self.find_path(parent, self.find_name(part)?))
     }
 
     /// Adds an entry.
