@@ -143,6 +143,12 @@ fn what_cannot_be_mounted_is_refused_with_the_reason() {
     for shown in [place.at(), imgfs.images_dir().join("blobs")] {
         mount(&imgfs, &place.at(), &["--cache-dir", text(&shown)]).stderr_has("--cache-dir");
     }
+    let from = text(imgfs.images_dir());
+    for write in ["local", "through"] {
+        mount(&imgfs, &place.at(), &["--from", from, "--write", write])
+            .expect_code(2)
+            .stderr_has("is only read");
+    }
     mount(&imgfs, &place.at(), &["-o", "nonsense=1"]).expect_code(2).stderr_has("cannot mount");
     assert!(!is_mounted(&place.at()));
 }
