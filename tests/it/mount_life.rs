@@ -143,9 +143,11 @@ fn what_cannot_be_mounted_is_refused_with_the_reason() {
     for shown in [place.at(), imgfs.images_dir().join("blobs")] {
         mount(&imgfs, &place.at(), &["--cache-dir", text(&shown)]).stderr_has("--cache-dir");
     }
-    let from = text(imgfs.images_dir());
+    let layout = format!("oci:{}", text(&directory.join("layout")));
+    let copy = ["copy", "--from", text(imgfs.images_dir()), "--to", &layout, "--all"];
+    imgfs.run(&copy).success();
     for write in ["local", "through"] {
-        mount(&imgfs, &place.at(), &["--from", from, "--write", write])
+        mount(&imgfs, &place.at(), &["--from", &layout, "--write", write])
             .expect_code(2)
             .stderr_has("is only read");
     }

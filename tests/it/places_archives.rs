@@ -475,7 +475,7 @@ fn a_damaged_layer_takes_no_other_image_with_it() {
             ]),
         )
         .write(&bed.path("saved"));
-    let place = text(&bed.path("saved")).to_owned();
+    let place = bed.at("docker-archive", "saved");
     let names: Vec<String> = listed(&bed.imgfs, &place).into_iter().map(|(name, _)| name).collect();
     let of = |name: &str| format!("docker.io/library/{name}:1");
     assert_eq!(names, [of("bad"), of("good"), of("other")]);

@@ -122,7 +122,8 @@ fn a_worker_that_fails_lets_the_others_end() {
         let output = run.wait().expect_code(1);
         assert!(output.stderr.contains("not found"), "{output}");
     }
-    let listed = bed.imgfs.run(&["ls", "--json", text(&bed.path("images"))]).success();
+    let dir = bed.path("images");
+    let listed = bed.imgfs.run(&["ls", "--json", "--images-dir", text(&dir)]).success();
     assert_eq!(listed.images().len(), 1, "{listed}");
     assert_eq!(listed.images()[0]["image"], names[1].as_str());
 }

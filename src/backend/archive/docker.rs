@@ -3,8 +3,8 @@
 //! The manifest of an image is made here, in the form of Docker's schema 2: from the same archive always the same
 //! bytes, with the layers as they are stored. Of a layer that is not compressed the digest is its diff ID, which
 //! whoever reads it checks. One that is compressed is read once, to find out its digest, and to compare what is in
-//! it with the diff ID in the configuration. One that is damaged is listed all the same, and cannot be read: the other
-//! images of the archive can be had.
+//! it with the diff ID in the configuration. Of an image with one that is damaged, or is
+//! another one, the manifest cannot be read; it is listed all the same, and the other images of the archive can be had.
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
@@ -63,7 +63,10 @@ pub(super) async fn parts(reader: &Reader) -> Result<Parts> {
         }
         let labels = names.into_iter().map(|full| Labels { full, short: None });
         listed.extend(labels.map(|labels| Listed { manifest: descriptor.clone(), labels }));
-        made.push(manifest);
+        // One with a wrong layer is listed, and whoever reads it is told.
+        if !found.bad.contains_key(&digest) {
+            made.push(manifest);
+        }
     }
     let blobs = Blobs { archive: reader.archive.clone(), places: found.blobs, bad: found.bad };
     Ok(Parts {
@@ -90,7 +93,7 @@ struct Found<'a> {
     blobs: HashMap<Digest, Place>,
     /// Layers that have been read, by where they lie and by their diff IDs.
     layers: HashMap<(u64, Digest), Layer>,
-    /// What cannot be used, and why.
+    /// Manifests of images with layers that are not what they should be, and why.
     bad: HashMap<Digest, Error>,
 }
 
@@ -98,8 +101,8 @@ struct Found<'a> {
 #[derive(Clone)]
 struct Layer {
     descriptor: Descriptor,
-    /// What it should be and is not, if it can be decompressed.
-    other: Option<Error>,
+    /// Why it is not what it should be.
+    wrong: Option<Error>,
 }
 
 impl Found<'_> {
@@ -124,13 +127,10 @@ impl Found<'_> {
             );
             return Err(self.unfit(MANIFEST, reason));
         }
-        let mut described = Vec::with_capacity(layers.len());
+        let (mut described, mut first_wrong) = (Vec::with_capacity(layers.len()), None);
         for (name, diff_id) in layers.iter().zip(config.diff_ids) {
-            let Layer { descriptor: layer, other } = self.layer(name, diff_id).await?;
-            // The layer may be right in another image; this one is not to be had.
-            if let Some(error) = other {
-                self.bad.entry(config_digest).or_insert(error);
-            }
+            let Layer { descriptor: layer, wrong } = self.layer(name, diff_id).await?;
+            first_wrong = first_wrong.or(wrong);
             described.push(json!({
                 "mediaType": layer.media_type, "size": layer.size, "digest": layer.digest.to_string(),
             }));
@@ -141,8 +141,14 @@ impl Found<'_> {
             "config": {"mediaType": CONFIG, "size": text.len(), "digest": config_digest.to_string()},
             "layers": described,
         });
-        Manifest::parse(document.to_string().into_bytes().into(), None)
-            .map_err(|e| self.reader.error("reading manifest.json", e))
+        let manifest = Manifest::parse(document.to_string().into_bytes().into(), None)
+            .map_err(|e| self.reader.error("reading manifest.json", e))?;
+        if let Some(error) = first_wrong {
+            let (digest, size) = (manifest.digest(), manifest.bytes().len() as u64);
+            self.blobs.insert(digest, Place { offset: 0, size });
+            self.bad.insert(digest, error);
+        }
+        Ok(manifest)
     }
 
     fn member(&self, name: &str) -> Result<Member> {
@@ -162,23 +168,18 @@ impl Found<'_> {
         let magic = crate::backend::collection::read_whole(magic, magic_bytes).await?;
         let compression =
             Compression::detect(&magic).map_err(|e| self.unfit(name, e.to_string()))?;
-        let mut other = None;
-        let (media_type, digest) = match compression {
-            Compression::Plain => (LAYER.to_owned(), diff_id),
-            compressed => {
-                let (digest, wrong) = self.pass(name, &member, diff_id).await?;
-                match wrong {
-                    Some(Wrong::Damaged(error)) => drop(self.bad.insert(digest, error)),
-                    Some(Wrong::Other(error)) => other = Some(error),
-                    None => {}
-                }
-                let ending = if compressed == Compression::Gzip { "gzip" } else { "zstd" };
-                (format!("{LAYER}.{ending}"), digest)
+        let (media_type, (digest, wrong)) = match compression {
+            Compression::Plain => (LAYER.to_owned(), (diff_id, None)),
+            Compression::Gzip => {
+                (format!("{LAYER}.gzip"), self.pass(name, &member, diff_id).await?)
+            }
+            Compression::Zstd => {
+                (format!("{LAYER}.zstd"), self.pass(name, &member, diff_id).await?)
             }
         };
         self.blobs.insert(digest, Place { offset: start, size: member.size });
         let descriptor = Descriptor::new(&media_type, digest, member.size);
-        let layer = Layer { descriptor, other };
+        let layer = Layer { descriptor, wrong };
         self.layers.insert(key, layer.clone());
         Ok(layer)
     }
@@ -189,7 +190,7 @@ impl Found<'_> {
         name: &str,
         member: &Member,
         diff_id: Digest,
-    ) -> Result<(Digest, Option<Wrong>)> {
+    ) -> Result<(Digest, Option<Error>)> {
         let start = member.data_offset;
         let mut stream = self.reader.archive.read(start..start + member.size)?;
         // Of its files nothing has to be known.
@@ -213,33 +214,25 @@ impl Found<'_> {
         let error = |kind: Kind| self.reader.error(format_args!("reading the layer {name}"), kind);
         let wrong = match index.diff_id() {
             Some(found) if found == diff_id => None,
-            Some(found) => Some(Wrong::Other(error(Kind::Digest { expected: diff_id, found }))),
+            Some(found) => Some(error(Kind::Digest { expected: diff_id, found })),
             None => {
                 // That there are more entries than were asked for is no damage.
                 let is_damage =
                     |note: &&Note| matches!(note.kind, NoteKind::Damaged(_) | NoteKind::Wrong(_));
                 let note = index.notes().iter().find(is_damage).or_else(|| index.damage());
                 let why = note.map(|note| note.kind.to_string()).unwrap_or_default();
-                Some(Wrong::Damaged(error(Kind::Layer(why))))
+                Some(error(Kind::Layer(why)))
             }
         };
         Ok((index.blob(), wrong))
     }
 }
 
-/// What is wrong with a layer.
-enum Wrong {
-    /// It cannot be decompressed.
-    Damaged(Error),
-    /// It is another one than the configuration says.
-    Other(Error),
-}
-
 /// The configurations and layers of an archive.
 struct Blobs {
     archive: Arc<Archive>,
     places: HashMap<Digest, Place>,
-    /// What cannot be used, and why: it is listed, and whoever reads it is told.
+    /// Manifests of images with layers that are not what they should be, and why.
     bad: HashMap<Digest, Error>,
 }
 
