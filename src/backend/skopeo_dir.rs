@@ -168,14 +168,15 @@ impl SkopeoDirPacker {
         Ok(())
     }
 
-    /// Removes what belongs to another image, or was on its way to become one.
-    fn clear(&self) -> io::Result<()> {
+    /// Removes what belongs to another image than that of the files that have been `written`, or was on its way to
+    /// become one.
+    fn clear(&self, written: &HashMap<String, bool>) -> io::Result<()> {
         for entry in self.dir.open_dir(&self.root)?.entries()? {
             let Some(name) = entry.name.to_str() else { continue };
             let stem = name.strip_prefix('.').filter(|_| name.ends_with(NEW)).unwrap_or(name);
             let is_hex = stem.len() >= 64 && stem.bytes().take(64).all(|b| b.is_ascii_hexdigit());
             let is_own = is_hex || name.starts_with(SIGNATURE);
-            if is_own && !self.written.contains_key(name) {
+            if is_own && !written.contains_key(name) {
                 self.dir.remove_if_there(&self.root.join(name))?;
             }
         }
@@ -277,11 +278,12 @@ impl Packer for SkopeoDirPacker {
         self.dir.sync_dir(&self.root).map_err(|e| self.error("flushing it", e))?;
         let renamed = self.dir.rename(&temporary, &self.root.join(MANIFEST));
         renamed.map_err(|e| self.error("writing manifest.json", e))?;
+        // From here on it is the new image that is there, whatever fails.
+        let mut written = std::mem::take(&mut self.written);
         self.dir.sync_dir(&self.root).map_err(|e| self.error("flushing it", e))?;
         // It has the name of its own, and not that of a child.
-        self.written.remove(&format!("{}{CHILD}", image.manifest.digest().to_hex()));
-        self.clear().map_err(|e| self.error("removing the image that was there", e))?;
-        self.written.clear();
+        written.remove(&format!("{}{CHILD}", image.manifest.digest().to_hex()));
+        self.clear(&written).map_err(|e| self.error("removing the image that was there", e))?;
         self.dir.sync_dir(&self.root).map_err(|e| self.error("flushing it", e))
     }
 
