@@ -320,33 +320,6 @@ assert open(d + '/by-link', 'rb').read() == new and open(sys.argv[2], 'rb').read
 }
 
 #[test]
-fn the_directory_of_a_repository_is_moved_file_by_file() {
-    require!(Mounts);
-    let imgfs = directory(&written::zoo());
-    let mount = local(imgfs.images_dir());
-    let (old, new) = (format!("{HOST}/team/app"), format!("{HOST}/moved"));
-    mount.run("mv", &[mount.path(&old), mount.path(&new)]).success();
-    mount.run("stat", &[mount.path(&old)]).fails_with("No such file");
-    assert_eq!(pending(&mount), []);
-    assert_tree_sound(imgfs.images_dir());
-    let images = imgfs.ls().images();
-    let names: Vec<&str> = images.iter().filter_map(|image| image["image"].as_str()).collect();
-    let (old, new) = (format!("{HOST}/team/app:1"), format!("{HOST}/moved:1"));
-    assert!(names.contains(&&*new) && !names.contains(&&*old), "{names:?}");
-    assert_eq!(mount.log(), Vec::<String>::new());
-    // What something there names stays where it is.
-    let children = imgfs.images_dir().join(format!("{HOST}/moved/manifests"));
-    let children = std::fs::read_dir(children).expect("listing").flatten();
-    let child = children.map(|entry| entry.file_name().into_string().expect("text"));
-    let child = child.into_iter().find(|name| name.starts_with("sha256:")).expect("a child");
-    let to = mount.path(&format!("{HOST}/team/docker/manifests/{child}"));
-    mount
-        .run("mv", &[mount.path(&format!("{HOST}/moved/manifests/{child}")), to])
-        .fails_with("busy");
-    imgfs.verify().success();
-}
-
-#[test]
 fn what_is_needed_is_busy_and_the_rest_goes() {
     require!(Mounts);
     let images = written::zoo();

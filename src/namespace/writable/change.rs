@@ -322,14 +322,9 @@ impl Writable {
             let reason = format!("{old}: a blob that has been published has no other name");
             return Err(refused(Refusal::NotPermitted, reason));
         };
-        if let Name::Digest(digest) = &was.name {
-            // As `mv` of the directory of a repository does it, file by file.
-            let keeps_its_name = |to: &ManifestPlace| to.dir != was.dir && to.name == was.name;
-            if !matches!(&place, Place::Manifest(to) if keeps_its_name(to)) {
-                let reason = format!("{old}: it has the name of its digest; it can be copied");
-                return Err(refused(Refusal::NotPermitted, reason));
-            }
-            self.check_unnamed(&was, *digest).await?;
+        if matches!(was.name, Name::Digest(_)) {
+            let reason = format!("{old}: it has the name of its digest; it can be copied");
+            return Err(refused(Refusal::NotPermitted, reason));
         }
         if let (Name::Tag(_), Some(upstream)) = (&was.name, self.upstream()) {
             if !upstream.deletes() {
