@@ -292,6 +292,18 @@ pub trait Sink: Names {
         let _ = repository;
     }
 
+    /// Leaves word for other workers, where there is a place for that, that this one could not bring `blob`, or that
+    /// this is over. It is only a hint: nothing is wrong if it gets lost, or stays for too long.
+    async fn give_up(&self, blob: Digest, is_given_up: bool) {
+        let _ = (blob, is_given_up);
+    }
+
+    /// Whether another worker has left word that it could not bring `blob`.
+    async fn is_given_up(&self, blob: Digest) -> bool {
+        let _ = blob;
+        false
+    }
+
     /// Tidies up after a transfer.
     async fn close(&self) {}
 }
@@ -338,6 +350,8 @@ pub enum Opened {
     Mounted,
     /// Another process is receiving it at this moment.
     Busy,
+    /// Another worker is to bring it, and has not yet.
+    Awaited,
     /// It is to be sent, from [`Receiver::offset`] on.
     Receive(Box<dyn Receiver>),
 }

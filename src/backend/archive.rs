@@ -8,6 +8,7 @@
 //! Names in an archive are keys and nothing else (`members.rs`): whatever they say, nothing outside of the archive
 //! is ever opened.
 
+mod beside;
 mod content;
 mod docker;
 mod members;

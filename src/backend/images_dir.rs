@@ -13,6 +13,7 @@
 //!     locks/                                              empty files to lock
 //!     cache/                                              what a mount has fetched ([`cached`])
 //!     inside/                                             what has been found inside images
+//!     given-up/                                           blobs that one of several workers could not bring
 //!     pending/                                            what is being written through mounts
 //!     serve/                                              what a server keeps ([`serving`], [`uploads`])
 //! ```
@@ -59,6 +60,7 @@ use bytes::Bytes;
 pub use durability::SyncMode;
 pub use inventory::{ImageEntry, Inventory, Missing, Need};
 pub use layout::{Layout, holds_manifests, leads_to_manifests, repository_in};
+pub use portable::{is_portable_name_of, is_portable_path};
 pub use prune::{Pruned, Removed};
 pub use publish::published_time;
 pub use receive::PartialBlob;
@@ -96,6 +98,7 @@ const LOCKS: &str = "locks";
 const CACHE: &str = "cache";
 const INSIDE: &str = "inside";
 const PENDING: &str = "pending";
+const GIVEN_UP: &str = "given-up";
 
 /// How blobs come from another images_dir.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -346,6 +349,16 @@ impl Sink for ImagesDir {
         self.blocking(move |inner| inner.put(&repository, &manifest, &name)).await
     }
 
+    async fn give_up(&self, blob: Digest, is_given_up: bool) {
+        let inner = self.inner.clone();
+        // It is only a hint.
+        let _ = tokio::task::spawn_blocking(move || inner.note_given_up(&blob, is_given_up)).await;
+    }
+
+    async fn is_given_up(&self, blob: Digest) -> bool {
+        self.inner.root.is_file(&self.inner.given_up_path(&blob))
+    }
+
     async fn keep_sparse(&self, index: Digest, platforms: &str) -> Result<()> {
         let platforms = platforms.to_owned();
         self.blocking(move |inner| {
@@ -359,6 +372,20 @@ impl Sink for ImagesDir {
 impl Inner {
     fn state_dir(&self) -> PathBuf {
         self.root.path().join(BLOBS).join(STATE)
+    }
+
+    /// Where a worker leaves word that it could not bring a blob ([`Sink::give_up`]).
+    fn given_up_path(&self, blob: &Digest) -> PathBuf {
+        self.state_dir().join(GIVEN_UP).join(Layout::Portable.digest_name(blob))
+    }
+
+    fn note_given_up(&self, blob: &Digest, is_given_up: bool) -> io::Result<()> {
+        let path = self.given_up_path(blob);
+        if !is_given_up {
+            return self.root.remove_if_there(&path);
+        }
+        self.root.create_dirs(&self.state_dir().join(GIVEN_UP))?;
+        self.root.open_or_create(&path).map(drop)
     }
 
     fn cache_dir(&self) -> PathBuf {

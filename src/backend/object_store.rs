@@ -197,6 +197,11 @@ impl Inner {
         self.key(&format!("blobs/{digest}"))
     }
 
+    /// Where a worker leaves word that it could not bring a blob.
+    fn given_up_key(&self, digest: &Digest) -> Path {
+        self.key(&format!("blobs/.imgfs/given-up/{digest}"))
+    }
+
     fn manifest_key(&self, repository: &Repository, name: &str) -> Path {
         self.key(&format!("{repository}/manifests/{name}"))
     }

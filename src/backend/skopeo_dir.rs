@@ -10,6 +10,7 @@
 //! ```
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, Write},
     ops::Range,
@@ -32,6 +33,9 @@ const MANIFEST: &str = "manifest.json";
 
 /// Behind the hash of a manifest that an index names.
 const CHILD: &str = ".manifest.json";
+
+/// The end of the names of files on their way, which begin with a dot.
+const NEW: &str = ".new";
 
 /// The beginning of files that have signatures.
 const SIGNATURE: &str = "signature-";
@@ -125,9 +129,14 @@ impl BlobSource for Files {
 }
 
 /// Such a directory that is being written.
+///
+/// What is new comes beside what is there, since all but the manifest is named by its hash, and the manifest takes its
+/// place last. Only then what belonged to the image before goes: until then, that image can be read.
 pub struct SkopeoDirPacker {
     root: PathBuf,
     dir: ConfinedDir,
+    /// The files of the new image but for its manifest, and whether they were not there before.
+    written: HashMap<String, bool>,
 }
 
 impl SkopeoDirPacker {
@@ -144,28 +153,47 @@ impl SkopeoDirPacker {
                 "it is not empty and no directory of skopeo's `dir:`; give another directory";
             return Err(Error::new(side(root), "creating it", Kind::Config(reason.to_owned())));
         }
-        // From here on there is no image, until there is the new one.
-        for entry in entries {
-            let name = entry.name.to_string_lossy().into_owned();
-            let is_hex = name.len() >= 64 && name.bytes().take(64).all(|b| b.is_ascii_hexdigit());
-            if name == MANIFEST || is_hex || name.starts_with(SIGNATURE) {
-                dir.remove_if_there(&root.join(&entry.name)).map_err(io)?;
+        if !is_own {
+            dir.write(&root.join(VERSION), VERSION_TEXT).map_err(io)?;
+        }
+        Ok(Self { root: root.to_owned(), dir, written: HashMap::new() })
+    }
+
+    /// Gives a file its name.
+    fn place(&mut self, temporary: &Path, name: String) -> io::Result<()> {
+        let path = self.root.join(&name);
+        let is_new = self.dir.stat(&path).is_err();
+        self.dir.rename(temporary, &path)?;
+        self.written.entry(name).or_insert(is_new);
+        Ok(())
+    }
+
+    /// Removes what belongs to another image than that of the files that have been `written`, or was on its way to
+    /// become one.
+    fn clear(&self, written: &HashMap<String, bool>) -> io::Result<()> {
+        for entry in self.dir.open_dir(&self.root)?.entries()? {
+            let Some(name) = entry.name.to_str() else { continue };
+            let stem = name.strip_prefix('.').filter(|_| name.ends_with(NEW)).unwrap_or(name);
+            let is_hex = stem.len() >= 64 && stem.bytes().take(64).all(|b| b.is_ascii_hexdigit());
+            let is_own = is_hex || name.starts_with(SIGNATURE);
+            if is_own && !written.contains_key(name) {
+                self.dir.remove_if_there(&self.root.join(name))?;
             }
         }
-        dir.write(&root.join(VERSION), VERSION_TEXT).map_err(io)?;
-        Ok(Self { root: root.to_owned(), dir })
+        Ok(())
     }
 
     fn error(&self, doing: impl std::fmt::Display, kind: impl Into<Kind>) -> Error {
         Error::new(side(&self.root), doing, kind)
     }
 
-    fn publish(&self, name: &str, content: &[u8]) -> Result<()> {
+    /// Writes a file beside its place.
+    fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf> {
         let failed = |e: io::Error| self.error(format_args!("writing {name}"), e);
-        let temporary = self.root.join(format!(".{name}.new"));
+        let temporary = self.root.join(format!(".{name}{NEW}"));
         let mut file = self.dir.create_file(&temporary).map_err(failed)?;
         file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
-        self.dir.rename(&temporary, &self.root.join(name)).map_err(failed)
+        Ok(temporary)
     }
 
     async fn receive(
@@ -216,11 +244,11 @@ impl Packer for SkopeoDirPacker {
 
     async fn blob(&mut self, blob: &Descriptor, content: &Arc<dyn Content>) -> Result<Received> {
         let name = blob.digest.to_hex();
-        let temporary = self.root.join(format!(".{name}.new"));
+        let temporary = self.root.join(format!(".{name}{NEW}"));
         match self.receive(blob, content, &temporary).await {
             Ok(bytes) => {
-                let renamed = self.dir.rename(&temporary, &self.root.join(&name));
-                renamed.map_err(|e| self.error(format_args!("storing blob {}", blob.digest), e))?;
+                let placed = self.place(&temporary, name);
+                placed.map_err(|e| self.error(format_args!("storing blob {}", blob.digest), e))?;
                 Ok(Received { bytes, linked: false })
             }
             Err(error) => {
@@ -237,17 +265,33 @@ impl Packer for SkopeoDirPacker {
                 self.error(format_args!("storing {}", manifest.digest()), Kind::Unfit(reason))
             );
         }
-        self.publish(&format!("{}{CHILD}", manifest.digest().to_hex()), manifest.bytes())
+        let name = format!("{}{CHILD}", manifest.digest().to_hex());
+        let temporary = self.write(&name, manifest.bytes())?;
+        let placed = self.place(&temporary, name);
+        placed.map_err(|e| self.error(format_args!("storing {}", manifest.digest()), e))
     }
 
     async fn finish(&mut self, images: &[PackedImage]) -> Result<()> {
         let Some(image) = images.last() else { return Ok(()) };
-        self.publish(MANIFEST, image.manifest.bytes())?;
-        let own = format!("{}{CHILD}", image.manifest.digest().to_hex());
-        let removed = self.dir.remove_if_there(&self.root.join(own));
-        removed.map_err(|e| self.error("writing manifest.json", e))?;
+        let temporary = self.write(MANIFEST, image.manifest.bytes())?;
+        // What it names is on the disk before it is.
+        self.dir.sync_dir(&self.root).map_err(|e| self.error("flushing it", e))?;
+        let renamed = self.dir.rename(&temporary, &self.root.join(MANIFEST));
+        renamed.map_err(|e| self.error("writing manifest.json", e))?;
+        // From here on it is the new image that is there, whatever fails.
+        let mut written = std::mem::take(&mut self.written);
+        self.dir.sync_dir(&self.root).map_err(|e| self.error("flushing it", e))?;
+        // It has the name of its own, and not that of a child.
+        written.remove(&format!("{}{CHILD}", image.manifest.digest().to_hex()));
+        self.clear(&written).map_err(|e| self.error("removing the image that was there", e))?;
         self.dir.sync_dir(&self.root).map_err(|e| self.error("flushing it", e))
     }
 
-    async fn abandon(&mut self) {}
+    async fn abandon(&mut self) {
+        // What was there before belongs to the image that was there.
+        let new = self.written.drain().filter(|(_, is_new)| *is_new);
+        for name in new.map(|(name, _)| name).chain([format!(".{MANIFEST}{NEW}")]) {
+            let _ = self.dir.remove_if_there(&self.root.join(name));
+        }
+    }
 }

@@ -171,6 +171,12 @@ fn write(args: &MountArgs) -> Result<Option<Write>, Failure> {
     if args.image.is_some() {
         return wrong("--write is about a directory of images, and --image shows one image only");
     }
+    if let Some(from) = &args.from {
+        let message = format!("--write is about a directory of images, and {from} is only read");
+        return Err(Failure::new(message).hint(
+            "copy into it: imgfs copy --from DIR --to PLACE; or mount a directory: --images-dir DIR",
+        ));
+    }
     match (has(WriteArg::Local), has(WriteArg::Through), has(WriteArg::Delete)) {
         (true, true, _) => return wrong("--write is either local or through"),
         (true, _, true) | (false, false, true) => {

@@ -175,6 +175,13 @@ impl Observer for Progress {
                     digest.short()
                 ));
             }
+            Event::Awaiting { digest } => {
+                self.output.event(&json!({"event": "waiting", "digest": digest.to_string()}));
+                self.output.line(&format!(
+                    "{}: another worker is to fetch it; waiting for that",
+                    digest.short()
+                ));
+            }
             Event::ImageDone(image) => {
                 let digest = image.digest.map(|digest| digest.to_string());
                 let name = shown(&image.route);

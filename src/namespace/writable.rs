@@ -13,8 +13,9 @@
 //! - What has been published never changes. Opening it for writing begins another pending file of the same name,
 //!   and is answered with `ESTALE`: the kernel looks the name up again, in the same thread, and is told of the new
 //!   inode then. All others go on to see what is published, until that is replaced.
-//! - `change.rs` renames, links and removes. `looking.rs` sees what others bring. `status.rs` tells what is pending, and
-//!   what was refused.
+//! - What has been pushed and is not to be kept goes when nothing is on its way any more (`pushed.rs`).
+//! - `change.rs` renames, links and removes; `withdraw.rs` removes tags at registries. `looking.rs` sees what others
+//!   bring. `status.rs` tells what is pending, and what was refused.
 //!
 //! Locks are taken in this order: a file's `publishing`, the table, a file's state.
 
@@ -24,12 +25,14 @@ mod looking;
 mod pending;
 mod place;
 mod publish;
+mod pushed;
 mod staged;
 mod status;
 mod store;
 mod table;
 #[cfg(test)]
 mod tests;
+mod withdraw;
 mod writing;
 
 use std::{
@@ -57,7 +60,7 @@ use super::{
 use crate::{
     backend::{
         self,
-        images_dir::{Filling, ImagesDir},
+        images_dir::{self, Filling, ImagesDir},
     },
     catalogue::Catalogue,
     image::{Digest, Repository},
@@ -68,6 +71,7 @@ use looking::Looking;
 use pending::{Pending, Stage};
 use place::Place;
 use publish::disk;
+use pushed::Pushed;
 use status::Refusals;
 use store::Store;
 use table::Table;
@@ -88,6 +92,10 @@ const UNREACHABLE: Duration = Duration::from_secs(30);
 
 /// The file below `.imgfs` that tells what is pending.
 const STATUS: &str = "pending.json";
+
+/// Why names of the layout for other file systems are refused.
+const PORTABLE: &str = "that is a name in the layout `portable`, and files have other names here; copy that directory \
+                        with imgfs copy --from DIR --to IMAGES_DIR --all";
 
 /// The time that is shown of what only a registry has: another one than that of any file that is here, so that
 /// whoever brings the same file by its time and size does bring it.
@@ -112,6 +120,8 @@ pub struct Writable {
     refused: Refusals,
     looking: Looking,
     filling: Mutex<Use>,
+    /// What has been pushed and is not to be kept.
+    pushed: Pushed,
 }
 
 /// Whether the tree is said to be being filled.
@@ -140,6 +150,7 @@ impl Writable {
             refused: Refusals::default(),
             looking: Looking::default(),
             filling: Mutex::new(Use { filling: None, last: Instant::now() }),
+            pushed: Pushed::default(),
         });
         for (kept, stored) in kept {
             let Some(Place::Manifest(place)) = Place::of(&kept.path) else { continue };
@@ -181,6 +192,10 @@ impl Writable {
 
     fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    fn pushed(&self) -> &Pushed {
+        &self.pushed
     }
 
     fn upstream(&self) -> Option<&Arc<dyn Upstream>> {
@@ -711,9 +726,12 @@ impl Drop for Writable {
 
 /// The error for a name under which nothing can be written.
 fn invalid(path: &str) -> ViewError {
-    let reason = format!(
-        "{path}: nothing of a directory of images has such a name; there can be REGISTRY/REPOSITORY/manifests/TAG, \
-         the same with a digest, and blobs/ALGORITHM:HEX"
-    );
+    let reason = match images_dir::is_portable_path(path) {
+        true => format!("{path}: {PORTABLE}"),
+        false => format!(
+            "{path}: nothing of a directory of images has such a name; there can be \
+             REGISTRY/REPOSITORY/manifests/TAG, the same with a digest, and blobs/ALGORITHM:HEX"
+        ),
+    };
     ViewError::Refused(Refusal::Invalid, reason)
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::{Entry, Found, Handle, ViewError};
 use crate::{
-    backend::{self, Backend},
+    backend::{self, Backend, Removal},
     image::Reference,
 };
 
@@ -107,7 +107,8 @@ pub trait Writing: Send + Sync + 'static {
     /// How many manifests wait for what they name, and names whose last content was refused.
     fn waiting(&self) -> usize;
 
-    /// Nobody writes any more: removes what has not become whole. Whole manifests go on to wait.
+    /// Nobody writes any more: removes what has not become whole, and what has been pushed and is not to be kept. Whole
+    /// manifests go on to wait.
     fn end(&self);
 
     /// Refuses what can be created nowhere, such as symbolic links.
@@ -135,8 +136,15 @@ pub trait Upstream: Send + Sync + 'static {
     /// Whether a tag that is removed goes there, too.
     fn deletes(&self) -> bool;
 
-    /// Removes a tag. [`backend::Kind::NotFound`] if it is not there.
-    async fn delete(&self, tag: &Reference) -> backend::Result<()>;
+    /// What `image` is called there.
+    fn target(&self, image: &Reference) -> backend::Result<Reference>;
+
+    /// What goes there when a tag is removed, first the tag as it is called there. [`backend::Kind::NotFound`] if it
+    /// is not there; [`backend::Kind::Unfit`] if something else would not be whole without it.
+    async fn removal(&self, tag: &Reference) -> backend::Result<Removal>;
+
+    /// Removes it.
+    async fn delete(&self, removal: &Removal) -> backend::Result<()>;
 
     /// What becomes of what has been pushed.
     fn keeping(&self) -> Keeping;

@@ -100,7 +100,7 @@ async fn put(
     for _ in 0..BUSY_ATTEMPTS {
         match sink.open(repository, blob, &[]).await? {
             Opened::Present | Opened::Mounted => return Ok(()),
-            Opened::Busy => tokio::time::sleep(BUSY_POLL).await,
+            Opened::Busy | Opened::Awaited => tokio::time::sleep(BUSY_POLL).await,
             Opened::Receive(receiver) => {
                 receiver.receive(Arc::new(AtHand(content))).await?;
                 return Ok(());

@@ -296,9 +296,12 @@ impl Mover {
             let receiver = match opened.await? {
                 Opened::Present => return Ok(Outcome::Reused),
                 Opened::Mounted => return Ok(Outcome::Mounted),
-                Opened::Busy => {
+                opened @ (Opened::Busy | Opened::Awaited) => {
                     if !waiting {
-                        self.observer.event(Event::Waiting { digest });
+                        self.observer.event(match opened {
+                            Opened::Awaited => Event::Awaiting { digest },
+                            _ => Event::Waiting { digest },
+                        });
                         waiting = true;
                     }
                     // Somebody else's download must not keep us from our own.

@@ -8,7 +8,7 @@ use std::{
 use super::{
     content::SourceBlob,
     plan::{BlobPlan, ImagePlan, Plan},
-    report::{Event, Observer, Report, Status},
+    report::{Event, ImageReport, Observer, Report, Status},
 };
 use crate::{
     backend::{Backend, Content, Error, Kind, ManifestName, PackedImage, Packer},
@@ -35,8 +35,14 @@ pub async fn pack(
         images: images.iter().map(|image| image.report.clone()).collect(),
         ..Report::default()
     };
-    let singles: Vec<Option<Manifest>> =
-        images.iter().map(|image| single(image, platform).cloned()).collect();
+    let mut singles: Vec<Option<Manifest>> = Vec::with_capacity(images.len());
+    for (number, image) in images.iter().enumerate() {
+        let single = single(image, platform);
+        if let (Some(single), false) = (&single, packer.keeps_manifests()) {
+            single.tell(&mut report.images[number]);
+        }
+        singles.push(single.map(|single| single.manifest.clone()));
+    }
     if !packer.keeps_manifests() {
         for (number, single) in singles.iter().enumerate() {
             if single.is_none() {
@@ -179,11 +185,40 @@ fn named<'a>(
     })
 }
 
+/// An image for one platform.
+struct Single<'a> {
+    manifest: &'a Manifest,
+    /// The platform, where there are several, or an index says it.
+    platform: Option<Platform>,
+    /// Whether it is one of several.
+    is_chosen: bool,
+}
+
+impl Single<'_> {
+    /// Makes a report that of this image, and not that of the index that it was chosen from.
+    fn tell(&self, report: &mut ImageReport) {
+        if !self.is_chosen {
+            return;
+        }
+        let blobs: BTreeMap<Digest, u64> =
+            self.manifest.blobs().map(|blob| (blob.digest, blob.size)).collect();
+        report.bytes = self.manifest.bytes().len() as u64 + blobs.values().sum::<u64>();
+        let written = self.platform.iter().map(ToString::to_string).collect();
+        let all = std::mem::replace(&mut report.platforms, written);
+        report.warnings.push(format!(
+            "of {} only {} is written: there, an image is for one platform; --platform says for which",
+            all.join(", "),
+            report.platforms.join(", "),
+        ));
+    }
+}
+
 /// The manifest of the image for one platform: the only one there is, or that for `platform`.
-fn single<'a>(image: &'a ImagePlan, platform: &Platform) -> Option<&'a Manifest> {
+fn single<'a>(image: &'a ImagePlan, platform: &Platform) -> Option<Single<'a>> {
     let root = &image.manifests.last()?.manifest;
     if let View::Image { config, .. } = root.view() {
-        return config.is_image_config().then_some(root);
+        let single = Single { manifest: root, platform: None, is_chosen: false };
+        return config.is_image_config().then_some(single);
     }
     let by_digest: HashMap<Digest, &Manifest> =
         image.manifests.iter().map(|m| (m.manifest.digest(), &m.manifest)).collect();
@@ -206,9 +241,10 @@ fn single<'a>(image: &'a ImagePlan, platform: &Platform) -> Option<&'a Manifest>
         }
     }
     if let [(_, only)] = found.as_slice() {
-        return Some(only);
+        return Some(Single { manifest: only, platform: None, is_chosen: false });
     }
     let platforms: Vec<_> = found.iter().map(|(platform, _)| platform.clone()).collect();
     let selection = PlatformFilter::Only(vec![platform.clone()]).select(&platforms);
-    selection.kept.first().and_then(|&at| found.get(at)).map(|(_, manifest)| *manifest)
+    let (platform, manifest) = found.get(*selection.kept.first()?)?;
+    Some(Single { manifest, platform: platform.clone(), is_chosen: true })
 }

@@ -146,6 +146,11 @@ pub enum Event<'a> {
         /// Which.
         digest: Digest,
     },
+    /// Another worker is to bring this blob; it is waited for, and other work goes on.
+    Awaiting {
+        /// Which.
+        digest: Digest,
+    },
     /// An image is done with.
     ImageDone(&'a ImageReport),
 }

@@ -34,6 +34,7 @@ mod names;
 mod papers;
 mod places;
 mod places_archives;
+mod places_changes;
 mod places_store;
 mod places_tools;
 mod portable;

@@ -143,6 +143,14 @@ fn what_cannot_be_mounted_is_refused_with_the_reason() {
     for shown in [place.at(), imgfs.images_dir().join("blobs")] {
         mount(&imgfs, &place.at(), &["--cache-dir", text(&shown)]).stderr_has("--cache-dir");
     }
+    let layout = format!("oci:{}", text(&directory.join("layout")));
+    let copy = ["copy", "--from", text(imgfs.images_dir()), "--to", &layout, "--all"];
+    imgfs.run(&copy).success();
+    for write in ["local", "through"] {
+        mount(&imgfs, &place.at(), &["--from", &layout, "--write", write])
+            .expect_code(2)
+            .stderr_has("is only read");
+    }
     mount(&imgfs, &place.at(), &["-o", "nonsense=1"]).expect_code(2).stderr_has("cannot mount");
     assert!(!is_mounted(&place.at()));
 }

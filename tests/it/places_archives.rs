@@ -477,6 +477,50 @@ fn each_diff_id_is_checked() {
 }
 
 #[test]
+fn a_damaged_layer_takes_no_other_image_with_it() {
+    let bed = Bed::new();
+    let (one, one_id) = layer("etc/one");
+    // Of several files.
+    let two = Archive::default().file("a", "a").file("b", "b").file("c", vec![7; 4000]).bytes();
+    let good = packed("gzip", &["-nc"], &one);
+    let mut damaged = packed("gzip", &["-nc"], &two);
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    let two_id = digest(&two);
+    Archive::default()
+        .file("good.tar.gz", &good)
+        .file("bad.tar.gz", &damaged)
+        .json("good.json", &config(&[&one_id]))
+        .json("bad.json", &config(&[&one_id, &two_id]))
+        .json("other.json", &config(&[&two_id]))
+        .json(
+            "manifest.json",
+            &json!([
+                saved("bad.json", &["bad:1"], &["good.tar.gz", "bad.tar.gz"]),
+                saved("other.json", &["other:1"], &["good.tar.gz"]),
+                saved("good.json", &["good:1"], &["good.tar.gz"]),
+            ]),
+        )
+        .write(&bed.path("saved"));
+    let place = bed.at("docker-archive", "saved");
+    let of = |name: &str| format!("docker.io/library/{name}:1");
+    // All are listed, with what is wrong.
+    let output = bed.imgfs.run(&["ls", "--json", &place]).expect_code(1);
+    let is_whole = |name: &str| output.image(&of(name))["complete"] == true;
+    assert!(is_whole("good") && !is_whole("bad") && !is_whole("other"), "{output}");
+    let to = text(&bed.path("to")).to_owned();
+    bed.copy(&place, &to, &[&of("good")]).success();
+    let output = bed.copy(&place, &to, &[&of("bad")]).expect_code(1);
+    assert!(output.stderr.contains("reading the layer bad.tar.gz"), "{output}");
+    assert!(!output.stderr.contains("more than"), "{output}");
+    let output = bed.copy(&place, &to, &[&of("other")]).expect_code(1);
+    assert!(output.stderr.contains("reading the layer good.tar.gz"), "{output}");
+    assert!(output.stderr.contains("digest mismatch"), "{output}");
+    bed.imgfs.run(&["verify", &place]).expect_code(1);
+    assert_tree_sound(&bed.path("to"));
+}
+
+#[test]
 fn what_is_cut_off_or_old_is_told() {
     let bed = Bed::new();
     let bytes = classic().bytes();

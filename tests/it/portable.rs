@@ -9,6 +9,7 @@ use crate::support::mount::Mounted;
 use crate::support::need::require;
 use crate::support::text;
 use crate::support::tree::{self, everything_under};
+use crate::support::written;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -230,6 +231,28 @@ fn a_stick_takes_portable_directories_and_no_others() {
 }
 
 /// An older imgfs, or a documented pull that was interrupted, has left nothing but its note.
+#[test]
+fn a_portable_directory_is_not_copied_into_a_mount_file_by_file() {
+    require!(Mounts);
+    let images = written::zoo();
+    let source = written::directory(&images);
+    let stick = Imgfs::scratch();
+    let (from, to) = (text(source.images_dir()), text(stick.images_dir()));
+    stick.copy(&["--from", from, "--to", to, "--all", "--layout", "portable"]).success();
+    let target = Imgfs::scratch();
+    let mut mount = written::local(target.images_dir());
+    let all = format!("{to}/.");
+    mount.run("cp", &["-a", &all, &mount.path("")]).fails_with("Invalid argument");
+    let way_out = ["layout `portable`", "imgfs copy --from DIR --to IMAGES_DIR --all"];
+    assert!(!mount.logged(&way_out).is_empty(), "{:?}", mount.log());
+    // Tags wait for what has not come; manifests by their digests have not become tags.
+    let waiting = written::pending(&mount);
+    assert_eq!(waiting.len(), images.len(), "{waiting:?}");
+    assert!(waiting.iter().all(|(name, _)| !name.contains("sha256")), "{waiting:?}");
+    assert_eq!(mount.stop().code(), Some(0));
+    assert_eq!(target.ls().images().len(), 0);
+}
+
 #[test]
 fn an_empty_directory_can_still_become_portable() {
     let imgfs = Imgfs::scratch();

@@ -99,17 +99,151 @@ fn what_only_a_push_needed_is_not_kept() {
     index.push_to(&origin, "team/app", "1");
     let target = directory(&[("kept/app:1", image.clone())]);
     let before = tree::snapshot(target.images_dir());
-    let mount = through(target.images_dir(), &["--no-keep"]);
+    let mut mount = through(target.images_dir(), &["--no-keep"]);
     let from = tag(&origin.host(), "team/app:1");
     let to = tag(&hostile.host(), "team/app:1");
     copy_tag(&mount, &from, &to).success();
     assert_eq!(hostile.manifest("team/app", "1").as_deref(), Some(&*index.root().bytes));
+    assert_eq!(mount.stop().code(), Some(0));
     let is_file = |(path, look): &(String, tree::Look)| !look.digest.is_empty() && !path.is_empty();
     let files = |all: std::collections::BTreeMap<_, _>| -> Vec<_> {
         all.into_iter().filter(is_file).collect()
     };
     assert_eq!(files(tree::snapshot(target.images_dir())), files(before), "{:?}", mount.log());
     target.verify().success();
+}
+
+#[test]
+fn what_is_not_kept_stays_until_all_has_been_pushed() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let images = written::zoo();
+    let source = directory(&images);
+    let target = empty();
+    let dest = format!(
+        "{}/d/{{{{ .module.image.reference.repository }}}}:{{{{ .module.image.reference.tag }}}}",
+        hostile.host()
+    );
+    let mut mount = through(target.images_dir(), &["--no-keep", "--dest", &dest]);
+    // All blobs come before the first manifest, and images share some.
+    let from = format!("{}/", text(source.images_dir()));
+    mount.run("rsync", &["-a", &from, &mount.path("")]).success();
+    assert_eq!(pending(&mount), []);
+    for (name, image) in &images {
+        let (repository, tag) = name.rsplit_once(':').expect("a tag");
+        let pushed = hostile.manifest(&format!("d/{repository}"), tag);
+        assert_eq!(pushed.as_deref(), Some(&*image.root().bytes), "{name}");
+    }
+    assert_eq!(mount.log(), Vec::<String>::new());
+    assert_eq!(mount.stop().code(), Some(0));
+    let left = tree::snapshot(target.images_dir()).into_iter();
+    let left: Vec<_> = left.filter(|(_, look)| !look.digest.is_empty()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn what_a_waiting_manifest_may_need_is_kept() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let shared = Image::new().layer(1, 100_000);
+    let first = shared.clone().build();
+    let second = shared.layer(2, 50_000).build();
+    let files = written::files_of(&first, "team/app", "1");
+    let target = empty();
+    let dest = format!("{}/d/app:{{{{ .module.image.reference.tag }}}}", hostile.host());
+    let mut mount = through(target.images_dir(), &["--no-keep", "--dest", &dest]);
+    let scratch = tempfile::tempdir().expect("making a temporary directory");
+    let write = |mount: &Mounted, files: &[(String, Vec<u8>)]| {
+        mount.run("mkdir", &["-p", &mount.path(&format!("{HOST}/team/app/manifests"))]).success();
+        for (path, content) in files {
+            let file = written::file(scratch.path(), "content", content);
+            mount.run("cp", &[text(&file), &mount.path(path)]).success();
+        }
+    };
+    write(&mount, &files);
+    assert!(hostile.manifest("d/app", "1").is_some());
+    // The second one lacks its own layer.
+    let mut rest = written::files_of(&second, "team/app", "2");
+    rest.retain(|(path, _)| !files.iter().any(|(known, _)| known == path));
+    let layer = rest
+        .iter()
+        .position(|(path, content)| path.starts_with("blobs/") && content.len() >= 50_000);
+    let layer = rest.remove(layer.expect("it has a layer of its own"));
+    write(&mount, &rest);
+    assert_eq!(pending(&mount).len(), 1);
+    assert_eq!(mount.stop().code(), Some(0));
+    mount.restart();
+    write(&mount, &[layer]);
+    assert_eq!(pending(&mount), []);
+    assert_eq!(hostile.manifest("d/app", "2").as_deref(), Some(&*second.root().bytes));
+}
+
+#[test]
+fn images_that_would_get_one_name_do_not_overwrite_each_other() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let image = |seed| Image::new().layer(seed, 10_000).build();
+    let local = directory(&[("team/app:1", image(1)), ("team/app:2", image(2))]);
+    let target = empty();
+    let dest = format!("{}/{{{{ .module.image.reference.repository }}}}:stable", hostile.host());
+    let mount = through(target.images_dir(), &["--dest", &dest]);
+    let from =
+        |name: &str| local.images_dir().join(name).into_os_string().into_string().expect("text");
+    let blobs = from("blobs/.");
+    mount.run("cp", &["-r", &blobs, &mount.path("blobs")]).success();
+    let manifests = format!("{HOST}/team/app/manifests");
+    mount.run("mkdir", &["-p", &mount.path(&manifests)]).success();
+    let put = |tag: &str| {
+        let path = format!("{manifests}/{tag}");
+        mount.run("cp", &[from(&path), mount.path(&path)])
+    };
+    put("1").success();
+    let pushed = hostile.manifest("team/app", "stable");
+    assert!(pushed.is_some());
+    put("2").fails_with("Input/output error");
+    let said = [&*format!("{HOST}/team/app:1 and {HOST}/team/app:2 would both become")];
+    assert_eq!(mount.logged(&said).len(), 1, "{:?}", mount.log());
+    assert_eq!(hostile.manifest("team/app", "stable"), pushed);
+    // The same image again is no other one.
+    put("1").success();
+}
+
+#[test]
+fn a_tag_is_not_removed_where_others_would_go_with_it() {
+    require!(Mounts);
+    let registry = Registry::plain();
+    let image = Image::new().layer(1, 100_000).build();
+    let local = directory(&[("team/app:1", image.clone())]);
+    let at = |image: &str| tag(&registry.host(), image);
+    let mount = through(local.images_dir(), &[]);
+    copy_tag(&mount, &tag(HOST, "team/app:1"), &at("team/app:1")).success();
+    drop(mount);
+    let mut mount = Mounted::start(local.images_dir(), &["--write", "through,delete"]);
+    let has = |image: &str| {
+        let (repository, tag) = image.rsplit_once(':').expect("a tag");
+        registry.manifest(repository, tag).is_some()
+    };
+    // Both names would lead to the manifest that goes with the old one.
+    let (one, nine) = (at("team/app:1"), at("team/app:9"));
+    mount.run("mv", &[mount.path(&one), mount.path(&nine)]).fails_with("not permitted");
+    assert!(has("team/app:1") && !has("team/app:9"));
+    assert_eq!(mount.logged(&["is not renamed to", "copy it (cp)"]).len(), 1, "{:?}", mount.log());
+    // In another repository, it is another manifest.
+    mount.run("mkdir", &["-p", &mount.path(&at("other/app:1").replace("/1", ""))]).success();
+    mount.run("mv", &[mount.path(&one), mount.path(&at("other/app:1"))]).success();
+    assert!(!has("team/app:1") && has("other/app:1"));
+    assert_eq!(mount.stop().code(), Some(0));
+    mount.restart();
+    copy_tag(&mount, &at("other/app:1"), &at("other/app:stable")).success();
+    mount.run("rm", &[mount.path(&at("other/app:1"))]).fails_with("busy");
+    assert!(has("other/app:1") && has("other/app:stable"));
+    let way_out = format!("imgfs rm --yes registry://{}/other/app:1", registry.host());
+    let said = [&*format!("{}/other/app:stable", registry.host()), &*way_out];
+    assert_eq!(mount.logged(&said).len(), 1, "{:?}", mount.log());
+    // Once the other one leads elsewhere, it can be removed.
+    Image::new().layer(2, 1_000).build().push_to(&registry, "other/app", "stable");
+    mount.run("rm", &[mount.path(&at("other/app:1"))]).success();
+    assert!(!has("other/app:1") && has("other/app:stable"));
 }
 
 #[test]

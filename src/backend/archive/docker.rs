@@ -3,7 +3,8 @@
 //! The manifest of an image is made here, in the form of Docker's schema 2: from the same archive always the same
 //! bytes, with the layers as they are stored. Of a layer that is not compressed the digest is its diff ID, which
 //! whoever reads it checks. One that is compressed is read once, to find out its digest, and to compare what is in
-//! it with the diff ID in the configuration.
+//! it with the diff ID in the configuration. Of an image with one that is damaged, or is
+//! another one, the manifest cannot be read; it is listed all the same, and the other images of the archive can be had.
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
@@ -18,7 +19,7 @@ use crate::{
         collection::{BlobSource, Labels, Listed, Parts},
     },
     image::{Descriptor, Digest, ImageConfig, Manifest, MediaType},
-    layer::{Compression, Hashing, Indexer, Limits, Member, Options},
+    layer::{Compression, Hashing, Indexer, Limits, Member, Note, NoteKind, Options},
 };
 
 const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
@@ -47,7 +48,8 @@ pub(super) async fn parts(reader: &Reader) -> Result<Parts> {
     let saved: Vec<Saved> = serde_json::from_slice(&text).map_err(|e| {
         reader.error("reading manifest.json", Kind::Unfit(format!("it is malformed: {e}")))
     })?;
-    let mut found = Found { reader, blobs: HashMap::new(), layers: HashMap::new() };
+    let (blobs, layers) = (HashMap::new(), HashMap::new());
+    let mut found = Found { reader, blobs, layers, bad: HashMap::new() };
     let (mut listed, mut made) = (Vec::new(), Vec::new());
     for image in saved {
         let manifest = found.manifest(&image).await?;
@@ -61,9 +63,12 @@ pub(super) async fn parts(reader: &Reader) -> Result<Parts> {
         }
         let labels = names.into_iter().map(|full| Labels { full, short: None });
         listed.extend(labels.map(|labels| Listed { manifest: descriptor.clone(), labels }));
-        made.push(manifest);
+        // One with a wrong layer is listed, and whoever reads it is told.
+        if !found.bad.contains_key(&digest) {
+            made.push(manifest);
+        }
     }
-    let blobs = Blobs { archive: reader.archive.clone(), places: found.blobs };
+    let blobs = Blobs { archive: reader.archive.clone(), places: found.blobs, bad: found.bad };
     Ok(Parts {
         side: reader.side.clone(),
         listed,
@@ -87,7 +92,17 @@ struct Found<'a> {
     reader: &'a Reader,
     blobs: HashMap<Digest, Place>,
     /// Layers that have been read, by where they lie and by their diff IDs.
-    layers: HashMap<(u64, Digest), Descriptor>,
+    layers: HashMap<(u64, Digest), Layer>,
+    /// Manifests of images with layers that are not what they should be, and why.
+    bad: HashMap<Digest, Error>,
+}
+
+/// A layer that has been read.
+#[derive(Clone)]
+struct Layer {
+    descriptor: Descriptor,
+    /// Why it is not what it should be.
+    wrong: Option<Error>,
 }
 
 impl Found<'_> {
@@ -112,9 +127,10 @@ impl Found<'_> {
             );
             return Err(self.unfit(MANIFEST, reason));
         }
-        let mut described = Vec::with_capacity(layers.len());
+        let (mut described, mut first_wrong) = (Vec::with_capacity(layers.len()), None);
         for (name, diff_id) in layers.iter().zip(config.diff_ids) {
-            let layer = self.layer(name, diff_id).await?;
+            let Layer { descriptor: layer, wrong } = self.layer(name, diff_id).await?;
+            first_wrong = first_wrong.or(wrong);
             described.push(json!({
                 "mediaType": layer.media_type, "size": layer.size, "digest": layer.digest.to_string(),
             }));
@@ -125,8 +141,14 @@ impl Found<'_> {
             "config": {"mediaType": CONFIG, "size": text.len(), "digest": config_digest.to_string()},
             "layers": described,
         });
-        Manifest::parse(document.to_string().into_bytes().into(), None)
-            .map_err(|e| self.reader.error("reading manifest.json", e))
+        let manifest = Manifest::parse(document.to_string().into_bytes().into(), None)
+            .map_err(|e| self.reader.error("reading manifest.json", e))?;
+        if let Some(error) = first_wrong {
+            let (digest, size) = (manifest.digest(), manifest.bytes().len() as u64);
+            self.blobs.insert(digest, Place { offset: 0, size });
+            self.bad.insert(digest, error);
+        }
+        Ok(manifest)
     }
 
     fn member(&self, name: &str) -> Result<Member> {
@@ -134,7 +156,7 @@ impl Found<'_> {
         found.map_err(|reason| self.unfit(name, reason))
     }
 
-    async fn layer(&mut self, name: &str, diff_id: Digest) -> Result<Descriptor> {
+    async fn layer(&mut self, name: &str, diff_id: Digest) -> Result<Layer> {
         let member = self.member(name)?;
         let key = (member.data_offset, diff_id);
         if let Some(known) = self.layers.get(&key) {
@@ -146,8 +168,8 @@ impl Found<'_> {
         let magic = crate::backend::collection::read_whole(magic, magic_bytes).await?;
         let compression =
             Compression::detect(&magic).map_err(|e| self.unfit(name, e.to_string()))?;
-        let (media_type, digest) = match compression {
-            Compression::Plain => (LAYER.to_owned(), diff_id),
+        let (media_type, (digest, wrong)) = match compression {
+            Compression::Plain => (LAYER.to_owned(), (diff_id, None)),
             Compression::Gzip => {
                 (format!("{LAYER}.gzip"), self.pass(name, &member, diff_id).await?)
             }
@@ -156,13 +178,19 @@ impl Found<'_> {
             }
         };
         self.blobs.insert(digest, Place { offset: start, size: member.size });
-        let layer = Descriptor::new(&media_type, digest, member.size);
+        let descriptor = Descriptor::new(&media_type, digest, member.size);
+        let layer = Layer { descriptor, wrong };
         self.layers.insert(key, layer.clone());
         Ok(layer)
     }
 
-    /// Reads a compressed layer to its end: gives its digest, if what is in it has the right one.
-    async fn pass(&self, name: &str, member: &Member, diff_id: Digest) -> Result<Digest> {
+    /// Reads a compressed layer to its end: gives its digest, and what is wrong with it.
+    async fn pass(
+        &self,
+        name: &str,
+        member: &Member,
+        diff_id: Digest,
+    ) -> Result<(Digest, Option<Error>)> {
         let start = member.data_offset;
         let mut stream = self.reader.archive.read(start..start + member.size)?;
         // Of its files nothing has to be known.
@@ -183,17 +211,20 @@ impl Found<'_> {
             indexer = pushed.map_err(|e| self.unfit(name, e.to_string()))?;
         }
         let index = indexer.finish_as_found().map_err(|e| self.unfit(name, e.to_string()))?;
-        match index.diff_id() {
-            Some(found) if found == diff_id => Ok(index.blob()),
-            Some(found) => {
-                let kind = Kind::Digest { expected: diff_id, found };
-                Err(self.reader.error(format_args!("reading the layer {name}"), kind))
-            }
+        let error = |kind: Kind| self.reader.error(format_args!("reading the layer {name}"), kind);
+        let wrong = match index.diff_id() {
+            Some(found) if found == diff_id => None,
+            Some(found) => Some(error(Kind::Digest { expected: diff_id, found })),
             None => {
-                let why = index.damage().map(|note| note.kind.to_string()).unwrap_or_default();
-                Err(self.reader.error(format_args!("reading the layer {name}"), Kind::Layer(why)))
+                // That there are more entries than were asked for is no damage.
+                let is_damage =
+                    |note: &&Note| matches!(note.kind, NoteKind::Damaged(_) | NoteKind::Wrong(_));
+                let note = index.notes().iter().find(is_damage).or_else(|| index.damage());
+                let why = note.map(|note| note.kind.to_string()).unwrap_or_default();
+                Some(error(Kind::Layer(why)))
             }
-        }
+        };
+        Ok((index.blob(), wrong))
     }
 }
 
@@ -201,6 +232,8 @@ impl Found<'_> {
 struct Blobs {
     archive: Arc<Archive>,
     places: HashMap<Digest, Place>,
+    /// Manifests of images with layers that are not what they should be, and why.
+    bad: HashMap<Digest, Error>,
 }
 
 #[async_trait]
@@ -210,6 +243,9 @@ impl BlobSource for Blobs {
     }
 
     async fn read(&self, blob: &Descriptor, range: Range<u64>) -> Result<BoxStream> {
+        if let Some(error) = self.bad.get(&blob.digest) {
+            return Err(error.clone());
+        }
         let place = self.places.get(&blob.digest);
         let place = place.ok_or_else(|| self.archive.missing(&blob.digest))?;
         self.archive.read(place.offset + range.start..place.offset + range.end)

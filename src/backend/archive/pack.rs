@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{MANIFEST, side};
+use super::{MANIFEST, beside, side};
 use crate::{
     backend::{
         BoxStream, Content, Error, Kind, LocalFile, PackedImage, Packer, Received, Result,
@@ -70,10 +70,7 @@ pub(in crate::backend) struct NewFile {
 
 impl NewFile {
     fn create(target: &Path) -> io::Result<Self> {
-        let mut name = target.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".imgfs-{}", std::process::id()));
-        let temporary = target.with_file_name(name);
-        let file = File::options().write(true).create(true).truncate(true).open(&temporary)?;
+        let (file, temporary) = beside::create(target)?;
         Ok(Self {
             file: Arc::new(file),
             temporary,

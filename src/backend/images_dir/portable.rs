@@ -89,6 +89,20 @@ pub(super) fn digest(encoded: &str) -> Option<Digest> {
     (digest.to_string().replacen(':', AFTER_ALGORITHM, 1) == encoded).then_some(digest)
 }
 
+/// Whether a path below the root, seen as one of the documented layout, has names that only the portable one has. The
+/// name of a digest is also that of a tag, so it is not taken for one here in a directory of manifests.
+pub fn is_portable_path(path: &str) -> bool {
+    path.split('/').enumerate().any(|(number, name)| match digest(name) {
+        Some(_) => path.strip_prefix("blobs/") == Some(name),
+        None => decode(name, number == 0).is_some_and(|decoded| decoded != name),
+    })
+}
+
+/// Whether `name` is that of `digest` in the portable layout.
+pub fn is_portable_name_of(name: &str, of: &Digest) -> bool {
+    digest(name).as_ref() == Some(of)
+}
+
 /// Whether a name in lower case is that of a device, or becomes one by an ending.
 fn is_device(name: &str) -> bool {
     let base = name.split('.').next().unwrap_or_default();
@@ -150,6 +164,29 @@ mod tests {
         }
         for digest in [format!("sha256:{HEX}"), format!("sha256-{}", HEX.to_uppercase())] {
             assert_eq!(decode(&digest, false), None, "{digest}");
+        }
+    }
+
+    #[test]
+    fn paths_of_a_portable_directory_are_told() {
+        for path in [
+            &*format!("blobs/sha256-{HEX}"),
+            "host_5000",
+            "host_5000/a/manifests/1",
+            "quay.io/a/manifests/v1-!r!c",
+            "quay.io/aux!",
+        ] {
+            assert!(is_portable_path(path), "{path}");
+        }
+        for path in [
+            &*format!("blobs/sha256:{HEX}"),
+            &format!("quay.io/a/manifests/sha256-{HEX}"),
+            "quay.io/a_b/manifests/v1_2",
+            "README",
+            "blobs/x",
+            "host:5000",
+        ] {
+            assert!(!is_portable_path(path), "{path}");
         }
     }
 

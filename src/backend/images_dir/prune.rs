@@ -160,6 +160,54 @@ impl ImagesDir {
         Ok(pruned)
     }
 
+    /// Removes those of `blobs`, and of `manifests` that have the names of their digests, that nothing here needs. What
+    /// has been removed; `None` if another process fills the tree, and may need them.
+    pub fn remove_unneeded(
+        &self,
+        blobs: &HashSet<Digest>,
+        manifests: &HashSet<Digest>,
+    ) -> Result<Option<Vec<Digest>>> {
+        let inner = &self.inner;
+        let Some(_alone) = self.fill_alone()? else { return Ok(None) };
+        // What others have pinned until now.
+        inner.records.reload().map_err(|e| inner.records_error(e))?;
+        let inventory = self.inventory()?;
+        // What lacks a parent here, and does not go, needs what it names.
+        let (mut going, mut staying) = (Vec::new(), Vec::new());
+        for path in &inventory.orphans {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let Some(digest) = name.and_then(|name| inner.layout.parse_digest(name)) else {
+                continue;
+            };
+            let manifest = super::read_manifest(&inner.root, path, digest.algorithm()).ok();
+            let kind = if manifests.contains(&digest) { &mut going } else { &mut staying };
+            kind.push((path, digest, manifest));
+        }
+        let mut needed: HashSet<Digest> = inner.adopted_blobs().0.into_iter().collect();
+        let mut next = 0;
+        while let Some((_, _, manifest)) = staying.get(next) {
+            let manifest = manifest.clone();
+            next += 1;
+            let Some(manifest) = manifest else { continue };
+            needed.extend(manifest.blobs().map(|blob| blob.digest));
+            let is_child =
+                |digest: &Digest| manifest.children().iter().any(|c| c.digest == *digest);
+            staying.extend(going.extract_if(.., |(_, digest, _)| is_child(digest)));
+        }
+        let mut removed = Vec::new();
+        for (path, digest, _) in going {
+            inner.root.remove_if_there(path).map_err(|e| Error::io(path, "removing", e))?;
+            removed.push(digest);
+        }
+        for blob in blobs {
+            if !inventory.needed.contains_key(blob) && !needed.contains(blob) {
+                self.remove_blob(*blob)?;
+                removed.push(*blob);
+            }
+        }
+        Ok(Some(removed))
+    }
+
     /// Partial downloads that nobody has touched for long.
     fn old_partials(&self) -> Result<Vec<PathBuf>> {
         let now = SystemTime::now();

@@ -262,4 +262,17 @@ impl Sink for ObjectTree {
     async fn forget_known(&self, _: &Repository) {
         locked(&self.inner.seen).clear();
     }
+
+    async fn give_up(&self, blob: Digest, is_given_up: bool) {
+        let (store, key) = (&self.inner.store, self.inner.given_up_key(&blob));
+        // It is only a hint.
+        let _ = match is_given_up {
+            true => store.put(&key, PutPayload::from_static(b"imgfs\n")).await.map(drop),
+            false => store.delete(&key).await,
+        };
+    }
+
+    async fn is_given_up(&self, blob: Digest) -> bool {
+        self.inner.store.head(&self.inner.given_up_key(&blob)).await.is_ok()
+    }
 }

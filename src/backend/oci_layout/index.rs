@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     backend::collection::{CONTAINERD_NAME, Labels, Listed, MAX_IMAGES, REF_NAME},
-    image::{Descriptor, Digest, Manifest, MediaType, Reference},
+    image::{Descriptor, Digest, Manifest, MediaType, Reference, is_attachment_tag},
 };
 
 /// The largest `index.json` that is read, in bytes: 100,000 images.
@@ -51,10 +51,19 @@ pub(in crate::backend) struct NewEntry<'a> {
     pub(in crate::backend) label: Option<&'a str>,
 }
 
+/// The label of what has this name: what is attached to an image is not called as the image is.
+fn label_of<'a>(name: &Reference, label: Option<&'a str>) -> Option<&'a str> {
+    label.filter(|_| !name.tag().is_some_and(is_attachment_tag))
+}
+
 impl NewEntry<'_> {
+    fn label(&self) -> Option<&str> {
+        label_of(self.name?, self.label)
+    }
+
     fn labels(&self) -> Option<(String, String)> {
         let name = self.name?.to_string();
-        let label = self.label.map_or_else(|| name.clone(), str::to_owned);
+        let label = self.label().map_or_else(|| name.clone(), str::to_owned);
         Some((name, label))
     }
 
@@ -111,10 +120,23 @@ pub(in crate::backend) fn merge(
                 }
             };
             let place = entries.iter().position(is_it);
+            // Tools that know only this name take the first entry that has it.
+            let mut is_changed = false;
+            for (number, entry) in entries.iter_mut().enumerate() {
+                if Some(number) != place {
+                    is_changed |= take_name(entry, &label);
+                }
+            }
             if let Some(place) = place
                 && leads_there(&entries[place])
+                && new
+                    .label()
+                    .is_none_or(|own| entries[place]["annotations"][REF_NAME].as_str() == Some(own))
             {
-                return Ok(None);
+                return match is_changed {
+                    true => serde_json::to_vec(&document).map(Some).map_err(|e| e.to_string()),
+                    false => Ok(None),
+                };
             }
             place
         }
@@ -133,17 +155,38 @@ pub(in crate::backend) fn merge(
     serde_json::to_vec(&document).map(Some).map_err(|e| e.to_string())
 }
 
-/// The digest that `name` leads to in an index.
+/// Takes a name from an entry that has it in `org.opencontainers.image.ref.name`; what other names it has stay.
+/// Whether it had it.
+fn take_name(entry: &mut Value, label: &str) -> bool {
+    let Some(annotations) = entry.get_mut("annotations").and_then(Value::as_object_mut) else {
+        return false;
+    };
+    if annotations.get(REF_NAME).and_then(Value::as_str) != Some(label) {
+        return false;
+    }
+    annotations.shift_remove(REF_NAME);
+    // One that is the same name in full would lead there all the same.
+    if annotations.get(CONTAINERD_NAME).and_then(Value::as_str) == Some(label) {
+        annotations.shift_remove(CONTAINERD_NAME);
+    }
+    true
+}
+
+/// The digest that `name` leads to in an index, where it is called `label`, if that is not its full name.
 pub(in crate::backend) fn find(
     text: &[u8],
     name: &Reference,
     label: Option<&str>,
 ) -> Option<Digest> {
     let listed = listed_of(text).ok()?;
-    let full = name.to_string();
-    let is_it = |one: &&Listed| match &one.labels.full {
-        Some(own) => *own == full,
-        None => one.labels.short.as_deref().is_some_and(|own| own == full || Some(own) == label),
+    let (full, label) = (name.to_string(), label_of(name, label));
+    let is_it = |one: &&Listed| {
+        let (own, short) = (&one.labels.full, one.labels.short.as_deref());
+        match (own, label) {
+            (Some(own), Some(label)) => *own == full && short == Some(label),
+            (Some(own), None) => *own == full,
+            (None, _) => short.is_some_and(|own| own == full || Some(own) == label),
+        }
     };
     listed.iter().find(is_it).map(|one| one.manifest.digest)
 }
@@ -207,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_tag_of_two_repositories_is_two_names() {
+    fn a_name_means_one_image() {
         let (a, b) = (manifest("a"), manifest("b"));
         let entry = |name: &str, m: &Manifest, text: &[u8]| {
             let name: Reference = name.parse().unwrap();
@@ -215,8 +258,47 @@ mod tests {
         };
         let text = entry("quay.io/x/a:v1", &a, b"").unwrap();
         let text = entry("quay.io/x/b:v1", &b, &text).unwrap();
-        assert_eq!(names(&text).len(), 2);
-        assert_eq!(find(&text, &"quay.io/x/b:v1".parse().unwrap(), None), Some(b.digest()));
+        // The first one has lost the name that the second one has, and keeps its full name.
+        let labels = |text: &[u8]| -> Vec<_> {
+            let listed = listed_of(text).unwrap().into_iter();
+            listed.map(|one| (one.labels.full, one.labels.short, one.manifest.digest)).collect()
+        };
+        let of = |name: &str| Some(name.to_owned());
+        let expected = [
+            (of("quay.io/x/a:v1"), None, a.digest()),
+            (of("quay.io/x/b:v1"), of("v1"), b.digest()),
+        ];
+        assert_eq!(labels(&text), expected);
+        let (first, second) =
+            ("quay.io/x/a:v1".parse().unwrap(), "quay.io/x/b:v1".parse().unwrap());
+        assert_eq!(find(&text, &second, Some("v1")), Some(b.digest()));
+        assert_eq!(find(&text, &first, None), Some(a.digest()));
+        assert_eq!(find(&text, &first, Some("v1")), None, "it is not called so any more");
+        // It gets it back, whether or not it is there already.
+        let text = entry("quay.io/x/a:v1", &a, &text).unwrap();
+        let expected = [
+            (of("quay.io/x/a:v1"), of("v1"), a.digest()),
+            (of("quay.io/x/b:v1"), None, b.digest()),
+        ];
+        assert_eq!(labels(&text), expected);
+        let name = "quay.io/x/a:v1".parse().unwrap();
+        let again = NewEntry { manifest: &a, name: Some(&name), label: Some("v1") };
+        assert_eq!(merge(&text, &again).unwrap(), None);
+        // Its signature is not called as it is.
+        let signature = format!("quay.io/x/a:{}.sig", a.digest().to_string().replace(':', "-"));
+        let signed = entry(&signature, &b, &text).unwrap();
+        assert_eq!(labels(&signed)[..2], expected);
+        assert_eq!(labels(&signed)[2], (of(&signature), of(&signature), b.digest()));
+        assert_eq!(find(&signed, &signature.parse().unwrap(), Some("v1")), Some(b.digest()));
+        // Two entries of one name, as others may have left them, become one.
+        let twice = format!(
+            r#"{{"manifests":[{{"mediaType":"m/t","digest":"{}","size":1,"annotations":{{"{REF_NAME}":"v1"}}}},
+                {{"mediaType":"m/t","digest":"{}","size":1,"annotations":{{"{REF_NAME}":"v1","own":"kept"}}}}]}}"#,
+            a.digest(),
+            b.digest()
+        );
+        let text = entry("quay.io/x/a:v1", &a, twice.as_bytes()).unwrap();
+        assert_eq!(labels(&text), [(None, of("v1"), a.digest()), (None, None, b.digest())]);
     }
 
     #[test]

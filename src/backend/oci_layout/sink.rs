@@ -230,6 +230,14 @@ impl Sink for OciLayout {
         looked.await.unwrap_or(false)
     }
 
+    async fn give_up(&self, blob: Digest, is_given_up: bool) {
+        self.inner.blobs.give_up(blob, is_given_up).await;
+    }
+
+    async fn is_given_up(&self, blob: Digest) -> bool {
+        self.inner.blobs.is_given_up(blob).await
+    }
+
     async fn put(
         &self,
         repository: &Repository,

@@ -64,6 +64,8 @@ impl Remover for Registry {
                     )));
                 }
                 Ok(_) => {}
+                // It has gone since it was listed.
+                Err(error) if error.is_not_found() => {}
                 Err(_) => may_be_more = true,
             }
         }

@@ -9,6 +9,7 @@ use super::{
     pending::{Pending, Stage},
     place::{ManifestPlace, Name, Place},
     publish::{blocking, disk, failed, is_absent},
+    withdraw::{check_move, withdraw},
 };
 use crate::{
     image::{Digest, MAX_MANIFEST_BYTES},
@@ -211,11 +212,7 @@ impl Writable {
                 );
                 return Err(refused(Refusal::NotPermitted, reason));
             }
-            match upstream.delete(&image).await {
-                Ok(()) => {}
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(ViewError::Tree(error)),
-            }
+            withdraw(&**upstream, &image).await?;
         }
         let (dir, place, tag) = (self.dir().clone(), place.clone(), tag.to_owned());
         blocking(move || {
@@ -240,21 +237,28 @@ impl Writable {
         refused(Refusal::Busy, format!("{what}: {namer} names it"))
     }
 
+    /// Refuses to take a manifest from where something names it.
+    async fn check_unnamed(&self, place: &ManifestPlace, digest: Digest) -> Result<()> {
+        if let Some(namer) = self.waiting_namer(&digest) {
+            return Err(Self::busy(&digest, &namer));
+        }
+        let (dir, at) = (self.dir().clone(), place.dir.clone());
+        blocking(move || {
+            let namer = dir.namer_of_manifest(&at, &digest).map_err(|e| failed(&e))?;
+            namer.map_or(Ok(()), |namer| Err(Self::busy(&digest, &namer)))
+        })
+        .await
+    }
+
     /// Removes a manifest by its digest, unless something here names it.
     pub(super) async fn remove_manifest(
         &self,
         place: &ManifestPlace,
         digest: Digest,
     ) -> Result<()> {
-        if let Some(namer) = self.waiting_namer(&digest) {
-            return Err(Self::busy(&digest, &namer));
-        }
+        self.check_unnamed(place, digest).await?;
         let (dir, place) = (self.dir().clone(), place.clone());
         blocking(move || {
-            let namer = dir.namer_of_manifest(&place.dir, &digest).map_err(|e| failed(&e))?;
-            if let Some(namer) = namer {
-                return Err(Self::busy(&digest, &namer));
-            }
             let removed = dir.remove_manifest_in(&place.dir, &place.repository, digest);
             removed.map_err(|e| failed(&e))
         })
@@ -333,14 +337,15 @@ impl Writable {
             let reason = format!("{old}: it has the name of its digest; it can be copied");
             return Err(refused(Refusal::NotPermitted, reason));
         }
-        if let (Name::Tag(_), Some(upstream)) = (&was.name, self.upstream())
-            && !upstream.deletes()
-        {
-            let reason = format!(
-                "{old}: a tag is removed at its registry only by a mount with --write through,delete; \
-                 it can be copied"
-            );
-            return Err(refused(Refusal::NotPermitted, reason));
+        if let (Name::Tag(_), Some(upstream)) = (&was.name, self.upstream()) {
+            if !upstream.deletes() {
+                let reason = format!(
+                    "{old}: a tag is removed at its registry only by a mount with --write through,delete; \
+                     it can be copied"
+                );
+                return Err(refused(Refusal::NotPermitted, reason));
+            }
+            check_move(&**upstream, &was, &place).await?;
         }
         self.copy_published(&there, from, &new, place, target.is_some()).await?;
         self.remove_file(&old).await?;

@@ -5,12 +5,12 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, watch};
 
-use super::{Writable, pending::Stage};
+use super::{Writable, pending::Stage, pushed};
 use crate::util::locked;
 
 /// How often it is looked whether another process has brought what manifests wait for.
@@ -39,19 +39,33 @@ impl Writable {
         loop {
             let wanted = {
                 let Some(this) = this.upgrade() else { return };
+                let wanted = this.looking.wanted.clone();
                 let number = this.looking.begun.fetch_add(1, Ordering::Relaxed) + 1;
                 this.publish_waiting().await;
                 this.looking.ended.send_replace(number);
-                let is_idle = this.table.is_empty();
-                let mut filling = locked(&this.filling);
-                if is_idle && filling.last.elapsed() > IDLE {
-                    filling.filling = None;
+                if this.rested() > pushed::IDLE {
+                    // What fails is logged there, and the next time is as good.
+                    let _ = tokio::task::spawn_blocking(move || this.drop_pushed()).await;
                 }
-                this.looking.wanted.clone()
+                wanted
             };
             // Whether it is wanted or due makes no difference.
             let _ = tokio::time::timeout(LOOK_AGAIN, wanted.notified()).await;
         }
+    }
+
+    /// For how long nothing has been pending. After a while the tree is not said to be being filled any more.
+    fn rested(&self) -> Duration {
+        let is_idle = self.table.is_empty();
+        let mut filling = locked(&self.filling);
+        if !is_idle {
+            filling.last = Instant::now();
+        }
+        let rested = filling.last.elapsed();
+        if rested > IDLE {
+            filling.filling = None;
+        }
+        rested
     }
 
     /// Looks now, if anything waits, and lets whoever asks wait for that for a while.

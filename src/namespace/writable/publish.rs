@@ -18,7 +18,7 @@ use super::{
 use crate::{
     backend::{
         self, Backend, Kind, ManifestName, Sink,
-        images_dir::{ImagesDir, WrittenTags, published_time},
+        images_dir::{ImagesDir, WrittenTags, is_portable_name_of, published_time},
     },
     image::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, Reference},
     namespace::{Handle, Keeping, Refusal, ViewError},
@@ -108,6 +108,10 @@ impl Document {
         match &place.name {
             Name::Digest(expected) if *expected != manifest.digest() => {
                 Err(format!("its content is {}, and not {expected}", manifest.digest()))
+            }
+            // No tag of that name leads there: it would be a list of what refers to the manifest.
+            Name::Tag(tag) if is_portable_name_of(tag, &manifest.digest()) => {
+                Err(super::PORTABLE.to_owned())
             }
             _ => Ok(Self::Manifest(Box::new(manifest))),
         }
@@ -229,6 +233,7 @@ impl Writable {
             // It has been removed or renamed.
             return Ok(());
         }
+        let _staying = self.pushed().stay().await;
         let (to_publish, path, dir) = (file.clone(), path.to_owned(), self.dir().clone());
         let time = blocking(move || {
             let _unchanging = to_publish.unchanging();
@@ -246,7 +251,9 @@ impl Writable {
             let later = to_publish.published(Handle::File(content), time, published_time(None));
             Ok((path, later))
         });
-        if let (path, Some(later)) = time.await? {
+        let (path, later) = time.await?;
+        self.pushed().wrote(&digest);
+        if let Some(later) = later {
             self.set_time(&path, later)?;
         }
         self.retire(file);
@@ -306,6 +313,7 @@ impl Writable {
     /// is looked for elsewhere, too, and kept for later if it has to wait.
     async fn publish_one(&self, file: &Arc<Pending>, is_new: bool) -> Result<bool> {
         let _publishing = file.publishing.lock().await;
+        let _staying = self.pushed().stay().await;
         let (waiting, place, path, time) = {
             let state = file.state();
             match (&state.stage, &state.place, &state.path) {
@@ -327,19 +335,24 @@ impl Writable {
         *locked(&waiting.missing) = missing;
         if !is_whole {
             if is_new {
+                self.pushed().tell_dropped(&path, &locked(&waiting.missing));
                 self.keep(&waiting, &path, time)?;
             }
             return Ok(false);
         }
         let keeping = self.push(&waiting.document, &place).await?;
-        if let Some(later) = self.put(file, &waiting, &place, time, keeping).await? {
+        let later = self.put(file, &waiting, &place, time, keeping).await?;
+        if let (Keeping::Keep, Some(digest)) = (keeping, waiting.document.digest()) {
+            self.pushed().wrote(&digest);
+        }
+        if let Some(later) = later {
             self.set_time(&path, later)?;
         }
         self.retire(file);
         if keeping == Keeping::Drop
             && let Document::Manifest(manifest) = &waiting.document
         {
-            self.drop_pushed(manifest, &place).await;
+            self.pushed().note(self.dir(), manifest, &place);
         }
         Ok(true)
     }
@@ -513,27 +526,6 @@ impl Writable {
             Ok(is_unchanged.then(|| file.published(Handle::Content(bytes), time, usual)).flatten())
         })
         .await
-    }
-
-    /// Removes what has been pushed and nothing else here needs.
-    async fn drop_pushed(&self, manifest: &Manifest, place: &ManifestPlace) {
-        let mut blobs: Vec<Digest> = manifest.blobs().map(|blob| blob.digest).collect();
-        for child in manifest.children() {
-            let found = self.dir().manifest_in(&place.dir, &child.digest);
-            blobs.extend(found.iter().flat_map(|m| m.blobs().map(|blob| blob.digest)));
-            let removed = self.remove_manifest(place, child.digest).await;
-            if let Err(error) = removed
-                && !matches!(error, ViewError::Refused(Refusal::Busy, _))
-            {
-                self.log(&error);
-            }
-        }
-        for blob in blobs {
-            match self.remove_blob(blob).await {
-                Ok(()) | Err(ViewError::Refused(Refusal::Busy, _)) => {}
-                Err(error) => self.log(&error),
-            }
-        }
     }
 }
 

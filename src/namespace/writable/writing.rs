@@ -266,6 +266,7 @@ impl Writing for Writable {
     }
 
     fn end(&self) {
+        self.drop_pushed();
         if let Err(error) = self.store.end() {
             self.log(&disk("", "removing pending files", error));
         }
