@@ -46,8 +46,14 @@ pub async fn pack(
     if !packer.keeps_manifests() {
         for (number, single) in singles.iter().enumerate() {
             if single.is_none() {
-                let message =
-                    "there, an image is for one platform; say with --platform for which".to_owned();
+                let root = images[number].manifests.last().map(|root| root.manifest.view());
+                let message = match root {
+                    Some(View::Image { .. }) => {
+                        "it is no container image; nothing else has a place there"
+                    }
+                    _ => "there, an image is for one platform; say with --platform for which",
+                };
+                let message = message.to_owned();
                 let name = &images[number].report.route.from;
                 let error = Error::new("planning", name, Kind::Unfit(message));
                 fail(&mut report, &[number], &error, observer);

@@ -246,9 +246,11 @@ fn a_portable_directory_is_not_copied_into_a_mount_file_by_file() {
     let way_out = ["layout `portable`", "imgfs copy --from DIR --to IMAGES_DIR --all"];
     assert!(!mount.logged(&way_out).is_empty(), "{:?}", mount.log());
     // Tags wait for what has not come; manifests by their digests have not become tags.
-    let waiting = written::pending(&mount);
+    let (waiting, refused): (Vec<_>, Vec<_>) =
+        written::pending(&mount).into_iter().partition(|(_, state)| state == "waiting");
     assert_eq!(waiting.len(), images.len(), "{waiting:?}");
     assert!(waiting.iter().all(|(name, _)| !name.contains("sha256")), "{waiting:?}");
+    assert!(refused.iter().all(|(name, state)| state == "refused" && name.contains("sha256")));
     assert_eq!(mount.stop().code(), Some(0));
     assert_eq!(target.ls().images().len(), 0);
 }
