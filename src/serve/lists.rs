@@ -100,8 +100,13 @@ pub(super) async fn referrers(call: &Call, named: &Named, subject: Digest) -> Re
             found.entry(digest).or_insert(descriptor);
         }
     }
-    let filters: HashSet<&str> =
-        call.query.all("artifactType").filter(|text| !text.is_empty()).collect();
+    // No type has a space in it: that is a `+` which has not been encoded, as in the specification's example.
+    let filters: HashSet<String> = call
+        .query
+        .all("artifactType")
+        .filter(|text| !text.is_empty())
+        .map(|text| text.replace(' ', "+"))
+        .collect();
     let is_wanted = |descriptor: &&Value| {
         let kind = descriptor["artifactType"].as_str().unwrap_or_default();
         filters.is_empty() || filters.contains(kind)

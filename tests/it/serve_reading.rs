@@ -269,6 +269,12 @@ fn referrers_are_an_index_in_any_case() {
     assert_eq!(found[0]["digest"], sbom.digest());
     assert_eq!(found[0]["artifactType"], "application/x-sbom");
     assert_eq!(found[0]["annotations"]["made"], "here");
+    let plus = Artifact::new("application/x+json").blob("text/plain", b"+").subject(&image).build();
+    plus.push_by_digest(&client, "team/app");
+    for spelling in ["application/x+json", "application%2Fx%2Bjson"] {
+        let filtered = client.get(&format!("{list}?artifactType={spelling}")).json();
+        assert_eq!(filtered["manifests"].as_array().map(Vec::len), Some(1), "{spelling}");
+    }
     assert_eq!(found[0]["size"], sbom.root().bytes.len());
 
     // A list under the fallback tag counts as well.
@@ -278,7 +284,7 @@ fn referrers_are_an_index_in_any_case() {
     let fallback = Index::new().child(&other).build();
     client.put_manifest("team/app", &tag, OCI_INDEX, &fallback.root().bytes);
     let all = client.get(&list).json()["manifests"].clone();
-    assert_eq!(all.as_array().map(Vec::len), Some(3));
+    assert_eq!(all.as_array().map(Vec::len), Some(4));
     // But not what refers to something else, or is not here any more.
     let another = crate::support::image::single(7);
     another.push_to(&client, "team/app", "2");
@@ -293,7 +299,7 @@ fn referrers_are_an_index_in_any_case() {
     let written = listing.as_mut().map(|file| file.write_all(&fallback.root().bytes));
     written.expect("creating").expect("writing");
     let all = client.get(&list).json()["manifests"].clone();
-    assert_eq!(all.as_array().map(Vec::len), Some(3), "{all}");
+    assert_eq!(all.as_array().map(Vec::len), Some(4), "{all}");
 }
 
 #[test]
