@@ -12,6 +12,7 @@ mod text;
 
 pub use budget::{Budget, BudgetStats, OutOfMemory};
 pub(crate) use budget::{Counted, Kept, Reservation};
+pub use file::directory_of;
 pub(crate) use file::{read_at_most, read_cached, write_whole};
 pub(crate) use lock::locked;
 pub use metrics::{

@@ -75,10 +75,11 @@ impl LocalFile {
         flush: Flush,
     ) -> io::Result<Option<(Metadata, bool)>> {
         dir.remove_if_there(temporary)?;
-        let is_on_disk = self.is_on_disk || flush == Flush::Now;
-        if is_on_disk && !self.is_on_disk && if_supported(self.file.sync_all()).is_err() {
+        let is_flushed = flush == Flush::Now && !self.is_on_disk;
+        if is_flushed && if_supported(self.file.sync_all()).is_err() {
             return Ok(None);
         }
+        let is_on_disk = self.is_on_disk || is_flushed;
         // Another file system, too many links, or not ours to link: copying serves as well.
         if dir.hard_link(&self.dir, &self.path, temporary).is_err() {
             return Ok(None);

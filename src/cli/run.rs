@@ -16,6 +16,7 @@ use imgfs::{
         Files, MAX_FILE_BYTES, Playbook, Project, RunEvent, Runner, Selection, Settings, Task,
         TaskError, TaskOutcome, TaskStatus,
     },
+    util::directory_of,
 };
 use serde_json::json;
 
@@ -117,8 +118,7 @@ impl Beside {
     /// `playbooks`.
     fn open(file: &Path, name: &str) -> Result<Self, Failure> {
         let failed = |e: io::Error| Failure::new(format!("the directory of {name}: {e}"));
-        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let dir = fs::canonicalize(dir).map_err(failed)?;
+        let dir = fs::canonicalize(directory_of(file)).map_err(failed)?;
         let file = PathBuf::from(file.file_name().unwrap_or(OsStr::new("playbook.yaml")));
         let (project, playbook) = match (dir.parent(), dir.file_name()) {
             (Some(above), Some(last)) if last == "playbooks" => (above, Path::new(last).join(file)),

@@ -9,6 +9,20 @@ use std::{
 
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
+/// The directory that `path` is in, which is the working directory if it is a name alone.
+///
+/// ```
+/// use std::path::Path;
+///
+/// use imgfs::util::directory_of;
+///
+/// assert_eq!(directory_of(Path::new("a/b")), Path::new("a"));
+/// assert_eq!(directory_of(Path::new("b")), Path::new("."));
+/// ```
+pub fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Reads the `length` bytes at `offset`, or as many as there are before the end, if they are in memory.
 /// `None` if that would have to wait for the disk.
 ///

@@ -12,6 +12,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::util::directory_of;
+
 /// Stands between the name of the archive and a number.
 const MARK: &str = ".imgfs-";
 
@@ -66,8 +68,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 /// Removes what killed processes have left. What cannot be looked at stays.
 fn clear(target: &Path) {
     let Some(name) = target.file_name() else { return };
-    let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let Ok(entries) = fs::read_dir(dir) else { return };
+    let Ok(entries) = fs::read_dir(directory_of(target)) else { return };
     for entry in entries.flatten() {
         if !is_of(name, &entry.file_name()) || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
             continue;

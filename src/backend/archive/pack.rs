@@ -24,6 +24,7 @@ use crate::{
         writeback::{self, Writeback},
     },
     image::{Descriptor, Digest, Hasher, Manifest},
+    util::directory_of,
 };
 
 /// The mtime of all members, in seconds: 0 is taken by some tools for "unknown".
@@ -115,8 +116,7 @@ impl NewFile {
     fn publish(&self) -> io::Result<()> {
         self.file.sync_all()?;
         std::fs::rename(&self.temporary, &self.target)?;
-        let dir = self.target.parent().filter(|dir| !dir.as_os_str().is_empty());
-        File::open(dir.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all())
+        File::open(directory_of(&self.target)).and_then(|dir| dir.sync_all())
     }
 
     fn remove(&self) {

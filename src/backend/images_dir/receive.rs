@@ -292,10 +292,11 @@ impl PartialBlob {
         let temporary = self.path.with_extension("link");
         let (root, target) = (&self.inner.root, self.inner.blob_path(&self.blob.digest));
         let records = &self.inner.records;
-        // What cannot be told of memory is told of the disk.
-        let (flush, in_memory) = match (self.inner.sync.flush(), records.in_memory()) {
-            (Flush::Later, Held::InMemory(epoch)) => (Flush::Later, Held::InMemory(epoch)),
-            (_, held) => (Flush::Now, held),
+        let in_memory = records.in_memory();
+        let flush = match &in_memory {
+            Held::InMemory(_) => self.inner.sync.flush(),
+            // What cannot be told of memory is told of the disk.
+            Held::OnDisk | Held::ThisRun => Flush::Now,
         };
         let linked = source.hard_link(root, &temporary, &target, flush);
         let Some((meta, is_on_disk)) = linked.map_err(|e| self.error(e))? else {

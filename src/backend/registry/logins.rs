@@ -21,6 +21,7 @@ use super::{
     config::Credentials,
     credentials::{self, helper_program, server_key},
 };
+use crate::util::directory_of;
 
 /// Symbolic links that are followed from the file to what it leads to.
 const MAX_LINKS: usize = 16;
@@ -203,8 +204,7 @@ impl Config {
         let failed = |error| LoginError::Io { path: path.to_owned(), error };
         let form = |reason: String| LoginError::Form { path: path.to_owned(), reason };
         let target = behind_links(path).map_err(failed)?;
-        let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty());
-        let dir = dir.unwrap_or(Path::new("."));
+        let dir = directory_of(&target);
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         let dir = File::open(dir).map_err(failed)?;
         dir.lock().map_err(failed)?;

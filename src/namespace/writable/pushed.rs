@@ -90,6 +90,10 @@ impl Pushed {
 }
 
 impl Parts {
+    fn is_empty(&self) -> bool {
+        self.blobs.is_empty() && self.manifests.is_empty()
+    }
+
     fn add(&mut self, dir: &ImagesDir, manifest: &Manifest, at: &str, depth: usize) {
         self.blobs.extend(manifest.blobs().map(|blob| blob.digest));
         for child in manifest.children().iter().filter(|_| depth < MAX_DEPTH) {
@@ -106,10 +110,10 @@ impl Writable {
     /// Removes what has been pushed and nothing here needs, unless something is on its way. May wait for the disk.
     pub(super) fn drop_pushed(&self) {
         let Ok(_nobody_publishes) = self.pushed().gate.try_write() else { return };
-        let parts = locked(&self.pushed().parts).clone();
-        if parts.blobs.is_empty() && parts.manifests.is_empty() || self.waiting() > 0 {
+        if locked(&self.pushed().parts).is_empty() || self.waiting() > 0 {
             return;
         }
+        let parts = locked(&self.pushed().parts).clone();
         // It is said to be filled by this mount.
         locked(&self.filling).filling = None;
         match self.dir().remove_unneeded(&parts.blobs, &parts.manifests) {
