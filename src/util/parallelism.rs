@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 /// How much faster a doubled number of connections has to be to stay.
 const GAIN: f64 = 1.15;
 
+/// Bytes a second of one connection that are fast enough. A reader that waits at this rate shares the processor or
+/// the whole link with others, and further connections would only cost memory and time.
+const FAST: f64 = 150e6;
+
 /// Decides on the number of connections that one reader has: doubled while it waits for them and they become
 /// faster.
 #[derive(Debug)]
@@ -84,7 +88,7 @@ impl Parallelism {
         {
             self.number = connections;
             self.is_settled = true;
-        } else if is_waiting && self.number < self.max {
+        } else if is_waiting && self.number < self.max && rate < FAST * self.number as f64 {
             self.before = Some((self.number, rate));
             self.number = (self.number * 2).min(self.max);
         }
@@ -121,7 +125,10 @@ mod tests {
         assert_eq!(connections(8, 60e6, 125e6, 1e9), 2);
         // The reader is the slower one.
         assert_eq!(connections(8, 2e9, 10e9, 1e9), 1);
-        assert_eq!(connections(8, 300e6, 10e9, 1e9), 2);
+        assert_eq!(connections(8, 300e6, 10e9, 1e9), 1);
+        // Several readers share what the machine can do.
+        assert_eq!(connections(8, 160e6, 160e6, 1e9), 1);
+        assert_eq!(connections(8, 140e6, 10e9, 1e9), 4);
         assert_eq!(connections(1, 40e6, 10e9, 1e9), 1);
     }
 }
