@@ -13,7 +13,7 @@ use fuser::{
     TimeOrNow,
 };
 
-use super::{Adapter, Shared};
+use super::{answers::Shared, requests::Adapter};
 use crate::namespace::{
     Caller, Changes, Found, Handle, PendingHandle, Subject, ViewError, Writing,
 };

@@ -23,11 +23,12 @@
 //! `..._later`, which may take its time, in place of `..._now`.
 
 mod chains;
+mod places;
+mod records;
 mod trees;
 
 use std::{
     any::Any,
-    collections::HashMap,
     num::NonZeroUsize,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
@@ -37,60 +38,30 @@ use bytes::Bytes;
 use lru::LruCache;
 
 use super::{
-    ABSENT, Attributes, Entry, FOR_GOOD, Found, Handle, Question, Settings, ViewError, below,
+    ABSENT, Attributes, Entry, Found, Handle, Question, Settings, ViewError,
     inodes::{Inodes, Kind},
-    names::{self, InsideForm, inside_path},
+    names,
     repositories::Repositories,
     values::About,
 };
 use crate::{
-    backend::{self, Error, images_dir::published_time},
+    backend::{self, Error},
     catalogue::Catalogue,
-    image::{ChainId, Digest, Platform, Reference, is_referrers_tag},
+    image::{ChainId, Digest, Platform, Reference},
     layer::{Kind as FileKind, Node},
-    rootfs::{Files, Image, Images, Tree, Variant},
+    rootfs::{Image, Images, Tree},
     util::{Kept, locked},
 };
 
-pub(super) use trees::EarlyNames;
+use places::{content_of, link_to};
+use records::{Records, Slot};
 use trees::open_node;
 
-/// Says of a number that it is one of a node in a tree.
-const TREE: u64 = 1 << 62;
-
-/// Bits of the number of a tree; those of its nodes have 32.
-const ID_BITS: u32 = 30;
-
-const MANIFEST: &str = "manifest.json";
-const CONFIG: &str = "config.json";
-const STATUS: &str = "status.json";
-const ROOTFS: &str = "rootfs";
-const LAYERS: &str = "layers";
-
+pub(super) use places::Place;
+pub(super) use records::{TreeId, is_in_tree, tree_of};
+pub(super) use trees::EarlyNames;
 /// Tags of which is remembered where they lead, and images that are listed for having been looked into.
 const MAX_NAMES: NonZeroUsize = NonZeroUsize::MIN.saturating_add((1 << 14) - 1);
-
-/// With so many trees, what the kernel was told by its path is not remembered any longer than the kernel does.
-const MAX_EARLY_TREES: usize = 1024;
-
-/// Trees of which is remembered what they are, below which nobody looks for those that are not needed.
-const SWEEP_FROM: usize = 64;
-
-/// The number of a tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct TreeId(u32);
-
-/// Whether an inode is one of a tree.
-pub(super) fn is_in_tree(ino: u64) -> bool {
-    ino & TREE != 0
-}
-
-/// The tree that an inode is in by its number.
-pub(super) fn tree_of(ino: u64) -> Option<TreeId> {
-    // Of the upper half what is the tree's.
-    let id = (ino >> 32) as u32 & ((1 << ID_BITS) - 1);
-    is_in_tree(ino).then_some(TreeId(id))
-}
 
 /// What the inside of images is, as far as anybody has looked.
 pub(super) struct Inside {
@@ -113,39 +84,6 @@ pub(super) struct Inside {
 
 /// Something that is in use, whatever it is, as long as this exists.
 pub(super) type InUse = Arc<dyn Any + Send + Sync>;
-
-#[derive(Default)]
-struct Records {
-    by_id: HashMap<TreeId, Record>,
-    /// With so many, those are removed that are not needed.
-    sweep_at: usize,
-}
-
-/// What is remembered of a tree as long as the kernel knows anything in it.
-struct Record {
-    /// Where it is in the mount.
-    path: Box<str>,
-    of: TreeOf,
-    early: Arc<EarlyNames>,
-    /// How often the kernel has been told of something in it, and has not forgotten it.
-    told: u64,
-}
-
-/// What a tree is of: what a platform or a chain of layers is known by, and the layer if it is not all of them.
-type TreeOf = (Digest, Option<usize>);
-
-/// A tree that may not have been made.
-struct Slot {
-    files: Files,
-    early: Arc<EarlyNames>,
-}
-
-impl Slot {
-    /// Whether `tree` is all of it, and not one of its layers.
-    fn is_made_of(&self, tree: &Arc<Tree>) -> bool {
-        self.files.made().is_some_and(|made| Arc::ptr_eq(&made, tree))
-    }
-}
 
 /// What takes time to find out.
 #[derive(Clone, Debug)]
@@ -172,20 +110,6 @@ impl Wanted {
     pub(super) fn ends_by_itself(&self) -> bool {
         matches!(self, Self::Below(..) | Self::Named(..) | Self::NamedBelow(..))
     }
-}
-
-/// What a path inside an image leads to, without the trees.
-pub(super) enum Place {
-    Directory(Vec<(String, FileKind)>),
-    Link(String),
-    File(Bytes),
-    /// A file whose content changes.
-    Fresh(Bytes),
-    Tree(TreeId),
-    /// This path in a tree.
-    Below(TreeId, String),
-    Nothing,
-    Ask(Wanted),
 }
 
 impl Inside {
@@ -215,205 +139,6 @@ impl Inside {
         self.images.finish_starts();
     }
 
-    /// The tree, if it has been made and not been let go.
-    pub(super) fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
-        self.slots.get(&id)?.files.made()
-    }
-
-    /// A tree that may not have been made, opened now if it has been let go.
-    async fn slot(&self, id: TreeId) -> Result<Arc<Slot>, ViewError> {
-        if let Some(slot) = self.slots.get(&id) {
-            return Ok(slot);
-        }
-        let known = locked(&self.records).by_id.get(&id).map(|r| (r.path.clone(), r.of.1));
-        let (path, layer) = known.ok_or(ViewError::Stale)?;
-        if let InsideForm::Chain(chain, _) = names::inside(&path) {
-            return self.slot_of_chain(&chain).await;
-        }
-        let InsideForm::Image(name, digest, rest) = names::inside(&path) else {
-            return Err(ViewError::Stale);
-        };
-        let platform = rest.split('/').next().unwrap_or_default();
-        let image = self.images.image(name.repository(), digest).await?;
-        let variant = self.images.variant(&image, platform).await?.ok_or(ViewError::Stale)?;
-        let id = self.tree_id(&name, platform, &variant, layer);
-        self.slots.get(&id).ok_or(ViewError::Stale)
-    }
-
-    /// Where a tree is in the mount.
-    pub(super) fn path(&self, id: TreeId) -> Option<Box<str>> {
-        locked(&self.records).by_id.get(&id).map(|record| record.path.clone())
-    }
-
-    /// What of a tree the kernel knows by its path.
-    pub(super) fn early(&self, id: TreeId) -> Option<Arc<EarlyNames>> {
-        locked(&self.records).by_id.get(&id).map(|record| record.early.clone())
-    }
-
-    /// Notes that the kernel is told of something in a tree once more.
-    fn told(&self, id: TreeId) {
-        if let Some(record) = locked(&self.records).by_id.get_mut(&id) {
-            record.told += 1;
-        }
-    }
-
-    /// Notes that the kernel forgets so many times that it was told of something in a tree.
-    pub(super) fn forgotten(&self, id: TreeId, times: u64) {
-        let Records { by_id, .. } = &mut *locked(&self.records);
-        if let Some(record) = by_id.get_mut(&id) {
-            record.told = record.told.saturating_sub(times);
-            // What was told by its path keeps its number, for file systems that lie on top.
-            if record.told == 0 && record.early.is_empty() {
-                by_id.remove(&id);
-            }
-        }
-    }
-
-    /// The number of a tree, which is told by what is in it.
-    fn tree_id(
-        &self,
-        image: &Reference,
-        platform: &str,
-        variant: &Arc<Variant>,
-        layer: Option<usize>,
-    ) -> TreeId {
-        self.tree_id_at(variant, layer, || match layer {
-            None => format!("{image}/{platform}/{ROOTFS}"),
-            Some(number) => format!("{image}/{platform}/{LAYERS}/{number}"),
-        })
-    }
-
-    /// The same of a tree that is at `path`, below `.imgfs`.
-    fn tree_id_at(
-        &self,
-        variant: &Arc<Variant>,
-        layer: Option<usize>,
-        path: impl FnOnce() -> String,
-    ) -> TreeId {
-        let name = format!("{} {layer:?}", variant.key());
-        let digest = Digest::sha256(name.as_bytes());
-        let mut head = [0; 4];
-        head.copy_from_slice(&digest.as_bytes()[..4]);
-        let mut id = TreeId(u32::from_be_bytes(head) >> (32 - ID_BITS));
-        let of = (variant.key(), layer);
-        let records = &mut *locked(&self.records);
-        while records.by_id.get(&id).is_some_and(|record| record.of != of) {
-            id = TreeId((id.0 + 1) & ((1 << ID_BITS) - 1));
-        }
-        if records.by_id.len() >= records.sweep_at {
-            let keeps_early = records.by_id.len() < MAX_EARLY_TREES;
-            records.by_id.retain(|id, record| {
-                record.told > 0
-                    || self.slots.contains(id)
-                    || (keeps_early && !record.early.is_empty())
-            });
-            records.sweep_at = (records.by_id.len() * 2).max(SWEEP_FROM);
-        }
-        let record = records.by_id.entry(id).or_insert_with(|| {
-            let path = inside_path(&path()).into();
-            Record { path, of, early: Arc::default(), told: 0 }
-        });
-        if self.slots.get(&id).is_none() {
-            let files = self.images.files(variant, layer);
-            let slot = Arc::new(Slot { files, early: record.early.clone() });
-            self.slots.insert(id, &slot);
-        }
-        id
-    }
-
-    /// What the path `rest` in an image leads to.
-    fn place_in_image(&self, name: &Reference, digest: Digest, rest: &str) -> Place {
-        let Some(image) = self.images.known_image(&digest) else {
-            return Place::Ask(Wanted::Image(name.clone(), digest));
-        };
-        let mut parts = rest.split('/');
-        let first = parts.next().unwrap_or_default();
-        let more: Vec<&str> = parts.collect();
-        if more.is_empty() {
-            match first {
-                "" => return Place::Directory(entries_of(&image)),
-                MANIFEST => return Place::File(image.manifest().bytes().clone()),
-                STATUS => return Place::Fresh(self.status(&image)),
-                ROOTFS => {
-                    let platform = image.platform_for(&self.platform);
-                    let platform = platform.or_else(|| image.platforms().next());
-                    return platform
-                        .map_or(Place::Nothing, |name| Place::Link(format!("{name}/{ROOTFS}")));
-                }
-                _ => {}
-            }
-        }
-        if !image.platforms().any(|platform| platform == first) {
-            // Another way to write it, such as `linux-arm64-v8`.
-            let meant = first.replacen('-', "/", 2).parse().ok();
-            let known = meant.and_then(|platform: Platform| image.platform_named(&platform));
-            return match known.filter(|_| more.is_empty()) {
-                Some(name) => Place::Link(name.to_owned()),
-                None => Place::Nothing,
-            };
-        }
-        if more.is_empty() {
-            let files = [CONFIG, MANIFEST].map(|name| (name.to_owned(), FileKind::File));
-            let dirs = [LAYERS, ROOTFS].map(|name| (name.to_owned(), FileKind::Dir));
-            return Place::Directory([files, dirs].concat());
-        }
-        let Some(variant) = self.images.known_variant(&image, first) else {
-            return Place::Ask(Wanted::Platform(image, first.to_owned()));
-        };
-        match more[..] {
-            [MANIFEST] => Place::File(variant.manifest().bytes().clone()),
-            [CONFIG] => Place::File(variant.config().clone()),
-            [ROOTFS, ref below @ ..] => {
-                let id = self.tree_id(name, first, &variant, None);
-                Self::tree_place(id, below)
-            }
-            [LAYERS] => {
-                let numbers = 0..variant.layer_count();
-                let layers = numbers.map(|number| (number.to_string(), FileKind::Dir));
-                Place::Directory(layers.collect())
-            }
-            [LAYERS, number, ref below @ ..] => match number.parse::<usize>() {
-                // `00` is another name than `0`.
-                Ok(at) if at < variant.layer_count() && number == at.to_string() => {
-                    let id = self.tree_id(name, first, &variant, Some(at));
-                    Self::tree_place(id, below)
-                }
-                _ => Place::Nothing,
-            },
-            _ => Place::Nothing,
-        }
-    }
-
-    fn tree_place(id: TreeId, below: &[&str]) -> Place {
-        match below {
-            [] => Place::Tree(id),
-            below => Place::Below(id, below.join("/")),
-        }
-    }
-
-    fn status(&self, image: &Image) -> Bytes {
-        let mut text = format!("{:#}", self.images.status(image));
-        text.push('\n');
-        text.into()
-    }
-
-    /// What of the images that somebody has looked into is in the directory `way`.
-    fn seen_in(&self, way: &str) -> Vec<(String, FileKind)> {
-        let seen = locked(&self.seen);
-        let below = seen.iter().filter_map(|(name, kind)| {
-            let rest = if way.is_empty() {
-                name.as_str()
-            } else {
-                name.strip_prefix(way)?.strip_prefix('/')?
-            };
-            Some(match rest.split_once('/') {
-                Some((directory, _)) => (directory.to_owned(), FileKind::Dir),
-                None => (rest.to_owned(), *kind),
-            })
-        });
-        below.collect()
-    }
-
     /// Finds out what it takes, which is known as long as the result is in use.
     async fn make_known(&self, wanted: &Wanted) -> backend::Result<InUse> {
         Ok(match wanted {
@@ -434,16 +159,6 @@ impl Inside {
             Wanted::Below(..) | Wanted::Named(..) | Wanted::NamedBelow(..) => Arc::new(()),
         })
     }
-}
-
-fn entries_of(image: &Image) -> Vec<(String, FileKind)> {
-    let mut entries =
-        vec![(MANIFEST.to_owned(), FileKind::File), (STATUS.to_owned(), FileKind::File)];
-    entries.extend(image.platforms().map(|name| (name.to_owned(), FileKind::Dir)));
-    if entries.len() > 2 {
-        entries.push((ROOTFS.to_owned(), FileKind::Symlink));
-    }
-    entries
 }
 
 impl Inside {
@@ -487,43 +202,6 @@ impl Inside {
 
     // --- names above the trees ---
 
-    /// What `path`, which is below `.imgfs`, is, if that can be told now.
-    pub(super) fn place_now(&self, path: &str) -> Option<Place> {
-        match self.place(path) {
-            Place::Ask(Wanted::Image(..) | Wanted::Platform(..) | Wanted::Chain(_)) => None,
-            place => Some(place),
-        }
-    }
-
-    /// The same, however long that takes; and what has to be in use so that it stays known.
-    pub(super) async fn place_later(&self, path: &str) -> Result<(Place, Vec<InUse>), ViewError> {
-        let mut in_use = Vec::new();
-        loop {
-            match self.place(path) {
-                Place::Ask(
-                    wanted @ (Wanted::Image(..) | Wanted::Platform(..) | Wanted::Chain(_)),
-                ) => {
-                    in_use.push(self.make_known(&wanted).await?);
-                }
-                place => return Ok((place, in_use)),
-            }
-        }
-    }
-
-    fn place(&self, path: &str) -> Place {
-        match names::inside(path) {
-            InsideForm::Way(_) => Place::Directory(Vec::new()),
-            InsideForm::Tag(name) => match self.catalogue.resolved(&name) {
-                Some(digest) => Place::Link(link_to(&name, digest)),
-                None => Place::Ask(Wanted::Tag(name)),
-            },
-            InsideForm::Image(name, digest, rest) => self.place_in_image(&name, digest, rest),
-            InsideForm::Chains => self.place_of_chains(),
-            InsideForm::Chain(chain, rest) => self.place_in_chain(&chain, rest),
-            InsideForm::Nothing => Place::Nothing,
-        }
-    }
-
     /// What `path`, which is below `.imgfs`, leads to.
     pub(super) fn look(&self, path: &str) -> Result<Found, ViewError> {
         let place = self.place(path);
@@ -552,32 +230,6 @@ impl Inside {
                 Found::Entry(self.entry_of_place(ino, &place))
             }
         })
-    }
-
-    fn entry_of_place(&self, ino: u64, place: &Place) -> Entry {
-        let time = published_time(None);
-        match place {
-            Place::Directory(_) => {
-                Entry { attributes: Attributes::directory(ino, time), ttl: FOR_GOOD }
-            }
-            Place::Link(target) => {
-                let attributes = Attributes::symlink(ino, target.len() as u64);
-                let is_tag = target.contains('@');
-                let ttl = if is_tag { self.tag_ttl } else { FOR_GOOD };
-                Entry { attributes, ttl }
-            }
-            Place::File(content) => {
-                let attributes = Attributes::file(ino, content.len() as u64, time);
-                Entry { attributes, ttl: FOR_GOOD }
-            }
-            Place::Fresh(content) => {
-                let attributes = Attributes::file(ino, content.len() as u64, time);
-                Entry { attributes, ttl: Duration::ZERO }
-            }
-            Place::Tree(_) | Place::Below(..) | Place::Nothing | Place::Ask(_) => {
-                Entry { attributes: Attributes::file(ino, 0, time), ttl: Duration::ZERO }
-            }
-        }
     }
 
     /// Finds out what it takes, and answers the lookup again.
@@ -737,67 +389,9 @@ impl Inside {
         }
         self.link_target_now(ino)?.ok_or(ViewError::Stale)
     }
-
-    /// What is in a directory below `.imgfs` that is no tree: names and kinds.
-    pub(super) fn names_in(&self, path: &str) -> Result<Vec<(String, FileKind)>, ViewError> {
-        let InsideForm::Way(way) = names::inside(path) else {
-            return match self.place(path) {
-                Place::Directory(entries) => Ok(entries),
-                _ => Err(ViewError::Stale),
-            };
-        };
-        let mut entries = self.seen_in(way);
-        for (name, is_directory) in self.repositories.names_in(way)?.entries {
-            let path = below(way, &name);
-            if !is_directory || !matches!(names::inside(&inside_path(&path)), InsideForm::Way(_)) {
-                continue;
-            }
-            let mut has_images = false;
-            let mut digests = Vec::new();
-            for (image, _) in self.repositories.names_in(&format!("{path}/manifests"))?.entries {
-                match image.parse::<Digest>() {
-                    Ok(_) => digests.push((format!("{name}@{image}"), FileKind::Dir)),
-                    Err(_) if is_referrers_tag(&image) => {}
-                    Err(_) => {
-                        has_images = true;
-                        entries.push((format!("{name}:{image}"), FileKind::Symlink));
-                    }
-                }
-            }
-            // Most digests are those of what tags lead to, or of platforms.
-            if !has_images {
-                has_images = !digests.is_empty();
-                entries.append(&mut digests);
-            }
-            let has_more = self
-                .repositories
-                .names_in(&path)?
-                .entries
-                .iter()
-                .any(|(name, is_directory)| *is_directory && name != "manifests");
-            if has_more || !has_images {
-                entries.push((name, FileKind::Dir));
-            }
-        }
-        Ok(entries)
-    }
 }
 
 fn target_of(tree: &Tree, node: Node) -> Result<Bytes, ViewError> {
     let target = tree.rootfs().symlink_target(node).map(Bytes::copy_from_slice);
     target.ok_or(ViewError::Wrong(std::io::ErrorKind::InvalidInput))
-}
-
-/// Where a tag that leads to `digest` points, in its own directory.
-fn link_to(name: &Reference, digest: Digest) -> String {
-    let last = name.repository().path().rsplit('/').next().unwrap_or_default();
-    format!("{last}@{digest}")
-}
-
-/// What tells one content of a path from the next.
-fn content_of(place: &Place) -> Vec<u8> {
-    match place {
-        Place::Link(target) => target.as_bytes().to_vec(),
-        _ => Vec::new(),
-    }
 }

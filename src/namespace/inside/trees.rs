@@ -14,7 +14,8 @@ use super::{
         ABSENT, Attributes, Entry, FOR_GOOD, Found, Handle, InsideAttributes, Listing, Question,
         ROOT, ViewError, Xattrs, below, inodes::Kind, listing::Content, values::About,
     },
-    Inside, Place, TREE, TreeId, Wanted, tree_of,
+    Inside, Place, TreeId, Wanted,
+    records::tree_of,
 };
 use crate::{
     backend::images_dir::published_time,
@@ -28,11 +29,6 @@ pub(super) const EARLY: &[u8] = b"early";
 
 /// Files of a tree of which the kernel is told by their path. Programs look for few before they list a directory.
 const MAX_EARLY: usize = 4096;
-
-/// The number of an inode in a tree.
-fn number(id: TreeId, node: u32) -> u64 {
-    TREE | u64::from(id.0) << 32 | u64::from(node)
-}
 
 pub(super) fn open_node(tree: &Tree, node: Node) -> Result<Handle, ViewError> {
     let file = tree.open(node)?;
@@ -128,7 +124,7 @@ impl Inside {
 
     fn number_in_tree(&self, id: TreeId, node: u32) -> u64 {
         let is_root = node == 0 && self.root.get().is_some_and(|(root, _)| *root == id);
-        if is_root { ROOT } else { number(id, node) }
+        if is_root { ROOT } else { id.inode(node) }
     }
 
     /// A tree, made now if need be.
