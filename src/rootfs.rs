@@ -39,6 +39,7 @@ mod documents;
 mod files;
 mod follow;
 mod image;
+mod images;
 mod index_store;
 mod key;
 mod layer;
@@ -66,7 +67,8 @@ use tokio::sync::{Notify, Semaphore};
 
 pub use attached::{INDEX_ARTIFACT_TYPE, INDEX_LAYER, INDEX_MEDIA_TYPE};
 pub use files::{FileFound, Files, PathError};
-pub use image::{Image, Images, Variant};
+pub use image::{Image, Variant};
+pub use images::Images;
 pub use index_store::{IndexCache, MadeBy, StoredIndex};
 pub use recorded::{CONFIG_FILE, MANIFEST_FILE, Record, WrongLayer, read_record};
 pub use shared::{LayerIndexes, LayerState, Pulled, PulledIndex};
