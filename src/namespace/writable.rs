@@ -20,7 +20,9 @@
 //! Locks are taken in this order: a file's `publishing`, the table, a file's state.
 
 mod change;
+mod handle;
 mod hashing;
+mod listing;
 mod looking;
 mod pending;
 mod place;
@@ -32,6 +34,7 @@ mod store;
 mod table;
 #[cfg(test)]
 mod tests;
+mod view;
 mod withdraw;
 mod writing;
 
@@ -44,18 +47,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use lru::LruCache;
 
-pub use pending::PendingHandle;
+pub use handle::PendingHandle;
 
 use super::{
-    ABSENT, Attributes, Caller, Entry, Found, Handle, Listing, MAX_NAME_BYTES, Namespace, Question,
-    Refusal, Space, Subject, Upstream, View, ViewError, Writing, Xattrs, below,
-    inodes::Kind,
-    listing::{Content, Names},
-    names,
+    ABSENT, Attributes, Entry, Found, Handle, MAX_NAME_BYTES, Namespace, Refusal, Subject,
+    Upstream, View, ViewError, Writing, below, inodes::Kind, names,
 };
 use crate::{
     backend::{
@@ -398,99 +397,6 @@ impl Writable {
         }
     }
 
-    // --- directories ---
-
-    /// Whether a directory that the view shows is there. All that may lead to an image at a registry is, as long as
-    /// registries are asked.
-    fn is_directory_there(&self, path: &str, entry: &Entry, is_hidden: bool) -> bool {
-        if path == names::inside_path("") || self.table.leads_to(path) {
-            return true;
-        }
-        if path == names::BLOBS {
-            return !is_hidden;
-        }
-        let is_here = entry.attributes.local.is_some();
-        let is_known = || {
-            let catalogue = self.catalogue();
-            !catalogue.below(path).is_empty()
-                || !catalogue.names(path).is_empty()
-                || names::repository_of(path).is_some_and(|name| !catalogue.names(name).is_empty())
-        };
-        is_here || self.catalogue().source().is_some() || is_known()
-    }
-
-    fn listing_of(&self, ino: u64, path: &str) -> Listing {
-        let above = path.rsplit_once('/').map_or("", |(above, _)| above);
-        let parent = self.view.inodes().number(above, &[]);
-        let found = self.table.names_in(path).into_iter();
-        let kind = |is_directory| if is_directory { FileKind::Dir } else { FileKind::File };
-        let entries = found.map(|(name, is_directory)| (name, kind(is_directory))).collect();
-        let names = Names::new(entries, path.into(), None, self.dir.layout());
-        Listing { ino, parent, unchanged: false, content: Content::Names(names) }
-    }
-
-    /// Adds what is pending to what the view lists, and puts it in the order in which it can be removed.
-    fn complete_listing(&self, mut listing: Listing) -> Listing {
-        listing.unchanged = false;
-        let Content::Names(names) = &mut listing.content else { return listing };
-        let path = names.path.to_string();
-        if path == names::inside_path("") {
-            names.entries.push((STATUS.to_owned(), FileKind::File));
-            return listing;
-        }
-        names.entries.retain(|(name, _)| {
-            let path = below(&path, name);
-            !self.table.is_hidden(&path) || self.table.named(&path).is_some()
-        });
-        let mut has: std::collections::HashSet<String> =
-            names.entries.iter().map(|(name, _)| name.clone()).collect();
-        for (name, is_directory) in self.table.names_in(&path) {
-            if has.insert(name.clone()) {
-                let kind = if is_directory { FileKind::Dir } else { FileKind::File };
-                names.entries.push((name, kind));
-            }
-        }
-        if backend::images_dir::holds_manifests(&path) {
-            self.order(&path, &mut names.entries);
-        }
-        listing
-    }
-
-    /// Tags before digests, and indexes before what they name: so each can be removed when it comes.
-    fn order(&self, dir: &str, entries: &mut [(String, FileKind)]) {
-        let digest = |name: &str| name.parse::<Digest>().ok();
-        let named: HashMap<Digest, Arc<[Digest]>> = entries
-            .iter()
-            .filter_map(|(name, _)| digest(name))
-            .map(|digest| (digest, self.children_of(dir, &digest)))
-            .collect();
-        let mut ranks: HashMap<Digest, usize> = named.keys().map(|digest| (*digest, 1)).collect();
-        // As deep as indexes may be nested.
-        for _ in 0..8 {
-            for (index, children) in &named {
-                let rank = ranks[index];
-                for child in children.iter() {
-                    if let Some(below) = ranks.get_mut(child) {
-                        *below = (*below).max(rank + 1);
-                    }
-                }
-            }
-        }
-        let rank =
-            |name: &str| digest(name).map_or(0, |digest| ranks.get(&digest).copied().unwrap_or(1));
-        entries.sort_by_cached_key(|(name, _)| (rank(name), name.clone()));
-    }
-
-    fn children_of(&self, dir: &str, digest: &Digest) -> Arc<[Digest]> {
-        if let Some(known) = locked(&self.children).get(digest) {
-            return known.clone();
-        }
-        let Some(manifest) = self.dir.manifest_in(dir, digest) else { return Arc::new([]) };
-        let children: Arc<[Digest]> = manifest.children().iter().map(|c| c.digest).collect();
-        locked(&self.children).put(*digest, children.clone());
-        children
-    }
-
     // --- opening ---
 
     /// Opens a file that is pending or has been for reading.
@@ -532,189 +438,6 @@ impl Writable {
         {
             locked(&self.origins).put(digest, image.repository().clone());
         }
-    }
-}
-
-#[async_trait]
-impl Namespace for Writable {
-    fn lookup(&self, parent: u64, name: &OsStr) -> Result<Found> {
-        self.lookup_for(parent, name, Caller { thread: 0 })
-    }
-
-    async fn find_out(&self, question: &Question) -> Result<Found> {
-        let path = &question.path;
-        match self.view.find_out(question).await {
-            Ok(Found::Entry(entry)) => Ok(Found::Entry(self.seen(entry))),
-            // Whatever keeps it from being found, it can be created.
-            Err(error) if !question.ends_by_itself() => {
-                use backend::Kind::{Connect, Interrupted, Stalled, Tls, WaitTooLong};
-                if let ViewError::Tree(error) = &error
-                    && matches!(
-                        error.kind(),
-                        Connect(_) | Interrupted(_) | Stalled(_) | Tls(_) | WaitTooLong { .. }
-                    )
-                {
-                    let registry = Self::registry(path).to_owned();
-                    locked(&self.unreachable).insert(registry, Instant::now());
-                }
-                tracing::info!("{path}: it is taken not to be there: {error}");
-                Ok(Found::Absent(ABSENT))
-            }
-            found => found,
-        }
-    }
-
-    fn forget(&self, ino: u64, times: u64) {
-        self.view.forget(ino, times);
-        if self.table.inode(ino).is_some() {
-            self.forget_unknown(ino);
-        }
-    }
-
-    fn attributes_now(&self, ino: u64) -> Result<Option<Entry>> {
-        if let Some(file) = self.table.inode(ino) {
-            return Ok(Some(self.entry(&file)));
-        }
-        if ino == self.status_ino {
-            return Ok(Some(self.status_entry()));
-        }
-        if let Ok(Some(path)) = self.view.path_of_directory(ino)
-            && let Some(mtime) = self.table.directory(&path)
-        {
-            let attributes = Attributes::directory(ino, mtime.unwrap_or((1, 0)));
-            return Ok(Some(Entry { attributes, ttl: Duration::ZERO }));
-        }
-        let entry = self.view.attributes_now(ino).map_err(|error| self.gone(ino, error))?;
-        Ok(entry.map(|entry| self.seen(entry)))
-    }
-
-    async fn attributes(&self, ino: u64) -> Result<Entry> {
-        self.view.attributes(ino).await.map(|entry| self.seen(entry))
-    }
-
-    fn link_target_now(&self, ino: u64) -> Result<Option<Bytes>> {
-        self.view.link_target_now(ino)
-    }
-
-    async fn link_target(&self, ino: u64) -> Result<Bytes> {
-        self.view.link_target(ino).await
-    }
-
-    fn xattrs_now(&self, ino: u64) -> Result<Option<Xattrs>> {
-        match self.table.inode(ino).is_some() || ino == self.status_ino {
-            true => Ok(Some(Xattrs::new())),
-            false => self.view.xattrs_now(ino),
-        }
-    }
-
-    async fn xattrs(&self, ino: u64) -> Result<Xattrs> {
-        self.view.xattrs(ino).await
-    }
-
-    fn open_now(&self, ino: u64) -> Result<Option<Handle>> {
-        if let Some(file) = self.table.inode(ino) {
-            return self.open_pending(&file).map(Some);
-        }
-        if ino == self.status_ino {
-            return Ok(match self.waiting_manifests() {
-                0 => Some(Handle::Fresh(self.status())),
-                _ => None,
-            });
-        }
-        self.note_origin(ino);
-        self.view.open_now(ino).map_err(|error| self.gone(ino, error))
-    }
-
-    async fn open(&self, ino: u64) -> Result<Handle> {
-        if ino == self.status_ino {
-            self.look_now().await;
-            return Ok(Handle::Fresh(self.status()));
-        }
-        self.view.open(ino).await
-    }
-
-    fn is_in_memory(&self, ino: u64) -> bool {
-        self.view.is_in_memory(ino)
-    }
-
-    fn is_as_listed(&self, ino: u64) -> bool {
-        // What is written changes what is listed in ways that the view knows nothing of.
-        self.view.is_in_memory(ino) && self.view.is_as_listed(ino)
-    }
-
-    fn list_now(&self, ino: u64) -> Result<Option<Listing>> {
-        if let Some(path) = self.view.path_of_directory(ino)?
-            && self.table.directory(&path).is_some()
-        {
-            return Ok(Some(self.listing_of(ino, &path)));
-        }
-        Ok(self.view.list_now(ino)?.map(|listing| self.complete_listing(listing)))
-    }
-
-    async fn list(&self, ino: u64) -> Result<Listing> {
-        self.view.list(ino).await.map(|listing| self.complete_listing(listing))
-    }
-
-    fn listed(&self, listing: &Listing, at: usize) -> Result<Option<Entry>> {
-        if let Content::Names(names) = &listing.content
-            && let Some((name, _)) = names.entries.get(at)
-        {
-            let path = below(&names.path, name);
-            if path == names::inside_path(STATUS) {
-                let entry = self.status_entry();
-                self.view.inodes().tell_known(entry.attributes.ino, &path, Kind::Pending);
-                return Ok(Some(entry));
-            }
-            if let Some(file) = self.table.named(&path)
-                && !file.state().replaces
-            {
-                return Ok(Some(self.tell(&file)));
-            }
-            if let Some(mtime) = self.table.directory(&path) {
-                return Ok(Some(self.tell_directory(&path, mtime)));
-            }
-        }
-        Ok(self.view.listed(listing, at)?.map(|entry| self.seen(entry)))
-    }
-
-    fn number_of(&self, listing: &Listing, at: usize) -> u64 {
-        if let Content::Names(names) = &listing.content
-            && let Some((name, _)) = names.entries.get(at)
-            && let Some(file) = self.table.named(&below(&names.path, name))
-        {
-            return file.ino;
-        }
-        self.view.number_of(listing, at)
-    }
-
-    fn space(&self) -> Space {
-        self.view.space()
-    }
-
-    fn is_fixed(&self) -> bool {
-        false
-    }
-
-    fn opens_every_file(&self) -> bool {
-        false
-    }
-
-    fn subject(&self, ino: u64) -> Subject {
-        match self.table.inode(ino) {
-            Some(file) => {
-                let path = file.state().path.clone();
-                path.map(|path| Subject::of_path(&path)).unwrap_or_default()
-            }
-            None => self.view.subject(ino),
-        }
-    }
-
-    fn subject_of_name(&self, parent: u64, name: &OsStr) -> Subject {
-        self.view.subject_of_name(parent, name)
-    }
-
-    fn writing(&self) -> Option<&dyn Writing> {
-        Some(self)
     }
 }
 

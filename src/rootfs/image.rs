@@ -3,7 +3,6 @@
 use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
 
 use super::SIDE;
 use crate::{

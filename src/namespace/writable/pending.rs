@@ -5,10 +5,7 @@ use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt},
     path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -288,11 +285,11 @@ impl Pending {
         }
     }
 
-    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+    pub(super) fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         self.seek(SeekFrom::Data, offset)
     }
 
-    fn next_hole(&self, offset: u64) -> io::Result<Option<u64>> {
+    pub(super) fn next_hole(&self, offset: u64) -> io::Result<Option<u64>> {
         match &self.state().content {
             Content::File(..) => {}
             Content::Base(_, size, _) | Content::Size(size, _) => {
@@ -353,6 +350,14 @@ impl Pending {
         self.changing.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The file in which its content is, if that has been changed.
+    pub(super) fn own_file(&self) -> Option<Arc<File>> {
+        match &self.state().content {
+            Content::File(file, _) => Some(file.clone()),
+            _ => None,
+        }
+    }
+
     /// The file to write to; what the content is based on is copied into it first, up to `keep` bytes.
     fn file(&self, keep: u64) -> io::Result<Arc<File>> {
         let _copying = locked(&self.copying);
@@ -384,7 +389,7 @@ impl Pending {
         Ok(file)
     }
 
-    fn write(self: &Arc<Self>, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn write(self: &Arc<Self>, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let length = bytes.len() as u64;
         let end = offset.checked_add(length).filter(|end| *end <= self.limit());
         let end = end.ok_or(Errno::FBIG)?;
@@ -430,7 +435,12 @@ impl Pending {
         set
     }
 
-    fn allocate(self: &Arc<Self>, mode: u32, offset: u64, length: u64) -> io::Result<()> {
+    pub(super) fn allocate(
+        self: &Arc<Self>,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
         let end = offset.checked_add(length).filter(|end| *end <= self.limit());
         end.ok_or(Errno::FBIG)?;
         let flags = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
@@ -445,7 +455,7 @@ impl Pending {
     }
 
     /// Copies from another file, as far as the system does that.
-    fn copy_from(
+    pub(super) fn copy_from(
         self: &Arc<Self>,
         from: &File,
         offset_in: u64,
@@ -474,23 +484,15 @@ impl Pending {
         Ok(copied? as u64)
     }
 
-    fn sync(&self) -> io::Result<()> {
-        let file = match &self.state().content {
-            Content::File(file, _) => file.clone(),
-            _ => return Ok(()),
-        };
-        file.sync_all()
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.own_file().map_or(Ok(()), |file| file.sync_all())
     }
 
     // --- judging and publishing ---
 
     /// The digest of its content. It may read all of it.
     pub(super) fn digest(&self, algorithm: Algorithm) -> io::Result<Digest> {
-        let file = match &self.state().content {
-            Content::File(file, _) => Some(file.clone()),
-            _ => None,
-        };
-        let file = match file {
+        let file = match self.own_file() {
             Some(file) => file,
             // It is what has been published under another name, most likely.
             None => self.file(u64::MAX)?,
@@ -563,6 +565,11 @@ impl Pending {
     }
 }
 
+fn now() -> (i64, u32) {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
+}
+
 /// Copies between files, as far as the system does that by itself.
 fn copy_range(
     from: &File,
@@ -584,115 +591,4 @@ fn copy_range(
         }
     }
     Ok(copied)
-}
-
-fn now() -> (i64, u32) {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
-}
-
-/// An open file that is being written, or has been.
-pub struct PendingHandle {
-    pub(super) file: Arc<Pending>,
-    pub(super) writes: bool,
-    /// Whether it is one of the file's active writers. Changed while the file's state is locked.
-    is_active: AtomicBool,
-}
-
-impl PendingHandle {
-    pub(super) fn new(file: &Arc<Pending>, writes: bool) -> Self {
-        let mut state = file.state();
-        state.opens += 1;
-        state.writers += usize::from(writes);
-        state.active += usize::from(writes);
-        drop(state);
-        Self { file: file.clone(), writes, is_active: AtomicBool::new(writes) }
-    }
-
-    /// Notes whether more is to come by it.
-    pub(super) fn set_active(&self, state: &mut State, is_active: bool) {
-        if self.is_active.swap(is_active, Ordering::Relaxed) != is_active {
-            state.active =
-                if is_active { state.active + 1 } else { state.active.saturating_sub(1) };
-        }
-    }
-
-    /// Reads up to `length` bytes.
-    pub(in crate::namespace) async fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
-        let file = self.file.clone();
-        let read = task::spawn_blocking(move || file.read_at(offset, length));
-        read.await.map_err(io::Error::other)?
-    }
-
-    pub(in crate::namespace) fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        self.file.next_data(offset)
-    }
-
-    pub(in crate::namespace) fn next_hole(&self, offset: u64) -> io::Result<Option<u64>> {
-        self.file.next_hole(offset)
-    }
-
-    /// Its size in bytes.
-    pub fn size(&self) -> u64 {
-        self.file.size()
-    }
-
-    /// Writes all of `bytes`. Like all that follow it may wait, and is to be called in a runtime.
-    pub fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.begin()?;
-        self.file.write(offset, bytes)
-    }
-
-    /// As fallocate(2), with its `mode`.
-    pub fn allocate(&self, mode: u32, offset: u64, length: u64) -> io::Result<()> {
-        self.begin()?;
-        self.file.allocate(mode, offset, length)
-    }
-
-    /// Copies from another file without moving the bytes through this process. How many have been copied; an
-    /// error where the system cannot do that.
-    pub fn copy_from(
-        &self,
-        from: &Handle,
-        offset_in: u64,
-        offset: u64,
-        length: u64,
-    ) -> io::Result<u64> {
-        self.begin()?;
-        let source = match from {
-            Handle::Pending(from) => match &from.file.state().content {
-                Content::File(file, _) => Some(file.clone()),
-                _ => None,
-            },
-            _ => match from.local_file() {
-                Some(file) => Some(Arc::new(file.try_clone()?)),
-                None => None,
-            },
-        };
-        let source = source.ok_or(Errno::OPNOTSUPP)?;
-        self.file.copy_from(&source, offset_in, offset, length)
-    }
-
-    /// Flushes what has been written to the disk.
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync()
-    }
-
-    /// To be called before each change.
-    fn begin(&self) -> io::Result<()> {
-        if !self.writes {
-            return Err(Errno::BADF.into());
-        }
-        self.set_active(&mut self.file.state(), true);
-        Ok(())
-    }
-}
-
-impl Drop for PendingHandle {
-    fn drop(&mut self) {
-        let mut state = self.file.state();
-        state.opens = state.opens.saturating_sub(1);
-        drop(state);
-        self.file.discard();
-    }
 }

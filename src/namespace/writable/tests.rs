@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     backend::images_dir::Linking,
     image::Platform,
-    namespace::{Changes, ROOT, Settings},
+    namespace::{Caller, Changes, ROOT, Settings},
     rootfs::Profiles,
     transfer::Options,
     util::Budget,

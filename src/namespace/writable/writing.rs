@@ -6,8 +6,10 @@ use async_trait::async_trait;
 use rustix::fs::OFlags;
 
 use super::{
-    STATUS, Writable, invalid,
-    pending::{Pending, PendingHandle, Stage, State},
+    STATUS, Writable,
+    handle::PendingHandle,
+    invalid,
+    pending::{Pending, Stage, State},
     place::{self, Place},
     publish::{self, disk},
 };

@@ -3,24 +3,26 @@
 use std::{io, sync::Arc};
 
 use futures_util::{
-    FutureExt, StreamExt,
+    FutureExt,
     future::{self, BoxFuture, try_join_all},
 };
 
-use super::super::{
-    Files, SIDE,
-    follow::follow,
-    image::Variant,
-    index_store::Indexed,
-    key::LayerKey,
-    layer::{Claims, Layer},
-    recorded::WrongLayer,
-    scan::Scan,
-    starts::{Start, Ways},
-    stream::{scanned_stream, stream},
-    tree::{Origin, Tree},
+use super::{
+    super::{
+        Files, SIDE,
+        follow::follow,
+        image::Variant,
+        index_store::Indexed,
+        key::LayerKey,
+        layer::{Claims, Layer},
+        recorded::WrongLayer,
+        scan::Scan,
+        starts::{Start, Ways},
+        stream::{scanned_stream, stream},
+        tree::{Origin, Tree},
+    },
+    Images, Layers,
 };
-use super::{Images, Layers};
 use crate::{
     backend::{Error, Kind, Result},
     image::{Platform, Reference},
@@ -47,7 +49,7 @@ impl Images {
     }
 
     /// A layer, and where indexes of it may be attached that are trusted.
-    pub(in crate::rootfs) fn layer_with(
+    fn layer_with(
         &self,
         variant: &Variant,
         number: usize,
@@ -65,7 +67,7 @@ impl Images {
     }
 
     /// The name of the manifest of a platform, if the indexes that are attached to it are trusted.
-    pub(in crate::rootfs) fn trusted_attachments(&self, variant: &Variant) -> Option<Reference> {
+    fn trusted_attachments(&self, variant: &Variant) -> Option<Reference> {
         // A chain is shown for every image that has it, and must not depend on what is attached to one of them.
         let is_trusted =
             !variant.is_chain() && self.inner.store.sources.trusts(variant.repository());
@@ -73,7 +75,7 @@ impl Images {
     }
 
     /// The start of a platform of an image, which may be over.
-    pub(in crate::rootfs) fn start(&self, variant: &Arc<Variant>) -> Option<Arc<Start>> {
+    fn start(&self, variant: &Arc<Variant>) -> Option<Arc<Start>> {
         let store = &self.inner.store;
         let platform = variant.platform().map(Platform::to_string);
         let repository = variant.repository().to_string();
@@ -158,11 +160,7 @@ impl Images {
         self.inner.store.with_memory(|| self.merge(variant, Layers::From(first))).await
     }
 
-    pub(in crate::rootfs) async fn merge(
-        &self,
-        variant: &Arc<Variant>,
-        layers: Layers,
-    ) -> Result<Arc<Tree>> {
+    async fn merge(&self, variant: &Arc<Variant>, layers: Layers) -> Result<Arc<Tree>> {
         let (numbers, is_alone) = match layers {
             Layers::From(first) => (first.min(variant.layer_count())..variant.layer_count(), false),
             Layers::Alone(number) => (number..number + 1, true),
