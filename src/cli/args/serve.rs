@@ -6,7 +6,10 @@ use clap::{Args as ClapArgs, ValueEnum, ValueHint};
 
 use imgfs::serve::{Address, UpstreamSpec};
 
-use super::{RegistryArgs, TreeArgs, duration, ending, exit_status, size};
+use super::{
+    RegistryArgs, TreeArgs, ending, exit_status,
+    values::{duration, size},
+};
 
 /// Serve the image tree as a registry
 ///

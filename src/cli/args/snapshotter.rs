@@ -8,7 +8,10 @@ use imgfs::{
     snapshotter::{DEFAULT_ROOT, DEFAULT_SOCKET, Runtime},
 };
 
-use super::{RegistryArgs, duration, size};
+use super::{
+    RegistryArgs,
+    values::{duration, size},
+};
 
 const SNAPSHOTTER_EXAMPLES: &str = "\
 Examples:

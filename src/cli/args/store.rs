@@ -9,7 +9,10 @@ use imgfs::{
     store::{DEFAULT_DIR, DEFAULT_SOCKET},
 };
 
-use super::{OutputArgs, pattern, size};
+use super::{
+    OutputArgs,
+    values::{pattern, size},
+};
 
 /// The option of a mount that makes it the one of a store.
 #[derive(ClapArgs)]
