@@ -177,6 +177,11 @@ impl ImagesDir {
         &self.inner.root
     }
 
+    /// When files are flushed that are published.
+    pub(crate) fn flush(&self) -> Flush {
+        self.inner.sync.flush()
+    }
+
     /// Whether there is a directory of blobs, without which there is nothing to look after.
     pub fn has_blobs(&self) -> bool {
         self.inner.root.is_dir(&self.root().join(BLOBS))

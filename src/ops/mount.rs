@@ -112,7 +112,10 @@ pub async fn namespace_of(
     if !root.exists() || request.write.is_some() {
         ImagesDir::create(root, None, Linking::Auto)?;
     }
-    let dir = ImagesDir::open(root)?;
+    let dir = match request.write {
+        Some(_) => ImagesDir::open_unflushed(root)?,
+        None => ImagesDir::open(root)?,
+    };
     let connections_per_blob = config.connections_per_blob;
     let (cache_dir, cache) =
         Cache::open_free(&dir, request.cache_dir.as_deref(), request.cache_bytes, |of_cache| {

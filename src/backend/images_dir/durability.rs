@@ -208,6 +208,28 @@ mod tests {
     }
 
     #[test]
+    fn what_programs_write_is_flushed_by_them_and_believed_no_longer_than_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        ImagesDir::create(dir.path(), None, Linking::Auto).unwrap();
+        let blob = Descriptor::new("", Digest::sha256(b"content"), 7);
+        let opened = [ImagesDir::open_unflushed(dir.path()), ImagesDir::open(dir.path())];
+        for (images, is_flushed) in opened.into_iter().zip([false, true]) {
+            let images = images.unwrap();
+            // Before Linux 6.8 nobody could tell how long to believe it.
+            let tells = Epoch::now(&images.inner.root, dir.path()).is_some();
+            let path = images.inner.state_dir().join("written");
+            fs::write(&path, b"content").unwrap();
+            let file = fs::File::open(&path).unwrap();
+            images.publish_written(&path, &file, blob.digest, None).unwrap();
+            assert!(images.inner.is_verified(&blob).unwrap());
+            assert_eq!(images.inner.records.unflushed().is_empty(), is_flushed || !tells);
+            let after_a_start = open_in(dir.path(), 7, BOOT);
+            assert_eq!(after_a_start.inner.is_verified(&blob).unwrap(), is_flushed || !tells);
+            fs::remove_file(images.inner.blob_path(&blob.digest)).unwrap();
+        }
+    }
+
+    #[test]
     fn the_present_epoch_is_the_same_again_and_survives_being_written_down() {
         let dir = tempfile::tempdir().unwrap();
         let root = ConfinedDir::open(dir.path()).unwrap();

@@ -28,6 +28,17 @@ impl ImagesDir {
         Self::with(dir, layout, Linking::default(), SyncMode::Each, None)
     }
 
+    /// The same, to be written to by programs that flush what they write themselves, if that is to be: nothing is
+    /// flushed here before it gets its name, where the kernel tells how long what is in memory may be believed.
+    pub fn open_unflushed(root: &Path) -> Result<Self> {
+        let dir = ConfinedDir::open(root).map_err(|e| no_directory(root, "opening", e))?;
+        let layout = find_layout(&dir, BlobNames::of(&dir)?)?.unwrap_or_default();
+        let epoch = Epoch::now(&dir, &dir.path().join(BLOBS).join(STATE));
+        // Nobody says when everything has been written.
+        let sync = if epoch.is_some() { SyncMode::None } else { SyncMode::Each };
+        Self::in_epoch(dir, layout, Linking::default(), sync, None, epoch)
+    }
+
     /// Opens the tree at `root` to be filled, creating what is missing. `layout` is for a new
     /// tree; one that has something in it keeps its own, and another one is refused. So is a directory of
     /// another tool, and a layout whose names the file system does not take. Every file is flushed before it gets

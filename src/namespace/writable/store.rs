@@ -23,7 +23,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    backend::{ConfinedDir, images_dir::ImagesDir},
+    backend::{ConfinedDir, Flush, images_dir::ImagesDir},
     image::MAX_MANIFEST_BYTES,
 };
 
@@ -47,6 +47,7 @@ pub(super) struct Store {
     next: AtomicU64,
     /// Whether the mount has ended: manifests that wait stay then.
     is_over: AtomicBool,
+    flush: Flush,
     _lock: File,
 }
 
@@ -117,6 +118,7 @@ impl Store {
                 dir,
                 next: AtomicU64::new(1),
                 is_over: AtomicBool::new(false),
+                flush: images.flush(),
                 _lock: lock,
             };
             left.clear(DATA)?;
@@ -214,10 +216,14 @@ impl Store {
         text.extend_from_slice(content);
         let (mut file, stored) = self.create()?;
         file.write_all(&text)?;
-        file.sync_all()?;
+        if self.flush == Flush::Now {
+            file.sync_all()?;
+        }
         let kept = self.dir.join(format!("{WAITING}{}", self.next()));
         self.root.rename(&stored.path, &kept)?;
-        self.root.sync_dir(&self.dir)?;
+        if self.flush == Flush::Now {
+            self.root.sync_dir(&self.dir)?;
+        }
         Ok(StoredFile { store: self.clone(), path: kept, is_waiting: true })
     }
 }
