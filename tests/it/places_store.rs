@@ -1,15 +1,16 @@
 //! Object stores: which requests are made, what happens when they fail, and many writers at once.
 
 use crate::places::{Bed, listed};
-use crate::support::cli::{Imgfs, Output};
+use crate::support::cli::{Imgfs, Output, Running};
 use crate::support::hostile::Hostile;
 use crate::support::image::{
     Artifact, Image, digest_tag, push_referrers_with_fallback_tag, single, two_platforms,
 };
 use crate::support::s3::{Fault, S3};
-use crate::support::text;
 use crate::support::tree::{self, assert_tree_sound};
+use crate::support::{text, wait_for};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 fn client(store: &S3) -> Imgfs {
     let mut imgfs = Imgfs::scratch();
@@ -127,6 +128,64 @@ fn a_large_blob_is_sent_in_parts_and_a_failed_one_leaves_nothing() {
     assert_eq!(store.requests("PUT", "partNumber"), 4, "{}", store.log());
     bed.copy(&place, text(&bed.path("to")), &["--all"]).success();
     assert_tree_sound(&bed.path("to"));
+}
+
+/// Begins to send a blob in parts, of which the third does not get through, and waits until it is there.
+fn stuck_between_parts(store: &S3, bed: &Bed, from: &str, place: &str) -> Running {
+    for _ in 0..50 {
+        let part = "partNumber=3";
+        store.fail(Fault { method: "PUT", part, status: 503, code: "SlowDown" });
+    }
+    let run = bed.imgfs.spawn(&["copy", "--json", "--from", from, "--to", place, "--all"]);
+    wait_for("the third part", Duration::from_secs(20), || store.seen("PUT", "partNumber=3") > 0);
+    run
+}
+
+#[test]
+fn a_run_that_is_killed_between_the_parts_names_nothing_and_the_next_one_completes() {
+    let (store, bed) = bed();
+    let (from, place) = (image_of(&bed, 17_000_000), store.place("p"));
+    let run = stuck_between_parts(&store, &bed, &from, &place);
+    run.kill9();
+    store.heal();
+    assert_eq!(store.open_uploads(), 1, "nobody is left to abort it: {}", store.log());
+    let large = |keys: BTreeSet<String>| {
+        keys.into_iter().filter(|key| key.contains("blobs/sha256")).count()
+    };
+    assert!(large(store.keys()) <= 1, "at most the configuration is there: {:?}", store.keys());
+    assert!(!store.keys().iter().any(|key| key.contains("manifests")), "{:?}", store.keys());
+
+    bed.copy(&from, &place, &["--all"]).success();
+    // The store's rules remove the one that was left; it is in nobody's way.
+    assert_eq!(store.open_uploads(), 1, "the second run leaves none: {}", store.log());
+    bed.imgfs.run(&["verify", &place]).success();
+    bed.copy(&place, text(&bed.path("to")), &["--all"]).success();
+    assert_tree_sound(&bed.path("to"));
+}
+
+#[test]
+fn a_store_that_is_killed_between_the_parts_and_comes_back_gets_the_rest_or_all_of_them() {
+    for is_lost in [false, true] {
+        let (store, bed) = bed();
+        let (from, place) = (image_of(&bed, 17_000_000), store.place("p"));
+        let run = stuck_between_parts(&store, &bed, &from, &place);
+        if is_lost {
+            store.lose_uploads();
+        }
+        store.heal();
+        let output = run.wait();
+        assert_eq!(store.open_uploads(), 0, "{}", store.log());
+        match is_lost {
+            false => drop(output.success()),
+            true => {
+                output.expect_code(1).stderr_has("storing blob");
+                let keys = store.keys();
+                assert!(!keys.iter().any(|key| key.contains("manifests")), "{keys:?}");
+                bed.copy(&from, &place, &["--all"]).success();
+            }
+        }
+        bed.imgfs.run(&["verify", &place]).success();
+    }
 }
 
 #[test]

@@ -107,6 +107,16 @@ impl S3 {
         self.state().uploads.len()
     }
 
+    /// Fails no more.
+    pub(crate) fn heal(&self) {
+        self.state().faults.clear();
+    }
+
+    /// What a store does that is killed: it has lost uploads that were not complete.
+    pub(crate) fn lose_uploads(&self) {
+        self.state().uploads.clear();
+    }
+
     /// Forgets which requests there were.
     pub(crate) fn clear_log(&self) {
         self.server.settle();
@@ -116,6 +126,11 @@ impl S3 {
     /// How many requests there were with this method and this text in their path or query.
     pub(crate) fn requests(&self, method: &str, part: &str) -> usize {
         self.server.settle();
+        self.seen(method, part)
+    }
+
+    /// The same, of those that have come so far, while others come.
+    pub(crate) fn seen(&self, method: &str, part: &str) -> usize {
         self.state().log.iter().filter(|(m, target)| m == method && target.contains(part)).count()
     }
 
