@@ -26,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use object_store::{
     ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
     aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path,
@@ -99,6 +100,8 @@ struct Inner {
     /// Whether it has been found out that the store writes on conditions.
     conditions: OnceCell<()>,
     buffers: Arc<Semaphore>,
+    /// Those that have been used, and will be again.
+    spare: Mutex<Vec<BytesMut>>,
     /// What names have been seen to lead to, or been made to.
     seen: Mutex<HashMap<Path, Digest>>,
 }
@@ -176,6 +179,7 @@ impl ObjectTree {
             writers,
             conditions: OnceCell::new(),
             buffers: Arc::new(Semaphore::new(BUFFERS)),
+            spare: Mutex::default(),
             seen: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }

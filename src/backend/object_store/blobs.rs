@@ -14,6 +14,7 @@ use crate::{
         Blobs, BoxStream, ByteStream, Content, Error, Kind, Opened, Received, Receiver, Result,
     },
     image::{Descriptor, Hasher, Repository},
+    util::locked,
 };
 
 /// The size of a part, in bytes, and the largest blob that is written at once: the least that S3 takes as a part.
@@ -24,6 +25,9 @@ const MAX_PARTS: u64 = 9_000;
 
 /// Parts of one blob that are sent at the same time.
 const PARTS_AT_ONCE: usize = 3;
+
+/// Buffers for less than this are not worth keeping, in bytes.
+const SMALL: usize = 64 << 10;
 
 /// Pieces are handed on in this size at most, in bytes.
 const PIECE: usize = 256 << 10;
@@ -105,7 +109,26 @@ struct Upload {
 /// Bytes that are collected, with the room that they take.
 struct Buffer {
     bytes: BytesMut,
-    _room: OwnedSemaphorePermit,
+    room: Room,
+}
+
+/// A place among the buffers that there may be at once.
+struct Room {
+    inner: Arc<Inner>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Room {
+    /// Keeps what `bytes` are in for the next buffer, if nobody else has them. The heap would put each new one at
+    /// another place, and not give the old ones back.
+    fn reuse(&self, bytes: Bytes) {
+        if let Ok(mut bytes) = bytes.try_into_mut() {
+            bytes.clear();
+            if bytes.capacity() == PART_BYTES {
+                locked(&self.inner.spare).push(bytes);
+            }
+        }
+    }
 }
 
 impl Upload {
@@ -120,9 +143,15 @@ impl Upload {
     async fn buffer(&self, most: usize) -> Result<Buffer> {
         // It is never closed.
         let room = self.inner.buffers.clone().acquire_owned().await;
-        let room = room.map_err(|e| self.error(std::io::Error::other(e)))?;
+        let permit = room.map_err(|e| self.error(std::io::Error::other(e)))?;
+        let room = Room { inner: self.inner.clone(), _permit: permit };
         let bytes = usize::try_from(self.blob.size).unwrap_or(most).min(most);
-        Ok(Buffer { bytes: BytesMut::with_capacity(bytes), _room: room })
+        let spare = || locked(&self.inner.spare).pop();
+        let bytes = match bytes {
+            SMALL..=PART_BYTES => spare().unwrap_or_else(|| BytesMut::with_capacity(PART_BYTES)),
+            bytes => BytesMut::with_capacity(bytes),
+        };
+        Ok(Buffer { bytes, room })
     }
 
     fn part_bytes(&self) -> usize {
@@ -164,9 +193,11 @@ impl Upload {
     async fn put(&self, key: &Path, source: &mut Source) -> Result<()> {
         let (buffer, _) = self.fill(source, PART_BYTES).await?;
         self.check(source)?;
-        let count = buffer.bytes.len() as u64;
-        let payload = PutPayload::from_bytes(buffer.bytes.freeze());
+        let Buffer { bytes, room } = buffer;
+        let (count, bytes) = (bytes.len() as u64, bytes.freeze());
+        let payload = PutPayload::from_bytes(bytes.clone());
         self.inner.store.put(key, payload).await.map_err(|e| self.failed(&e))?;
+        room.reuse(bytes);
         source.content.moved(count);
         Ok(())
     }
@@ -188,15 +219,15 @@ impl Upload {
             }
             let buffer;
             (buffer, is_end) = self.fill(source, most).await?;
-            let Buffer { bytes, _room } = buffer;
+            let Buffer { bytes, room } = buffer;
             if bytes.is_empty() {
                 break;
             }
-            let count = bytes.len() as u64;
-            let part = upload.put_part(PutPayload::from_bytes(bytes.freeze()));
+            let (count, bytes) = (bytes.len() as u64, bytes.freeze());
+            let part = upload.put_part(PutPayload::from_bytes(bytes.clone()));
             sending.spawn(async move {
                 let done = part.await;
-                drop(_room);
+                room.reuse(bytes);
                 done.map(|()| count)
             });
         }
