@@ -258,8 +258,12 @@ impl Reader {
 
     async fn check(&self, parts: &Parts, root: &Descriptor, depth: usize) -> Checked<()> {
         let manifest = self.manifest(parts, root).await?;
+        let mut blobs = manifest.blobs();
+        if let Some(missing) = blobs.find(|blob| parts.blobs.size(&blob.digest).is_none()) {
+            return Err(format!("the blob {} is not there", missing.digest));
+        }
         match manifest.view() {
-            View::Index { children } => {
+            View::Index { children, .. } => {
                 let mut here =
                     children.iter().filter(|c| parts.blobs.size(&c.digest).is_some()).peekable();
                 if here.peek().is_none() && !children.is_empty() {
@@ -270,11 +274,6 @@ impl Reader {
                 }
             }
             View::Image { config, layers } => {
-                if let Some(missing) =
-                    manifest.blobs().find(|blob| parts.blobs.size(&blob.digest).is_none())
-                {
-                    return Err(format!("the blob {} is not there", missing.digest));
-                }
                 if !config.is_image_config() || config.size > MAX_DOCUMENT {
                     return Ok(());
                 }

@@ -66,6 +66,11 @@ impl Descriptor {
         (Digest::of(self.digest.algorithm(), data) == self.digest).then_some(data)
     }
 
+    /// Whether an index that has it means a blob, and not a manifest.
+    pub(crate) fn is_blob(&self) -> bool {
+        MediaType::is_of_blob(&self.media_type)
+    }
+
     /// Whether this child of an index is no image. An image may say so with the type of its
     /// configuration.
     pub fn is_artifact(&self) -> bool {
@@ -105,6 +110,8 @@ pub enum View {
     Index {
         /// The children, in their order.
         children: Vec<Descriptor>,
+        /// What it lists besides that are blobs, as BuildKit does in the index of a cache.
+        blobs: Vec<Descriptor>,
     },
 }
 
@@ -204,12 +211,15 @@ impl Manifest {
         let is_named = document.manifests.is_some();
         let view = match (document.manifests.flatten(), document.config, document.layers) {
             (Some(_), Some(_), _) | (Some(_), _, Some(_)) => return Err(ManifestError::Ambiguous),
-            (Some(children), None, None) => View::Index { children },
+            (Some(listed), None, None) => {
+                let (blobs, children) = listed.into_iter().partition(Descriptor::is_blob);
+                View::Index { children, blobs }
+            }
             (None, Some(config), layers) => {
                 View::Image { config: Box::new(config), layers: layers.unwrap_or_default() }
             }
             (None, None, None) if is_named || says_index == Some(true) => {
-                View::Index { children: Vec::new() }
+                View::Index { children: Vec::new(), blobs: Vec::new() }
             }
             (None, None, _) if says_index == Some(false) => return Err(ManifestError::NoConfig),
             (None, None, _) => {
@@ -263,19 +273,19 @@ impl Manifest {
         &self.annotations
     }
 
-    /// Children of an index; none for an image.
+    /// The manifests in an index; none for an image.
     pub fn children(&self) -> &[Descriptor] {
         match &self.view {
-            View::Index { children } => children,
+            View::Index { children, .. } => children,
             View::Image { .. } => &[],
         }
     }
 
-    /// The blobs that it names directly: configuration first, then layers. None for an index.
+    /// The blobs that it names directly: configuration first, then layers. Few indexes name any.
     pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         let (config, layers) = match &self.view {
             View::Image { config, layers } => (Some(config.as_ref()), layers.as_slice()),
-            View::Index { .. } => (None, &[][..]),
+            View::Index { blobs, .. } => (None, blobs.as_slice()),
         };
         config.into_iter().chain(layers)
     }
@@ -331,7 +341,7 @@ pub fn choose(
 pub struct FilteredIndex<'a> {
     /// The index as it was.
     pub original: &'a Manifest,
-    /// For each child of the original: `None` drops it, `Some` keeps it under this digest and
+    /// For each of the original's [children](Manifest::children): `None` drops it, `Some` keeps it under this digest and
     /// size (which differ from the original's where a nested index was filtered itself).
     pub keep: &'a [Option<(Digest, u64)>],
     /// The request, in canonical form, for the annotation.
@@ -358,11 +368,16 @@ pub fn filter_index(filtered: &FilteredIndex<'_>) -> Result<Manifest, ManifestEr
         return Ok(original.clone());
     }
     let mut document: Value = serde_json::from_slice(original.bytes())?;
-    if let Some(Value::Array(children)) = document.get_mut("manifests") {
-        let kept = std::mem::take(children).into_iter().zip(filtered.keep);
-        *children = kept
-            .filter_map(|(mut child, keep)| {
-                let (digest, size) = (*keep)?;
+    if let Some(Value::Array(listed)) = document.get_mut("manifests") {
+        let mut keep = filtered.keep.iter();
+        *listed = std::mem::take(listed)
+            .into_iter()
+            .filter_map(|mut child| {
+                // Of blobs nobody has said anything.
+                if child["mediaType"].as_str().is_some_and(MediaType::is_of_blob) {
+                    return Some(child);
+                }
+                let (digest, size) = (*keep.next()?)?;
                 child["digest"] = digest.to_string().into();
                 child["size"] = size.into();
                 Some(child)
@@ -389,6 +404,37 @@ mod tests {
 
     fn parse(text: &str, content_type: Option<&str>) -> Result<Manifest, ManifestError> {
         Manifest::parse(Bytes::from(text.to_owned()), content_type)
+    }
+
+    #[test]
+    fn an_index_may_list_blobs_which_no_filter_drops() {
+        let typed = |content: &str, kind: &str| descriptor(content, "").replace("a/b", kind);
+        let (manifest, layer) =
+            (MediaType::OciManifest, "application/vnd.oci.image.layer.v1.tar+gzip");
+        let listed = [
+            typed("layer", layer),
+            typed("child", manifest.as_str()),
+            typed("config", "application/vnd.buildkit.cacheconfig.v0"),
+            typed("other", manifest.as_str()),
+            descriptor("of no known type", ""),
+        ];
+        let text = format!(r#"{{"manifests":[{}]}}"#, listed.join(","));
+        let index = parse(&text, None).unwrap();
+        let digests = |found: Vec<&Descriptor>| found.iter().map(|d| d.digest).collect::<Vec<_>>();
+        let expected = |texts: &[&str]| -> Vec<Digest> {
+            texts.iter().map(|text| Digest::sha256(text.as_bytes())).collect()
+        };
+        assert_eq!(digests(index.blobs().collect()), expected(&["layer", "config"]));
+        let children = ["child", "other", "of no known type"];
+        assert_eq!(digests(index.children().iter().collect()), expected(&children));
+
+        let other = &index.children()[1];
+        let keep = [None, Some((other.digest, other.size)), None];
+        let platforms = "linux/amd64".to_owned();
+        let filtered = FilteredIndex { original: &index, keep: &keep, platforms };
+        let filtered = filter_index(&filtered).unwrap();
+        assert_eq!(digests(filtered.blobs().collect()), expected(&["layer", "config"]));
+        assert_eq!(digests(filtered.children().iter().collect()), expected(&["other"]));
     }
 
     #[test]

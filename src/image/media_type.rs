@@ -49,6 +49,18 @@ impl MediaType {
         matches!(self, Self::OciIndex | Self::DockerList)
     }
 
+    /// Whether what an index names with this type is a blob: a layer, or what BuildKit says of the layers of its cache
+    /// (`type=registry` without `image-manifest`). Everything else that an index names is a manifest.
+    pub(crate) fn is_of_blob(text: &str) -> bool {
+        [
+            "application/vnd.oci.image.layer.",
+            "application/vnd.docker.image.rootfs.",
+            "application/vnd.buildkit.cacheconfig.",
+        ]
+        .iter()
+        .any(|start| text.starts_with(start))
+    }
+
     /// Whether it is one of the retired schema 1 types.
     pub(crate) fn is_schema1(text: &str) -> bool {
         text.starts_with("application/vnd.docker.distribution.manifest.v1+")

@@ -156,7 +156,7 @@ fn layers_of<'a>(
             View::Image { layers: found, .. } => {
                 layers.extend(found.iter().map(|layer| (layer.digest, layer.clone())));
             }
-            View::Index { children } if depth < MAX_DEPTH => {
+            View::Index { children, .. } if depth < MAX_DEPTH => {
                 for child in children {
                     let child = image.repository().pinned(child.digest);
                     layers_of(dir, child, depth + 1, layers).await;

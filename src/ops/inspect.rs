@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Error, NamedImage, Opener, Result};
 use crate::{
     backend::Names,
-    image::{Descriptor, Digest, Manifest},
+    image::{Descriptor, Digest, Manifest, View},
     rootfs::{Image, Variant},
 };
 
@@ -168,7 +168,7 @@ pub async fn inspect(
 impl Inspection {
     fn new(name: &NamedImage, image: &Image, selected: Option<Selected>) -> Self {
         let manifest = image.manifest();
-        let is_index = !manifest.children().is_empty() || manifest.blobs().next().is_none();
+        let is_index = matches!(manifest.view(), View::Index { .. });
         Self {
             image: name.shown.clone(),
             name: image.name().to_string(),

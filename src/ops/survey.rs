@@ -108,8 +108,15 @@ async fn walk(
         Err(error) => return found.missing.push((digest, error)),
     };
     found.parts.insert(digest, manifest.bytes().len() as u64);
+    for blob in manifest.blobs() {
+        found.parts.insert(blob.digest, blob.size);
+        found.blobs.insert(blob.digest, blob.clone());
+        if let Err(error) = backend.check(repository, blob).await {
+            found.missing.push((blob.digest, error));
+        }
+    }
     match manifest.view() {
-        View::Index { children } => {
+        View::Index { children, .. } => {
             let is_sparse = backend.sparse(&digest).is_some();
             for child in children {
                 if is_sparse && backend.manifest(&repository.pinned(child.digest)).await.is_err() {
@@ -121,13 +128,6 @@ async fn walk(
             }
         }
         View::Image { config, .. } => {
-            for blob in manifest.blobs() {
-                found.parts.insert(blob.digest, blob.size);
-                found.blobs.insert(blob.digest, blob.clone());
-                if let Err(error) = backend.check(repository, blob).await {
-                    found.missing.push((blob.digest, error));
-                }
-            }
             if depth == MAX_DEPTH && config.is_image_config() && config.size <= MAX_CONFIG_BYTES {
                 let platform = config_platform(backend, repository, config).await;
                 found.platforms.extend(platform.map(|platform| platform.to_string()));

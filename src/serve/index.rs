@@ -87,11 +87,8 @@ pub(super) struct Index {
 
 impl Contents {
     pub(super) fn of(manifest: &Manifest) -> Self {
-        let (mut blobs, mut children) = (Vec::new(), Vec::new());
-        match manifest.view() {
-            View::Image { .. } => blobs.extend(manifest.blobs().map(|b| (b.digest, b.size))),
-            View::Index { children: all } => children.extend(all.iter().map(|c| c.digest)),
-        }
+        let blobs = manifest.blobs().map(|blob| (blob.digest, blob.size)).collect();
+        let children = manifest.children().iter().map(|child| child.digest).collect();
         let subject = manifest.subject().map(|subject| (subject.digest, Referrer::of(manifest)));
         Self { blobs, children, subject }
     }

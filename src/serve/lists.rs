@@ -130,7 +130,9 @@ fn add_listed(found: &mut BTreeMap<Digest, Value>, here: &Index, subject: &Diges
     let Ok(parsed) = Manifest::parse(list.to_vec().into(), None) else { return };
     let Ok(json) = serde_json::from_slice::<Value>(list) else { return };
     let descriptors = json["manifests"].as_array().into_iter().flatten();
-    for (child, descriptor) in parsed.children().iter().zip(descriptors) {
+    let manifests =
+        descriptors.filter(|d| !d["mediaType"].as_str().is_some_and(MediaType::is_of_blob));
+    for (child, descriptor) in parsed.children().iter().zip(manifests) {
         let is_of_it = here.find(&Target::Digest(child.digest)).is_some_and(|entry| {
             entry.contents.subject.as_ref().is_none_or(|(other, _)| other == subject)
         });

@@ -26,8 +26,7 @@ use super::{
 use crate::{
     backend::{ManifestName, Sink},
     image::{
-        Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Repository, View,
-        is_tag,
+        Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Repository, is_tag,
     },
 };
 
@@ -276,23 +275,19 @@ async fn check_parts(call: &Call, repository: &Repository, manifest: &Manifest) 
     let shared = &call.shared;
     let mut missing = Vec::new();
     let mut lacks_children = false;
-    match manifest.view() {
-        View::Image { config, layers } => {
-            let index = shared.index(repository).await?;
-            for blob in std::iter::once(&**config).chain(layers) {
-                if !is_elsewhere(blob) && !shared.has_blob(&index, repository, blob) {
-                    missing.push(blob.digest);
-                }
+    if manifest.blobs().next().is_some() {
+        let index = shared.index(repository).await?;
+        for blob in manifest.blobs() {
+            if !is_elsewhere(blob) && !shared.has_blob(&index, repository, blob) {
+                missing.push(blob.digest);
             }
         }
-        View::Index { children } => {
-            for child in children {
-                if !has_manifest(call, repository, &child.digest).await? {
-                    match shared.abilities.sparse {
-                        true => lacks_children = true,
-                        false => missing.push(child.digest),
-                    }
-                }
+    }
+    for child in manifest.children() {
+        if !has_manifest(call, repository, &child.digest).await? {
+            match shared.abilities.sparse {
+                true => lacks_children = true,
+                false => missing.push(child.digest),
             }
         }
     }

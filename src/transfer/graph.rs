@@ -118,12 +118,8 @@ impl Explorer<'_> {
         })
     }
 
-    async fn image(
-        &self,
-        manifest: Manifest,
-        filter: &PlatformFilter,
-        place: Place,
-    ) -> Result<Node> {
+    /// The blobs that a manifest names directly.
+    fn blobs(&self, manifest: &Manifest) -> Result<Graph> {
         let mut graph = Graph::default();
         for blob in manifest.blobs() {
             if let Some(content) = blob.embedded() {
@@ -136,6 +132,16 @@ impl Explorer<'_> {
                 return Err(self.unfit(manifest.digest(), message));
             }
         }
+        Ok(graph)
+    }
+
+    async fn image(
+        &self,
+        manifest: Manifest,
+        filter: &PlatformFilter,
+        place: Place,
+    ) -> Result<Node> {
+        let mut graph = self.blobs(&manifest)?;
         let mut missing = Vec::new();
         let mut wanted = true;
         // Most children of an index have been chosen by what the index says of them.
@@ -215,7 +221,11 @@ impl Explorer<'_> {
                 ),
             ));
         }
+        let mut graph = self.blobs(&manifest)?;
+        // What names blobs alone runs nowhere.
+        let is_list_of_blobs = children.is_empty() && !graph.blobs.is_empty();
         let filter = only_these.as_ref().unwrap_or(filter);
+        let filter = if is_list_of_blobs { &PlatformFilter::All } else { filter };
         // Nested indexes have no platform of their own and are looked into; so are manifests
         // about which the index says nothing.
         let (kept, missing_here) = choose(children, filter);
@@ -230,7 +240,6 @@ impl Explorer<'_> {
         }))
         .await?;
 
-        let mut graph = Graph::default();
         let mut keep: Vec<Option<(Digest, u64)>> = vec![None; children.len()];
         let mut missing = missing_here;
         let mut wanted = filter == &PlatformFilter::All;

@@ -3,9 +3,11 @@
 use crate::support::cli::{Imgfs, Output};
 use crate::support::hostile::Hostile;
 use crate::support::image::{
-    Artifact, Blob, Built, Image, cosign_signature, digest_tag, push_referrers_with_fallback_tag,
-    single, two_platforms,
+    Artifact, Blob, Built, Image, buildkit_cache, cosign_signature, digest_tag,
+    push_referrers_with_fallback_tag, single, two_platforms,
 };
+use crate::support::registry::Registry;
+use crate::support::serving::Serving;
 use crate::support::text;
 use crate::support::tree::{self, assert_sparse_tree_sound, assert_tree_sound};
 use serde_json::{Value, json};
@@ -577,4 +579,71 @@ fn what_cannot_be_copied_is_refused_at_once() {
     assert!(hostile.log().is_empty());
     let gone = copy("registry://registry.invalid", &reg, &["x:1", "--connect-timeout", "2s"]);
     gone.expect_code(1).stderr_has("registry.invalid").stderr_has("cannot connect");
+}
+
+/// BuildKit exports its cache as an index of blobs, unless it is told to write a manifest.
+#[test]
+fn a_cache_of_buildkit_goes_everywhere_with_its_blobs() {
+    let (hostile, real, place) = (Hostile::start(), Registry::plain(), Place::new());
+    let cache = buildkit_cache(81);
+    cache.push_to(&hostile, "team/cache", "1");
+    let dir = place.path("images");
+    let imgfs = Imgfs::new(&dir);
+    let name = format!("{}/team/cache:1", hostile.host());
+    let dest = "quay.io/team/cache:1";
+    let output = imgfs.copy(&[
+        "--from",
+        &registry(&hostile),
+        "--to",
+        text(&dir),
+        "--dest",
+        dest,
+        "team/cache:1",
+    ]);
+    let output = output.success();
+    assert_eq!(output.number("moved_blobs"), cache.blobs.len() as u64, "{output}");
+    assert_tree_sound(&dir);
+    assert_known_to_be_sound(&dir);
+    // Nothing of it is taken for something that nobody needs.
+    let pruned = imgfs.prune().success();
+    assert_eq!(tree::blobs(&dir), cache.blobs.keys().cloned().collect(), "{pruned}");
+    // It runs nowhere, so no platform is asked for in vain.
+    let filtered = Imgfs::scratch().pull(&["--platform", "linux/arm64", &name]).success();
+    assert_eq!(filtered.image(&name)["digest"], cache.digest(), "{filtered}");
+
+    // Without a blob it is not whole, and repaired it is.
+    let blob = cache.blobs.keys().next().expect("it has blobs");
+    let file = dir.join("blobs").join(blob);
+    let bytes = std::fs::read(&file).expect("reading");
+    std::fs::remove_file(&file).expect("removing");
+    imgfs.verify().expect_code(1);
+    std::fs::write(&file, bytes).expect("writing");
+
+    let whole = |reader: &dyn Fn(&str) -> bool| cache.blobs.keys().all(|digest| reader(digest));
+    let target = format!("registry://{}", real.host());
+    copy(text(&dir), &target, &["--dest", &format!("{}/team/cache:1", real.host()), dest])
+        .success();
+    assert_eq!(real.manifest("team/cache", "1"), Some(cache.root().bytes.clone()));
+    assert!(whole(&|digest| real.has_blob("team/cache", digest)));
+    // By another registry, and through media that are written in other ways.
+    let mut from = text(&dir).to_owned();
+    for (medium, name) in [("oci", "layout"), ("oci-archive", "archive.tar"), ("local", "back")] {
+        let separator = if medium == "local" { "://" } else { ":" };
+        let to = format!("{medium}{separator}{}", place.at(name));
+        copy(&from, &to, &[dest]).success();
+        Imgfs::scratch().run(&["verify", &to]).success();
+        from = to;
+    }
+    assert_tree_sound(&place.path("back"));
+    assert_eq!(tree::blobs(&place.path("back")), tree::blobs(&dir));
+
+    // And what the server is given it gives out again.
+    let serving = Serving::fresh(&["--local-name", "quay.io"]);
+    let served = format!("registry://{}", serving.host());
+    let there = format!("{}/team/cache:1", serving.host());
+    copy(text(&dir), &served, &["--dest", &there, dest]).success();
+    let again = place.path("again");
+    copy(&served, text(&again), &["team/cache:1"]).success();
+    assert_tree_sound(&again);
+    assert_eq!(tree::blobs(&again), tree::blobs(&dir));
 }

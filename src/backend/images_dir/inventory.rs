@@ -412,7 +412,7 @@ impl<'a> Scan<'a> {
                 image.platforms.extend(self.inner.platform_of(config).map(|p| p.to_string()));
             }
             View::Image { .. } => {}
-            View::Index { children } => {
+            View::Index { children, .. } => {
                 let wanted = self.inner.wanted(manifest.digest(), children);
                 for (child, wanted) in children.iter().zip(wanted) {
                     match self.manifests.get(&child.digest).cloned() {

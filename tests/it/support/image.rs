@@ -573,6 +573,25 @@ impl Index {
     }
 }
 
+/// What BuildKit exports as its cache with `type=registry` and without `image-manifest`: an index of layers, and of
+/// what it says of them.
+pub(crate) fn buildkit_cache(seed: u64) -> Built {
+    let layers = Image::new().layer_gzip_tar(&[("a", b"a")]).layer(seed, 5000).build();
+    let layers = layers.blobs.values().filter(|blob| blob.media_type.contains(".layer."));
+    let config =
+        br#"{"layers":[{"blob":"sha256:0","parent":-1}],"records":[{"digest":"sha256:1"}]}"#;
+    let config =
+        Blob::new("application/vnd.buildkit.cacheconfig.v0", Content::from(config.to_vec()));
+    let blobs: Vec<Blob> = layers.cloned().chain([config]).collect();
+    let listed: Vec<Value> = blobs.iter().map(Blob::descriptor).collect();
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed});
+    Built {
+        manifests: vec![Manifest::new(OCI_INDEX, &index)],
+        blobs: blobs.into_iter().map(|blob| (blob.digest.clone(), blob)).collect(),
+        platform: Value::Null,
+    }
+}
+
 /// An index of three platforms with attestations, unpackable layers and one layer shared by all.
 pub(crate) fn application() -> Built {
     let platform = |platform: &str| {

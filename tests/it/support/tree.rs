@@ -96,6 +96,11 @@ fn missing(images_dir: &Path, manifests: &Path, manifest: &Value, indexes: Index
     if let Some(children) = manifest["manifests"].as_array() {
         for child in children {
             let name = child["digest"].as_str().unwrap_or("?");
+            let media_type = child["mediaType"].as_str().unwrap_or_default();
+            if media_type.contains(".layer.") || media_type.contains(".cacheconfig.") {
+                look(child, &images_dir.join("blobs"));
+                continue;
+            }
             if indexes == Indexes::Whole || manifests.join(name).exists() {
                 look(child, manifests);
             }

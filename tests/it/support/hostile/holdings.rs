@@ -37,8 +37,13 @@ pub(super) fn parts_of(manifest: &Value) -> Vec<Part> {
         media_type.contains("nondistributable") || media_type.contains("foreign")
     };
     let config = Some(&manifest["config"]).filter(|config| config.is_object());
+    // A cache of BuildKit is an index of blobs.
+    let is_manifest = |descriptor: &Value| {
+        let media_type = descriptor["mediaType"].as_str().unwrap_or_default();
+        !media_type.contains(".layer.") && !media_type.contains(".cacheconfig.")
+    };
     list("manifests")
-        .map(|descriptor| part(descriptor, true))
+        .map(|descriptor| part(descriptor, is_manifest(descriptor)))
         .chain(config.map(|descriptor| part(descriptor, false)))
         .chain(
             list("layers")
