@@ -72,6 +72,9 @@ pub enum Kind {
     /// The connection broke, or ended before all bytes had come.
     #[error("the connection broke: {0}")]
     Interrupted(String),
+    /// An object store has failed, or could not be asked, however often it was tried.
+    #[error("{0}")]
+    Store(String),
     /// Not a byte came for too long.
     #[error("no byte came for {} s", .0.as_secs_f32())]
     Stalled(Duration),
@@ -236,6 +239,7 @@ impl Error {
             Kind::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
             Kind::Connect(_)
             | Kind::Interrupted(_)
+            | Kind::Store(_)
             | Kind::Stalled(_)
             | Kind::Protocol(_)
             | Kind::Digest { .. }
@@ -291,6 +295,9 @@ impl Error {
                 "if this host is meant, name it: in --registries of a mount, or by an entry for it in --auths"
             }
             Kind::WaitTooLong { .. } => "run the same command later, or raise --max-wait",
+            Kind::Store(_) => {
+                "run the same command again: what has been stored is kept; if it fails every time, check the name of the bucket, and the endpoint and the region in the environment"
+            }
             Kind::Stalled(_) => {
                 "run the same command again: a directory keeps what has been fetched"
             }

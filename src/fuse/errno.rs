@@ -56,6 +56,7 @@ fn of_tree(error: &Error) -> Errno {
         | Kind::Connect(_)
         | Kind::Tls(_)
         | Kind::Interrupted(_)
+        | Kind::Store(_)
         | Kind::Protocol(_)
         | Kind::Digest { .. }
         | Kind::Size { .. }

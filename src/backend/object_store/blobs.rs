@@ -137,7 +137,11 @@ impl Upload {
     }
 
     fn failed(&self, error: &object_store::Error) -> Error {
-        self.error(error::kind(error))
+        match error {
+            // The bucket, or the parts that had come.
+            object_store::Error::NotFound { .. } => self.error(Kind::Store(error::text(error))),
+            error => self.error(error::kind(error)),
+        }
     }
 
     async fn buffer(&self, most: usize) -> Result<Buffer> {
@@ -283,8 +287,13 @@ impl Receiver for Upload {
                 return Err(error);
             }
             if let Err(e) = upload.complete().await {
-                let _ = upload.abort().await;
-                return Err(self.failed(&e));
+                // It may have been done and the answer lost, so that there was nothing to complete the next time. In
+                // Azure, another writer of the blob makes an end of the parts of all.
+                let tree = ObjectTree { inner: self.inner.clone() };
+                if !tree.has_blob(&self.blob).await.unwrap_or(false) {
+                    let _ = upload.abort().await;
+                    return Err(self.failed(&e));
+                }
             }
         }
         Ok(Received { bytes: self.blob.size, linked: false })

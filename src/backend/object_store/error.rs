@@ -30,6 +30,6 @@ pub(super) fn kind(error: &Error) -> Kind {
         Error::AlreadyExists { .. } | Error::Precondition { .. } => {
             Kind::InUse("others change it at the same time".to_owned())
         }
-        error => Kind::Interrupted(text(error)),
+        error => Kind::Store(text(error)),
     }
 }

@@ -109,6 +109,11 @@ impl Connection<'_> {
         self.body.ended
     }
 
+    /// Ends the connection. What is written afterwards fails.
+    pub(crate) fn hang_up(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
     }

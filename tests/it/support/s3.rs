@@ -1,7 +1,10 @@
-//! An imitation of S3 inside the test process: objects in memory, requests that are counted, and faults on demand.
+//! Imitations of S3, Google Cloud Storage and Azure Blob Storage inside the test process: objects in memory, requests
+//! that are counted, and faults on demand.
 //!
-//! It has what imgfs uses: objects with ranges and conditions, lists, and uploads in parts. Signatures are looked at
-//! only as far as they have to be there.
+//! They have what imgfs uses: objects with ranges and conditions, lists, and uploads in parts. Signatures are looked at
+//! only as far as they have to be there. Google's store speaks as S3 does but for the conditions.
+
+mod azure;
 
 use super::http::{After, Connection, Request, Server};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -11,26 +14,69 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 const BUCKET: &str = "bucket";
 
+/// What is asked for is done, and nobody is told.
+pub(crate) const LOST: u16 = 1;
+
 /// What goes wrong with the next request of a kind.
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
     /// The method, and a part of the path or query.
     pub(crate) method: &'static str,
     pub(crate) part: &'static str,
-    /// The status of the answer; 0 to break off without one.
+    /// The status of the answer; 0 to break off without one; [`LOST`] to do it and then to break off.
     pub(crate) status: u16,
     /// The code in its body.
     pub(crate) code: &'static str,
 }
 
+/// Whose store it is like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    #[default]
+    S3,
+    Gcs,
+    Azure,
+}
+
+impl Dialect {
+    pub(crate) const ALL: [Self; 3] = [Self::S3, Self::Gcs, Self::Azure];
+}
+
 #[derive(Default)]
 struct State {
+    dialect: Dialect,
     objects: BTreeMap<String, (Vec<u8>, u64)>,
     uploads: BTreeMap<String, (String, BTreeMap<u32, Vec<u8>>)>,
+    /// Azure's: what has come of a key.
+    blocks: BTreeMap<String, Vec<(String, Vec<u8>)>>,
     log: Vec<(String, String)>,
     faults: VecDeque<Fault>,
     ignores_conditions: bool,
     next: u64,
+}
+
+impl State {
+    fn next_tag(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// The objects below the prefix that is asked for with their sizes and tags, and what they have in common up to a
+    /// delimiter.
+    fn below(&self, request: &Request) -> (Vec<(&str, usize, u64)>, BTreeSet<&str>) {
+        let prefix = request.query("prefix").unwrap_or_default();
+        let delimiter = request.query("delimiter").filter(|d| !d.is_empty());
+        let (mut objects, mut common) = (Vec::new(), BTreeSet::new());
+        for (key, (bytes, tag)) in self.objects.iter().filter(|(key, _)| key.starts_with(prefix)) {
+            let below = delimiter
+                .and_then(|d| key[prefix.len()..].find(d).map(|at| prefix.len() + at + d.len()));
+            match below {
+                Some(end) => drop(common.insert(&key[..end])),
+                None => objects.push((key.as_str(), bytes.len(), *tag)),
+            }
+        }
+        (objects, common)
+    }
 }
 
 /// A store with one bucket.
@@ -41,7 +87,11 @@ pub(crate) struct S3 {
 
 impl S3 {
     pub(crate) fn start() -> Self {
-        let state = Arc::new(Mutex::new(State::default()));
+        Self::like(Dialect::S3)
+    }
+
+    pub(crate) fn like(dialect: Dialect) -> Self {
+        let state = Arc::new(Mutex::new(State { dialect, ..State::default() }));
         let server = Server::start({
             let state = state.clone();
             move |request, connection| answer(&state, request, connection)
@@ -49,11 +99,9 @@ impl S3 {
         Self { server, state }
     }
 
-    /// One that takes `If-Match` and `If-None-Match` for nothing.
-    pub(crate) fn without_conditions() -> Self {
-        let store = Self::start();
-        store.state().ignores_conditions = true;
-        store
+    /// Takes conditions for nothing from now on.
+    pub(crate) fn ignore_conditions(&self) {
+        self.state().ignores_conditions = true;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -61,18 +109,48 @@ impl S3 {
     }
 
     /// What the environment of a process is to have that uses it.
-    pub(crate) fn environment(&self) -> [(&'static str, String); 4] {
-        [
-            ("AWS_ENDPOINT", format!("http://{}", self.server.address())),
-            ("AWS_ACCESS_KEY_ID", "key".to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
-            ("AWS_REGION", "us-east-1".to_owned()),
-        ]
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        let url = format!("http://{}", self.server.address());
+        let text = str::to_owned;
+        match self.dialect() {
+            Dialect::S3 => vec![
+                ("AWS_ENDPOINT", url),
+                ("AWS_ACCESS_KEY_ID", text("key")),
+                ("AWS_SECRET_ACCESS_KEY", text("secret")),
+                ("AWS_REGION", text("us-east-1")),
+            ],
+            Dialect::Gcs => {
+                let key = r#"{"private_key": "", "private_key_id": "", "client_email": "", "disable_oauth": true}"#;
+                vec![("GOOGLE_BASE_URL", url), ("GOOGLE_SERVICE_ACCOUNT_KEY", text(key))]
+            }
+            Dialect::Azure => vec![
+                ("AZURE_STORAGE_ENDPOINT", url),
+                ("AZURE_STORAGE_ACCOUNT_NAME", text("account")),
+                ("AZURE_STORAGE_ACCOUNT_KEY", text("c2VjcmV0")),
+            ],
+        }
     }
 
-    /// `s3://bucket/prefix`
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.state().dialect
+    }
+
+    /// `s3://bucket/prefix` and the like.
     pub(crate) fn place(&self, prefix: &str) -> String {
-        format!("s3://{BUCKET}/{prefix}")
+        let scheme = match self.dialect() {
+            Dialect::S3 => "s3",
+            Dialect::Gcs => "gs",
+            Dialect::Azure => "az",
+        };
+        format!("{scheme}://{BUCKET}/{prefix}")
+    }
+
+    /// What the requests have in their queries that send a part of an object.
+    pub(crate) fn of_parts(&self) -> &'static str {
+        match self.dialect() {
+            Dialect::S3 | Dialect::Gcs => "partNumber=",
+            Dialect::Azure => "comp=block&",
+        }
     }
 
     pub(crate) fn keys(&self) -> BTreeSet<String> {
@@ -104,7 +182,8 @@ impl S3 {
 
     /// Uploads in parts that have neither been completed nor aborted.
     pub(crate) fn open_uploads(&self) -> usize {
-        self.state().uploads.len()
+        let state = self.state();
+        state.uploads.len() + state.blocks.len()
     }
 
     /// Fails no more.
@@ -114,7 +193,9 @@ impl S3 {
 
     /// What a store does that is killed: it has lost uploads that were not complete.
     pub(crate) fn lose_uploads(&self) {
-        self.state().uploads.clear();
+        let mut state = self.state();
+        state.uploads.clear();
+        state.blocks.clear();
     }
 
     /// Forgets which requests there were.
@@ -157,15 +238,26 @@ fn answer(
     let is_it = |fault: &Fault| fault.method == request.method && target.contains(fault.part);
     if let Some(at) = state.faults.iter().position(is_it) {
         let fault = state.faults.remove(at).expect("it is there");
-        if fault.status == 0 {
-            return Ok(After::Reset);
+        match fault.status {
+            0 => return Ok(After::Reset),
+            LOST => {
+                connection.hang_up();
+                return act(&mut state, request, connection);
+            }
+            _ => {}
         }
         let body = format!("<Error><Code>{}</Code><Message>a fault</Message></Error>", fault.code);
         // The answer to HEAD has no body.
         let body = if request.method == "HEAD" { "" } else { &body };
         return connection.respond(fault.status, &[], body.as_bytes());
     }
-    if request.header("authorization").is_none() {
+    act(&mut state, request, connection)
+}
+
+/// Does what is asked for.
+fn act(state: &mut State, request: &Request, connection: &mut Connection<'_>) -> io::Result<After> {
+    // Without a key there is nothing that clients of Google's store could send.
+    if request.header("authorization").is_none() && state.dialect != Dialect::Gcs {
         return connection.respond(403, &[], b"<Error><Code>AccessDenied</Code></Error>");
     }
     let path = request.path.trim_start_matches('/');
@@ -173,12 +265,15 @@ fn answer(
     else {
         return connection.respond(404, &[], b"<Error><Code>NoSuchBucket</Code></Error>");
     };
+    if state.dialect == Dialect::Azure {
+        return azure::answer(state, &key, request, connection);
+    }
     match (request.method.as_str(), request.query("uploadId")) {
-        ("GET", _) if key.is_empty() => list(&state, request, connection),
-        ("GET" | "HEAD", _) => get(&state, &key, request, connection),
-        ("POST", None) => begin(&mut state, &key, connection),
-        ("PUT", Some(upload)) => part(&mut state, upload, request, connection),
-        ("POST", Some(upload)) => complete(&mut state, upload, request, connection),
+        ("GET", _) if key.is_empty() => list(state, request, connection),
+        ("GET" | "HEAD", _) => get(state, &key, request, connection),
+        ("POST", None) => begin(state, &key, connection),
+        ("PUT", Some(upload)) => part(state, upload, request, connection),
+        ("POST", Some(upload)) => complete(state, upload, request, connection),
         ("DELETE", Some(upload)) => {
             state.uploads.remove(upload);
             connection.respond(204, &[], b"")
@@ -187,7 +282,7 @@ fn answer(
             state.objects.remove(&key);
             connection.respond(204, &[], b"")
         }
-        ("PUT", None) => put(&mut state, &key, request, connection),
+        ("PUT", None) => put(state, &key, request, connection),
         _ => connection.respond(405, &[], b""),
     }
 }
@@ -211,6 +306,7 @@ fn get(
         ("ETag".to_owned(), etag(*tag)),
         ("Last-Modified".to_owned(), "Thu, 01 Jan 2026 00:00:00 GMT".to_owned()),
         ("Accept-Ranges".to_owned(), "bytes".to_owned()),
+        ("x-goog-generation".to_owned(), tag.to_string()),
     ];
     let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
     let (status, part) = match range.and_then(|range| range.split_once('-')) {
@@ -239,16 +335,29 @@ fn put(
     request: &Request,
     connection: &mut Connection<'_>,
 ) -> io::Result<After> {
-    let known = state.objects.get(key).map(|(_, tag)| etag(*tag));
-    let is_refused = request.header("if-none-match").is_some_and(|_| known.is_some())
-        || request.header("if-match").is_some_and(|wanted| known.as_deref() != Some(wanted));
-    if is_refused && !state.ignores_conditions {
-        return connection.respond(412, &[], b"<Error><Code>PreconditionFailed</Code></Error>");
+    let known = state.objects.get(key).map(|(_, tag)| *tag);
+    let has_tag = |wanted: &str| known.map(etag).as_deref() == Some(wanted);
+    let is_there = request.header("if-none-match").is_some_and(|_| known.is_some());
+    let has_changed = match state.dialect {
+        // No generation is 0.
+        Dialect::Gcs => request
+            .header("x-goog-if-generation-match")
+            .is_some_and(|wanted| known.unwrap_or(0).to_string() != wanted),
+        _ => request.header("if-match").is_some_and(|wanted| !has_tag(wanted)),
+    };
+    if (is_there || has_changed) && !state.ignores_conditions {
+        let (status, code) = match state.dialect {
+            Dialect::Azure if is_there => (409, "BlobAlreadyExists"),
+            _ => (412, "PreconditionFailed"),
+        };
+        let body = format!("<Error><Code>{code}</Code></Error>");
+        return connection.respond(status, &[], body.as_bytes());
     }
-    state.next += 1;
-    let tag = state.next;
+    let tag = state.next_tag();
     state.objects.insert(key.to_owned(), (request.body.clone(), tag));
-    connection.respond(200, &[("ETag", &etag(tag))], b"")
+    let status = if state.dialect == Dialect::Azure { 201 } else { 200 };
+    let generation = tag.to_string();
+    connection.respond(status, &[("ETag", &etag(tag)), ("x-goog-generation", &generation)], b"")
 }
 
 fn begin(state: &mut State, key: &str, connection: &mut Connection<'_>) -> io::Result<After> {
@@ -301,23 +410,14 @@ fn complete(
 }
 
 fn list(state: &State, request: &Request, connection: &mut Connection<'_>) -> io::Result<After> {
-    let prefix = request.query("prefix").unwrap_or_default();
-    let delimiter = request.query("delimiter").filter(|d| !d.is_empty());
+    let (objects, common) = state.below(request);
     let mut body =
         format!("<ListBucketResult><Name>{BUCKET}</Name><IsTruncated>false</IsTruncated>");
-    let mut common = BTreeSet::new();
-    for (key, (bytes, tag)) in state.objects.iter().filter(|(key, _)| key.starts_with(prefix)) {
-        let below = delimiter
-            .and_then(|d| key[prefix.len()..].find(d).map(|at| prefix.len() + at + d.len()));
-        if let Some(end) = below {
-            common.insert(key[..end].to_owned());
-            continue;
-        }
+    for (key, size, tag) in objects {
         let _ = write!(
             body,
-            "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>{}</ETag><Size>{}</Size></Contents>",
-            etag(*tag).replace('"', "&quot;"),
-            bytes.len()
+            "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>{}</ETag><Size>{size}</Size></Contents>",
+            etag(tag).replace('"', "&quot;"),
         );
     }
     for dir in common {
