@@ -2,9 +2,9 @@
 
 use crate::places::{Bed, listed};
 use crate::support::cli::{Imgfs, Output, Running};
-use crate::support::hostile::Hostile;
+use crate::support::hostile::{Hostile, Served};
 use crate::support::image::{
-    Artifact, Image, digest_tag, push_referrers_with_fallback_tag, single, two_platforms,
+    Artifact, Built, Image, digest_tag, push_referrers_with_fallback_tag, single, two_platforms,
 };
 use crate::support::s3::{Dialect, Fault, LOST, S3};
 use crate::support::tree::{self, assert_tree_sound};
@@ -90,7 +90,15 @@ fn a_blob_is_one_get_or_one_head_and_one_put_and_nothing_is_listed() {
     for blob in &blobs {
         assert_eq!(store.requests("GET", &format!("blobs/{blob}")), 1, "{}", store.log());
     }
-    assert_eq!(store.requests("HEAD", "blobs"), 0, "{}", store.log());
+    // Besides, the tags and the children of the index; and one list of the tags of each repository, which says what is
+    // attached to its images.
+    let manifests = app.manifests.len() + other.manifests.len();
+    let lists =
+        ["team/app", "team/other"].map(|name| format!("prefix=p/quay.io/{name}/manifests/"));
+    for list in &lists {
+        assert_eq!(store.requests("GET", list), 1, "{}", store.log());
+    }
+    assert_eq!(store.all_requests(), blobs.len() + manifests + lists.len(), "{}", store.log());
 
     // What is there already costs a request an image.
     store.clear_log();
@@ -101,6 +109,21 @@ fn a_blob_is_one_get_or_one_head_and_one_put_and_nothing_is_listed() {
         store.log()
     );
     assert_eq!(store.requests("PUT", "sha256"), 0, "{}", store.log());
+    assert_eq!(store.all_requests(), images.len(), "{}", store.log());
+
+    // One that is sent in parts is looked for once, begun once, and completed once.
+    let large = image_of(&bed, 17_000_000);
+    store.clear_log();
+    bed.copy(&large, &place, &["--all"]).success();
+    for (method, part, count) in
+        [("POST", "uploads", 1), ("PUT", "partNumber", 4), ("POST", "uploadId", 1)]
+    {
+        assert_eq!(store.requests(method, part), count, "{}", store.log());
+    }
+    assert_eq!(store.requests("HEAD", ""), 2, "its layer and its configuration: {}", store.log());
+    // The tag before and when it is written, two blobs looked for, seven requests to store them, the probe, and the
+    // manifest under its two names.
+    assert_eq!(store.all_requests(), 14, "{}", store.log());
 }
 
 #[test]
@@ -400,6 +423,37 @@ fn writers_of_one_list(store: &S3, bed: &Bed) {
     assert_eq!(output.images()[0]["losses"], serde_json::json!([]), "{output}");
 }
 
+/// The registry was asked once for each blob, and for nothing else.
+#[track_caller]
+fn assert_fetched_once(hostile: &Hostile, images: [&Built; 2]) {
+    let expected: BTreeSet<&str> =
+        images.iter().flat_map(|image| image.blobs.keys()).map(String::as_str).collect();
+    let gets = hostile.blob_gets();
+    let mut fetched: Vec<&str> = gets.iter().map(Served::digest).collect();
+    fetched.sort_unstable();
+    assert_eq!(fetched, expected.into_iter().collect::<Vec<_>>());
+}
+
+/// The same into a directory that all of them mount.
+#[test]
+fn shards_of_one_directory_fetch_every_blob_once() {
+    let (hostile, bed) = (Hostile::start(), Bed::new());
+    let (image, other) = (two_platforms(62), two_platforms(63));
+    image.push_to(&hostile, "team/app", "1");
+    other.push_to(&hostile, "team/other", "2");
+    let names = ["team/app:1", "team/other:2"].map(|name| format!("{}/{name}", hostile.host()));
+    let dir = bed.path("images");
+    let runs = ["1/4", "2/4", "3/4", "4/4"].map(|shard| {
+        let args = ["pull", "--plain-http", "--images-dir", text(&dir), "--shard", shard];
+        bed.imgfs.spawn(&[&args[..], &[&*names[0], &*names[1]]].concat())
+    });
+    for run in runs {
+        run.wait().success();
+    }
+    assert_fetched_once(&hostile, [&image, &other]);
+    assert_tree_sound(&dir);
+}
+
 /// Each of four workers fetches its own blobs, and all of them together fetch each once.
 #[test]
 fn shards_fetch_every_blob_once() {
@@ -436,6 +490,7 @@ fn shards_fetch_every_blob_once() {
         .collect();
     let outputs: Vec<Output> = runs.into_iter().map(|run| run.wait().success()).collect();
     let blobs = image.blobs.len() + other.blobs.len();
+    assert_fetched_once(&hostile, [&image, &other]);
     let moved: u64 = outputs.iter().map(|output| output.number("fetched_blobs")).sum();
     assert_eq!(moved, blobs as u64);
     for blob in image.blobs.keys().chain(other.blobs.keys()) {

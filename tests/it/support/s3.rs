@@ -210,9 +210,18 @@ impl S3 {
         self.seen(method, part)
     }
 
+    /// How many there were at all.
+    pub(crate) fn all_requests(&self) -> usize {
+        self.requests("", "")
+    }
+
     /// The same, of those that have come so far, while others come.
     pub(crate) fn seen(&self, method: &str, part: &str) -> usize {
-        self.state().log.iter().filter(|(m, target)| m == method && target.contains(part)).count()
+        self.state()
+            .log
+            .iter()
+            .filter(|(m, target)| m.starts_with(method) && target.contains(part))
+            .count()
     }
 
     /// All requests, for messages.
