@@ -23,8 +23,9 @@ use super::{
 };
 
 pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
-    if let Some(SnapshotterCommand::Setup { runtime, address }) = &args.command {
-        output.line(setup((*runtime).into(), address).trim_end());
+    if let Some(SnapshotterCommand::Setup { runtime, address, root }) = &args.command {
+        let root = absolute(root)?;
+        output.line(setup((*runtime).into(), address, &root).trim_end());
         return Ok(Outcome::Done);
     }
     daemon::keep_one_heap()?;

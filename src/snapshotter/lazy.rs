@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     num::NonZeroUsize,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Once},
     time::{Duration, Instant},
 };
 
@@ -62,11 +62,30 @@ impl Known {
 pub(super) struct Lazy {
     flights: SingleFlight<Digest, std::result::Result<Arc<Known>, String>>,
     refused: Mutex<LruCache<Digest, (Instant, String)>>,
+    /// Whether somebody has been told that containerd does not say which images it is about to fetch.
+    silence: Once,
 }
 
 impl Default for Lazy {
     fn default() -> Self {
-        Self { flights: SingleFlight::default(), refused: Mutex::new(LruCache::new(MAX_REFUSED)) }
+        Self {
+            flights: SingleFlight::default(),
+            refused: Mutex::new(LruCache::new(MAX_REFUSED)),
+            silence: Once::new(),
+        }
+    }
+}
+
+impl Lazy {
+    /// containerd is about to fetch a layer, and says nothing of the image. It does so for all layers if it is not
+    /// configured as it has to be, and nothing else would tell.
+    fn note_silence(&self) {
+        self.silence.call_once(|| {
+            tracing::warn!(
+                "containerd fetches all layers of an image, since it does not say which image they are of: it lacks \
+                 a part of what `imgfs snapshotter setup` prints, or reads it as the configuration of another version"
+            );
+        });
     }
 }
 
@@ -100,7 +119,12 @@ impl Snapshotter {
     ) -> Option<std::result::Result<(), String>> {
         let label = |name: &str| request.labels.get(name).filter(|value| !value.is_empty());
         let target = label(REF)?;
-        let (image, manifest, layer) = (label(IMAGE)?, label(MANIFEST)?, label(LAYER)?);
+        let (Some(image), Some(manifest), Some(layer)) =
+            (label(IMAGE), label(MANIFEST), label(LAYER))
+        else {
+            self.inner.preparing.note_silence();
+            return None;
+        };
         Some(self.prepare_layer(request, target, [image, manifest, layer]).await)
     }
 

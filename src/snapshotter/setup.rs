@@ -13,17 +13,19 @@ pub enum Runtime {
     K3s,
 }
 
-/// The configuration with which `runtime` uses the snapshotter at `socket`: what is to be added to which file.
+/// The configuration with which `runtime` uses the snapshotter that listens at `socket` and keeps its snapshots
+/// below `root`: what is to be added to which file.
 ///
 /// ```
 /// use std::path::Path;
 /// use imgfs::snapshotter::{Runtime, setup};
 ///
-/// let text = setup(Runtime::Containerd1, Path::new("/run/imgfs/snapshotter.sock"));
+/// let (socket, root) = (Path::new("/run/imgfs/snapshotter.sock"), Path::new("/var/lib/imgfs/snapshotter"));
+/// let text = setup(Runtime::Containerd2, socket, root);
 /// assert!(text.contains("disable_snapshot_annotations = false"));
 /// ```
-pub fn setup(runtime: Runtime, socket: &Path) -> String {
-    let address = serde_json::Value::from(socket.display().to_string()).to_string();
+pub fn setup(runtime: Runtime, socket: &Path, root: &Path) -> String {
+    let plugin = plugin(socket, root);
     let endpoint = format!("unix://{}", socket.display());
     let kubelet = format!(
         "\
@@ -33,15 +35,15 @@ pub fn setup(runtime: Runtime, socket: &Path) -> String {
 "
     );
     match runtime {
+        // With `version = 2`, containerd 2.x starts, and leaves these two settings of CRI out without a word: it
+        // would fetch all layers.
         Runtime::Containerd1 => format!(
             "\
-# /etc/containerd/config.toml
+# containerd 1.x (2.x: --for containerd-2), /etc/containerd/config.toml itself: a file that it imports would replace
+# all that it says of CRI
 version = 2
 
-[proxy_plugins.imgfs]
-  type = \"snapshot\"
-  address = {address}
-
+{plugin}
 [plugins.\"io.containerd.grpc.v1.cri\".containerd]
   snapshotter = \"imgfs\"
   disable_snapshot_annotations = false
@@ -50,24 +52,23 @@ version = 2
         ),
         Runtime::Containerd2 => format!(
             "\
-# /etc/containerd/config.toml
+# containerd 2.x (1.x: --for containerd-1), /etc/containerd/config.toml
 version = 3
 
-[proxy_plugins.imgfs]
-  type = \"snapshot\"
-  address = {address}
-
+{plugin}
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = \"imgfs\"
   disable_snapshot_annotations = false
 
-# From containerd 2.1 on
+# From containerd 2.1 on, for `ctr images pull --snapshotter imgfs` and whatever else uses the transfer service. Without
+# the first of these, which containerd has by default, it would unpack images for no other snapshotter any more.
+[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+  platform = \"linux\"
+  snapshotter = \"overlayfs\"
+
 [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
   platform = \"linux\"
   snapshotter = \"imgfs\"
-
-[plugins.'io.containerd.transfer.v1.local']
-  enable_remote_snapshot_annotations = true
 
 {kubelet}"
         ),
@@ -76,18 +77,35 @@ version = 3
 # /var/lib/rancher/k3s/agent/etc/containerd/config.toml.tmpl (with containerd 2.x: config-v3.toml.tmpl)
 {{{{ template \"base\" . }}}}
 
-[proxy_plugins.imgfs]
-  type = \"snapshot\"
-  address = {address}
-
+{plugin}
 # /etc/rancher/k3s/config.yaml
 #   snapshotter: imgfs
-# k3s before 1.32 sets disable_snapshot_annotations by itself: copy its whole configuration into the template, and
-# set it to false there.
+# If /var/lib/rancher/k3s/agent/etc/containerd/config.toml has disable_snapshot_annotations = true after that, copy all
+# of it into the template in place of its first line, and set it to false there.
 
 # For private images
 #   kubelet-arg: [\"image-service-endpoint={endpoint}\"]
 "
         ),
     }
+}
+
+/// The snapshotter as a plugin. containerd 1.6 does not know the exports, and leaves them out.
+///
+/// By its root, CRI says on which file system snapshots are, so that the kubelet can see to it that it does not get
+/// full. The transfer service of containerd 2.1 sends annotations to whoever says there that they want them.
+fn plugin(socket: &Path, root: &Path) -> String {
+    let [address, root] =
+        [socket, root].map(|path| serde_json::Value::from(path.display().to_string()).to_string());
+    format!(
+        "\
+[proxy_plugins.imgfs]
+  type = \"snapshot\"
+  address = {address}
+
+  [proxy_plugins.imgfs.exports]
+    root = {root}
+    enable_remote_snapshot_annotations = \"true\"
+"
+    )
 }

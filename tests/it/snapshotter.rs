@@ -1,7 +1,7 @@
 //! `imgfs snapshotter` under containerd as it is: images of which it fetches no layers.
 
 use crate::support::cli::Imgfs;
-use crate::support::containerd::{Auth, Containerd, ImageSpec, Nothing, OfImage};
+use crate::support::containerd::{Auth, Containerd, ImageSpec, Nothing, OfImage, is_2};
 use crate::support::hostile::{Access, Hostile, PASSWORD, USER};
 use crate::support::need::require;
 use crate::support::store::{pausing, runnable};
@@ -106,14 +106,63 @@ fn what_is_not_of_an_image_is_an_ordinary_snapshot() {
     runnable("ordinary").push_to(&hostile, "team/app", "1");
     let name = format!("{}/team/app:1", hostile.host());
     let bed = Containerd::start(&hostile.host(), &name);
-    // `ctr` of 1.6 says nothing of images, and fetches all layers.
-    bed.ctr(&["images", "pull", "--snapshotter", "imgfs", "--plain-http", &name]).success();
+    // `ctr` says nothing of images if it pulls them by itself, as that of 1.x always does, and fetches all layers.
+    let mut pull = vec!["images", "pull", "--snapshotter", "imgfs", "--plain-http", &name];
+    if is_2() {
+        pull.insert(2, "--local");
+    }
+    bed.ctr(&pull).success();
     let run = ["run", "--rm", "--snapshotter", "imgfs", &name, "one"];
     let command = ["sh", "-c", "cat doc/a etc/variant; ls opq; ls etc/gone 2>&1 | wc -l"];
     let text = bed.ctr(&[&run[..], &command].concat()).success().text();
     assert_eq!(text, "upper\nordinary\nupper\n1\n");
     let listed = bed.ctr(&["snapshots", "--snapshotter", "imgfs", "ls"]).success().text();
     assert_eq!(listed.lines().filter(|line| line.contains("Committed")).count(), 3, "{listed}");
+}
+
+/// `ctr images pull` of containerd 2.x leaves it to the transfer service. That of 1.x has none.
+#[test]
+fn the_transfer_service_of_containerd_2_fetches_no_layers() {
+    require!(Containerd);
+    if !is_2() {
+        return;
+    }
+    let hostile = Hostile::start();
+    let (image, other) = (runnable("transfer"), runnable("other"));
+    image.push_to(&hostile, "team/app", "1");
+    other.push_to(&hostile, "team/other", "1");
+    let [name, other] = ["app", "other"].map(|name| format!("{}/team/{name}:1", hostile.host()));
+    let bed = Containerd::start(&hostile.host(), &name);
+    bed.ctr(&["images", "pull", "--snapshotter", "imgfs", "--plain-http", &name]).success();
+    let content = bed.ctr(&["content", "ls", "-q"]).success().text();
+    for layer in image.layers() {
+        assert!(!content.contains(&layer), "containerd has fetched {layer}\n{}", bed.logged());
+    }
+    let run = ["run", "--rm", "--snapshotter", "imgfs", &name, "one"];
+    let text = bed.ctr(&[&run[..], &["cat", "/etc/variant"]].concat()).success().text();
+    assert_eq!(text, "transfer\n");
+    // Other snapshotters are as they were.
+    bed.ctr(&["images", "pull", "--plain-http", &other]).success();
+    let listed = bed.ctr(&["snapshots", "--snapshotter", "overlayfs", "ls"]).success().text();
+    assert_eq!(listed.lines().filter(|line| line.contains("Committed")).count(), 3, "{listed}");
+}
+
+/// Calls the snapshotter as containerd does that has not been configured.
+#[test]
+fn that_containerd_does_not_say_which_images_it_fetches_is_told_once() {
+    require!(Containerd);
+    let bed = Containerd::start("127.0.0.1:1", "127.0.0.1:1/none:1");
+    for key in ["a", "b"] {
+        let chain = format!("sha256:{}", "0".repeat(64));
+        let request = PrepareRequest {
+            key: key.to_owned(),
+            labels: [("containerd.io/snapshot.ref".to_owned(), chain)].into(),
+            ..PrepareRequest::default()
+        };
+        bed.call::<MountsResponse>("snapshotter.sock", PREPARE, request).expect("an ordinary one");
+    }
+    let told = bed.logged().matches("does not say which image").count();
+    assert_eq!(told, 1, "{}", bed.logged());
 }
 
 /// Calls the snapshotter as containerd does.
@@ -193,26 +242,42 @@ fn the_calls_of_a_snapshotter_do_what_containerd_expects() {
     assert_eq!(other.unwrap_err().code(), Code::Unimplemented);
 }
 
+/// Whether containerd makes of it what it should is seen in the other tests, which use it.
 #[test]
 fn the_configuration_is_printed_for_each_runtime() {
     let imgfs = Imgfs::scratch();
-    let of = |runtime: &str| {
-        imgfs
-            .run(&["snapshotter", "setup", "--for", runtime, "--address", "/run/x.sock"])
-            .success()
-            .stdout
+    let of = |args: &[&str]| {
+        let printed = [&["snapshotter", "setup"], args, &["--address", "/run/x.sock"]].concat();
+        imgfs.run(&printed).success().stdout
     };
-    let first = of("containerd-1");
-    assert!(
-        first.contains("version = 2") && first.contains("address = \"/run/x.sock\""),
-        "{first}"
-    );
-    assert!(first.contains("disable_snapshot_annotations = false"), "{first}");
-    let second = of("containerd-2");
-    assert!(
-        second.contains("version = 3")
-            && second.contains("enable_remote_snapshot_annotations = true")
-    );
-    assert!(of("k3s").contains("proxy_plugins.imgfs"));
+    let toml = |text: &str| text.parse::<toml::Table>().expect("TOML");
+    let first = toml(&of(&["--for", "containerd-1"]));
+    let second = of(&["--for", "containerd-2"]);
+    assert_eq!(of(&[]), second, "what most people have");
+    let second = toml(&second);
+    for (parsed, version) in [(&first, 2), (&second, 3)] {
+        assert_eq!(parsed["version"].as_integer(), Some(version));
+        let plugin = &parsed["proxy_plugins"]["imgfs"];
+        assert_eq!(plugin["address"].as_str(), Some("/run/x.sock"));
+        let exports = &plugin["exports"];
+        assert_eq!(exports["root"].as_str(), Some("/var/lib/imgfs/snapshotter"));
+        // A text, and not a boolean: containerd does not start otherwise.
+        assert_eq!(exports["enable_remote_snapshot_annotations"].as_str(), Some("true"));
+    }
+    let cri = [
+        &first["plugins"]["io.containerd.grpc.v1.cri"]["containerd"],
+        &second["plugins"]["io.containerd.cri.v1.images"],
+    ];
+    for settings in cri {
+        assert_eq!(settings["snapshotter"].as_str(), Some("imgfs"));
+        assert_eq!(settings["disable_snapshot_annotations"].as_bool(), Some(false));
+    }
+    let transfer = &second["plugins"]["io.containerd.transfer.v1.local"];
+    let unpacked = transfer["unpack_config"].as_array().expect("a list");
+    let snapshotters: Vec<&str> =
+        unpacked.iter().map(|of| of["snapshotter"].as_str().expect("a text")).collect();
+    assert_eq!(snapshotters, ["overlayfs", "imgfs"], "that of containerd stays");
+    assert_eq!(transfer.as_table().map(toml::Table::len), Some(1), "it knows no other setting");
+    assert!(of(&["--for", "k3s"]).contains("enable_remote_snapshot_annotations = \"true\""));
     imgfs.run(&["snapshotter", "setup", "--for", "other"]).expect_code(2);
 }

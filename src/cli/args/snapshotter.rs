@@ -15,8 +15,8 @@ use super::{
 
 const SNAPSHOTTER_EXAMPLES: &str = "\
 Examples:
-  imgfs snapshotter setup                       what to add to the configuration of containerd 1.x
-  imgfs snapshotter setup --for containerd-2
+  imgfs snapshotter setup                       what to add to the configuration of containerd 2.x
+  imgfs snapshotter setup --for containerd-1
   imgfs snapshotter --auths /etc/imgfs/auths.yaml
   imgfs snapshotter --image-service /run/containerd/containerd.sock
 
@@ -69,15 +69,18 @@ pub(crate) struct SnapshotterArgs {
 pub(crate) enum SnapshotterCommand {
     /// Print what to add to the configuration of containerd; nothing is changed
     #[command(
-        after_help = "Examples:\n  imgfs snapshotter setup\n  imgfs snapshotter setup --for containerd-2\n  imgfs snapshotter setup --for k3s"
+        after_help = "Examples:\n  imgfs snapshotter setup\n  imgfs snapshotter setup --for containerd-1\n  imgfs snapshotter setup --for k3s"
     )]
     Setup {
         /// What runs the containers
-        #[arg(long = "for", value_enum, value_name = "RUNTIME", default_value_t = RuntimeArg::Containerd1)]
+        #[arg(long = "for", value_enum, value_name = "RUNTIME", default_value_t = RuntimeArg::Containerd2)]
         runtime: RuntimeArg,
         /// The socket of the snapshotter
         #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_hint = ValueHint::FilePath)]
         address: PathBuf,
+        /// The directory of the snapshotter
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT, value_hint = ValueHint::DirPath)]
+        root: PathBuf,
     },
 }
 

@@ -6,12 +6,20 @@ use super::process::spawn_tied;
 use super::{text, wait_for};
 use prost::Message;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 
 const TURN: Duration = Duration::from_secs(20);
+
+/// Whether the containerd of this machine is 2.x, and not 1.x.
+pub(crate) fn is_2() -> bool {
+    let output = Command::new("containerd").arg("--version").output().expect("running containerd");
+    String::from_utf8_lossy(&output.stdout)
+        .split(' ')
+        .any(|word| word.trim_start_matches('v').starts_with("2."))
+}
 
 /// A snapshotter and a containerd that uses it. Both end when dropped.
 pub(crate) struct Containerd {
@@ -31,11 +39,11 @@ impl Containerd {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("starting a runtime");
         let mut started = Self { place, snapshotter: None, containerd: None, runtime };
-        let config = include_str!("containerd.toml")
-            .replace("PLACE", text(started.place.path()))
-            .replace("HOST", host)
-            .replace("PAUSE", pause);
-        std::fs::write(started.path("config.toml"), config).expect("writing");
+        std::fs::write(started.path("config.toml"), started.config(pause)).expect("writing");
+        let hosts = started.path("hosts").join(host.replace(':', "_") + "_");
+        std::fs::create_dir_all(&hosts).expect("making a directory");
+        let hosts_toml = format!("server = \"http://{host}\"\n[host.\"http://{host}\"]\n");
+        std::fs::write(hosts.join("hosts.toml"), hosts_toml).expect("writing");
         started.start_snapshotter();
         let (config, log) = (started.path("config.toml"), started.log("containerd.log"));
         let child = spawn_tied("containerd", |command| {
@@ -47,6 +55,30 @@ impl Containerd {
             socket.exists() && started.ctr(&["version"]).status.success()
         });
         started
+    }
+
+    /// What `imgfs snapshotter setup` prints for the containerd of this machine, and what the tests need besides.
+    fn config(&self, pause: &str) -> String {
+        let (runtime, rest) = match is_2() {
+            false => ("containerd-1", include_str!("containerd-1.toml")),
+            true => ("containerd-2", include_str!("containerd-2.toml")),
+        };
+        let printed = Command::new(env!("CARGO_BIN_EXE_imgfs"))
+            .args(["snapshotter", "setup", "--for", runtime, "--address"])
+            .arg(self.path("snapshotter.sock"))
+            .arg("--root")
+            .arg(self.path("snapshotter"))
+            .output()
+            .expect("running imgfs");
+        let printed = String::from_utf8(printed.stdout).expect("text");
+        let [root, state] = ["root", "state"].map(|name| self.path(name).display().to_string());
+        let disabled = ["btrfs", "zfs", "aufs", "devmapper"]
+            .map(|name| format!("\"io.containerd.snapshotter.v1.{name}\""))
+            .join(", ");
+        format!(
+            "root = {root:?}\nstate = {state:?}\ndisabled_plugins = [{disabled}, \"io.containerd.internal.v1.opt\"]\n{printed}\n{}",
+            rest.replace("PLACE", text(self.place.path())).replace("PAUSE", pause)
+        )
     }
 
     pub(crate) fn path(&self, below: &str) -> PathBuf {
