@@ -149,14 +149,25 @@ async fn of_members(
         (true, false) => reader.oci_parts().await?,
         (true, true) => match reader.complete_oci_parts().await {
             Ok(parts) => parts,
-            Err(why) => {
-                let parts = docker::parts(&reader).await?;
-                warnings.push(format!(
-                    "{}: its index.json cannot be used ({why}); its manifest.json is taken instead",
-                    reader.side
-                ));
-                parts
-            }
+            Err(why) => match docker::parts(&reader).await {
+                Ok(parts) => {
+                    warnings.push(format!(
+                        "{}: its index.json cannot be used ({why}); its manifest.json is taken instead",
+                        reader.side
+                    ));
+                    parts
+                }
+                // Docker leaves out what it has not fetched itself, since a snapshot was there. By index.json the
+                // others can be had.
+                Err(worse) => {
+                    let parts = reader.oci_parts().await?;
+                    if parts.listed.is_empty() {
+                        return Err(worse);
+                    }
+                    warnings.push(format!("{}: not all is there ({why})", reader.side));
+                    parts
+                }
+            },
         },
     };
     warnings.extend(parts.warnings);

@@ -15,6 +15,10 @@ use crate::{
     util::Reservation,
 };
 
+/// By this annotation, an index tells a child whose layers are compressed with zstd from one for the same platform
+/// that others can read.
+const ZSTD: &str = "io.github.containers.compression.zstd";
+
 /// An image, from the outside: which platforms it has.
 #[derive(Debug)]
 pub struct Image {
@@ -91,10 +95,31 @@ impl Image {
     /// The name of the first platform that is fit for `wanted`: the same, or a lower variant, or else
     /// the first in an index of which nothing says what it is for.
     pub fn platform_for(&self, wanted: &Platform) -> Option<&str> {
+        self.platform_by(wanted, |_| false)
+    }
+
+    /// The same for whoever pulls by containers/image: of images that are equally fit, it takes the first of which the
+    /// index says that its layers are compressed with zstd, and else the first.
+    pub fn platform_for_containers_image(&self, wanted: &Platform) -> Option<&str> {
+        self.platform_by(wanted, |choice| match choice {
+            Choice::Itself(_) => false,
+            Choice::Child(child) => child.annotations.get(ZSTD).is_some_and(|said| said == "true"),
+        })
+    }
+
+    fn platform_by(
+        &self,
+        wanted: &Platform,
+        is_preferred: impl Fn(&Choice) -> bool,
+    ) -> Option<&str> {
         let platforms: Vec<Option<Platform>> =
             self.platforms.iter().map(|(_, choice)| choice.platform().cloned()).collect();
         let filter = PlatformFilter::Only(vec![wanted.clone()]);
-        let fit = filter.select(&platforms).kept.into_iter().next();
+        let kept = filter.select(&platforms).kept;
+        let is_it = |number: &&usize| {
+            self.platforms.get(**number).is_some_and(|(_, choice)| is_preferred(choice))
+        };
+        let fit = kept.iter().find(is_it).or(kept.first()).copied();
         let is_unsaid = |choice: &Choice| match choice {
             Choice::Itself(_) => false,
             Choice::Child(child) => child.platform.is_none(),

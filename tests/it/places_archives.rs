@@ -242,6 +242,45 @@ fn an_oci_manifest_without_layers_beside_a_good_manifest_json() {
     assert_eq!(bed.imgfs.run(&args).success().stdout, "content of etc/one");
 }
 
+/// Docker with containerd's store saves images without the layers whose snapshots were there when it pulled them.
+#[test]
+fn of_an_archive_in_which_one_image_lacks_blobs_the_others_can_be_had() {
+    let bed = Bed::new();
+    let whole = Image::new().layer_gzip_tar(&[("etc/x", b"whole")]).build();
+    let part = Image::new().layer_gzip_tar(&[("etc/x", b"part")]).build();
+    let name = |of: &str| json!({"io.containerd.image.name": format!("quay.io/x/{of}:1")});
+    let saved_as = |image: &Built, of: &str| {
+        let manifest = image.json();
+        let path = |blob: &Value| {
+            format!("blobs/{}", blob["digest"].as_str().expect("a digest").replace(':', "/"))
+        };
+        let config = path(&manifest["config"]);
+        saved(&config, &[&format!("quay.io/x/{of}:1")], &[&path(&manifest["layers"][0])])
+    };
+    let mut archive = oci(&whole);
+    for manifest in &part.manifests {
+        let name = format!("blobs/{}", manifest.digest.replace(':', "/"));
+        archive = archive.file(&name, &manifest.bytes);
+    }
+    archive
+        .json("index.json", &index(&[(&part, name("part")), (&whole, name("whole"))]))
+        .json("manifest.json", &json!([saved_as(&part, "part"), saved_as(&whole, "whole")]))
+        .write(&bed.path("a.tar"));
+    let output = bed.imgfs.run(&["ls", text(&bed.path("a.tar"))]);
+    let line = |of: &str| output.stdout.lines().find(|line| line.contains(of)).map(str::to_owned);
+    assert!(line("x/whole:1").is_some_and(|line| line.contains("complete")), "{output}");
+    assert!(line("x/part:1").is_some_and(|line| line.contains("lacks 2 parts")), "{output}");
+    for place in ["docker-archive", "oci-archive"] {
+        let to = bed.path(place);
+        let output = bed.copy(&bed.at(place, "a.tar"), text(&to), &["--all"]).expect_code(1);
+        assert!(output.stderr.contains("quay.io/x/part:1"), "{output}");
+        assert_tree_sound(&to);
+        let names: Vec<String> =
+            listed(&bed.imgfs, text(&to)).into_iter().map(|(n, _)| n).collect();
+        assert_eq!(names, ["quay.io/x/whole:1"], "{output}");
+    }
+}
+
 #[test]
 fn manifest_json_beside_oci_layout() {
     let bed = Bed::new();

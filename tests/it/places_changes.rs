@@ -2,7 +2,8 @@
 
 use crate::places::{Bed, listed};
 use crate::support::hostile::{Fault, Hostile, Match};
-use crate::support::image::{Image, single};
+use crate::support::image::{Image, Index, single};
+use crate::support::layers::{Archive, Packing};
 use crate::support::{text, tree};
 use serde_json::Value;
 use std::fs;
@@ -86,6 +87,19 @@ fn what_a_medium_for_one_platform_got_is_what_is_reported() {
     assert!(whole["platforms"].as_array().expect("a list").len() > 1, "{:?}", app.digest());
     // An image that is for one platform is not warned of.
     let output = bed.copy(&from, &bed.at("docker-archive", "s.tar"), &["quay.io/team/other:v2"]);
+    assert_eq!(output.success().images()[0]["warnings"], serde_json::json!([]));
+    // Nor is one that there is for one platform only, in two compressions.
+    let packed = |packing| {
+        let layer = Archive::new().file("etc/a", "x").pack(packing);
+        Image::new().step("ADD", &layer).build()
+    };
+    let index = Index::new().child(&packed(Packing::Gzip)).child(&packed(Packing::Zstd)).build();
+    index.write_oci_layout(&bed.path("layout"), "quay.io/team/both:v1");
+    let output = bed.copy(
+        &bed.at("oci", "layout"),
+        &bed.at("docker-archive", "t.tar"),
+        &["quay.io/team/both:v1"],
+    );
     assert_eq!(output.success().images()[0]["warnings"], serde_json::json!([]));
 }
 

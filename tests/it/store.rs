@@ -2,13 +2,13 @@
 //! would do is done by the tests. What podman, buildah and skopeo make of it is in `store_podman`.
 
 use crate::support::hostile::{Access, Fault, Hostile, Match, PASSWORD, USER};
-use crate::support::image::{Image, Index, OCI_TAR};
-use crate::support::layers::{Archive, OCI_ENCRYPTED};
+use crate::support::image::{Artifact, Image, Index, OCI_TAR};
+use crate::support::layers::{Archive, OCI_ENCRYPTED, Packing};
 use crate::support::mount::Mounted;
 use crate::support::need::require;
 use crate::support::store::{StoreBed, chains};
 use crate::support::{text, wait_for};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 
@@ -108,6 +108,46 @@ fn an_image_that_is_prepared_is_in_the_store_and_survives_a_restart_without_its_
     bed.mount.restart();
     assert_eq!(bed.mount.run("cat", &[dir.join("diff/etc/a")]).success().text(), "upper\n");
     assert_eq!(bed.listed(&name)["state"], "lazy");
+}
+
+/// `podman push --add-compression zstd` makes such indexes, and containers/image prefers zstd.
+#[test]
+fn of_an_image_in_two_compressions_that_is_recorded_which_podman_chooses() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let archive = Archive::new().dir("etc").file("etc/a", "lower\n");
+    let packed = |packing| Image::new().step("ADD", &archive.pack(packing)).build();
+    let (gzip, zstd) = (packed(Packing::Gzip), packed(Packing::Zstd));
+    let other = Image::new().platform("linux/s390x").layer(1, 1000).build();
+    let mark = |descriptor: &mut Value| {
+        descriptor["annotations"] = json!({ "io.github.containers.compression.zstd": "true" });
+    };
+    let index = Index::new().child(&gzip).child_with(&other, mark).child_with(&zstd, mark).build();
+    index.push_to(&hostile, "team/app", "1");
+    let bed = StoreBed::start(&[]);
+    bed.prepare(&format!("{}/team/app:1", hostile.host())).success();
+    let layers = bed.layers();
+    assert_eq!(layers.len(), 1);
+    assert_eq!(layers[0]["compressed-diff-digest"], zstd.json()["layers"][0]["digest"]);
+}
+
+#[test]
+fn an_image_that_was_ordinary_once_is_listed_as_lazy_alone_when_it_is() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let name = format!("{}/team/app:1", hostile.host());
+    let bed = StoreBed::start(&[]);
+    Artifact::new("application/x-thing")
+        .blob("text/plain", b"x")
+        .build()
+        .push_to(&hostile, "team/app", "1");
+    bed.prepare(&name).success();
+    assert_eq!(bed.listed(&name)["reason"], "it is an artifact, and not an image");
+    image("1").push_to(&hostile, "team/app", "1");
+    bed.prepare(&name).success();
+    let listed = bed.imgfs_store(&["ls"]).success().text();
+    let lines: Vec<&str> = listed.lines().filter(|line| line.contains(&name)).collect();
+    assert!(lines.len() == 1 && lines[0].contains("lazy"), "{listed}");
 }
 
 /// The table of the documentation, as far as no container is needed.

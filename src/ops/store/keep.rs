@@ -96,6 +96,11 @@ impl StoreDaemon {
         ordinary.push((image.to_owned(), reason.to_owned()));
     }
 
+    /// Forgets that an image was pulled in the ordinary way before.
+    pub(super) fn forget_ordinary(&self, image: &str) {
+        locked(&self.inner.state).ordinary.retain(|(other, _)| other != image);
+    }
+
     // --- passes ---
 
     /// Passes through all layers of an image, all at the same time.

@@ -5,7 +5,7 @@ use tokio::time::timeout;
 use super::{Known, PREPARE_DEADLINE, Prepared, Result, StoreDaemon, blocking};
 use crate::{
     backend::{self, Error, Kind},
-    image::{Digest, Reference},
+    image::{Digest, Reference, View},
     rootfs::Variant,
     store::{LayerEntry, Source, StoredRecord, now, wire::Login},
     util::locked,
@@ -48,7 +48,10 @@ impl StoreDaemon {
             Err(reason) => Err(reason),
         };
         let outcome = match &prepared {
-            Ok(Prepared::Lazy(_)) => "lazy",
+            Ok(Prepared::Lazy(_)) => {
+                self.forget_ordinary(image);
+                "lazy"
+            }
             Ok(Prepared::Ordinary(reason)) => {
                 tracing::warn!("{image} is pulled in the ordinary way: {reason}");
                 self.note_ordinary(image, reason);
@@ -188,8 +191,15 @@ impl StoreDaemon {
         let images = &self.inner.images;
         let image = images.image(name.repository(), root).await?;
         let wanted = &self.inner.options.platform;
-        let unfit = || Stop::Ordinary(format!("it is not for {wanted}"));
-        let platform = image.platform_for(wanted).ok_or_else(unfit)?.to_owned();
+        let unfit = || {
+            Stop::Ordinary(match image.manifest().view() {
+                View::Image { config, .. } if !config.is_image_config() => {
+                    "it is an artifact, and not an image".to_owned()
+                }
+                _ => format!("it is not for {wanted}"),
+            })
+        };
+        let platform = image.platform_for_containers_image(wanted).ok_or_else(unfit)?.to_owned();
         images.variant(&image, &platform).await?.ok_or_else(unfit)
     }
 

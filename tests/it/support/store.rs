@@ -160,9 +160,16 @@ impl StoreBed {
             self.store().display(),
         );
         std::fs::write(&storage, text).expect("writing");
-        let text = format!("[[registry]]\nlocation = \"{host}\"\ninsecure = true\n");
+        // What does not know the helper leaves it out.
+        let text = format!(
+            "additional-layer-store-auth-helper = {:?}\n[[registry]]\nlocation = \"{host}\"\ninsecure = true\n",
+            self.path("imgfs-store-helper"),
+        );
         std::fs::write(&registries, text).expect("writing");
+        let socket = self.path("store.sock");
         let env = [
+            ("IMGFS_STORE_SOCKET", &*socket),
+            ("PODMAN_IGNORE_CGROUPSV1_WARNING", Path::new("1")),
             ("CONTAINERS_STORAGE_CONF", &*storage),
             ("CONTAINERS_REGISTRIES_CONF", &*registries),
             ("CONTAINERS_CONF", &*conf),
@@ -170,6 +177,15 @@ impl StoreBed {
         ];
         self.begin(program, args, &env, "")
     }
+}
+
+/// Whether podman calls the helper by itself, as it does from 5.2 on.
+pub(crate) fn podman_calls_the_helper() -> bool {
+    let output = std::process::Command::new("podman").arg("--version").output();
+    let said = String::from_utf8(output.expect("running podman").stdout).expect("text");
+    let version = said.split_whitespace().last().expect("a version");
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(5), Some(2))
 }
 
 impl Drop for StoreBed {
