@@ -22,3 +22,4 @@ pub(crate) use parallelism::Parallelism;
 pub(crate) use single_flight::{Died, Flight, SingleFlight};
 pub use socket::LocalListener;
 pub use text::disturbs;
+pub(crate) use text::drop_repeats;

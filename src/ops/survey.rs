@@ -14,6 +14,7 @@ use crate::{
         images_dir::{Problem, ProblemKind, Verified},
     },
     image::{Descriptor, Digest, Hasher, Manifest, Platform, Repository, View},
+    util::drop_repeats,
 };
 
 /// Blobs that are hashed at the same time.
@@ -76,7 +77,7 @@ pub async fn list_place(
         }
         let root = image.manifest.clone();
         walk(&backend, &repository_of(image)?, &root, MAX_DEPTH, &mut one).await;
-        one.platforms.dedup();
+        drop_repeats(&mut one.platforms);
         found.push(one);
     }
     Ok(found)

@@ -11,6 +11,8 @@ pub enum Runtime {
     Containerd2,
     /// k3s and RKE2, which have a containerd of their own.
     K3s,
+    /// Docker with the image store of containerd.
+    Docker,
 }
 
 /// The configuration with which `runtime` uses the snapshotter that listens at `socket` and keeps its snapshots
@@ -71,6 +73,16 @@ version = 3
   snapshotter = \"imgfs\"
 
 {kubelet}"
+        ),
+        Runtime::Docker => format!(
+            "\
+# /etc/containerd/config.toml
+version = 2
+
+{plugin}
+# /etc/docker/daemon.json (Docker 23 or later); images of the store that it has had until then are not seen any more
+#   {{ \"features\": {{ \"containerd-snapshotter\": true }}, \"storage-driver\": \"imgfs\" }}
+"
         ),
         Runtime::K3s => format!(
             "\

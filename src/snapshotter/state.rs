@@ -128,6 +128,7 @@ impl State {
             let Some(number) = number else { continue };
             next = next.max(number + 1);
             if name != format!("{number}.json") {
+                remove_unfinished(&path);
                 continue;
             }
             let read = fs::read(&path).ok();
@@ -265,6 +266,7 @@ impl State {
         let numbers: HashSet<u64> = self.all().map(|snapshot| snapshot.number).collect();
         for entry in fs::read_dir(&self.dir).map_err(failed(&self.dir))? {
             let path = entry.map_err(failed(&self.dir))?.path();
+            remove_unfinished(&path);
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             // What has been set aside keeps its directory: somebody may want it back.
             let is_aside = self.dir.join(format!("{name}.json.damaged")).exists();
@@ -310,6 +312,14 @@ impl State {
             File::open(&self.dir)?.sync_all()
         };
         written().map_err(failed(&path))
+    }
+}
+
+/// Removes a file that somebody has begun to write and has not renamed. None is being written while this is called.
+fn remove_unfinished(path: &Path) {
+    let is_unfinished = path.extension().is_some_and(|extension| extension == "new");
+    if is_unfinished && let Err(error) = fs::remove_file(path) {
+        tracing::warn!("{}: {error}", path.display());
     }
 }
 
@@ -368,11 +378,16 @@ mod tests {
         fs::write(dir.path().join(format!("snapshots/{b}.json")), "{").unwrap();
         let left = dir.path().join("snapshots/77/fs");
         fs::create_dir_all(&left).unwrap();
+        let unfinished = ["78", "79"].map(|n| dir.path().join(format!("snapshots/{n}.json.new")));
+        fs::write(&unfinished[0], "{").unwrap();
         let again = State::open(dir.path()).unwrap();
         let mut names: Vec<&str> = again.all().map(|snapshot| snapshot.name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["a", "c"]);
+        assert!(!unfinished[0].exists(), "a process was killed when it wrote it");
+        fs::write(&unfinished[1], "{").unwrap();
         again.cleanup().unwrap();
+        assert!(!unfinished[1].exists(), "it could not be written to its end");
         assert!(!left.exists() && again.files(b).exists());
         assert!(dir.path().join(format!("snapshots/{b}.json.damaged")).exists());
     }

@@ -13,6 +13,7 @@ use crate::{
         Descriptor, Digest, FilteredIndex, Manifest, Platform, PlatformFilter, Reference,
         Repository, View, choose, filter_index,
     },
+    util::drop_repeats,
 };
 
 /// Indexes nested deeper than this are refused.
@@ -85,7 +86,7 @@ impl Explorer<'_> {
             }
             node.graph.warnings.push(message);
         }
-        node.graph.platforms.dedup();
+        drop_repeats(&mut node.graph.platforms);
         Ok(node.wanted.then_some(node.graph))
     }
 

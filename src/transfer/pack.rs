@@ -1,7 +1,7 @@
 //! Carrying out a plan in one pass, for a target that is written from its beginning to its end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
@@ -210,10 +210,8 @@ impl Single<'_> {
             self.manifest.blobs().map(|blob| (blob.digest, blob.size)).collect();
         report.bytes = self.manifest.bytes().len() as u64 + blobs.values().sum::<u64>();
         let written = self.platform.iter().map(ToString::to_string).collect();
-        let mut all = std::mem::replace(&mut report.platforms, written);
+        let all = std::mem::replace(&mut report.platforms, written);
         // There may be several images for one platform, which are compressed differently.
-        let mut seen = BTreeSet::new();
-        all.retain(|platform| seen.insert(platform.clone()));
         if all == report.platforms {
             return;
         }

@@ -12,3 +12,9 @@
 pub fn disturbs(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
+
+/// Removes from a list what is in it before, wherever.
+pub(crate) fn drop_repeats(texts: &mut Vec<String>) {
+    let mut seen = std::collections::HashSet::new();
+    texts.retain(|text| seen.insert(text.clone()));
+}

@@ -94,13 +94,21 @@ fn what_a_medium_for_one_platform_got_is_what_is_reported() {
         Image::new().step("ADD", &layer).build()
     };
     let index = Index::new().child(&packed(Packing::Gzip)).child(&packed(Packing::Zstd)).build();
-    index.write_oci_layout(&bed.path("layout"), "quay.io/team/both:v1");
-    let output = bed.copy(
-        &bed.at("oci", "layout"),
-        &bed.at("docker-archive", "t.tar"),
-        &["quay.io/team/both:v1"],
-    );
+    let (place, name) = (bed.at("oci", "layout"), "quay.io/team/both:v1");
+    index.write_oci_layout(&bed.path("layout"), name);
+    let output = bed.copy(&place, &bed.at("docker-archive", "t.tar"), &[name]);
     assert_eq!(output.success().images()[0]["warnings"], serde_json::json!([]));
+    // They are told once each, in whatever order an index has them.
+    let arm = Image::new().platform("linux/arm64").layer(1, 100).build();
+    let (gzip, zstd) = (packed(Packing::Gzip), packed(Packing::Zstd));
+    let index = Index::new().child(&gzip).child(&arm).child(&zstd).build();
+    index.write_oci_layout(&bed.path("layout2"), name);
+    let to = bed.path("to");
+    bed.copy(&bed.at("oci", "layout2"), text(&to), &[name]).success();
+    for place in [bed.at("oci", "layout2"), text(&to).to_owned()] {
+        let listed = bed.imgfs.run(&["ls", "--images-dir", &place]).success().stdout;
+        assert!(listed.contains(" linux/amd64,linux/arm64 "), "{listed}");
+    }
 }
 
 #[test]

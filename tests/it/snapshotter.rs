@@ -1,7 +1,7 @@
 //! `imgfs snapshotter` under containerd as it is: images of which it fetches no layers.
 
 use crate::support::cli::Imgfs;
-use crate::support::containerd::{Auth, Containerd, ImageSpec, Nothing, OfImage, is_2};
+use crate::support::containerd::{Auth, Containerd, is_2};
 use crate::support::hostile::{Access, Hostile, PASSWORD, USER};
 use crate::support::need::require;
 use crate::support::store::{pausing, runnable};
@@ -66,18 +66,112 @@ fn a_pod_runs_on_layers_that_containerd_has_not_fetched() {
     bed.remove_sandbox(&sandbox.0);
 
     // What is removed in containerd goes here.
-    for image in [&app, &pause] {
-        let request = OfImage { image: Some(ImageSpec { image: image.clone() }) };
-        let call = "/runtime.v1.ImageService/RemoveImage";
-        bed.call::<Nothing>("snapshotter.sock", call, request).expect("removing an image");
-    }
-    let entries = |below: &str| -> usize {
+    bed.remove_images(&[&app, &pause]);
+    wait_for_no_snapshots(&bed);
+}
+
+/// Waits until nothing is left of any image in the snapshotter's directory.
+#[track_caller]
+fn wait_for_no_snapshots(bed: &Containerd) {
+    let entries = |below: &str| -> Vec<std::path::PathBuf> {
         let entries = std::fs::read_dir(bed.path(below)).expect("listing");
-        entries.count()
+        entries.map(|entry| entry.expect("listing").path()).collect()
     };
-    wait_for("the end of the snapshots", PATIENCE, || {
-        entries("snapshotter/snapshots") == 0 && entries("snapshotter/.imgfs") == 0
-    });
+    let left = || [entries("snapshotter/snapshots"), entries("snapshotter/.imgfs")].concat();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !left().is_empty() {
+        if std::time::Instant::now() > deadline {
+            let told = |args: &[&str]| bed.ctr(args).text();
+            let files = left()
+                .iter()
+                .map(|path| {
+                    format!(
+                        "{}: {}\n",
+                        path.display(),
+                        std::fs::read_to_string(path).unwrap_or_default()
+                    )
+                })
+                .collect::<String>();
+            panic!(
+                "left:\n{files}\n{}\n{}\n{}\n{}",
+                told(&["snapshots", "--snapshotter", "imgfs", "ls"]),
+                told(&["containers", "ls"]),
+                told(&["leases", "ls"]),
+                bed.logged(),
+            );
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Kills containerd, or else the snapshotter, while pods come and go.
+fn kill_at_any_moment(is_containerd: bool) {
+    let hostile = Hostile::start();
+    let (image, pause) = (runnable("kills"), pausing());
+    image.push_to(&hostile, "team/app", "1");
+    pause.push_to(&hostile, "team/pause", "1");
+    let host = hostile.host();
+    let [app, pause] = ["app", "pause"].map(|name| format!("{host}/team/{name}:1"));
+    let mut bed = Containerd::start(&host, &pause);
+    bed.pull(&app, None);
+    let mut moment: u64 = 12345;
+    for round in 0..50 {
+        moment = moment.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let process = bed.process(is_containerd);
+        std::thread::scope(|threads| {
+            threads.spawn(move || {
+                std::thread::sleep(Duration::from_millis((moment >> 33) % 700));
+                let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+            });
+            // Whatever of it fails since one of the two is gone, fails.
+            for pod in 0..10 {
+                let made = bed.try_sandbox(&format!("{round}-{pod}")).and_then(|sandbox| {
+                    bed.try_container(&sandbox, "c", &app)?;
+                    bed.try_remove_sandbox(&sandbox.0)
+                });
+                if made.is_err() {
+                    break;
+                }
+            }
+        });
+        bed.start_again(is_containerd);
+        let snapshots = || {
+            let listed = bed.ctr(&["snapshots", "--snapshotter", "imgfs", "ls"]);
+            listed.status.success().then(|| listed.text())
+        };
+        wait_for("the connection of containerd", PATIENCE, || snapshots().is_some());
+        let listed = snapshots().expect("the snapshots");
+        for name in listed.lines().skip(1).filter_map(|line| line.split_whitespace().next()) {
+            bed.ctr(&["snapshots", "--snapshotter", "imgfs", "info", name]).success();
+        }
+    }
+    for sandbox in bed.sandboxes() {
+        bed.remove_sandbox(&sandbox);
+    }
+    let sandbox = bed.sandbox("last");
+    let container = bed.container(&sandbox, "c", &app);
+    assert_eq!(bed.exec(&container, "cat etc/variant"), "kills\n");
+    bed.remove_sandbox(&sandbox.0);
+    // What containerd has leased to itself before it was killed, it would keep for a day.
+    for lease in bed.ctr(&["leases", "ls", "-q"]).success().text().lines() {
+        bed.ctr(&["leases", "delete", "--sync", lease]).success();
+    }
+    bed.remove_images(&[&app, &pause]);
+    wait_for_no_snapshots(&bed);
+}
+
+#[test]
+fn no_snapshot_is_lost_when_containerd_is_killed() {
+    require!(Long);
+    require!(Containerd);
+    kill_at_any_moment(true);
+}
+
+#[test]
+fn no_snapshot_is_lost_when_the_snapshotter_is_killed() {
+    require!(Long);
+    require!(Containerd);
+    kill_at_any_moment(false);
 }
 
 #[test]
@@ -278,6 +372,9 @@ fn the_configuration_is_printed_for_each_runtime() {
         unpacked.iter().map(|of| of["snapshotter"].as_str().expect("a text")).collect();
     assert_eq!(snapshotters, ["overlayfs", "imgfs"], "that of containerd stays");
     assert_eq!(transfer.as_table().map(toml::Table::len), Some(1), "it knows no other setting");
+    let docker = of(&["--for", "docker"]);
+    assert_eq!(toml(&docker)["proxy_plugins"]["imgfs"]["type"].as_str(), Some("snapshot"));
+    assert!(docker.contains("\"storage-driver\": \"imgfs\""), "{docker}");
     assert!(of(&["--for", "k3s"]).contains("enable_remote_snapshot_annotations = \"true\""));
     imgfs.run(&["snapshotter", "setup", "--for", "other"]).expect_code(2);
 }

@@ -18,6 +18,7 @@ use crate::{
         Algorithm, Descriptor, Digest, FilteredIndex, Manifest, Platform, Reference, Repository,
         View, is_attachment_tag,
     },
+    util::drop_repeats,
 };
 
 /// The largest configuration that is read to find out an image's platform, in bytes.
@@ -380,7 +381,7 @@ impl<'a> Scan<'a> {
         };
         let mut seen = HashSet::new();
         self.add_manifest(&mut image, manifest, &mut seen, 0);
-        image.platforms.dedup();
+        drop_repeats(&mut image.platforms);
         self.inventory.images.push(image);
     }
 

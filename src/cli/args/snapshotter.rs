@@ -94,6 +94,8 @@ pub(crate) enum RuntimeArg {
     Containerd2,
     /// k3s and RKE2
     K3s,
+    /// Docker with the image store of containerd
+    Docker,
 }
 
 impl From<RuntimeArg> for Runtime {
@@ -102,6 +104,7 @@ impl From<RuntimeArg> for Runtime {
             RuntimeArg::Containerd1 => Self::Containerd1,
             RuntimeArg::Containerd2 => Self::Containerd2,
             RuntimeArg::K3s => Self::K3s,
+            RuntimeArg::Docker => Self::Docker,
         }
     }
 }

@@ -5,6 +5,7 @@ use super::mount::{Done, Looking, free};
 use super::process::spawn_tied;
 use super::{text, wait_for};
 use prost::Message;
+use rustix::process::Pid;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -45,15 +46,7 @@ impl Containerd {
         let hosts_toml = format!("server = \"http://{host}\"\n[host.\"http://{host}\"]\n");
         std::fs::write(hosts.join("hosts.toml"), hosts_toml).expect("writing");
         started.start_snapshotter();
-        let (config, log) = (started.path("config.toml"), started.log("containerd.log"));
-        let child = spawn_tied("containerd", |command| {
-            command.arg("-c").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        });
-        started.containerd = Some(child.expect("starting containerd"));
-        let socket = started.path("containerd.sock");
-        wait_for("containerd", TURN, || {
-            socket.exists() && started.ctr(&["version"]).status.success()
-        });
+        started.start_containerd();
         started
     }
 
@@ -119,6 +112,32 @@ impl Containerd {
         });
     }
 
+    #[track_caller]
+    pub(crate) fn start_containerd(&mut self) {
+        let (config, log) = (self.path("config.toml"), self.log("containerd.log"));
+        let child = spawn_tied("containerd", |command| {
+            command.arg("-c").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        });
+        self.containerd = Some(child.expect("starting containerd"));
+        let socket = self.path("containerd.sock");
+        wait_for("containerd", TURN, || socket.exists() && self.ctr(&["version"]).status.success());
+    }
+
+    /// The process of containerd, or else of the snapshotter.
+    pub(crate) fn process(&self, is_containerd: bool) -> Pid {
+        let child = if is_containerd { &self.containerd } else { &self.snapshotter };
+        let id = child.as_ref().and_then(|child| i32::try_from(child.id()).ok());
+        id.and_then(Pid::from_raw).expect("it runs")
+    }
+
+    /// Starts whichever has ended.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self, is_containerd: bool) {
+        let child = if is_containerd { &mut self.containerd } else { &mut self.snapshotter };
+        child.take().expect("it was started").wait().expect("waiting");
+        if is_containerd { self.start_containerd() } else { self.start_snapshotter() }
+    }
+
     /// SIGKILL to the snapshotter.
     pub(crate) fn kill_snapshotter(&mut self) {
         let mut child = self.snapshotter.take().expect("it runs");
@@ -157,6 +176,10 @@ impl Containerd {
     /// Runs a sandbox, and returns its identifier.
     #[track_caller]
     pub(crate) fn sandbox(&self, name: &str) -> (String, SandboxConfig) {
+        self.try_sandbox(name).expect("running a sandbox")
+    }
+
+    pub(crate) fn try_sandbox(&self, name: &str) -> Result<(String, SandboxConfig), tonic::Status> {
         let config = SandboxConfig {
             metadata: Some(SandboxName {
                 name: name.to_owned(),
@@ -171,8 +194,8 @@ impl Containerd {
         };
         let request = RunSandbox { config: Some(config.clone()) };
         let call = "/runtime.v1.RuntimeService/RunPodSandbox";
-        let made: Text = self.call("containerd.sock", call, request).expect("running a sandbox");
-        (made.text, config)
+        let made: Text = self.call("containerd.sock", call, request)?;
+        Ok((made.text, config))
     }
 
     /// Creates and starts a container, and returns its identifier.
@@ -183,6 +206,15 @@ impl Containerd {
         name: &str,
         image: &str,
     ) -> String {
+        self.try_container(sandbox, name, image).expect("running a container")
+    }
+
+    pub(crate) fn try_container(
+        &self,
+        sandbox: &(String, SandboxConfig),
+        name: &str,
+        image: &str,
+    ) -> Result<String, tonic::Status> {
         let config = ContainerConfig {
             metadata: Some(ContainerName { name: name.to_owned(), attempt: 0 }),
             image: Some(ImageSpec { image: image.to_owned() }),
@@ -198,11 +230,10 @@ impl Containerd {
             sandbox_config: Some(sandbox.1.clone()),
         };
         let call = "/runtime.v1.RuntimeService/CreateContainer";
-        let made: Text = self.call("containerd.sock", call, request).expect("creating a container");
+        let made: Text = self.call("containerd.sock", call, request)?;
         let start = "/runtime.v1.RuntimeService/StartContainer";
-        let started = self.call::<Nothing>("containerd.sock", start, made.clone());
-        started.expect("starting a container");
-        made.text
+        self.call::<Nothing>("containerd.sock", start, made.clone())?;
+        Ok(made.text)
     }
 
     /// What a command in a container prints.
@@ -221,12 +252,35 @@ impl Containerd {
     /// Stops and removes a sandbox with its containers.
     #[track_caller]
     pub(crate) fn remove_sandbox(&self, sandbox: &str) {
+        self.try_remove_sandbox(sandbox).expect("removing a sandbox");
+    }
+
+    pub(crate) fn try_remove_sandbox(&self, sandbox: &str) -> Result<(), tonic::Status> {
         for call in [
             "/runtime.v1.RuntimeService/StopPodSandbox",
             "/runtime.v1.RuntimeService/RemovePodSandbox",
         ] {
             let request = Text { text: sandbox.to_owned() };
-            self.call::<Nothing>("containerd.sock", call, request).expect("removing a sandbox");
+            self.call::<Nothing>("containerd.sock", call, request)?;
+        }
+        Ok(())
+    }
+
+    /// The identifiers of all sandboxes.
+    #[track_caller]
+    pub(crate) fn sandboxes(&self) -> Vec<String> {
+        let call = "/runtime.v1.RuntimeService/ListPodSandbox";
+        let listed: Listed = self.call("containerd.sock", call, Nothing {}).expect("listing");
+        listed.items.into_iter().map(|item| item.text).collect()
+    }
+
+    /// Removes images of containerd, by way of imgfs.
+    #[track_caller]
+    pub(crate) fn remove_images(&self, images: &[&String]) {
+        for image in images {
+            let request = OfImage { image: Some(ImageSpec { image: (*image).clone() }) };
+            let call = "/runtime.v1.ImageService/RemoveImage";
+            self.call::<Nothing>("snapshotter.sock", call, request).expect("removing an image");
         }
     }
 }
@@ -279,6 +333,13 @@ pub(crate) struct Text {
     pub(crate) text: String,
 }
 
+/// A list of things that are known by the texts in their first fields.
+#[derive(Clone, PartialEq, Message)]
+struct Listed {
+    #[prost(message, repeated, tag = "1")]
+    items: Vec<Text>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct ImageSpec {
     #[prost(string, tag = "1")]
@@ -303,7 +364,7 @@ pub(crate) struct PullImage {
 
 /// A message with an image in its first field.
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct OfImage {
+struct OfImage {
     #[prost(message, optional, tag = "1")]
     pub(crate) image: Option<ImageSpec>,
 }
