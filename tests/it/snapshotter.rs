@@ -378,3 +378,17 @@ fn the_configuration_is_printed_for_each_runtime() {
     assert!(of(&["--for", "k3s"]).contains("enable_remote_snapshot_annotations = \"true\""));
     imgfs.run(&["snapshotter", "setup", "--for", "other"]).expect_code(2);
 }
+
+#[test]
+fn the_drop_in_of_the_daemon_set_is_what_is_printed_for_containerd_2() {
+    let manifest = include_str!("../../deploy/kubernetes/daemonset.yaml");
+    let (_, rest) = manifest.split_once("  imgfs.toml: |\n").expect("the drop-in");
+    let (text, _) = rest.split_once("\n---").expect("the end of it");
+    let mut drop_in = text.parse::<toml::Table>().expect("TOML");
+    let printed = Imgfs::scratch().run(&["snapshotter", "setup"]).success().stdout;
+    let mut printed = printed.parse::<toml::Table>().expect("TOML");
+    // What is imported is in no later form than what imports it. In containerd 1.x, it would replace all of CRI.
+    assert_eq!(drop_in.remove("version").and_then(|version| version.as_integer()), Some(2));
+    printed.remove("version");
+    assert_eq!(drop_in, printed);
+}
