@@ -186,6 +186,9 @@ fn docker_pulls_pushes_and_mirrors_docker_hub() {
     let files = tempfile::tempdir().expect("a directory");
     let at = |name: &str| text(&files.path().join(name)).to_owned();
     let log = std::fs::File::create(at("log")).expect("creating");
+    // What the machine's own daemon is told does not count, and it is to have a store of its own.
+    let config = r#"{"features": {"containerd-snapshotter": false}}"#;
+    std::fs::write(at("daemon.json"), config).expect("writing");
     let daemon = spawn_tied(text(&dockerd), |command| {
         command
             .args([
@@ -195,7 +198,7 @@ fn docker_pulls_pushes_and_mirrors_docker_hub() {
                 "--storage-driver=vfs",
             ])
             .args(["--data-root", &at("root"), "--exec-root", &at("exec"), "--pidfile", &at("pid")])
-            .args(["-H", &format!("unix://{}", at("socket"))])
+            .args(["-H", &format!("unix://{}", at("socket")), "--config-file", &at("daemon.json")])
             .args(["--registry-mirror", &format!("http://{}", serving.host())])
             .env("HOME", files.path())
             .stdout(log.try_clone().expect("a file"))

@@ -232,7 +232,7 @@ fn the_transfer_service_of_containerd_2_fetches_no_layers() {
     for layer in image.layers() {
         assert!(!content.contains(&layer), "containerd has fetched {layer}\n{}", bed.logged());
     }
-    let run = ["run", "--rm", "--snapshotter", "imgfs", &name, "one"];
+    let run = ["run", "--rm", "--snapshotter", "imgfs", &name, "transferred"];
     let text = bed.ctr(&[&run[..], &["cat", "/etc/variant"]].concat()).success().text();
     assert_eq!(text, "transfer\n");
     // Other snapshotters are as they were.
