@@ -141,8 +141,11 @@ fn place(args: &LsArgs) -> Result<Place<'_>, Failure> {
     };
     let name = ops::bare_name(text);
     if text.contains("://") {
+        let is_local = text.starts_with("local://");
         match text.parse() {
             Ok(TreeSpec::Registry { prefix }) => return Ok(Place::Registry(prefix)),
+            Ok(TreeSpec::Directory(_)) if is_local && is_for_images(args) => return Err(no_image()),
+            Ok(TreeSpec::Directory(dir)) if is_local => return Ok(Place::Named(dir)),
             // With a tag or a path in it; or no scheme at all.
             Err(TreeSpecError::Image(_)) | Ok(TreeSpec::Directory(_) | TreeSpec::Medium(_)) => {}
             Err(error) => return Err(Failure::new(error.to_string())),

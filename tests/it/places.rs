@@ -301,6 +301,10 @@ fn a_directory_is_named_alike_by_all_commands() {
         let said = |output: &Output| output.stdout.split("; ").next().map(str::to_owned);
         assert_eq!(said(&schemed), said(&plain), "{args:?}");
     }
+    // As an argument, too, in which a colon could stand before a path in an image.
+    let plain = bed.imgfs.run(&["ls", "--images-dir", &from]).success();
+    assert_eq!(bed.imgfs.run(&["ls", &local]).success().stdout, plain.stdout);
+    bed.imgfs.run(&["ls", "--recursive", &local]).expect_code(2).stderr_has("IMAGE[:/PATH]");
     let layout = bed.at("oci", "layout");
     bed.copy(&from, &layout, &["--all"]).success();
     for args in [&["prune"][..], &["serve"], &["index", "ls"], &["profile", "ls"]] {
