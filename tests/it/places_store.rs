@@ -342,9 +342,9 @@ fn a_failed_part_takes_the_others_with_it_in_stores_of_each_kind() {
         store.fail(Fault { method: "PUT", part, status: 403, code: "AccessDenied" });
         bed.copy(&from, &place, &["--all"]).expect_code(1);
         assert!(!store.keys().iter().any(|key| key.contains("manifests")), "{:?}", store.keys());
-        // Azure cannot be told to forget blocks; they go with the next list, or after a week.
+        // Azure cannot be told to forget blocks that may have come; they go with the next list, or after a week.
         let left = usize::from(store.dialect() == Dialect::Azure);
-        assert_eq!(store.open_uploads(), left, "{}", store.log());
+        assert!(store.open_uploads() <= left, "{}", store.log());
         bed.copy(&from, &place, &["--all"]).success();
         assert_eq!(store.open_uploads(), 0, "{}", store.log());
         bed.imgfs.run(&["verify", &place]).success();
