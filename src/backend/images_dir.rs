@@ -351,7 +351,12 @@ impl Sink for ImagesDir {
         name: &ManifestName,
     ) -> Result<()> {
         let (repository, manifest, name) = (repository.clone(), manifest.clone(), name.clone());
-        self.blocking(move |inner| inner.put(&repository, &manifest, &name)).await
+        self.blocking(move |inner| {
+            inner.put(&repository, &manifest, &name)?;
+            // Whoever writes a manifest here himself has brought what it names.
+            inner.forget_lacking(&repository, manifest.blobs().map(|blob| &blob.digest))
+        })
+        .await
     }
 
     async fn give_up(&self, blob: Digest, is_given_up: bool) {

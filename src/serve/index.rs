@@ -82,6 +82,8 @@ pub(super) struct Index {
     tags: BTreeMap<String, Arc<Entry>>,
     digests: HashMap<Digest, Arc<Entry>>,
     blobs: HashMap<Digest, u64>,
+    /// Other sizes that are stated for the same blobs.
+    disputed: HashMap<Digest, Vec<u64>>,
     referrers: HashMap<Digest, Vec<Referrer>>,
 }
 
@@ -162,9 +164,18 @@ impl Index {
         tags.map(|(tag, _)| tag.clone()).collect()
     }
 
-    /// The size that a manifest here states for a blob, in bytes.
-    pub(super) fn blob(&self, digest: &Digest) -> Option<u64> {
-        self.blobs.get(digest).copied()
+    /// Whether a manifest here names a blob.
+    pub(super) fn names(&self, digest: &Digest) -> bool {
+        self.blobs.contains_key(digest)
+    }
+
+    /// The size that the manifests here state for a blob, in bytes. Where they do not agree, it is that of the file
+    /// that is `there`, if one states that.
+    pub(super) fn blob(&self, digest: &Digest, there: impl Fn() -> Option<u64>) -> Option<u64> {
+        let stated = *self.blobs.get(digest)?;
+        let others = self.disputed.get(digest);
+        let fits = others.and_then(|others| there().filter(|size| others.contains(size)));
+        Some(fits.unwrap_or(stated))
     }
 
     /// The manifests that name a blob, or a manifest as their child.
@@ -235,7 +246,12 @@ impl Index {
         }
         let mut seen = std::collections::HashSet::new();
         for entry in index.digests.values() {
-            index.blobs.extend(entry.contents.blobs.iter().copied());
+            for &(blob, size) in &entry.contents.blobs {
+                let stated = *index.blobs.entry(blob).or_insert(size);
+                if stated != size {
+                    index.disputed.entry(blob).or_default().push(size);
+                }
+            }
             if let Some((subject, referrer)) = &entry.contents.subject
                 && seen.insert((entry.sha256, *subject))
             {

@@ -92,11 +92,14 @@ pub(super) async fn put(
     check_conditions(call, repository, &target).await?;
 
     let _filling = shared.filling().await?;
-    let lacks_children = check_parts(call, repository, &manifest).await?;
+    let lacking = check_parts(call, repository, &manifest).await?;
     let failed = |e| Problem::local(&e);
-    if lacks_children {
+    if lacking.children {
         let platforms = present_platforms(call, repository, &manifest).await?;
         shared.dir.keep_sparse(digest, &platforms).await.map_err(failed)?;
+    }
+    if !lacking.blobs.is_empty() {
+        shared.dir.note_lacking(repository, lacking.blobs).await.map_err(failed)?;
     }
     let by_digest = matches!(target, Target::Digest(_));
     let is_referrer = match manifest.subject() {
@@ -106,16 +109,28 @@ pub(super) async fn put(
     // Without a tag it is kept for its own sake, until something else names it.
     let is_named = is_referrer || is_child(call, repository, &digest).await?;
     if by_digest && tags.is_empty() && !is_named {
-        shared.dir.put(repository, &manifest, &ManifestName::Pinned).await.map_err(failed)?;
+        shared
+            .dir
+            .put_pushed(repository, &manifest, &ManifestName::Pinned)
+            .await
+            .map_err(failed)?;
     } else if by_digest || digest.algorithm() != Algorithm::Sha256 {
-        shared.dir.put(repository, &manifest, &ManifestName::Digest).await.map_err(failed)?;
+        shared
+            .dir
+            .put_pushed(repository, &manifest, &ManifestName::Digest)
+            .await
+            .map_err(failed)?;
     } else if has_other_algorithm(call, repository, &manifest).await? {
         // The tag is to lead to this digest, and not to the other one of the same bytes.
-        shared.dir.put(repository, &manifest, &ManifestName::Digest).await.map_err(failed)?;
+        shared
+            .dir
+            .put_pushed(repository, &manifest, &ManifestName::Digest)
+            .await
+            .map_err(failed)?;
     }
     for tag in &tags {
         let name = ManifestName::Tag(tag.clone());
-        shared.dir.put(repository, &manifest, &name).await.map_err(failed)?;
+        shared.dir.put_pushed(repository, &manifest, &name).await.map_err(failed)?;
         if let Some(through) = &shared.through {
             through.forget_tag(repository, tag);
         }
@@ -270,29 +285,47 @@ async fn check_conditions(call: &Call, repository: &Repository, target: &Target)
     }
 }
 
-/// Fails unless everything is there that the manifest names; whether it is an index that lacks children, and may.
-async fn check_parts(call: &Call, repository: &Repository, manifest: &Manifest) -> Result<bool> {
+/// What a manifest names, and is taken without.
+#[derive(Default)]
+struct Lacking {
+    /// Whether children of an index are.
+    children: bool,
+    /// The blobs that are not in the repository.
+    blobs: Vec<Digest>,
+}
+
+/// Fails unless everything is there that the manifest names, but for what it may lack.
+async fn check_parts(call: &Call, repository: &Repository, manifest: &Manifest) -> Result<Lacking> {
     let shared = &call.shared;
+    let sparse = shared.abilities.sparse;
     let mut missing = Vec::new();
-    let mut lacks_children = false;
+    let mut lacking = Lacking::default();
     if manifest.blobs().next().is_some() {
         let index = shared.index(repository).await?;
         for blob in manifest.blobs() {
-            if !is_elsewhere(blob) && !shared.has_blob(&index, repository, blob) {
-                missing.push(blob.digest);
+            if shared.has_blob(&index, repository, blob) {
+                continue;
+            }
+            // Whoever has it in another size has not been told the truth.
+            let is_there = shared.belongs(&index, repository, &blob.digest)
+                && shared.dir.blob_bytes(&blob.digest).is_some();
+            match is_elsewhere(blob) || sparse {
+                true if !is_there => lacking.blobs.push(blob.digest),
+                true if is_elsewhere(blob) => {}
+                _ => missing.push(blob.digest),
             }
         }
     }
     for child in manifest.children() {
         if !has_manifest(call, repository, &child.digest).await? {
-            match shared.abilities.sparse {
-                true => lacks_children = true,
+            match sparse {
+                true => lacking.children = true,
                 false => missing.push(child.digest),
             }
         }
     }
     if missing.is_empty() {
-        return Ok(lacks_children);
+        return Ok(lacking);
     }
     missing.sort_unstable();
     missing.dedup();

@@ -50,7 +50,7 @@ const PRUNE_PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Abilities {
     pub(super) read_only: bool,
     pub(super) delete: bool,
-    /// Whether an index may lack children.
+    /// Whether a manifest may lack what it names.
     pub(super) sparse: bool,
 }
 
@@ -264,7 +264,10 @@ impl Shared {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<u64>> {
-        if let Some(size) = self.index(repository).await?.blob(digest) {
+        let index = self.index(repository).await?;
+        if self.belongs(&index, repository, digest)
+            && let Some(size) = index.blob(digest, || self.dir.blob_bytes(digest))
+        {
             return Ok(Some(size));
         }
         if self.dir.is_adopted(repository, digest) {
@@ -283,9 +286,15 @@ impl Shared {
         repository: &Repository,
         blob: &Descriptor,
     ) -> bool {
-        let belongs =
-            index.blob(&blob.digest).is_some() || self.dir.is_adopted(repository, &blob.digest);
-        belongs && self.dir.blob_bytes(&blob.digest) == Some(blob.size)
+        self.belongs(index, repository, &blob.digest)
+            && self.dir.blob_bytes(&blob.digest) == Some(blob.size)
+    }
+
+    /// Whether a blob is in `repository`, of which `index` is what is there: it was brought into it, or a manifest there
+    /// names it that was not taken without it.
+    pub(super) fn belongs(&self, index: &Index, repository: &Repository, blob: &Digest) -> bool {
+        let is_named = index.names(blob) && !self.dir.lacks(repository, blob);
+        is_named || self.dir.is_adopted(repository, blob)
     }
 
     /// Hashes a file of the tree, once for all who want it.

@@ -337,31 +337,6 @@ fn a_tag_is_changed_only_under_a_condition() {
 }
 
 #[test]
-fn incomplete_indexes_where_they_are_wanted() {
-    let image = two_platforms(3);
-    let index = image.root();
-    let child = &image.manifests[0];
-    let push = |serving: &Serving| {
-        let client = serving.client();
-        for blob in image.blobs.values() {
-            client.put_blob("team/app", blob);
-        }
-        client.put_manifest("team/app", &child.digest, &child.media_type, &child.bytes);
-        client.manifest("team/app", "v1", &index.media_type, &index.bytes).expect("a response")
-    };
-    let strict = serving(&[]);
-    let reply = push(&strict);
-    assert_eq!((reply.status, reply.code()), (404, "MANIFEST_BLOB_UNKNOWN".into()));
-    let mut sparse = serving(&["--sparse"]);
-    assert_eq!(push(&sparse).status, 201);
-    assert_eq!(sparse.client().get("/v2/team/app/manifests/v1").body, index.bytes);
-    assert!(sparse.stop().success());
-    // What is missing on purpose keeps nobody from pruning.
-    Imgfs::new(sparse.images()).prune().success();
-    Imgfs::new(sparse.images()).verify().success();
-}
-
-#[test]
 fn deleting() {
     let image = single(4);
     let kept = Serving::fresh(&[] as &[&str]);

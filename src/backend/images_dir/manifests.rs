@@ -72,7 +72,10 @@ impl Inner {
             ManifestName::Pinned => None,
         };
         let found = path.and_then(|path| read_manifest(&self.root, &path, digest.algorithm()).ok());
-        found.is_some_and(|manifest| manifest.digest() == digest)
+        found.filter(|manifest| manifest.digest() == digest).is_some_and(|manifest| {
+            // One that was pushed without its blobs is not there yet, as far as they are its repository's.
+            !self.lacks_any(repository, manifest.blobs().map(|blob| &blob.digest))
+        })
     }
 
     /// Where new manifests of `repository` go: where it is already, or else where the tree's

@@ -130,6 +130,7 @@ impl ImagesDir {
         let (adopted, outdated) = inner.adopted_blobs();
         let adopted: HashSet<Digest> = adopted.into_iter().collect();
         candidates.extend(outdated);
+        candidates.extend(inner.idle_lacks(|digest| inventory.needed.contains_key(digest)));
         let is_unneeded = |digest: &&Digest| {
             !inventory.needed.contains_key(*digest) && !adopted.contains(*digest)
         };

@@ -7,6 +7,8 @@
 //!   adopted/<SHA-256 of the repository's name>/<digest>   the repository's name: the blob was brought into it,
 //!                                                         and it need not name the blob yet; the file's time of
 //!                                                         modification says until when that holds
+//!   lacking/<the same>/<digest>                           the repository's name: a manifest there names the blob,
+//!                                                         which was never brought into it
 //!   uploads/                                              blobs on their way ([`super::uploads`])
 //! ```
 
@@ -28,13 +30,14 @@ use super::{
     written::Filling,
 };
 use crate::{
-    backend::{Error, FileType, Kind, Result},
+    backend::{Error, FileType, Kind, ManifestName, Result},
     image::{Algorithm, Descriptor, Digest, Manifest, Repository},
 };
 
 /// The directory of a server's own state, below that of imgfs.
 pub(super) const SERVE: &str = "serve";
 const ADOPTED: &str = "adopted";
+const LACKING: &str = "lacking";
 
 /// The longest name of a repository in a note, in bytes.
 const MAX_NAME: u64 = 4096;
@@ -200,9 +203,48 @@ impl ImagesDir {
         self.blocking(move |inner| {
             let path = inner.adopted_path(&repository, &blob);
             let noted = inner.note_adopted(&path, &repository, lifetime);
-            noted.map_err(|e| Error::io(&path, "writing", e))
+            noted.map_err(|e| Error::io(&path, "writing", e))?;
+            inner.forget_lacking(&repository, std::iter::once(&blob))
         })
         .await
+    }
+
+    /// Notes that `repository` has not got `blobs`, though a manifest there is going to name them: it is taken without
+    /// them, and must not give out what others have brought. It holds until somebody brings the blob into the
+    /// repository.
+    pub async fn note_lacking(&self, repository: &Repository, blobs: Vec<Digest>) -> Result<()> {
+        let repository = repository.clone();
+        self.blocking(move |inner| {
+            for blob in blobs {
+                let path = inner.lacking_path(&repository, &blob);
+                let noted = inner.note_name(&path, &repository);
+                noted.map_err(|e| Error::io(&path, "writing", e))?;
+                // Somebody may have brought it just now, before there was a note to take away.
+                let adopted = inner.root.stat(&inner.adopted_path(&repository, &blob));
+                if adopted.is_ok_and(|meta| holds(&meta)) {
+                    inner.forget_lacking(&repository, std::iter::once(&blob))?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether `repository` has not got `blob`, whatever manifests there name ([`ImagesDir::note_lacking`]).
+    pub fn lacks(&self, repository: &Repository, blob: &Digest) -> bool {
+        self.inner.root.is_file(&self.inner.lacking_path(repository, blob))
+    }
+
+    /// As [`Sink::put`](crate::backend::Sink::put), but blobs that the repository lacks it lacks still: whoever pushes
+    /// a manifest need not have brought them.
+    pub async fn put_pushed(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        name: &ManifestName,
+    ) -> Result<()> {
+        let (repository, manifest, name) = (repository.clone(), manifest.clone(), name.clone());
+        self.blocking(move |inner| inner.put(&repository, &manifest, &name)).await
     }
 
     /// Takes back what [`ImagesDir::adopt`] noted.
@@ -362,16 +404,55 @@ impl Inner {
         self.adopted_dir().join(owner_name(repository)).join(self.layout.digest_name(blob))
     }
 
+    fn lacking_dir(&self) -> PathBuf {
+        self.state_dir().join(SERVE).join(LACKING)
+    }
+
+    fn lacking_path(&self, repository: &Repository, blob: &Digest) -> PathBuf {
+        self.lacking_dir().join(owner_name(repository)).join(self.layout.digest_name(blob))
+    }
+
+    /// Whether `repository` is noted to lack any of `blobs`.
+    pub(super) fn lacks_any<'a>(
+        &self,
+        repository: &Repository,
+        mut blobs: impl Iterator<Item = &'a Digest>,
+    ) -> bool {
+        self.root.is_dir(&self.lacking_dir().join(owner_name(repository)))
+            && blobs.any(|blob| self.root.is_file(&self.lacking_path(repository, blob)))
+    }
+
+    /// From now on `repository` has what names it.
+    pub(super) fn forget_lacking<'a>(
+        &self,
+        repository: &Repository,
+        blobs: impl Iterator<Item = &'a Digest>,
+    ) -> Result<()> {
+        if !self.root.is_dir(&self.lacking_dir().join(owner_name(repository))) {
+            return Ok(());
+        }
+        for blob in blobs {
+            let path = self.lacking_path(repository, blob);
+            self.root.remove_if_there(&path).map_err(|e| Error::io(&path, "removing", e))?;
+        }
+        Ok(())
+    }
+
+    fn note_name(&self, path: &Path, repository: &Repository) -> io::Result<File> {
+        let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        self.root.create_dirs(dir)?;
+        let file = self.root.open_or_create(path)?;
+        file.write_all_at(repository.to_string().as_bytes(), 0)?;
+        Ok(file)
+    }
+
     fn note_adopted(
         &self,
         path: &Path,
         repository: &Repository,
         lifetime: Duration,
     ) -> io::Result<()> {
-        let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        self.root.create_dirs(dir)?;
-        let file = self.root.open_or_create(path)?;
-        file.write_all_at(repository.to_string().as_bytes(), 0)?;
+        let file = self.note_name(path, repository)?;
         let until = SystemTime::now() + lifetime;
         let until = until.duration_since(UNIX_EPOCH).unwrap_or_default();
         let seconds = i64::try_from(until.as_secs()).unwrap_or(i64::MAX);
@@ -402,6 +483,17 @@ impl Inner {
             }
         }
         (adopted, old)
+    }
+
+    /// The notes that a repository lacks a blob which is not `needed` by any manifest here.
+    pub(super) fn idle_lacks(&self, needed: impl Fn(&Digest) -> bool) -> Vec<PathBuf> {
+        let notes = self.list(&self.lacking_dir()).into_iter().flat_map(|dir| self.list(&dir));
+        let is_needed = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.and_then(|name| self.layout.parse_digest(name))
+                .is_some_and(|digest| needed(&digest))
+        };
+        notes.filter(|path| !is_needed(path)).collect()
     }
 }
 

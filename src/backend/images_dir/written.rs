@@ -157,7 +157,8 @@ impl ImagesDir {
         name: &ManifestName,
         time: Option<(i64, u32)>,
     ) -> Result<()> {
-        self.inner.put_in(&self.stored(dir), repository, manifest, name, time)
+        self.inner.put_in(&self.stored(dir), repository, manifest, name, time)?;
+        self.inner.forget_lacking(repository, manifest.blobs().map(|blob| &blob.digest))
     }
 
     /// Reads a map of tags as KubeKey writes it; `None` if `text` is something else.

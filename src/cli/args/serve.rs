@@ -44,7 +44,7 @@ pub(crate) struct ServeArgs {
     /// Let tags, manifests and blobs be deleted
     #[arg(long)]
     pub(crate) allow_delete: bool,
-    /// Take indexes of which not all children are here
+    /// Take indexes of which not all children are here, and images that lack their configuration or layers
     #[arg(long)]
     pub(crate) sparse: bool,
     /// Fetch what is not here from this registry, if it is of that; `all` for every registry; may be repeated
