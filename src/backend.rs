@@ -21,6 +21,7 @@ mod packer;
 pub mod registry;
 mod shard;
 pub mod skopeo_dir;
+mod tally;
 mod writeback;
 
 use std::{ops::Range, sync::Arc};
@@ -34,6 +35,7 @@ pub use error::{Error, Kind, Result};
 pub use local_file::{FileStream, LocalFile, Relinked};
 pub use packer::{PackedImage, Packer, Unwritten};
 pub use shard::{Shard, ShardError, Sharded};
+pub(crate) use tally::Tally;
 
 use crate::image::{Descriptor, Digest, Manifest, Reference, Repository};
 

@@ -12,7 +12,10 @@ mod nulls;
 mod platform;
 mod reference;
 
-pub use attachment::{is_attached_to, is_attachment_tag, is_referrers_tag, referrers_tag};
+pub use attachment::{
+    is_attached_to, is_attachment_tag, is_referrers_tag, listed_json, listed_referrer,
+    referrers_index, referrers_tag,
+};
 pub use chain::{ChainId, ChainIdError, oci_chain_ids};
 pub use config::{HistoryLine, ImageConfig};
 pub use digest::{Algorithm, Digest, DigestError, Hasher};

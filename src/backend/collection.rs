@@ -13,7 +13,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::OnceCell;
 
 pub(super) use naming::{CONTAINERD_NAME, Labels, REF_NAME};
 pub use naming::{NameBelow, NameBelowError};
@@ -24,6 +23,7 @@ use super::{
 };
 use crate::image::{
     Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, Reference, Repository, is_attachment_tag,
+    listed_referrer,
 };
 
 /// More images than this are not listed of one medium: its list is held in memory.
@@ -78,7 +78,7 @@ pub struct Collection {
     /// The platforms that are here of indexes that lack some of their children.
     sparse: HashMap<Digest, String>,
     blobs: Arc<dyn BlobSource>,
-    referrers: OnceCell<BTreeMap<Digest, Vec<Descriptor>>>,
+    referrers: BTreeMap<Digest, Vec<Descriptor>>,
     warnings: Vec<String>,
 }
 
@@ -109,7 +109,7 @@ impl Collection {
             made: made.into_iter().map(|manifest| (manifest.digest(), manifest)).collect(),
             sparse: HashMap::new(),
             blobs,
-            referrers: OnceCell::new(),
+            referrers: BTreeMap::new(),
             warnings,
         };
         if listed.len() > MAX_IMAGES {
@@ -169,13 +169,14 @@ impl Collection {
             let kind = Kind::NotFound(has);
             return Err(collection.error(&format!("looking up {only}"), kind));
         }
-        collection.find_sparse().await;
+        collection.look_into().await;
         Ok(collection)
     }
 
-    /// Finds the indexes of which some children are not there, on purpose.
-    async fn find_sparse(&mut self) {
+    /// Finds the indexes of which some children are not there, on purpose, and what refers to what.
+    async fn look_into(&mut self) {
         let mut open: Vec<Digest> = self.images.iter().map(|image| image.manifest.digest).collect();
+        let listed: HashSet<Digest> = open.iter().copied().collect();
         let mut seen = HashSet::new();
         while let Some(digest) = open.pop() {
             if !seen.insert(digest) || seen.len() > MAX_IMAGES {
@@ -183,6 +184,12 @@ impl Collection {
             }
             // What cannot be read is found when it is wanted.
             let Ok(manifest) = self.by_digest(digest).await else { continue };
+            if let Some(subject) = manifest.subject()
+                && listed.contains(&digest)
+            {
+                let referrers = self.referrers.entry(subject.digest).or_default();
+                referrers.push(listed_referrer(&manifest));
+            }
             let (here, missing): (Vec<&Descriptor>, Vec<&Descriptor>) =
                 manifest.children().iter().partition(|child| self.has(&child.digest));
             for child in manifest.children().iter().filter(|child| !child.media_type.is_empty()) {
@@ -198,6 +205,9 @@ impl Collection {
             if !missing.is_empty() && !platforms.is_empty() {
                 self.sparse.insert(digest, platforms.join(","));
             }
+        }
+        for referrers in self.referrers.values_mut() {
+            referrers.sort_by_key(|referrer| referrer.digest);
         }
     }
 
@@ -263,23 +273,6 @@ impl Collection {
         };
         Err(self.error(&format!("reading blob {}", blob.digest), kind))
     }
-
-    async fn all_referrers(&self) -> &BTreeMap<Digest, Vec<Descriptor>> {
-        self.referrers
-            .get_or_init(|| async {
-                let mut found: BTreeMap<Digest, Vec<Descriptor>> = BTreeMap::new();
-                for image in &self.images {
-                    let Ok(manifest) = self.by_digest(image.manifest.digest).await else {
-                        continue;
-                    };
-                    if let Some(subject) = manifest.subject() {
-                        found.entry(subject.digest).or_default().push(image.manifest.clone());
-                    }
-                }
-                found
-            })
-            .await
-    }
 }
 
 /// Full names that several images have. umoci, for one, copies the annotations of an image to the one that it makes of
@@ -335,7 +328,7 @@ impl Names for Collection {
 #[async_trait]
 impl Attachments for Collection {
     async fn referrers(&self, _: &Repository, subject: Digest) -> Result<Option<Vec<Descriptor>>> {
-        Ok(Some(self.all_referrers().await.get(&subject).cloned().unwrap_or_default()))
+        Ok(Some(self.referrers.get(&subject).cloned().unwrap_or_default()))
     }
 
     async fn tags(&self, repository: &Repository) -> Result<Tags> {

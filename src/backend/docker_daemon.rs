@@ -21,7 +21,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use super::{
     Collection, Content, Error, Kind, NameBelow, PackedImage, Packer, Received, Result,
     archive::{self, ArchivePacker, Output, PackFormat},
-    registry::{root_cause, tls},
+    registry::{root_cause, tls, within},
 };
 use crate::{
     image::{Descriptor, Manifest},
@@ -41,6 +41,13 @@ const MAX_IMAGES: usize = 1000;
 
 /// Pieces of an archive that wait to be sent.
 const QUEUED: usize = 4;
+
+/// How long the daemon may say nothing when it is asked what it has.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long it may neither take nor give a byte of an archive. Before the first one of a save, and after the last one of
+/// a load, it writes all of the images to its disk.
+const WORK_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// A daemon that can be reached.
 struct Daemon {
@@ -77,6 +84,10 @@ impl Daemon {
                 return Err(Error::new(SIDE, "connecting", Kind::Config(reason)));
             }
         };
+        Self::at(socket)
+    }
+
+    fn at(socket: PathBuf) -> Result<Self> {
         tls::choose_provider();
         let client = Client::builder()
             .unix_socket(socket.clone())
@@ -87,6 +98,21 @@ impl Daemon {
             .build()
             .map_err(|e| Error::new(SIDE, "connecting", Kind::Config(e.to_string())))?;
         Ok(Self { client, socket })
+    }
+
+    /// Waits for the daemon for at most `limit`.
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        doing: &str,
+        work: impl Future<Output = T>,
+    ) -> Result<T> {
+        within(limit, work).await.map_err(|_| self.stalled(limit, doing))
+    }
+
+    fn stalled(&self, limit: Duration, doing: &str) -> Error {
+        let side = format!("{SIDE} ({})", self.socket.display());
+        Error::new(side, doing, Kind::Stalled(limit))
     }
 
     fn error(&self, doing: &str, error: &reqwest::Error) -> Error {
@@ -108,7 +134,7 @@ impl Daemon {
         if status.is_success() {
             return Ok(answer);
         }
-        let text = text_of(answer).await.unwrap_or_default();
+        let text = self.within(ANSWER_TIMEOUT, doing, text_of(answer)).await?.unwrap_or_default();
         #[derive(Deserialize)]
         struct Message {
             message: String,
@@ -128,8 +154,10 @@ impl Daemon {
 
     async fn images(&self) -> Result<Vec<Image>> {
         let doing = "listing images";
-        let answer = self.client.get("http://docker/images/json").send().await;
-        let text = text_of(self.checked(doing, answer).await?).await;
+        let answer = self.client.get("http://docker/images/json").send();
+        let answer = self.within(ANSWER_TIMEOUT, doing, answer).await?;
+        let answer = self.checked(doing, answer).await?;
+        let text = self.within(ANSWER_TIMEOUT, doing, text_of(answer)).await?;
         let text = text.map_err(|e| self.error(doing, &e))?;
         serde_json::from_slice(&text)
             .map_err(|e| Error::new(SIDE, doing, Kind::Protocol(e.to_string())))
@@ -140,11 +168,12 @@ impl Daemon {
         let doing = format!("saving {}", names.join(", "));
         let request = self.client.get("http://docker/images/get");
         let request = request.query(&names.iter().map(|name| ("names", name)).collect::<Vec<_>>());
-        let answer = self.checked(&doing, request.send().await).await?;
+        let answer = self.within(WORK_TIMEOUT, &doing, request.send()).await?;
+        let answer = self.checked(&doing, answer).await?;
         let io = |e: std::io::Error| Error::new(SIDE, &doing, e);
         let mut file = archive::unnamed_file().map_err(io)?;
         let mut pieces = answer.bytes_stream();
-        while let Some(piece) = pieces.next().await {
+        while let Some(piece) = self.within(WORK_TIMEOUT, &doing, pieces.next()).await? {
             let piece = piece.map_err(|e| self.error(&doing, &e))?;
             let written = tokio::task::spawn_blocking(move || {
                 std::io::Write::write_all(&mut file, &piece).map(|()| file)
@@ -230,14 +259,20 @@ impl DaemonPacker {
 
 async fn load(daemon: &Daemon, receiver: mpsc::Receiver<Bytes>) -> Result<()> {
     let doing = "loading";
-    let pieces = stream::unfold(receiver, |mut receiver| async move {
-        let piece = receiver.recv().await?;
-        Some((Ok::<Bytes, std::io::Error>(piece), receiver))
+    // What is on its way is held by the connection for as long as that takes nothing; what is packed must not be.
+    let (pipe, pieces) = mpsc::channel::<Bytes>(1);
+    let pieces = stream::unfold(pieces, |mut pieces| async move {
+        let piece = pieces.recv().await?;
+        Some((Ok::<Bytes, std::io::Error>(piece), pieces))
     });
     let request = daemon.client.post("http://docker/images/load?quiet=1");
     let request = request.header("content-type", "application/x-tar");
-    let answer = request.body(Body::wrap_stream(pieces)).send().await;
-    let text = text_of(daemon.checked(doing, answer).await?).await;
+    let answer = tokio::select! {
+        answer = request.body(Body::wrap_stream(pieces)).send() => answer,
+        () = pass_on(receiver, pipe) => return Err(daemon.stalled(WORK_TIMEOUT, doing)),
+    };
+    let answer = daemon.checked(doing, answer).await?;
+    let text = daemon.within(WORK_TIMEOUT, doing, text_of(answer)).await?;
     let text = text.map_err(|e| daemon.error(doing, &e))?;
     // The status is sent before anything is loaded; how that went is said in lines.
     for line in text.split(|byte| *byte == b'\n') {
@@ -246,6 +281,21 @@ async fn load(daemon: &Daemon, receiver: mpsc::Receiver<Bytes>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives what is packed to the daemon. Returns when that has taken nothing, or not answered, for too long; how long
+/// packing takes does not count.
+async fn pass_on(mut receiver: mpsc::Receiver<Bytes>, pipe: mpsc::Sender<Bytes>) {
+    while let Some(piece) = receiver.recv().await {
+        match within(WORK_TIMEOUT, pipe.send(piece)).await {
+            Ok(Ok(())) => {}
+            // It has answered before the end.
+            Ok(Err(_)) => break,
+            Err(_) => return,
+        }
+    }
+    drop(pipe);
+    tokio::time::sleep(WORK_TIMEOUT).await;
 }
 
 #[async_trait]
@@ -282,5 +332,64 @@ impl Packer for DaemonPacker {
             load.abort();
         }
         self.archive.abandon().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Does `work` with a daemon that takes connections, and never says anything.
+    fn with_mute_daemon<T>(work: impl AsyncFnOnce(Daemon) -> Result<T>) -> Error {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().start_paused(true).build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("docker.sock");
+        let result = runtime.block_on(async {
+            let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+            let _accepting = tokio::spawn(async move {
+                let mut kept = Vec::new();
+                while let Ok((stream, _)) = listener.accept().await {
+                    kept.push(stream);
+                }
+            });
+            work(Daemon::at(socket.clone()).unwrap()).await
+        });
+        let error = result.err().expect("an error");
+        assert!(matches!(error.kind(), Kind::Stalled(_)), "{error}");
+        assert!(error.to_string().contains(socket.to_str().unwrap()), "{error}");
+        error
+    }
+
+    #[test]
+    fn a_daemon_that_says_nothing_is_named_and_not_waited_for_without_end() {
+        let listing = with_mute_daemon(async |daemon| daemon.images().await);
+        assert!(listing.to_string().contains("listing images"), "{listing}");
+        let saving = with_mute_daemon(async |daemon| daemon.save(&["nginx:1".to_owned()]).await);
+        assert!(saving.to_string().contains("saving nginx:1"), "{saving}");
+    }
+
+    #[test]
+    fn a_daemon_that_takes_nothing_is_not_loaded_into_without_end() {
+        // Whoever packs may take his time; that is not the daemon's.
+        let error = with_mute_daemon(async |daemon| {
+            let (sender, receiver) = mpsc::channel::<Bytes>(QUEUED);
+            let packing = tokio::spawn(async move {
+                while sender.send(Bytes::from(vec![0; 1 << 20])).await.is_ok() {
+                    tokio::time::sleep(WORK_TIMEOUT * 2).await;
+                }
+            });
+            let loaded = load(&daemon, receiver).await;
+            packing.await.unwrap();
+            loaded
+        });
+        assert!(error.to_string().contains("loading"), "{error}");
+        // Nor does it get away with taking all and not answering.
+        with_mute_daemon(async |daemon| {
+            let (sender, receiver) = mpsc::channel::<Bytes>(QUEUED);
+            sender.send(Bytes::from_static(b"all")).await.unwrap();
+            drop(sender);
+            load(&daemon, receiver).await
+        });
     }
 }

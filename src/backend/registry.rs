@@ -65,6 +65,7 @@ pub use logins::{
 };
 pub use pattern::{PatternError, RegistryPattern};
 pub use sink::RegistrySink;
+pub(super) use stall::within;
 pub use stats::Stats;
 
 use abilities::Referrers;

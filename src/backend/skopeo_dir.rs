@@ -22,10 +22,10 @@ use async_trait::async_trait;
 
 use super::{
     BoxStream, Collection, ConfinedDir, Content, Error, FileStream, FileType, Kind, NameBelow,
-    PackedImage, Packer, Received, Result,
+    PackedImage, Packer, Received, Result, Tally,
     collection::{BlobSource, Labels, Listed, Parts},
 };
-use crate::image::{Algorithm, Descriptor, Digest, Hasher, MAX_MANIFEST_BYTES, Manifest};
+use crate::image::{Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest};
 
 const VERSION: &str = "version";
 const VERSION_TEXT: &[u8] = b"Directory Transport Version: 1.1\n";
@@ -204,31 +204,21 @@ impl SkopeoDirPacker {
     ) -> Result<u64> {
         let doing = format!("storing blob {}", blob.digest);
         let mut file = self.dir.create_file(path).map_err(|e| self.error(&doing, e))?;
-        let mut hasher = Hasher::new(blob.digest.algorithm());
-        let (mut size, mut stream) = (0, content.read(0).await?);
+        let (mut tally, mut stream) = (Tally::of(blob), content.read(0).await?);
         while let Some(piece) = stream.next().await? {
             let count = piece.len() as u64;
-            size += count;
-            if size > blob.size {
-                return Err(self.error(&doing, Kind::Size { expected: blob.size, found: size }));
-            }
+            tally.count(count).map_err(|kind| self.error(&doing, kind))?;
             let written = tokio::task::spawn_blocking(move || {
-                hasher.update(&piece);
-                file.write_all(&piece).map(|()| (file, hasher))
+                tally.hash(&piece);
+                file.write_all(&piece).map(|()| (file, tally))
             });
             let written = written.await.map_err(|e| self.error(&doing, io::Error::other(e)))?;
-            (file, hasher) = written.map_err(|e| self.error(&doing, e))?;
+            (file, tally) = written.map_err(|e| self.error(&doing, e))?;
             content.moved(count);
         }
-        let (expected, found) = (blob.digest, hasher.finish());
-        if size != blob.size {
-            return Err(self.error(&doing, Kind::Size { expected: blob.size, found: size }));
-        }
-        if expected != found {
-            return Err(self.error(&doing, Kind::Digest { expected, found }));
-        }
+        tally.check().map_err(|kind| self.error(&doing, kind))?;
         file.sync_all().map_err(|e| self.error(&doing, e))?;
-        Ok(size)
+        Ok(tally.bytes())
     }
 }
 

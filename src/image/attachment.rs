@@ -1,6 +1,10 @@
-//! Tags that tools make of a digest to attach something to the manifest that has it.
+//! What is attached to a manifest: tags that tools make of its digest, and lists of what refers to it.
 
-use super::{Algorithm, Digest};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Algorithm, Descriptor, Digest, Manifest, MediaType, View};
 
 /// The longest reference in a [`referrers_tag`], in characters: that of a digest by SHA-512 is cut off there.
 const MAX_REFERENCE: usize = 64;
@@ -27,6 +31,69 @@ pub fn is_attachment_tag(tag: &str) -> bool {
 /// (GitLab's) answers with the subject, which is not attached to itself.
 pub fn is_attached_to(tag: &str, subject: &Digest) -> bool {
     stem(tag) == referrers_tag(subject)
+}
+
+/// What a list of referrers says of one (distribution specification, "Listing Referrers").
+///
+/// ```
+/// use imgfs::image::{Manifest, listed_referrer};
+///
+/// let text = format!(
+///     r#"{{"schemaVersion": 2, "layers": [], "annotations": {{"a": "b"}}, "config": {{
+///         "mediaType": "application/x", "size": 2, "digest": "sha256:{}"}}}}"#,
+///     "0".repeat(64)
+/// );
+/// let listed = listed_referrer(&Manifest::parse(text.into(), None)?);
+/// assert_eq!(listed.artifact_type.as_deref(), Some("application/x"));
+/// assert_eq!(listed.annotations["a"], "b");
+/// # Ok::<(), imgfs::image::ManifestError>(())
+/// ```
+pub fn listed_referrer(referrer: &Manifest) -> Descriptor {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Said {
+        artifact_type: Option<String>,
+    }
+    // It has been parsed as a manifest, so at worst nothing else can be read of it.
+    let said: Said = serde_json::from_slice(referrer.bytes()).unwrap_or_default();
+    let of_config = match referrer.view() {
+        View::Image { config, .. } => Some(config.media_type.clone()),
+        View::Index { .. } => None,
+    };
+    let size = referrer.bytes().len() as u64;
+    let mut listed = Descriptor::new(referrer.media_type(), referrer.digest(), size);
+    listed.artifact_type = said.artifact_type.filter(|kind| !kind.is_empty()).or(of_config);
+    listed.artifact_type = listed.artifact_type.filter(|kind| !kind.is_empty());
+    listed.annotations = referrer.annotations().clone();
+    listed
+}
+
+/// A descriptor as it stands in a list of referrers.
+pub fn listed_json(descriptor: &Descriptor) -> Value {
+    let mut json = json!({
+        "mediaType": descriptor.media_type,
+        "digest": descriptor.digest.to_string(),
+        "size": descriptor.size,
+    });
+    if let Some(kind) = &descriptor.artifact_type {
+        json["artifactType"] = kind.as_str().into();
+    }
+    if !descriptor.annotations.is_empty() {
+        json["annotations"] = json!(descriptor.annotations);
+    }
+    json
+}
+
+/// The index that lists `descriptors`, each of them as JSON.
+pub fn referrers_index<T: AsRef<str>>(descriptors: impl IntoIterator<Item = T>) -> Bytes {
+    let kind = MediaType::OciIndex.as_str();
+    let mut text = format!(r#"{{"schemaVersion":2,"mediaType":"{kind}","manifests":["#);
+    for (number, descriptor) in descriptors.into_iter().enumerate() {
+        text.push_str(if number > 0 { "," } else { "" });
+        text.push_str(descriptor.as_ref());
+    }
+    text.push_str("]}");
+    text.into()
 }
 
 fn stem(tag: &str) -> &str {

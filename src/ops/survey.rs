@@ -10,10 +10,10 @@ use futures_util::{StreamExt, stream};
 use super::{Result, Source};
 use crate::{
     backend::{
-        Backend, Error, Kind, ListedImage,
+        Backend, Error, Kind, ListedImage, Tally,
         images_dir::{Problem, ProblemKind, Verified},
     },
-    image::{Descriptor, Digest, Hasher, Manifest, Platform, Repository, View},
+    image::{Descriptor, Digest, Manifest, Platform, Repository, View},
     util::drop_repeats,
 };
 
@@ -200,31 +200,22 @@ async fn hash(
     hashed: &(dyn Fn(u64) + Sync),
 ) -> std::result::Result<u64, Error> {
     let mut stream = backend.read(repository, blob, 0..blob.size).await?;
-    let mut hasher = Hasher::new(blob.digest.algorithm());
-    let mut bytes = 0;
+    let doing = format!("reading blob {}", blob.digest);
+    let failed = |kind: Kind| Error::new(backend.side(repository), &doing, kind);
+    let mut tally = Tally::of(blob);
     while let Some(piece) = stream.next().await? {
         let length = piece.len() as u64;
-        bytes += length;
-        hasher = tokio::task::spawn_blocking(move || {
-            hasher.update(&piece);
-            hasher
+        tally.count(length).map_err(failed)?;
+        tally = tokio::task::spawn_blocking(move || {
+            tally.hash(&piece);
+            tally
         })
         .await
-        .map_err(|e| Error::new(backend.side(repository), "hashing", std::io::Error::other(e)))?;
+        .map_err(|e| failed(std::io::Error::other(e).into()))?;
         hashed(length);
     }
-    let found = hasher.finish();
-    match found == blob.digest {
-        true => Ok(bytes),
-        false => {
-            let kind = Kind::Digest { expected: blob.digest, found };
-            Err(Error::new(
-                backend.side(repository),
-                format_args!("reading blob {}", blob.digest),
-                kind,
-            ))
-        }
-    }
+    tally.check().map_err(failed)?;
+    Ok(tally.bytes())
 }
 
 fn problem(digest: Digest, (error, users): (Error, BTreeSet<String>)) -> Problem {

@@ -160,6 +160,9 @@ impl hyper::body::Body for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Some(finish) = &mut self.finish {
+            finish.taken();
+        }
         let bytes = match &mut self.form {
             Form::Empty => return Poll::Ready(None),
             Form::Full(bytes) if bytes.is_empty() => return Poll::Ready(None),

@@ -15,10 +15,13 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use super::{
     listen::Peer,
@@ -56,15 +59,23 @@ pub(super) struct Connection {
     /// Requests under way, and those that have begun.
     under_way: AtomicU64,
     begun: AtomicU64,
+    /// Those of the ones under way of which a piece of the answer waits to be taken. Over HTTP/2 a client that takes
+    /// nothing of an answer does not keep anything from being written: nothing is written until it asks for more.
+    offered: AtomicU64,
     /// Milliseconds after the start, 0 for never: when the last request ended, when the head of the next one
-    /// began to come, and since when nothing can be written.
+    /// began to come, since when nothing can be written, and when a piece was offered the last time.
     ended: AtomicU64,
     head_since: AtomicU64,
     blocked_since: AtomicU64,
+    offered_last: AtomicU64,
 }
 
 /// A request is under way as long as this lives.
-pub(super) struct UnderWay(Arc<Connection>);
+pub(super) struct UnderWay {
+    connection: Arc<Connection>,
+    /// Whether a piece of the answer waits to be taken.
+    offers: bool,
+}
 
 impl Connection {
     pub(super) fn new(peer: Peer, certificate: Option<String>, is_plain: bool) -> Arc<Self> {
@@ -77,9 +88,11 @@ impl Connection {
             is_http2: AtomicBool::new(false),
             under_way: AtomicU64::new(0),
             begun: AtomicU64::new(0),
+            offered: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             head_since: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
+            offered_last: AtomicU64::new(0),
         })
     }
 
@@ -102,7 +115,7 @@ impl Connection {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
-        UnderWay(self.clone())
+        UnderWay { connection: self.clone(), offers: false }
     }
 
     /// Milliseconds since the start, never 0.
@@ -128,8 +141,12 @@ impl Connection {
         if longer(self.blocked_since.load(Ordering::Relaxed), STALL_TIMEOUT) {
             return Some("it takes nothing");
         }
-        if self.under_way.load(Ordering::Relaxed) > 0 {
-            return None;
+        let under_way = self.under_way.load(Ordering::Relaxed);
+        if under_way > 0 {
+            // As long as anything is done for one of them, it is not the client that is waited for.
+            let is_clients = self.offered.load(Ordering::Relaxed) >= under_way;
+            let is_stalled = longer(self.offered_last.load(Ordering::Relaxed), STALL_TIMEOUT);
+            return (is_clients && is_stalled).then_some("it takes nothing");
         }
         let is_first = self.begun.load(Ordering::Relaxed) == 0;
         let is_http2 = self.is_http2.load(Ordering::Relaxed);
@@ -145,10 +162,27 @@ impl Connection {
     }
 }
 
+impl UnderWay {
+    /// Notes that a piece of the answer has been given out (`true`), or that the next one is asked for.
+    pub(super) fn offer(&mut self, offers: bool) {
+        let connection = &self.connection;
+        match (self.offers, offers) {
+            (false, true) => drop(connection.offered.fetch_add(1, Ordering::Relaxed)),
+            (true, false) => drop(connection.offered.fetch_sub(1, Ordering::Relaxed)),
+            _ => {}
+        }
+        self.offers = offers;
+        if offers {
+            connection.offered_last.store(connection.now(), Ordering::Relaxed);
+        }
+    }
+}
+
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.ended.store(self.0.now(), Ordering::Relaxed);
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.offer(false);
+        self.connection.ended.store(self.connection.now(), Ordering::Relaxed);
+        self.connection.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

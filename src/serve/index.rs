@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ffi::OsString,
     num::NonZeroUsize,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -14,8 +15,6 @@ use std::{
 
 use bytes::Bytes;
 use lru::LruCache;
-use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use super::route::Target;
 use crate::{
@@ -23,15 +22,16 @@ use crate::{
         Result,
         images_dir::{FileStamp, ImagesDir, ManifestFile},
     },
-    image::{Algorithm, Digest, Manifest, Repository, View},
+    image::{Algorithm, Descriptor, Digest, Manifest, Repository, listed_referrer},
     util::locked,
 };
 
 /// Repositories whose index is kept.
 const KEPT: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-/// What all indexes that are kept may name together, in manifests and blobs. Each takes some 200 bytes.
+/// What all indexes that are kept may name together, in manifests and blobs, and the bytes that each takes, about.
 const MAX_NAMED: usize = 100_000;
+const BYTES_OF_A_NAME: usize = 200;
 
 /// Bytes of manifests that are kept.
 const MANIFEST_BYTES: usize = 4 << 20;
@@ -57,18 +57,12 @@ pub(super) struct Contents {
     /// The children of an index.
     pub(super) children: Vec<Digest>,
     /// What it refers to, and how it is listed there.
-    pub(super) subject: Option<(Digest, Referrer)>,
+    pub(super) subject: Option<(Digest, Arc<Descriptor>)>,
 }
 
-/// A manifest in a list of referrers.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Referrer {
-    pub(super) media_type: String,
-    pub(super) digest: Digest,
-    pub(super) size: u64,
-    pub(super) artifact_type: Option<String>,
-    pub(super) annotations: Map<String, Value>,
-}
+/// Manifests by the paths of their files, as text: to compare paths takes taking them apart, which in a repository with
+/// thousands of tags is most of the work.
+type Files = HashMap<OsString, Arc<Entry>>;
 
 /// What is in a repository.
 #[derive(Debug, Default)]
@@ -76,7 +70,7 @@ pub(super) struct Index {
     stamps: Vec<FileStamp>,
     /// It was changed so shortly before it was read that it may have been changed since without a trace.
     is_fresh: bool,
-    files: HashMap<PathBuf, Arc<Entry>>,
+    files: Files,
     /// Files that were no manifests, and what they looked like: somebody may just be writing them.
     unreadable: Vec<(PathBuf, FileStamp)>,
     tags: BTreeMap<String, Arc<Entry>>,
@@ -84,57 +78,18 @@ pub(super) struct Index {
     blobs: HashMap<Digest, u64>,
     /// Other sizes that are stated for the same blobs.
     disputed: HashMap<Digest, Vec<u64>>,
-    referrers: HashMap<Digest, Vec<Referrer>>,
+    referrers: HashMap<Digest, Vec<Arc<Descriptor>>>,
+    /// Bytes of the annotations of referrers.
+    annotation_bytes: usize,
 }
 
 impl Contents {
     pub(super) fn of(manifest: &Manifest) -> Self {
         let blobs = manifest.blobs().map(|blob| (blob.digest, blob.size)).collect();
         let children = manifest.children().iter().map(|child| child.digest).collect();
-        let subject = manifest.subject().map(|subject| (subject.digest, Referrer::of(manifest)));
+        let subject = manifest.subject();
+        let subject = subject.map(|of| (of.digest, Arc::new(listed_referrer(manifest))));
         Self { blobs, children, subject }
-    }
-}
-
-impl Referrer {
-    /// As the distribution specification has it ("Listing Referrers").
-    pub(super) fn of(manifest: &Manifest) -> Self {
-        #[derive(Default, Deserialize)]
-        #[serde(rename_all = "camelCase", default)]
-        struct Said {
-            artifact_type: Option<String>,
-            annotations: Option<Map<String, Value>>,
-        }
-        // It has been parsed as a manifest, so at worst nothing else can be read of it.
-        let said: Said = serde_json::from_slice(manifest.bytes()).unwrap_or_default();
-        let of_config = match manifest.view() {
-            View::Image { config, .. } => Some(config.media_type.clone()),
-            View::Index { .. } => None,
-        };
-        let named = said.artifact_type.filter(|name| !name.is_empty());
-        Self {
-            media_type: manifest.media_type().to_owned(),
-            digest: manifest.digest(),
-            size: manifest.bytes().len() as u64,
-            artifact_type: named.or(of_config).filter(|name| !name.is_empty()),
-            annotations: said.annotations.unwrap_or_default(),
-        }
-    }
-
-    /// Its descriptor.
-    pub(super) fn to_json(&self) -> Value {
-        let mut descriptor = serde_json::json!({
-            "mediaType": self.media_type,
-            "digest": self.digest.to_string(),
-            "size": self.size,
-        });
-        if let Some(kind) = &self.artifact_type {
-            descriptor["artifactType"] = kind.as_str().into();
-        }
-        if !self.annotations.is_empty() {
-            descriptor["annotations"] = Value::Object(self.annotations.clone());
-        }
-        descriptor
     }
 }
 
@@ -192,12 +147,13 @@ impl Index {
     }
 
     /// What refers to `subject`.
-    pub(super) fn referrers(&self, subject: &Digest) -> &[Referrer] {
+    pub(super) fn referrers(&self, subject: &Digest) -> &[Arc<Descriptor>] {
         self.referrers.get(subject).map_or(&[], Vec::as_slice)
     }
 
+    /// What it names, where annotations that are kept count as what takes as much.
     fn named(&self) -> usize {
-        self.files.len() + self.blobs.len()
+        self.files.len() + self.blobs.len() + self.annotation_bytes / BYTES_OF_A_NAME
     }
 
     fn build(
@@ -205,12 +161,13 @@ impl Index {
         is_fresh: bool,
         tags: BTreeMap<String, ManifestFile>,
         digests: BTreeMap<Digest, ManifestFile>,
-        files: HashMap<PathBuf, Arc<Entry>>,
+        files: Files,
     ) -> Self {
         let mut index = Self { stamps, is_fresh, files, ..Self::default() };
         for (digest, file) in digests {
             // A file that is not what its name says is nobody's manifest.
-            if let Some(entry) = index.files.get(&file.path).filter(|e| e.digest == digest) {
+            let entry = index.files.get(file.path.as_os_str());
+            if let Some(entry) = entry.filter(|entry| entry.digest == digest) {
                 index.digests.insert(digest, entry.clone());
             }
         }
@@ -221,7 +178,7 @@ impl Index {
             .map(|entry| (entry.sha256, entry.clone()))
             .collect();
         for (tag, file) in tags {
-            let Some(entry) = index.files.get(&file.path) else { continue };
+            let Some(entry) = index.files.get(file.path.as_os_str()) else { continue };
             // Whoever has pushed it by another algorithm finds it under that digest.
             let other = sha512.get(&entry.sha256);
             let other = other.filter(|_| !index.digests.contains_key(&entry.sha256));
@@ -255,6 +212,9 @@ impl Index {
             if let Some((subject, referrer)) = &entry.contents.subject
                 && seen.insert((entry.sha256, *subject))
             {
+                let texts = referrer.annotations.iter();
+                index.annotation_bytes +=
+                    texts.map(|(key, text)| key.len() + text.len()).sum::<usize>();
                 index.referrers.entry(*subject).or_default().push(referrer.clone());
             }
         }
@@ -355,6 +315,15 @@ impl Indexes {
         Err(crate::backend::Error::new("images_dir", doing, kind))
     }
 
+    /// The repositories in whose indexes that are kept a blob is named. There may be others: to find them all, every
+    /// manifest of the tree would have to be read.
+    pub(super) fn naming(&self, blob: &Digest) -> Vec<Repository> {
+        let slots = locked(&self.slots);
+        let names =
+            |slot: &Slot| locked(&slot.current).as_ref().is_some_and(|index| index.names(blob));
+        slots.iter().filter(|(_, slot)| names(slot)).map(|(name, _)| name.clone()).collect()
+    }
+
     /// Reads what is in a repository, but for the files that are what they were `before`.
     async fn read(
         &self,
@@ -366,14 +335,18 @@ impl Indexes {
         let stamps = self.dir.repository_stamp(repository);
         let is_fresh = stamps.iter().any(|stamp| stamp.is_recent(now));
         let found = self.dir.repository_files(repository).await?;
-        let (mut files, mut unread) = (HashMap::new(), Vec::new());
+        let (mut files, mut unread) = (Files::new(), Vec::new());
         for file in found.tags.values().chain(found.digests.values()) {
-            if files.contains_key(&file.path) {
+            let path = file.path.as_os_str();
+            if files.contains_key(path) {
                 continue;
             }
-            let known = before.as_ref().and_then(|before| before.files.get(&file.path));
-            match known.filter(|entry| entry.file == *file) {
-                Some(entry) => drop(files.insert(file.path.clone(), entry.clone())),
+            let known = before.as_ref().and_then(|before| before.files.get(path));
+            let is_same = |entry: &&Arc<Entry>| {
+                (entry.file.stamp, entry.file.algorithm) == (file.stamp, file.algorithm)
+            };
+            match known.filter(is_same) {
+                Some(entry) => drop(files.insert(path.to_owned(), entry.clone())),
                 None => unread.push(file.clone()),
             }
         }
@@ -392,9 +365,10 @@ impl Indexes {
             entry.inspect_err(|error| tracing::debug!("{error}")).ok()
         });
         let entries = entries.await?.into_iter().flatten();
-        files.extend(entries.map(|entry| (entry.file.path.clone(), Arc::new(entry))));
+        let key = |entry: &Entry| entry.file.path.clone().into_os_string();
+        files.extend(entries.map(|entry| (key(&entry), Arc::new(entry))));
         let all = found.tags.values().chain(found.digests.values());
-        let unreadable = all.filter(|file| !files.contains_key(&file.path));
+        let unreadable = all.filter(|file| !files.contains_key(file.path.as_os_str()));
         let unreadable = unreadable.map(|file| (file.path.clone(), file.stamp)).collect();
         let mut index = Index::build(stamps, is_fresh, found.tags, found.digests, files);
         index.unreadable = unreadable;

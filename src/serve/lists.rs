@@ -1,6 +1,6 @@
 //! Lists: tags, repositories, and what refers to a manifest.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use hyper::{StatusCode, header::LINK};
 use serde_json::{Value, json};
@@ -13,7 +13,9 @@ use super::{
     route::Target,
     service::Call,
 };
-use crate::image::{Digest, Manifest, MediaType, referrers_tag};
+use crate::image::{
+    Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, listed_json, referrers_index, referrers_tag,
+};
 
 /// Names that are listed at most in one answer; the others follow.
 const MAX_PAGE: usize = 10_000;
@@ -84,10 +86,13 @@ pub(super) async fn referrers(call: &Call, named: &Named, subject: Digest) -> Re
     let shared = &call.shared;
     let repository = shared.to_read(named).await?;
     shared.check(&call.user, Action::Pull, &repository)?;
+    let page = Page::of(call)?;
+    let last = page.last.as_deref().map(str::parse::<Digest>).transpose();
+    let last = last.map_err(|e| Problem::bad_request("DIGEST_INVALID", e))?;
     let index = shared.index(&repository).await?;
     let own = index.referrers(&subject).iter();
     let mut found: BTreeMap<Digest, Value> =
-        own.map(|referrer| (referrer.digest, referrer.to_json())).collect();
+        own.map(|referrer| (referrer.digest, listed_json(referrer))).collect();
     // What clients have listed under a tag where there was no such list.
     let fallback = Target::Tag(referrers_tag(&subject));
     if let Some(entry) = index.find(&fallback)
@@ -101,28 +106,62 @@ pub(super) async fn referrers(call: &Call, named: &Named, subject: Digest) -> Re
         }
     }
     // No type has a space in it: that is a `+` which has not been encoded, as in the specification's example.
-    let filters: HashSet<String> = call
+    let filters: BTreeSet<String> = call
         .query
         .all("artifactType")
         .filter(|text| !text.is_empty())
         .map(|text| text.replace(' ', "+"))
         .collect();
-    let is_wanted = |descriptor: &&Value| {
+    let is_wanted = |descriptor: &Value| {
         let kind = descriptor["artifactType"].as_str().unwrap_or_default();
         filters.is_empty() || filters.contains(kind)
     };
-    let manifests: Vec<&Value> = found.values().filter(is_wanted).collect();
-    let list = json!({
-        "schemaVersion": 2,
-        "mediaType": MediaType::OciIndex.as_str(),
-        "manifests": manifests,
-    });
-    let body = list.to_string().into();
+    let rest = found.iter().filter(|(digest, _)| last.is_none_or(|last| **digest > last));
+    let wanted = rest.filter(|(_, descriptor)| is_wanted(descriptor));
+    let (manifests, next) = cut_referrers(wanted, page.length);
+    let body = referrers_index(manifests);
     let mut reply = full(StatusCode::OK, MediaType::OciIndex.as_str(), body);
     if !filters.is_empty() {
         set(&mut reply, header::OCI_FILTERS, "artifactType");
     }
+    if let Some(next) = next {
+        let mut query = format!("last={}&n={}", encode(&next.to_string()), page.length);
+        for filter in &filters {
+            query += &format!("&artifactType={}", encode(filter));
+        }
+        link(call, &mut reply, &format!("/v2/{}/referrers/{subject}", named.asked), &query);
+    }
     Ok(reply)
+}
+
+/// As many descriptors as there may be on one page, as JSON, and the last of them if others follow. A page is read as a
+/// manifest, and so may not be larger than one.
+fn cut_referrers<'a>(
+    all: impl Iterator<Item = (&'a Digest, &'a Value)>,
+    length: usize,
+) -> (Vec<String>, Option<Digest>) {
+    // What is around the descriptors.
+    let mut room = MAX_MANIFEST_BYTES - referrers_index::<&str>([]).len();
+    let (mut page, mut last) = (Vec::new(), None);
+    for (digest, descriptor) in all {
+        let mut text = descriptor.to_string();
+        if page.is_empty() && text.len() > room {
+            // It is listed all the same; its manifest has the rest.
+            let mut bare = descriptor.clone();
+            if let Some(bare) = bare.as_object_mut() {
+                bare.remove("annotations");
+            }
+            text = bare.to_string();
+        }
+        // With the comma.
+        if page.len() == length || (text.len() + 1 > room && !page.is_empty()) {
+            return (page, last);
+        }
+        room = room.saturating_sub(text.len() + 1);
+        page.push(text);
+        last = Some(*digest);
+    }
+    (page, None)
 }
 
 /// Adds those children of an index that lists referrers which are here and refer to nothing else.
@@ -185,4 +224,45 @@ fn link(call: &Call, reply: &mut Reply, path: &str, next: &str) {
     let namespace = call.query.namespace();
     let namespace = namespace.map(|ns| format!("&ns={}", encode(ns))).unwrap_or_default();
     set(reply, LINK, format_args!("<{path}?{next}{namespace}>; rel=\"next\""));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_referrers_can_be_read_as_a_manifest() {
+        let referrer = |number: u8, length: usize| {
+            let digest = Digest::sha256(&[number]);
+            let json = json!({
+                "mediaType": "x", "digest": digest.to_string(), "size": 1,
+                "annotations": {"a": "x".repeat(length)},
+            });
+            (digest, json)
+        };
+        let all: BTreeMap<Digest, Value> = [
+            referrer(1, MAX_MANIFEST_BYTES / 2 - 300),
+            referrer(2, MAX_MANIFEST_BYTES / 2 - 300),
+            referrer(3, MAX_MANIFEST_BYTES / 2),
+            // This one does not fit anywhere.
+            referrer(4, MAX_MANIFEST_BYTES),
+        ]
+        .into();
+        let (mut seen, mut bare, mut last) = (Vec::new(), 0, None);
+        loop {
+            let rest = all.iter().filter(|(digest, _)| last.is_none_or(|last| **digest > last));
+            let (page, next) = cut_referrers(rest, MAX_PAGE);
+            let body = referrers_index(&page);
+            let parsed = Manifest::parse(body, None).unwrap();
+            seen.extend(parsed.children().iter().map(|child| child.digest));
+            bare += parsed.children().iter().filter(|child| child.annotations.is_empty()).count();
+            last = next;
+            if last.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, all.keys().copied().collect::<Vec<_>>());
+        assert_eq!(bare, 1, "what is too large for a page is listed without its annotations");
+        assert_eq!(cut_referrers(all.iter(), 0), (Vec::new(), None));
+    }
 }

@@ -1,6 +1,6 @@
 //! Manifests: given out byte for byte as they are stored, and taken when all is there that they name.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -29,6 +29,9 @@ use crate::{
         Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Repository, is_tag,
     },
 };
+
+/// How long all of a manifest may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Tags that one request may set.
 const MAX_TAGS: usize = 64;
@@ -194,6 +197,14 @@ fn wanted_digest(call: &Call, target: &Target) -> Result<Option<Digest>> {
 
 /// Reads the body, of at most 4 MiB.
 async fn read(call: &Call, body: RequestBody) -> Result<Bytes> {
+    let slow = |_| {
+        let status = StatusCode::REQUEST_TIMEOUT;
+        Err(Problem::new(status, "MANIFEST_INVALID", "it has not come to its end in five minutes"))
+    };
+    timeout(BODY_TIMEOUT, read_all(call, body)).await.unwrap_or_else(slow)
+}
+
+async fn read_all(call: &Call, body: RequestBody) -> Result<Bytes> {
     let too_large = || {
         let message = format!("a manifest has at most {MAX_MANIFEST_BYTES} bytes");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", message)

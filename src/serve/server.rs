@@ -66,7 +66,7 @@ pub struct Settings {
     pub read_only: bool,
     /// Let manifests, tags and blobs be deleted.
     pub allow_delete: bool,
-    /// Take indexes of which children are missing.
+    /// Take manifests of which children or blobs are missing.
     pub sparse: bool,
     /// Registries that are pulled through.
     pub upstreams: Vec<UpstreamSpec>,
@@ -486,3 +486,6 @@ async fn serve(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

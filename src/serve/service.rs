@@ -261,7 +261,7 @@ pub(super) struct Finish {
     status: u16,
     bytes: u64,
     since: Instant,
-    _under_way: UnderWay,
+    under_way: UnderWay,
 }
 
 impl Finish {
@@ -282,14 +282,20 @@ impl Finish {
             status: 0,
             bytes: 0,
             since: Instant::now(),
-            _under_way: under_way,
+            under_way,
             shared,
         }
     }
 
-    /// Counts what was sent.
+    /// Counts what was sent, and notes that it waits to be taken.
     pub(super) fn sent(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
+        self.under_way.offer(true);
+    }
+
+    /// Notes that more is asked for.
+    pub(super) fn taken(&mut self) {
+        self.under_way.offer(false);
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     },
     cache::{Cache, CachedBlob},
     catalogue::{self, Catalogue},
-    image::{Descriptor, Digest, Manifest, Reference, Repository},
+    image::{Descriptor, Digest, Manifest, Reference, Repository, listed_json, referrers_tag},
     transfer::Options,
     util::{Budget, Counters, Flight, SingleFlight, locked},
 };
@@ -394,7 +394,20 @@ impl Through {
             return known();
         }
         let asked = timeout(self.freshness.wait, self.ask_referrers(repository, subject)).await;
-        let Ok(Ok(list)) = asked else { return known() };
+        let list = match asked {
+            Ok(Ok(list)) => list,
+            Ok(Err(error)) => {
+                tracing::warn!("{error}; an older list is served");
+                return known();
+            }
+            Err(_) => {
+                let side = self.upstream.side(repository);
+                tracing::warn!(
+                    "{side}: listing the referrers of {subject}: no answer; an older list is served"
+                );
+                return known();
+            }
+        };
         let listed = list.clone();
         if self.store.read(repository, |record| record.referrers.get(&subject) != Some(&listed)) {
             self.store.change(repository, |record| drop(record.referrers.insert(subject, listed)));
@@ -408,11 +421,11 @@ impl Through {
         subject: Digest,
     ) -> backend::Result<Vec<Value>> {
         if let Some(list) = self.upstream.referrers(repository, subject).await? {
-            return Ok(list.iter().map(descriptor_json).collect());
+            return Ok(list.iter().map(listed_json).collect());
         }
-        let fallback = repository.tagged(&crate::image::referrers_tag(&subject));
+        let fallback = repository.tagged(&referrers_tag(&subject));
         match self.upstream.manifest(&fallback).await {
-            Ok(manifest) => Ok(manifest.children().iter().map(descriptor_json).collect()),
+            Ok(manifest) => Ok(manifest.children().iter().map(listed_json).collect()),
             Err(error) if error.is_not_found() => Ok(Vec::new()),
             Err(error) => Err(error),
         }
@@ -431,20 +444,4 @@ impl Through {
 fn by_digest(list: Vec<Value>) -> BTreeMap<Digest, Value> {
     let digest = |value: &Value| value["digest"].as_str()?.parse().ok();
     list.into_iter().filter_map(|value| Some((digest(&value)?, value))).collect()
-}
-
-/// A descriptor as it is listed.
-fn descriptor_json(descriptor: &Descriptor) -> Value {
-    let mut json = serde_json::json!({
-        "mediaType": descriptor.media_type,
-        "digest": descriptor.digest.to_string(),
-        "size": descriptor.size,
-    });
-    if let Some(kind) = &descriptor.artifact_type {
-        json["artifactType"] = kind.as_str().into();
-    }
-    if !descriptor.annotations.is_empty() {
-        json["annotations"] = serde_json::json!(descriptor.annotations);
-    }
-    json
 }

@@ -67,6 +67,7 @@ mod serve_life;
 mod serve_limits;
 mod serve_pushing;
 mod serve_reading;
+mod serve_referrers;
 mod serve_sparse;
 mod serve_upstream;
 mod shared_indexes;

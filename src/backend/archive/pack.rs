@@ -19,11 +19,11 @@ use tokio::sync::mpsc;
 use super::{MANIFEST, beside, side};
 use crate::{
     backend::{
-        BoxStream, Content, Error, Kind, LocalFile, PackedImage, Packer, Received, Result,
+        BoxStream, Content, Error, Kind, LocalFile, PackedImage, Packer, Received, Result, Tally,
         oci_layout::{INDEX, MARK, MARK_TEXT, NewEntry, merge},
         writeback::{self, Writeback},
     },
-    image::{Descriptor, Digest, Hasher, Manifest},
+    image::{Descriptor, Digest, Manifest},
     util::directory_of,
 };
 
@@ -325,41 +325,29 @@ impl ArchivePacker {
             return self.local(blob, file, content).await;
         }
         let mut stream = content.read(0).await?;
-        let mut hasher = Hasher::new(blob.digest.algorithm());
-        let mut size = 0;
+        let mut tally = Tally::of(blob);
+        let failed =
+            |own: &Self, kind| own.error(format_args!("storing blob {}", blob.digest), kind);
         loop {
             let (batch, is_end) = collect(&mut stream).await?;
             let count = batch.iter().map(|piece| piece.len() as u64).sum::<u64>();
-            if size + count > blob.size {
-                let kind = Kind::Size { expected: blob.size, found: size + count };
-                return Err(self.error(format_args!("storing blob {}", blob.digest), kind));
-            }
+            tally.count(count).map_err(|kind| failed(self, kind))?;
             let written = self.with_output("writing it", move |output| {
                 for piece in &batch {
-                    hasher.update(piece);
+                    tally.hash(piece);
                     output.write_all(piece)?;
                 }
-                Ok(hasher)
+                Ok(tally)
             });
-            hasher = written.await?;
-            (size, self.at) = (size + count, self.at + count);
+            tally = written.await?;
+            self.at += count;
             content.moved(count);
             if is_end {
                 break;
             }
         }
-        if size != blob.size {
-            let kind = Kind::Size { expected: blob.size, found: size };
-            return Err(self.error(format_args!("storing blob {}", blob.digest), kind));
-        }
-        let (expected, found) = (blob.digest, hasher.finish());
-        match expected == found {
-            true => Ok(size),
-            false => {
-                let kind = Kind::Digest { expected, found };
-                Err(self.error(format_args!("storing blob {expected}"), kind))
-            }
-        }
+        tally.check().map_err(|kind| failed(self, kind))?;
+        Ok(tally.bytes())
     }
 
     /// Takes a file that has been verified.

@@ -12,8 +12,9 @@ use super::{Inner, ObjectTree, error};
 use crate::{
     backend::{
         Blobs, BoxStream, ByteStream, Content, Error, Kind, Opened, Received, Receiver, Result,
+        Tally,
     },
-    image::{Descriptor, Hasher, Repository},
+    image::{Descriptor, Repository},
     util::locked,
 };
 
@@ -170,33 +171,16 @@ impl Upload {
             let Some(piece) = source.next(most - buffer.bytes.len()).await? else {
                 return Ok((buffer, true));
             };
-            source.found += piece.len() as u64;
-            if source.found > self.blob.size {
-                let kind = Kind::Size { expected: self.blob.size, found: source.found };
-                return Err(self.error(kind));
-            }
-            source.hasher.update(&piece);
+            source.tally.count(piece.len() as u64).map_err(|kind| self.error(kind))?;
+            source.tally.hash(&piece);
             buffer.bytes.extend_from_slice(&piece);
         }
-        Ok((buffer, source.found == self.blob.size))
-    }
-
-    /// Checks that all has come, and is what it should be.
-    fn check(&self, source: &Source) -> Result<()> {
-        if source.found != self.blob.size {
-            let kind = Kind::Size { expected: self.blob.size, found: source.found };
-            return Err(self.error(kind));
-        }
-        let (expected, found) = (self.blob.digest, source.hasher.clone().finish());
-        match expected == found {
-            true => Ok(()),
-            false => Err(self.error(Kind::Digest { expected, found })),
-        }
+        Ok((buffer, source.tally.bytes() == self.blob.size))
     }
 
     async fn put(&self, key: &Path, source: &mut Source) -> Result<()> {
         let (buffer, _) = self.fill(source, PART_BYTES).await?;
-        self.check(source)?;
+        source.tally.check().map_err(|kind| self.error(kind))?;
         let Buffer { bytes, room } = buffer;
         let (count, bytes) = (bytes.len() as u64, bytes.freeze());
         let payload = PutPayload::from_bytes(bytes.clone());
@@ -238,7 +222,7 @@ impl Upload {
         while !sending.is_empty() {
             source.content.moved(sent(sending.join_next().await)?);
         }
-        self.check(source)
+        source.tally.check().map_err(|kind| self.error(kind))
     }
 }
 
@@ -247,8 +231,7 @@ struct Source {
     content: Arc<dyn Content>,
     stream: BoxStream,
     rest: Bytes,
-    hasher: Hasher,
-    found: u64,
+    tally: Tally,
 }
 
 impl Source {
@@ -274,8 +257,8 @@ impl Receiver for Upload {
     async fn receive(self: Box<Self>, content: Arc<dyn Content>) -> Result<Received> {
         let key = self.inner.blob_key(&self.blob.digest);
         let stream = content.read(0).await?;
-        let hasher = Hasher::new(self.blob.digest.algorithm());
-        let mut source = Source { content, stream, rest: Bytes::new(), hasher, found: 0 };
+        let tally = Tally::of(&self.blob);
+        let mut source = Source { content, stream, rest: Bytes::new(), tally };
         if self.blob.size <= PART_BYTES as u64 {
             self.put(&key, &mut source).await?;
         } else {

@@ -11,18 +11,15 @@ use std::{
 };
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use bytes::Bytes;
 use reqwest::header::HeaderValue;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{manifests::fetch_versioned, session::Scope, sink::RegistrySink};
 use crate::{
     backend::{Error, Kind, Result},
-    image::{Digest, Manifest, Reference, View, is_attached_to},
+    image::{Digest, Manifest, MediaType, Reference, is_attached_to, referrers_index},
     util::locked,
 };
-
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// How often a list is written before others are left to it.
 const WRITES: usize = 6;
@@ -105,10 +102,10 @@ impl RegistrySink {
         all: Vec<Value>,
         version: Option<&HeaderValue>,
     ) -> Result<()> {
-        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": all});
-        let content = Bytes::from(index.to_string());
+        let content = referrers_index(all.iter().map(Value::to_string));
         let name = tag.tag().unwrap_or_default();
-        self.put_named(tag.repository(), &content, OCI_INDEX, name, version).await?;
+        let kind = MediaType::OciIndex.as_str();
+        self.put_named(tag.repository(), &content, kind, name, version).await?;
         locked(&self.names).insert(tag.clone(), Digest::sha256(&content));
         Ok(())
     }
@@ -146,26 +143,4 @@ pub(super) fn add_missing(all: &mut Vec<Value>, more: Vec<Value>) -> bool {
     let known: HashSet<String> = all.iter().filter_map(digest_of).collect();
     all.extend(more.into_iter().filter(|d| digest_of(d).is_some_and(|d| !known.contains(&d))));
     all.len() > before
-}
-
-/// What a list of referrers says of one.
-pub(super) fn listed(referrer: &Manifest) -> Value {
-    let document: Value = serde_json::from_slice(referrer.bytes()).unwrap_or_default();
-    let kind = match (&document["artifactType"], referrer.view()) {
-        (Value::String(kind), _) if !kind.is_empty() => Some(kind.clone()),
-        (_, View::Image { config, .. }) => Some(config.media_type.clone()),
-        _ => None,
-    };
-    let mut descriptor = json!({
-        "mediaType": referrer.media_type(),
-        "digest": referrer.digest().to_string(),
-        "size": referrer.bytes().len(),
-    });
-    if let Some(kind) = kind {
-        descriptor["artifactType"] = kind.into();
-    }
-    if !referrer.annotations().is_empty() {
-        descriptor["annotations"] = json!(referrer.annotations());
-    }
-    descriptor
 }

@@ -18,7 +18,7 @@ use super::{
     Registry,
     abilities::Mounting,
     begin::{self, Mounted},
-    fallback::{add_missing, children_of, listed},
+    fallback::{add_missing, children_of},
     holders::Holders,
     manifests::{fetch_manifest, manifest_ask},
     session::{Ask, Payload, Scope, Session, content_digest, header},
@@ -26,7 +26,10 @@ use super::{
 };
 use crate::{
     backend::{Capabilities, Kind, ManifestName, Names, Opened, Result, Sink},
-    image::{Descriptor, Digest, Manifest, Reference, Repository, is_referrers_tag, referrers_tag},
+    image::{
+        Descriptor, Digest, Manifest, Reference, Repository, is_referrers_tag, listed_json,
+        listed_referrer, referrers_tag,
+    },
     util::locked,
 };
 
@@ -291,7 +294,10 @@ impl Sink for RegistrySink {
             && header(response.headers(), "oci-subject").is_none()
         {
             let tag = repository.tagged(&referrers_tag(&subject.digest));
-            locked(&self.unlisted).entry(tag).or_default().push(listed(manifest));
+            locked(&self.unlisted)
+                .entry(tag)
+                .or_default()
+                .push(listed_json(&listed_referrer(manifest)));
         }
         Ok(())
     }

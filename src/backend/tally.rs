@@ -1,0 +1,74 @@
+//! What has come of a blob: counted and hashed, and compared with what its descriptor says.
+
+use super::Kind;
+use crate::image::{Descriptor, Digest, Hasher};
+
+/// What has come of a blob so far.
+pub(crate) struct Tally {
+    digest: Digest,
+    size: u64,
+    found: u64,
+    hasher: Hasher,
+}
+
+impl Tally {
+    /// Nothing yet of `blob`.
+    pub(crate) fn of(blob: &Descriptor) -> Self {
+        let hasher = Hasher::new(blob.digest.algorithm());
+        Self { digest: blob.digest, size: blob.size, found: 0, hasher }
+    }
+
+    /// Counts what comes next, before anything is done with it: more than the blob has is an error.
+    pub(crate) fn count(&mut self, bytes: u64) -> Result<(), Kind> {
+        self.found += bytes;
+        match self.found > self.size {
+            true => Err(Kind::Size { expected: self.size, found: self.found }),
+            false => Ok(()),
+        }
+    }
+
+    /// Hashes what has been counted.
+    pub(crate) fn hash(&mut self, piece: &[u8]) {
+        self.hasher.update(piece);
+    }
+
+    /// Bytes that have been counted.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.found
+    }
+
+    /// Fails unless all has come, and is what it should be.
+    pub(crate) fn check(&self) -> Result<(), Kind> {
+        if self.found != self.size {
+            return Err(Kind::Size { expected: self.size, found: self.found });
+        }
+        let (expected, found) = (self.digest, self.hasher.clone().finish());
+        match expected == found {
+            true => Ok(()),
+            false => Err(Kind::Digest { expected, found }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_is_compared_with_what_should() {
+        let blob = Descriptor::new("", Digest::sha256(b"blob"), 4);
+        let after = |pieces: &[&[u8]]| {
+            let mut tally = Tally::of(&blob);
+            for piece in pieces {
+                tally.count(piece.len() as u64)?;
+                tally.hash(piece);
+            }
+            tally.check().map(|()| tally.bytes())
+        };
+        assert!(matches!(after(&[b"bl", b"ob"]), Ok(4)));
+        assert!(matches!(after(&[b"bl"]), Err(Kind::Size { expected: 4, found: 2 })));
+        assert!(matches!(after(&[b"bl", b"ob?"]), Err(Kind::Size { expected: 4, found: 5 })));
+        assert!(matches!(after(&[b"glob"]), Err(Kind::Digest { .. })));
+        assert!(matches!(after(&[]), Err(Kind::Size { expected: 4, found: 0 })));
+    }
+}
