@@ -49,6 +49,18 @@ pub enum DigestError {
 }
 
 impl Digest {
+    /// Whether content with this digest may have `bytes` bytes: nothing is the content of one digest only.
+    ///
+    /// ```
+    /// use imgfs::image::Digest;
+    ///
+    /// assert!(Digest::sha256(b"").may_have(0));
+    /// assert!(Digest::sha256(b"a").may_have(1) && !Digest::sha256(b"a").may_have(0));
+    /// ```
+    pub fn may_have(&self, bytes: u64) -> bool {
+        bytes > 0 || *self == Self::of(self.algorithm(), b"")
+    }
+
     /// The digest of `bytes` by `algorithm`.
     pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
         let mut hasher = Hasher::new(algorithm);

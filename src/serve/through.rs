@@ -44,8 +44,8 @@ const NEGATIVE_HOLDS: Duration = Duration::from_secs(10);
 /// How long a manifest is waited for of which there is no other copy.
 const MANIFEST_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Names whose failure is remembered.
-const KEPT_FAILURES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Names whose failure is remembered, and blobs of which is remembered when their size was asked for.
+const KEPT_ANSWERS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// How what has come through is kept up to date.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +85,8 @@ pub(super) struct Through {
     manifests: SingleFlight<Reference, backend::Result<Manifest>>,
     lists: SingleFlight<Repository, backend::Result<Vec<String>>>,
     sizes: SingleFlight<(Repository, Digest), backend::Result<u64>>,
+    /// When an upstream has said how large a blob is.
+    sized: Mutex<LruCache<(Repository, Digest), Instant>>,
     failed: Mutex<LruCache<Reference, Instant>>,
     counters: Counters,
     keeper: Option<Arc<keep::Keeper>>,
@@ -133,7 +135,8 @@ impl Through {
             manifests: SingleFlight::default(),
             lists: SingleFlight::default(),
             sizes: SingleFlight::default(),
-            failed: Mutex::new(LruCache::new(KEPT_FAILURES)),
+            sized: Mutex::new(LruCache::new(KEPT_ANSWERS)),
+            failed: Mutex::new(LruCache::new(KEPT_ANSWERS)),
             counters,
             keeper,
         })
@@ -299,18 +302,28 @@ impl Through {
         self.store.read(repository, |record| record.blobs.get(digest).copied())
     }
 
-    /// The size of a blob of `repository`, of which nothing is known here.
+    /// The size of a blob of `repository`, of which no manifest here says it. What its registry says is believed for a
+    /// while, and from then on if it was right.
     pub(super) async fn blob_size(&self, repository: &Repository, digest: Digest) -> Result<u64> {
+        let stated = self.store.read(repository, |record| record.stated.get(&digest).copied());
+        let key = (repository.clone(), digest);
+        let is_fresh =
+            locked(&self.sized).get(&key).is_some_and(|at| at.elapsed() < NEGATIVE_HOLDS);
+        if let Some(size) = stated
+            && (is_fresh || self.is_whole(repository, &Descriptor::new("", digest, size)))
+        {
+            return Ok(size);
+        }
         if self.upstream.is_offline() {
             return Err(Problem::blob_unknown(digest));
         }
-        let flight = self.sizes.run((repository.clone(), digest), || {
+        let flight = self.sizes.run(key.clone(), || {
             let (upstream, store) = (self.upstream.clone(), self.store.clone());
             let repository = repository.clone();
             async move {
                 let size = upstream.blob_size(&repository, digest).await?;
                 store.change(&repository, |record| {
-                    record.blobs.insert(digest, size);
+                    record.stated.insert(digest, size);
                 });
                 Ok(size)
             }
@@ -318,10 +331,19 @@ impl Through {
         let doing = || format!("looking up blob {digest}");
         let asked = self.waited(MANIFEST_PATIENCE, repository, doing, flight).await?;
         count_upstream(&self.counters, "blob", asked.is_ok());
+        if asked.is_ok() {
+            locked(&self.sized).put(key, Instant::now());
+        }
         asked.map_err(|error| match error.is_not_found() {
             true => Problem::blob_unknown(digest),
             false => Problem::upstream(&error),
         })
+    }
+
+    /// Whether the cache has all of a blob.
+    fn is_whole(&self, repository: &Repository, blob: &Descriptor) -> bool {
+        let source: Arc<dyn Blobs> = self.upstream.clone();
+        self.cache.blob(source, vec![repository.clone()], blob).is_complete()
     }
 
     /// A blob of `repository`, through the cache.

@@ -440,3 +440,29 @@ fn killed_while_something_comes_through_it_goes_on() {
     assert_eq!(client.get(&format!("/v2/{name}/manifests/v1")).body, image.root().bytes);
     assert_eq!(digest(&client.get(&format!("/v2/{name}/blobs/{blob}")).body), blob);
 }
+
+#[test]
+fn a_size_that_an_upstream_gets_wrong_is_not_believed_for_long() {
+    let image = Image::new().layer(21, 300_000).build();
+    let blob = image.layers()[0].clone();
+    for wrong in [-300_000, 7] {
+        let upstream = Hostile::start();
+        image.push_to(&upstream, "team/app", "v1");
+        let (serving, name) = through(&upstream, &["--stall-timeout", "2s"]);
+        let head = Match::blobs().method("HEAD");
+        upstream.on(head).fault(Fault::WrongContentLength(wrong));
+        // No manifest has come through that says how large it is.
+        let target = format!("/v2/{name}/blobs/{blob}");
+        let is_right = || {
+            let reply = serving.client().send("GET", &target, &[], b"");
+            reply.is_some_and(|reply| {
+                let is_right = reply.status == 200 && digest(&reply.body) == blob;
+                assert!(is_right || reply.status >= 400, "{wrong}: {reply:?}");
+                is_right
+            })
+        };
+        is_right();
+        upstream.behave();
+        crate::support::wait_for("the right size", Duration::from_secs(60), is_right);
+    }
+}

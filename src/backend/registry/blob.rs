@@ -362,7 +362,8 @@ pub(super) async fn size(
         Ok(answer) => {
             let length = answer.response.headers().get(CONTENT_LENGTH);
             let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-            if let Some(length) = length {
+            // Some say that there is no body, which is true of every answer to this.
+            if let Some(length) = length.filter(|length| digest.may_have(*length)) {
                 return Ok(length);
             }
         }
@@ -376,7 +377,8 @@ pub(super) async fn size(
     let is_whole = answer.response.status() == StatusCode::OK;
     let size = of_range.or_else(|| answer.response.content_length().filter(|_| is_whole));
     let reason = "it does not say how large the blob is";
-    size.ok_or_else(|| session.wire.error(&doing, Kind::Protocol(reason.into())))
+    size.filter(|size| digest.may_have(*size))
+        .ok_or_else(|| session.wire.error(&doing, Kind::Protocol(reason.into())))
 }
 
 /// `bytes 5-9/10` -> `(5, Some(10))`

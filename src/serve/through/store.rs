@@ -52,6 +52,9 @@ pub(super) struct Record {
     pub(super) manifests: Vec<Digest>,
     /// The sizes of blobs in bytes.
     pub(super) blobs: BTreeMap<Digest, u64>,
+    /// Those of blobs that no manifest which came through names: what the upstream said, which is known to be right
+    /// when the blob has come.
+    pub(super) stated: BTreeMap<Digest, u64>,
     /// The tags that the upstream listed the last time.
     pub(super) listed: BTreeSet<String>,
     /// What the upstream listed as referrers, by their subjects.
