@@ -207,7 +207,7 @@ impl SkopeoDirPacker {
         let (mut tally, mut stream) = (Tally::of(blob), content.read(0).await?);
         while let Some(piece) = stream.next().await? {
             let count = piece.len() as u64;
-            tally.count(count).map_err(|kind| self.error(&doing, kind))?;
+            tally.count(count).map_err(|kind| self.error(&doing, *kind))?;
             let written = tokio::task::spawn_blocking(move || {
                 tally.hash(&piece);
                 file.write_all(&piece).map(|()| (file, tally))
@@ -216,7 +216,7 @@ impl SkopeoDirPacker {
             (file, tally) = written.map_err(|e| self.error(&doing, e))?;
             content.moved(count);
         }
-        tally.check().map_err(|kind| self.error(&doing, kind))?;
+        tally.check().map_err(|kind| self.error(&doing, *kind))?;
         file.sync_all().map_err(|e| self.error(&doing, e))?;
         Ok(tally.bytes())
     }

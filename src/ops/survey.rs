@@ -205,7 +205,7 @@ async fn hash(
     let mut tally = Tally::of(blob);
     while let Some(piece) = stream.next().await? {
         let length = piece.len() as u64;
-        tally.count(length).map_err(failed)?;
+        tally.count(length).map_err(|kind| failed(*kind))?;
         tally = tokio::task::spawn_blocking(move || {
             tally.hash(&piece);
             tally
@@ -214,7 +214,7 @@ async fn hash(
         .map_err(|e| failed(std::io::Error::other(e).into()))?;
         hashed(length);
     }
-    tally.check().map_err(failed)?;
+    tally.check().map_err(|kind| failed(*kind))?;
     Ok(tally.bytes())
 }
 

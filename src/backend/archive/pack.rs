@@ -331,7 +331,7 @@ impl ArchivePacker {
         loop {
             let (batch, is_end) = collect(&mut stream).await?;
             let count = batch.iter().map(|piece| piece.len() as u64).sum::<u64>();
-            tally.count(count).map_err(|kind| failed(self, kind))?;
+            tally.count(count).map_err(|kind| failed(self, *kind))?;
             let written = self.with_output("writing it", move |output| {
                 for piece in &batch {
                     tally.hash(piece);
@@ -346,7 +346,7 @@ impl ArchivePacker {
                 break;
             }
         }
-        tally.check().map_err(|kind| failed(self, kind))?;
+        tally.check().map_err(|kind| failed(self, *kind))?;
         Ok(tally.bytes())
     }
 

@@ -171,7 +171,7 @@ impl Upload {
             let Some(piece) = source.next(most - buffer.bytes.len()).await? else {
                 return Ok((buffer, true));
             };
-            source.tally.count(piece.len() as u64).map_err(|kind| self.error(kind))?;
+            source.tally.count(piece.len() as u64).map_err(|kind| self.error(*kind))?;
             source.tally.hash(&piece);
             buffer.bytes.extend_from_slice(&piece);
         }
@@ -180,7 +180,7 @@ impl Upload {
 
     async fn put(&self, key: &Path, source: &mut Source) -> Result<()> {
         let (buffer, _) = self.fill(source, PART_BYTES).await?;
-        source.tally.check().map_err(|kind| self.error(kind))?;
+        source.tally.check().map_err(|kind| self.error(*kind))?;
         let Buffer { bytes, room } = buffer;
         let (count, bytes) = (bytes.len() as u64, bytes.freeze());
         let payload = PutPayload::from_bytes(bytes.clone());
@@ -222,7 +222,7 @@ impl Upload {
         while !sending.is_empty() {
             source.content.moved(sent(sending.join_next().await)?);
         }
-        source.tally.check().map_err(|kind| self.error(kind))
+        source.tally.check().map_err(|kind| self.error(*kind))
     }
 }
 
