@@ -23,20 +23,21 @@ const LAYOUT: &str = "layout";
 impl ImagesDir {
     /// Opens the tree at `root` for reading. It must exist. A directory of another tool is refused.
     pub fn open(root: &Path) -> Result<Self> {
-        let dir = ConfinedDir::open(root).map_err(|e| no_directory(root, "opening", e))?;
-        let layout = find_layout(&dir, BlobNames::of(&dir)?)?.unwrap_or_default();
-        Self::with(dir, layout, Linking::default(), SyncMode::Each, None)
+        Self::opened(root, |_| SyncMode::Each)
     }
 
     /// The same, to be written to by programs that flush what they write themselves, if that is to be: nothing is
     /// flushed here before it gets its name, where the kernel tells how long what is in memory may be believed.
     pub fn open_unflushed(root: &Path) -> Result<Self> {
+        // Nobody says when everything has been written.
+        Self::opened(root, |epoch| if epoch.is_some() { SyncMode::None } else { SyncMode::Each })
+    }
+
+    fn opened(root: &Path, sync: impl FnOnce(Option<&Epoch>) -> SyncMode) -> Result<Self> {
         let dir = ConfinedDir::open(root).map_err(|e| no_directory(root, "opening", e))?;
         let layout = find_layout(&dir, BlobNames::of(&dir)?)?.unwrap_or_default();
         let epoch = Epoch::now(&dir, &dir.path().join(BLOBS).join(STATE));
-        // Nobody says when everything has been written.
-        let sync = if epoch.is_some() { SyncMode::None } else { SyncMode::Each };
-        Self::in_epoch(dir, layout, Linking::default(), sync, None, epoch)
+        Self::in_epoch(dir, layout, Linking::default(), sync(epoch.as_ref()), None, epoch)
     }
 
     /// Opens the tree at `root` to be filled, creating what is missing. `layout` is for a new
