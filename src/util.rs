@@ -2,6 +2,7 @@
 //! need it, how many connections are worth having, the memory that a process may take, and counts of what it does.
 
 mod budget;
+mod buffer;
 mod file;
 mod lock;
 mod metrics;
@@ -12,6 +13,7 @@ mod text;
 
 pub use budget::{Budget, BudgetStats, OutOfMemory};
 pub(crate) use budget::{Counted, Kept, Reservation};
+pub(crate) use buffer::{filled, joined};
 pub use file::directory_of;
 pub(crate) use file::{read_at_most, read_cached, write_whole};
 pub(crate) use lock::locked;

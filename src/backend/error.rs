@@ -199,6 +199,11 @@ impl Error {
         &self.0.kind
     }
 
+    /// What was being done, and on which side, without what went wrong.
+    pub(crate) fn operation(&self) -> String {
+        format!("{}: {}", self.0.side, self.0.doing)
+    }
+
     /// Whether the object does not exist there.
     pub fn is_not_found(&self) -> bool {
         matches!(self.kind(), Kind::NotFound(_))

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
@@ -27,7 +27,7 @@ use crate::{
         images_dir::cached::{self, BLOCK_BYTES, ContentId},
     },
     image::Digest,
-    util::read_cached,
+    util::{filled, joined, read_cached},
 };
 
 /// The largest blob that is read, in bytes: far above what any registry takes.
@@ -447,9 +447,8 @@ impl Handle {
 fn read_file(file: &File, range: &Range<u64>) -> std::io::Result<Bytes> {
     point();
     // As long as what was asked for.
-    let mut bytes = vec![0; (range.end - range.start) as usize];
-    file.read_exact_at(&mut bytes, range.start)?;
-    Ok(bytes.into())
+    let length = (range.end - range.start) as usize;
+    filled(length, |buffer| file.read_exact_at(buffer, range.start).map(|()| length))
 }
 
 /// The same if it is in memory.
@@ -457,7 +456,7 @@ fn read_file_now(file: &File, range: &Range<u64>) -> Option<Bytes> {
     point();
     let length = (range.end - range.start) as usize;
     let bytes = read_cached(file, range.start, length)?.ok()?;
-    (bytes.len() == length).then(|| bytes.into())
+    (bytes.len() == length).then_some(bytes)
 }
 
 /// Puts a read together: blocks that are whole, and for those that are not there the next of what
@@ -483,17 +482,7 @@ fn join(range: &Range<u64>, blocks: Vec<Option<Bytes>>, disk: Vec<Bytes>) -> Opt
         at += part.len() as u64;
         parts.push(part);
     }
-    if at != range.end {
-        return None;
-    }
-    match parts.len() {
-        1 => parts.pop(),
-        _ => {
-            let mut joined = BytesMut::with_capacity((range.end - range.start) as usize);
-            parts.iter().for_each(|part| joined.extend_from_slice(part));
-            Some(joined.freeze())
-        }
-    }
+    (at == range.end).then(|| joined(parts))
 }
 
 /// Keeps the blocks of a read from being evicted.

@@ -10,7 +10,7 @@ use crate::{
     backend::{Error, LocalFile, Result},
     cache::{CachedBlob, ConsistentBlob},
     rootfs::TreeFile,
-    util::{read_at_most, read_cached},
+    util::{filled, read_at_most, read_cached},
 };
 
 /// An open file. It stays what it was when it was opened.
@@ -151,7 +151,7 @@ const STEP: u64 = 1 << 20;
 fn read_file_now(file: &File, offset: u64, length: usize) -> Option<Result<Bytes>> {
     let content = read_cached(file, offset, length)?;
     read_ahead(file, offset, length);
-    Some(content.map(Bytes::from).map_err(failed))
+    Some(content.map_err(failed))
 }
 
 /// Reads on a thread that may wait for the disk.
@@ -179,8 +179,5 @@ fn failed(error: io::Error) -> Error {
 }
 
 fn pread(file: &File, offset: u64, length: usize) -> Result<Bytes> {
-    let mut content = vec![0; length];
-    let read = read_at_most(file, &mut content, offset).map_err(failed)?;
-    content.truncate(read);
-    Ok(content.into())
+    filled(length, |buffer| read_at_most(file, buffer, offset)).map_err(failed)
 }

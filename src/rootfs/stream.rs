@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -26,7 +26,7 @@ use crate::{
     cache::CachedBlob,
     image::{Descriptor, Repository},
     layer::SpanDecoder,
-    util::locked,
+    util::{joined, locked},
 };
 
 /// Spans that are decompressed together for somebody who reads on.
@@ -110,7 +110,7 @@ impl Scanned {
 impl ReadScanned for Scanned {
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
         let read = async move {
-            let mut bytes = BytesMut::new();
+            let mut parts = Vec::new();
             let mut at = range.start;
             while at < range.end {
                 if self.scan.has_failed() {
@@ -124,13 +124,12 @@ impl ReadScanned for Scanned {
                 // A span has 8 MiB at most.
                 let of = self.index.stream_range(span);
                 let skip = (at - of.start) as usize;
-                let found = group.get(&of).and_then(|found| found.get(skip..));
-                let found = found.filter(|found| !found.is_empty()).ok_or_else(ended)?;
-                let taken = &found[..found.len().min((range.end - at) as usize)];
-                bytes.extend_from_slice(taken);
-                at += taken.len() as u64;
+                let found = group.get(&of).filter(|found| skip < found.len()).ok_or_else(ended)?;
+                let length = (found.len() - skip).min((range.end - at) as usize);
+                parts.push(found.slice(skip..skip + length));
+                at += length as u64;
             }
-            Ok(bytes.freeze())
+            Ok(joined(parts))
         };
         read.boxed()
     }

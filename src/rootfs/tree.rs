@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{
     SIDE,
@@ -13,7 +13,7 @@ use crate::{
     backend::{Error, Kind, Result},
     image::Digest,
     layer::{Extent, Kind as FileKind, LayerIndex, Node, ProfiledStream, Rootfs},
-    util::Reservation,
+    util::{Reservation, joined},
 };
 
 /// The name of the attribute that says which layer a file comes from: number and digest.
@@ -315,17 +315,4 @@ impl TreeFile {
 
 fn zeros(length: usize) -> Bytes {
     vec![0; length].into()
-}
-
-fn joined(mut parts: Vec<Bytes>) -> Bytes {
-    match (parts.len(), parts.pop()) {
-        (1, Some(only)) => only,
-        (_, None) => Bytes::new(),
-        (_, Some(last)) => {
-            let mut all = BytesMut::new();
-            parts.iter().for_each(|part| all.extend_from_slice(part));
-            all.extend_from_slice(&last);
-            all.freeze()
-        }
-    }
 }

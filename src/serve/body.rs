@@ -256,7 +256,7 @@ impl Parts {
                 // At most a piece.
                 let length = (end - part.start) as usize;
                 if let Some(read) = read_cached(file, part.start, length) {
-                    return Some(read.map(Bytes::from));
+                    return Some(read);
                 }
                 self.pending = Some(Box::pin(read_on_pool(file.clone(), part.start..end)));
                 None

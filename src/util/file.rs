@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+use super::filled;
 
 /// The directory that `path` is in, which is the working directory if it is a name alone.
 ///
@@ -27,34 +30,34 @@ pub fn directory_of(path: &Path) -> &Path {
 /// `None` if that would have to wait for the disk.
 ///
 /// Where the file system cannot say whether it would (`RWF_NOWAIT` is not known to all), it is read in any case.
-pub(crate) fn read_cached(file: &File, offset: u64, length: usize) -> Option<io::Result<Vec<u8>>> {
-    let mut bytes = vec![0; length];
-    let mut have = 0;
-    while have < length {
-        let (at, rest) = (offset.saturating_add(have as u64), &mut bytes[have..]);
-        let read = match preadv2(file, &mut [IoSliceMut::new(rest)], at, ReadWriteFlags::NOWAIT) {
-            Err(Errno::AGAIN) => return None,
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-                file.read_at(&mut bytes[have..], at)
-            }
-            read => read.map_err(io::Error::from),
-        };
-        match read {
-            Ok(0) => break,
-            Ok(read) => have += read,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Some(Err(e)),
+pub(crate) fn read_cached(file: &File, offset: u64, length: usize) -> Option<io::Result<Bytes>> {
+    let now = |buffer: &mut [u8], at| {
+        let buffers = &mut [IoSliceMut::new(buffer)];
+        match preadv2(file, buffers, at, ReadWriteFlags::NOWAIT) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => file.read_at(buffer, at),
+            read => Ok(read?),
         }
+    };
+    match filled(length, |buffer| read_by(now, buffer, offset)) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
+        read => Some(read),
     }
-    bytes.truncate(have);
-    Some(Ok(bytes))
 }
 
 /// Fills `buffer` from the byte `offset` of the file on, as far as there is something. How many bytes that are.
 pub(crate) fn read_at_most(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    read_by(|buffer, at| file.read_at(buffer, at), buffer, offset)
+}
+
+/// Fills `buffer` by calls of `read` with what is left of it and the offset of that, until there is nothing more.
+fn read_by(
+    mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
+    buffer: &mut [u8],
+    offset: u64,
+) -> io::Result<usize> {
     let mut have = 0;
     while have < buffer.len() {
-        match file.read_at(&mut buffer[have..], offset.saturating_add(have as u64)) {
+        match read(&mut buffer[have..], offset.saturating_add(have as u64)) {
             Ok(0) => break,
             Ok(read) => have += read,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -94,7 +97,7 @@ mod tests {
         let read = |offset, length| read_cached(&file, offset, length);
         assert_eq!(read(0, 1 << 20).unwrap().unwrap(), content);
         assert_eq!(read((1 << 20) - 5, 100).unwrap().unwrap(), content[(1 << 20) - 5..]);
-        assert_eq!(read(2 << 20, 100).unwrap().unwrap(), b"");
+        assert_eq!(read(2 << 20, 100).unwrap().unwrap(), b""[..]);
         file.sync_all().unwrap();
         fadvise(file.as_fd(), 0, None, Advice::DontNeed).unwrap();
         // Whether it has left memory is up to the system; what is told is never wrong.

@@ -53,6 +53,8 @@ impl Bench {
         let source = self.workshop.path().join("written");
         self.imgfs_pull(&source, &self.registry.host()).run()?;
         let place = self.workshop.quietest();
+        // The registry fills the tmpfs.
+        let disk = self.workshop.places().swap_remove(0);
         let mut tally = Tally::new(format!("All images, pushed, {}", place.name));
         for round in 0..self.options.rounds {
             self.progress(round, place.name, "push and cp -a");
@@ -66,7 +68,8 @@ impl Bench {
             drop(target);
             let target = self.empty_target(&place, &[&source])?;
             let dest = format!("{}/{DEST}", target.host());
-            let written = place.images_dir();
+            disk.clear()?;
+            let written = disk.images_dir();
             let through = ["--write", "through", "--registries", &target.host(), "--dest", &dest];
             let daemon = self.mounted(&written, through)?;
             let cp = Job::new("cp").arg("-a").arg(source.join(".")).arg(&daemon.mountpoint);
@@ -77,6 +80,7 @@ impl Bench {
         }
         report.tally(tally);
         fs::remove_dir_all(&source)?;
+        disk.clear()?;
         place.clear()
     }
 }

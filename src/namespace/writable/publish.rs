@@ -152,7 +152,7 @@ pub(super) fn failed(error: &backend::Error) -> ViewError {
     if let Kind::Io(cause) = error.kind()
         && let Some(code) = cause.raw_os_error()
     {
-        let (doing, error) = (error.to_string(), io::Error::from_raw_os_error(code));
+        let (doing, error) = (error.operation(), io::Error::from_raw_os_error(code));
         return ViewError::Disk { doing, error };
     }
     ViewError::Tree(error.clone())

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     ffi::OsStr,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -640,4 +641,14 @@ fn a_link_of_what_waits_is_a_copy() {
         mount.write(&path, &contents.all[5], 1, Closing::Once).await.unwrap();
         assert_eq!(mount.read(&linked).await, Ok(Some(contents.all[3].clone())));
     });
+}
+
+#[test]
+fn a_full_disk_is_told_once() {
+    let full = std::io::Error::from_raw_os_error(28);
+    let error = backend::Error::io(Path::new("images/blobs/x"), "writing", full);
+    assert_eq!(
+        super::publish::failed(&error).to_string(),
+        "images_dir: writing images/blobs/x: No space left on device (os error 28)"
+    );
 }
