@@ -499,6 +499,39 @@ fn what_was_published_just_before_a_kill_does_not_wait() {
 }
 
 #[test]
+fn what_is_removed_or_renamed_while_it_is_published_is_not_there_afterwards() {
+    in_runtime(async {
+        let contents = Contents::new();
+        for round in 0..60 {
+            let place = tempfile::tempdir().unwrap();
+            let mount = Mount::open(place.path());
+            let (path, renamed) = (format!("{}/v1", DIRS[0]), format!("{}/v2", DIRS[0]));
+            mount.write(&path, &contents.all[3], 1, Closing::Once).await.unwrap();
+            mount.write_blobs(&contents.all[..1]).await;
+            let (from, to) = (mount.parent(&path), mount.parent(&renamed));
+            // The last of what it waits for comes now, and it is published a moment later or earlier.
+            let change = async {
+                let moment = Duration::from_micros(200 * (round / 2));
+                tokio::task::spawn_blocking(move || std::thread::sleep(moment)).await.unwrap();
+                match round % 2 {
+                    0 => mount.writable.unlink(from.0, from.1).await,
+                    _ => mount.writable.rename(from, to, true).await,
+                }
+            };
+            let (changed, ()) = tokio::join!(change, mount.write_blobs(&contents.all[1..2]));
+            changed.unwrap();
+            mount.end().await;
+            assert!(!place.path().join(&path).exists(), "round {round}");
+            assert_eq!(place.path().join(&renamed).exists(), round % 2 == 1, "round {round}");
+            // Nor does it come back.
+            let mount = Mount::open(place.path());
+            assert_eq!(mount.lookup(&path), Err("ENOENT"), "round {round}");
+            assert_eq!(mount.lookup(&renamed).is_ok(), round % 2 == 1, "round {round}");
+        }
+    });
+}
+
+#[test]
 fn what_is_refused_when_nobody_listens_is_told_until_the_name_is_written_well() {
     in_runtime(async {
         let place = tempfile::tempdir().unwrap();
