@@ -35,6 +35,7 @@ mod papers;
 mod places;
 mod places_archives;
 mod places_changes;
+mod places_seaweed;
 mod places_store;
 mod places_tools;
 mod portable;

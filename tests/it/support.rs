@@ -52,6 +52,7 @@ pub(crate) mod process;
 pub(crate) mod readers;
 pub(crate) mod registry;
 pub(crate) mod s3;
+pub(crate) mod seaweed;
 pub(crate) mod serving;
 pub(crate) mod skopeo;
 pub(crate) mod snapshot;

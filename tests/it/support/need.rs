@@ -27,6 +27,8 @@ pub(crate) enum Need {
     Docker,
     /// strace, as root.
     Strace,
+    /// An object store: `scripts/setup --object-store`.
+    ObjectStore,
     /// The long form of the tests: `scripts/test --long`.
     Long,
 }
@@ -92,6 +94,9 @@ impl Need {
             }
             Self::Docker if !has(&["dockerd", "docker", "containerd", "runc"]) => {
                 Some("docker.io or containerd is missing")
+            }
+            Self::ObjectStore if super::seaweed::weed().is_none() => {
+                Some("there is no object store: scripts/setup --object-store")
             }
             Self::Strace if super::process::find_program("strace").is_none() => {
                 Some("strace is missing")
