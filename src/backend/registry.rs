@@ -73,14 +73,14 @@ use auth::Auth;
 use client::Clients;
 use lists::Found;
 use manifests::{fetch_manifest, manifest_ask};
-use parallel::ParallelStream;
+use parallel::{Ahead, ParallelStream};
 use session::{Ask, Scope, Session, content_digest};
 use wire::Wire;
 
 use super::{Attachments, Blobs, BoxStream, Capabilities, Error, Kind, Names, Result, Tags};
 use crate::image::{Descriptor, Digest, Manifest, Reference, Repository, is_tag};
 
-use crate::util::locked;
+use crate::util::{Budget, locked};
 
 /// Sessions that are kept: one for each registry and set of credentials. A program that looks up one
 /// name after another in a mount makes a new registry of each; one that was dropped costs a request
@@ -102,6 +102,8 @@ pub struct Registry {
     repositories: Mutex<LruCache<Repository, Arc<Session>>>,
     clients: Arc<Clients>,
     stats: Arc<Stats>,
+    /// The memory for what is fetched ahead of its readers.
+    ahead: Arc<Ahead>,
 }
 
 /// Host, the entry of the configuration, the part of it with stored credentials of its own, and the repository
@@ -123,12 +125,18 @@ impl Registry {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn new(config: RegistryConfig) -> Self {
+        Self::within_memory(config, &Budget::unlimited())
+    }
+
+    /// The same for a process whose memory is counted in `budget`.
+    pub fn within_memory(config: RegistryConfig, budget: &Budget) -> Self {
         let config = Arc::new(config);
         Self {
             sessions: Mutex::new(LruCache::new(KEPT_SESSIONS)),
             repositories: Mutex::new(LruCache::new(KEPT_REPOSITORIES)),
             clients: Arc::new(Clients::new(config.clone())),
             stats: Arc::default(),
+            ahead: Arc::new(Ahead::within(budget)),
             config,
         }
     }
@@ -227,8 +235,8 @@ impl Registry {
             let (clients, stats) = (self.clients.clone(), self.stats.clone());
             let access = config.access(entry);
             let wire = Wire::new(registry, access, clients, config.clone(), stats)?;
-            let session =
-                Session::new(wire, Auth::new(config.clone(), registry, entry, key.2, key.3));
+            let auth = Auth::new(config.clone(), registry, entry, key.2, key.3);
+            let session = Session::new(wire, auth, self.ahead.clone());
             if config.without_referrers.iter().any(|name| name == registry) {
                 session.referrers_api.learn(Referrers::Unknown);
             }

@@ -125,7 +125,7 @@ pub async fn namespace_of(
     let of_upstream = config.clone();
     let source: Arc<dyn Backend> = match source {
         Some(source) => source.backend(),
-        None => Arc::new(Registry::new(config)),
+        None => Arc::new(Registry::within_memory(config, &request.settings.budget)),
     };
     let (source, cache) = match (request.offline, cache) {
         (true, Ok(cache)) => (None, Some(cache)),

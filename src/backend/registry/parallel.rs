@@ -25,7 +25,7 @@ use tokio::{
 use super::blob::BlobStream;
 use crate::{
     backend::{ByteStream, Result},
-    util::Parallelism,
+    util::{Budget, Parallelism, Reservation},
 };
 
 /// How a blob is divided. Sizes are in bytes.
@@ -44,12 +44,37 @@ impl Division {
         Self { min_bytes: 32 << 20, segment_bytes: 4 << 20, trial: Duration::from_millis(300) };
 }
 
-/// What is fetched ahead of the readers of one registry, all together, in segments.
-pub(super) const SEGMENTS_AHEAD: usize = 16;
+/// What is fetched ahead of the readers of all registries, all together, in segments.
+const SEGMENTS_AHEAD: usize = 16;
 
 /// The second connection begins where the reader will be after this time, so that there is enough for it
 /// to be asked for. Less than a segment is never enough.
 const LEAD: Duration = Duration::from_millis(300);
+
+/// The memory that segments may take which are fetched ahead of their readers.
+pub(super) struct Ahead {
+    segments: Arc<Semaphore>,
+    budget: Budget,
+}
+
+/// The memory for one segment.
+struct Room {
+    _segment: OwnedSemaphorePermit,
+    _memory: Reservation,
+}
+
+impl Ahead {
+    /// As much as `budget` has left, and at most [`SEGMENTS_AHEAD`].
+    pub(super) fn within(budget: &Budget) -> Self {
+        Self { segments: Arc::new(Semaphore::new(SEGMENTS_AHEAD)), budget: budget.clone() }
+    }
+
+    /// Room for a segment of so many bytes, if there is any.
+    fn room(&self, bytes: u64) -> Option<Room> {
+        let segment = self.segments.clone().try_acquire_owned().ok()?;
+        Some(Room { _segment: segment, _memory: self.budget.reserve(bytes).ok()? })
+    }
+}
 
 /// A blob that may come over several connections.
 pub(super) struct ParallelStream {
@@ -65,7 +90,7 @@ pub(super) struct ParallelStream {
     /// What is behind these, and fetched by nobody yet.
     rest: Range<u64>,
     pace: Parallelism,
-    room: Arc<Semaphore>,
+    ahead: Arc<Ahead>,
     fetched: Arc<AtomicU64>,
     ignores_ranges: bool,
     /// Ends with the stream.
@@ -78,7 +103,7 @@ struct Segment {
     chunks: mpsc::UnboundedReceiver<Result<Bytes>>,
     is_complete: Arc<AtomicBool>,
     /// Of what may be fetched ahead. The only connection needs none.
-    _room: Option<OwnedSemaphorePermit>,
+    _room: Option<Room>,
 }
 
 struct Candidate {
@@ -88,13 +113,13 @@ struct Candidate {
 }
 
 impl ParallelStream {
-    /// Takes over `first`, a blob that has begun to come, with at most `connections`. `room` bounds what
+    /// Takes over `first`, a blob that has begun to come, with at most `connections`. `ahead` bounds what
     /// is fetched ahead for all readers together.
     pub(super) fn new(
         first: BlobStream,
         division: Division,
         connections: usize,
-        room: Arc<Semaphore>,
+        ahead: Arc<Ahead>,
     ) -> Self {
         let range = first.rest();
         Self {
@@ -105,7 +130,7 @@ impl ParallelStream {
             segments: VecDeque::new(),
             rest: range.end..range.end,
             pace: Parallelism::new(1, connections, division.trial),
-            room,
+            ahead,
             fetched: Arc::default(),
             ignores_ranges: false,
             tasks: JoinSet::new(),
@@ -166,7 +191,7 @@ impl ParallelStream {
         if end >= rest.end || !first.session().blobs.has_room() {
             return self.pace.settle();
         }
-        let Ok(room) = self.room.clone().try_acquire_owned() else { return self.pace.settle() };
+        let Some(room) = self.ahead.room(segment) else { return self.pace.settle() };
         let (good, is_good) = oneshot::channel();
         let segment = self.fetch(start..end, Some(good));
         self.candidate =
@@ -205,8 +230,8 @@ impl ParallelStream {
         while !self.rest.is_empty() && open < self.pace.number() {
             let is_only = self.first.is_none() && self.segments.is_empty();
             let has_room = is_only || self.pattern.session().blobs.has_room();
-            let room = match self.room.clone().try_acquire_owned() {
-                Ok(room) if has_room => Some(room),
+            let room = match self.ahead.room(self.division.segment_bytes) {
+                Some(room) if has_room => Some(room),
                 _ if is_only => None,
                 _ => return,
             };
@@ -263,5 +288,26 @@ impl ByteStream for ParallelStream {
 
     fn ignores_ranges(&self) -> bool {
         self.first.as_ref().map_or(self.ignores_ranges, ByteStream::ignores_ranges)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_fetched_ahead_is_taken_from_the_memory_of_the_process() {
+        let segment = Division::USUAL.segment_bytes;
+        for (budget, expected) in
+            [(Budget::unlimited(), SEGMENTS_AHEAD), (Budget::new(3 * segment + 1), 3)]
+        {
+            let ahead = Ahead::within(&budget);
+            let rooms: Vec<Room> = std::iter::from_fn(|| ahead.room(segment)).collect();
+            assert_eq!(rooms.len(), expected);
+            assert_eq!(budget.stats().used_bytes, expected as u64 * segment);
+            drop(rooms);
+            assert_eq!(budget.stats().used_bytes, 0);
+            assert!(ahead.room(segment).is_some());
+        }
     }
 }

@@ -10,7 +10,6 @@ use reqwest::{
 };
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 
 use super::{
     abilities::{Heads, Receiving, ReferrersApi},
@@ -19,7 +18,7 @@ use super::{
     failure,
     guests::Guests,
     limit::{Limiter, Permit},
-    parallel::{Division, SEGMENTS_AHEAD},
+    parallel::{Ahead, Division},
     wire::Wire,
 };
 use crate::{
@@ -53,8 +52,8 @@ pub(super) struct Session {
     pub(super) division: Division,
     /// Whether it has answered a request for a blob over HTTP/2, with which one connection carries all requests.
     pub(super) multiplexes: AtomicBool,
-    /// A permit for each segment that is fetched ahead of its reader.
-    pub(super) ahead: Arc<Semaphore>,
+    /// The memory for what is fetched ahead of its readers.
+    pub(super) ahead: Arc<Ahead>,
     names: Arc<Limiter>,
     pub(super) blobs: Arc<Limiter>,
     uploads: Arc<Limiter>,
@@ -186,7 +185,7 @@ pub(super) struct Answer {
 }
 
 impl Session {
-    pub(super) fn new(wire: Wire, auth: Auth) -> Self {
+    pub(super) fn new(wire: Wire, auth: Auth, ahead: Arc<Ahead>) -> Self {
         let transfers = wire.config.concurrency + wire.config.concurrency.div_ceil(2);
         Self {
             names: Limiter::new(NAME_REQUESTS),
@@ -194,7 +193,7 @@ impl Session {
             uploads: Limiter::new(transfers),
             division: Division::USUAL,
             multiplexes: AtomicBool::new(false),
-            ahead: Arc::new(Semaphore::new(SEGMENTS_AHEAD)),
+            ahead,
             receiving: Receiving::default(),
             referrers_api: ReferrersApi::default(),
             heads: Heads::default(),
