@@ -59,7 +59,7 @@ pub use index_layers::IndexedLayers;
 pub use indexes::PushedIndexes;
 pub use inspect::{Child, Inspection, LayerReport, Selected, Step, digest, inspect};
 pub use listing::{RegistryListRequest, RegistryListing, RepositoryListing, list_registry};
-pub use medium::Source;
+pub use medium::{Source, ends_as_archive};
 pub use mount::{NamespaceRequest, Shown, Write, namespace, namespace_of};
 pub use open::{
     FileEntry, FileListing, NamedImage, OpenImage, OpenOptions, Opener, Scratch, this_machine,

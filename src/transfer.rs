@@ -60,6 +60,8 @@ pub struct Options {
     pub index: IndexMode,
     /// Whether to carry signatures and other things that are attached to the images.
     pub attachments: bool,
+    /// Ask a registry for each part of an image, too, if it has the image by its name: it may have lost some.
+    pub recheck: bool,
 }
 
 /// What to do where an image lacks a requested platform.

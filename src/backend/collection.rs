@@ -14,7 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 
-pub(super) use naming::{CONTAINERD_NAME, Labels, REF_NAME};
+pub(super) use naming::{ATTACHMENT_NAME, CONTAINERD_NAME, Labels, REF_NAME};
 pub use naming::{NameBelow, NameBelowError};
 
 use super::{

@@ -290,6 +290,8 @@ impl Error {
             Kind::Tls(_) => {
                 "give the registry's CA with --ca-file, or skip the check with --insecure"
             }
+            // That of another medium says it all.
+            Kind::Connect(_) if !self.0.side.starts_with("registry") => return None,
             Kind::Connect(_) => {
                 "check the registry's name, the network, and HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
             }
@@ -310,8 +312,20 @@ impl Error {
             Kind::Interrupted(_) => {
                 "run the same command again: a directory keeps what has been fetched; if it breaks every time, the registry may want a client certificate (cert_file and key_file in --auths)"
             }
-            Kind::Io(_) if self.is_no_space() => {
-                "free some space and run the same command again: a directory keeps what has been fetched"
+            Kind::Io(_) if self.is_no_space() => match self.0.side.as_str() {
+                "images_dir" => {
+                    "free some space and run the same command again: a directory keeps what has been fetched"
+                }
+                _ => "free some space and run the same command again",
+            },
+            Kind::Io(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                match self.0.side.as_str() {
+                    "cache" => "give a directory that can be written to: --cache-dir DIR",
+                    "images_dir" => {
+                        "this file system can only be read: `imgfs mount --cache-dir DIR` and `imgfs serve --read-only` show what is there"
+                    }
+                    _ => return None,
+                }
             }
             Kind::Damaged(_) => {
                 "`imgfs verify --repair` fetches again what is broken or missing in a directory"

@@ -111,8 +111,10 @@ impl ObjectTree {
     /// come from the environment, as the provider's own tools know it.
     pub fn open(provider: Provider, bucket: &str, prefix: &str, writers: Writers) -> Result<Self> {
         let side = format!("{}://{bucket}", provider.scheme());
-        let wrong =
-            |e: object_store::Error| Error::new(&side, "opening it", Kind::Config(error::text(&e)));
+        let wrong = |e: object_store::Error| match error::kind(&e) {
+            kind @ Kind::Config(_) => Error::new(&side, "opening it", kind),
+            _ => Error::new(&side, "opening it", Kind::Config(error::text(&e))),
+        };
         tls::choose_provider();
         let retry = RetryConfig {
             max_retries: MAX_RETRIES,

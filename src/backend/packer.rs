@@ -39,7 +39,7 @@ pub trait Packer: Send {
 /// An image of which all has been packed.
 #[derive(Clone, Debug)]
 pub struct PackedImage {
-    /// Its name; `None` if it is found by its digest.
+    /// Its name, with a tag or a digest; `None` if it belongs to another one, which it names.
     pub name: Option<Reference>,
     /// Its manifest or index.
     pub manifest: Manifest,

@@ -6,6 +6,7 @@ use imgfs::{
     backend::images_dir::Linking,
     ops::{Images, Request, TransferOptions, TreeSpec},
     template::Template,
+    transfer::Options,
 };
 use regex::Regex;
 
@@ -15,16 +16,19 @@ use super::{
     output::Output,
     pull::{image_list, layout, name_below, options, sync},
     request::{
-        CREATE_PROJECTS, INDEX_LAYERS, LAYOUT, SINGLE_WRITER, SYNC, Setting, carry_out,
+        CREATE_PROJECTS, INDEX_LAYERS, LAYOUT, RECHECK, SINGLE_WRITER, SYNC, Setting, carry_out,
         check_target,
     },
     words::Verb,
 };
 
 pub(crate) fn push(args: &PushArgs, output: &Arc<Output>) -> Result<Outcome, Failure> {
-    let images = match args.images.as_slice() {
-        [] => Images::All,
-        images => Images::Listed(images.to_vec()),
+    let images = match (args.images.as_slice(), &args.file) {
+        ([], None) => Images::All,
+        (named, file) => {
+            let stdin_is_taken = args.registries.password_stdin;
+            Images::Listed(image_list(named, file.as_deref(), stdin_is_taken)?)
+        }
     };
     let place = args.tree.place()?;
     if args.name.is_some() && place.medium().is_none() {
@@ -34,7 +38,7 @@ pub(crate) fn push(args: &PushArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         name: name_below(args.name.as_deref())?,
         pattern: pattern("--src-pattern", args.src_pattern.as_deref())?,
         dest: Some(template(&args.dest, &args.naming)?),
-        options: options(&args.selection)?,
+        options: Options { recheck: args.recheck, ..options(&args.selection)? },
         vars: args.naming.vars.load()?,
         ..Request::new(place, TreeSpec::Registry { prefix: String::new() }, images)
     };
@@ -76,7 +80,7 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         name: name_below(args.name.as_deref())?,
         pattern: pattern("--pattern", args.pattern.as_deref())?,
         dest: args.dest.as_deref().map(|text| template(text, &args.naming)).transpose()?,
-        options: options(&args.selection)?,
+        options: Options { recheck: args.recheck, ..options(&args.selection)? },
         vars: args.naming.vars.load()?,
         ..Request::new(from, to, images)
     };
@@ -85,6 +89,7 @@ pub(crate) fn copy(args: &CopyArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         &request.to,
         &[
             (args.create_projects, CREATE_PROJECTS),
+            (args.recheck, RECHECK),
             (args.layout.is_some(), LAYOUT),
             (args.index_layers, INDEX_LAYERS),
             (args.sync.sync.is_some(), SYNC),

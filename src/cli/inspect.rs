@@ -73,6 +73,9 @@ fn directory(
     for problem in inventory.problems.iter().filter(|problem| problem.kind.is_harmful()) {
         output.warning(&describe(problem));
     }
+    for notice in inventory.notices().filter(|_| request.pattern.is_none()) {
+        output.warning(&notice);
+    }
     let (shown, unreadable) = (&listing.images, &listing.unreadable);
     let mut images: Vec<Value> = shown.iter().map(|image| image_json(image, inventory)).collect();
     images.extend(unreadable.iter().map(|name| {
@@ -316,7 +319,14 @@ pub(crate) fn verify(args: &VerifyArgs, output: &Arc<Output>) -> Result<Outcome,
         "hashed_bytes": verified.hashed_bytes,
         "elapsed_ms": started.elapsed().as_millis() as u64,
     }));
-    Ok(if left == 0 { Outcome::Done } else { Outcome::SomeFailed })
+    Ok(match (left, verified.images) {
+        (0, 0) => {
+            output.warning(&format!("no images in {place}"));
+            Outcome::NothingMatched
+        }
+        (0, _) => Outcome::Done,
+        _ => Outcome::SomeFailed,
+    })
 }
 
 /// Verifies with a bar that counts what is hashed.

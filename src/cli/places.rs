@@ -16,9 +16,6 @@ use super::{
     output::{Output, bytes, count, table},
 };
 
-/// Endings of archives, by which a file is told from a part of an image's name whatever is in it.
-const ARCHIVES: [&str; 5] = [".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.zstd"];
-
 /// The place that `text` is, if it is one of those that are written with a scheme, or one that is there: an archive, a
 /// layout, or a directory that can be nothing but one, as `./images` is. A word that could be an image's name is a
 /// file or a directory only if what is in it says so.
@@ -27,7 +24,7 @@ pub(crate) fn named(text: &str) -> Result<Option<TreeSpec>, Failure> {
     let is_path = [".", ".."].contains(&text)
         || ["/", "./", "../"].iter().any(|start| text.starts_with(start));
     if path.is_file() {
-        let has_ending = ARCHIVES.iter().any(|ending| text.ends_with(ending));
+        let has_ending = ops::ends_as_archive(path);
         if is_path || has_ending || is_archive(path).unwrap_or(false) {
             return Ok(Some(TreeSpec::Directory(path.to_owned())));
         }
@@ -38,8 +35,15 @@ pub(crate) fn named(text: &str) -> Result<Option<TreeSpec>, Failure> {
     if is_path && path.is_dir() {
         return Ok(Some(TreeSpec::Directory(path.to_owned())));
     }
+    if let (true, Err(error)) = (is_path, path.symlink_metadata()) {
+        return Err(Failure::new(format!("{text}: {error}")));
+    }
     match text.parse::<TreeSpec>() {
         Ok(place @ TreeSpec::Medium(_)) => Ok(Some(place)),
+        // Of the others, each could be an image with a tag.
+        Err(error @ ops::TreeSpecError::Scheme(_)) if text.starts_with("containers-storage:") => {
+            Err(Failure::new(error.to_string()))
+        }
         Err(error @ ops::TreeSpecError::Incomplete(..)) => Err(Failure::new(error.to_string())),
         _ => Ok(None),
     }

@@ -78,6 +78,13 @@ pub(crate) const CREATE_PROJECTS: TargetOption = TargetOption {
     hint: None,
 };
 
+pub(crate) const RECHECK: TargetOption = TargetOption {
+    name: "--recheck",
+    about: "registries",
+    applies: is_registry,
+    hint: Some("`imgfs verify --repair` looks through a directory"),
+};
+
 pub(crate) const SINGLE_WRITER: TargetOption = TargetOption {
     name: "--single-writer",
     about: "object stores",

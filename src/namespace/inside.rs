@@ -47,7 +47,7 @@ use super::{
 use crate::{
     backend::{self, Error},
     catalogue::Catalogue,
-    image::{ChainId, Digest, Platform, Reference},
+    image::{ChainId, Digest, Platform, PlatformFilter, Reference},
     layer::{Kind as FileKind, Node},
     rootfs::{Image, Images, Tree},
     util::{Kept, locked},
@@ -70,6 +70,8 @@ pub(super) struct Inside {
     repositories: Arc<Repositories>,
     images: Images,
     platform: Platform,
+    /// Whether an image for one other platform is shown alone all the same.
+    any_single_platform: bool,
     tag_ttl: Duration,
     /// Where tags lead.
     catalogue: Catalogue,
@@ -125,6 +127,7 @@ impl Inside {
             repositories,
             images,
             platform: settings.platform.clone(),
+            any_single_platform: settings.options.platforms == PlatformFilter::All,
             tag_ttl: settings.tag_ttl,
             catalogue,
             seen: Mutex::new(LruCache::new(MAX_NAMES)),
@@ -172,7 +175,7 @@ impl Inside {
         };
         let platform = opened.platform_for(&self.platform).or_else(|| {
             let mut all = opened.platforms();
-            all.next().filter(|_| all.next().is_none())
+            all.next().filter(|_| self.any_single_platform && all.next().is_none())
         });
         let Some(platform) = platform else {
             let all: Vec<&str> = opened.platforms().collect();

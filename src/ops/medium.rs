@@ -26,6 +26,20 @@ pub struct Source {
     place: String,
 }
 
+/// Endings of archives, by which a file is told from a directory, or from a part of an image's name.
+const ARCHIVE_ENDINGS: [&str; 5] = [".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.zstd"];
+
+/// Whether a path is called as archives are. One with a `/` at its end is a directory.
+///
+/// ```
+/// assert!(imgfs::ops::ends_as_archive("images.tar.gz".as_ref()));
+/// assert!(!imgfs::ops::ends_as_archive("images.tar/".as_ref()));
+/// ```
+pub fn ends_as_archive(path: &Path) -> bool {
+    let text = path.as_os_str().as_encoded_bytes();
+    ARCHIVE_ENDINGS.iter().any(|ending| text.ends_with(ending.as_bytes()))
+}
+
 impl TreeSpec {
     /// The medium that is meant, if it is one. A file that is named where a directory could be is an archive.
     pub fn medium(&self) -> Option<Medium> {

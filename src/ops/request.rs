@@ -184,7 +184,9 @@ fn scheme_reason(scheme: &str) -> &'static str {
         }
         "docker" | "http" | "https" => " (a registry is registry://HOST[:PORT][/PATH])",
         _ if scheme.ends_with("://") => "",
-        _ => " (a path with a colon in it needs a `./` before it)",
+        _ => {
+            " (a path with a colon in it needs a `./` before it; into an image look `imgfs ls` and `imgfs inspect`)"
+        }
     }
 }
 

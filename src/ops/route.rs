@@ -161,8 +161,14 @@ impl Request {
             reason,
         };
         let name = bare_name(&rendered);
+        // `REPOSITORY:{{ tag }}` of an image that has none: it must not become `latest`.
+        let name = match (name.strip_suffix(':'), image.digest()) {
+            (None, _) => name.to_owned(),
+            (Some(name), Some(digest)) => format!("{name}@{digest}"),
+            (Some(_), None) => return Err(refuse("its tag is empty".to_owned())),
+        };
         let tree = if which == "src" { &self.from } else { &self.to };
-        tree.image(name).map_err(|error| match error {
+        tree.image(&name).map_err(|error| match error {
             RouteError::Reference(error) => refuse(error.reason().to_owned()),
             other => refuse(other.to_string()),
         })
@@ -270,6 +276,11 @@ mod tests {
         let template = "hub.kubekey/{{ .module.image.src.reference.repository }}:{{ .module.image.reference.reference }}";
         push.dest = Some(Template::parse(template, None).unwrap());
         let digest = format!("quay.io/x@sha256:{}", "0".repeat(64));
+        let by_tag = "hub.kubekey/{{ .module.image.reference.repository }}:{{ .module.image.reference.tag }}";
+        push.dest = Some(Template::parse(by_tag, None).unwrap());
+        let routes = push.routes(&images(&[&digest])).unwrap();
+        assert_eq!(routes[0].to.to_string(), digest.replace("quay.io", "hub.kubekey"));
+        push.dest = Some(Template::parse(template, None).unwrap());
         let routes = push.routes(&images(&["kubesphere/ks-apiserver:v4.1.3", &digest])).unwrap();
         assert_eq!(routes[0].to.to_string(), "hub.kubekey/kubesphere/ks-apiserver:v4.1.3");
         assert_eq!(routes[1].to.to_string(), digest.replace("quay.io", "hub.kubekey"));
@@ -288,6 +299,7 @@ mod tests {
                 &["a:1"],
                 "dest, for docker.io/library/a:1: 1:",
             ),
+            (with("registry://", "h.io/x:"), &["a:1"], "it gives `h.io/x:`: its tag is empty"),
             (with("registry://", "h.io/UP:1"), &["a:1"], "it gives `h.io/UP:1`: "),
             (with("registry://", "{{ \"\" }}"), &["a:1"], "it is empty"),
             (with("registry://h.io/p", "h.io/q:1"), &["a:1"], "is not in registry://h.io/p"),

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Error, Images, IndexedLayers, Medium, Request, Result, Source, TreeSpec,
     index_layers::{Indexing, LayerIndexing},
-    medium::{Target, check_apart, open_target as open_medium},
+    medium::{Target, check_apart, ends_as_archive, open_target as open_medium},
     open::this_machine,
 };
 use crate::{
@@ -170,6 +170,7 @@ pub struct Transfer<'a> {
     /// `None` if a registry has to be asked which images there are.
     routes: Option<Vec<Route>>,
     left_out: Vec<Problem>,
+    notices: Vec<String>,
 }
 
 /// Copies the images that `request` asks for. Registries are reached as `config` says.
@@ -223,6 +224,16 @@ impl<'a> Transfer<'a> {
             TreeSpec::Directory(_) | TreeSpec::Registry { .. } | TreeSpec::Medium(_) => None,
         };
         check_apart(request)?;
+        if let TreeSpec::Directory(path) = &request.to
+            && ends_as_archive(path)
+            && !path.exists()
+        {
+            let place = path.display().to_string();
+            let reason = format!(
+                "an archive is written as oci-archive:{place} (or docker-archive:), and a directory of that name as {place}/"
+            );
+            return Err(Error::NotThere { place, reason });
+        }
         // A directory that does not exist is created when there is something to put into it.
         let to = match &request.to {
             TreeSpec::Directory(path) if options.dry_run || path.exists() => {
@@ -234,9 +245,12 @@ impl<'a> Transfer<'a> {
             (None, Some(dir)) => Some(images_of(dir, request)?),
             _ => None,
         };
-        let (local, left_out) = local.map_or((None, Vec::new()), |(all, out)| (Some(all), out));
+        let (local, left_out, notices) = match local {
+            Some(Found { images, left_out, notices }) => (Some(images), left_out, notices),
+            None => (None, Vec::new(), Vec::new()),
+        };
         let local_routes = local.as_deref().map(|images| request.routes(images)).transpose()?;
-        Ok(Self { request, options, from, to, routes: early.or(local_routes), left_out })
+        Ok(Self { request, options, from, to, routes: early.or(local_routes), left_out, notices })
     }
 
     /// The registries that will be asked, as far as they are known by now.
@@ -271,7 +285,7 @@ impl<'a> Transfer<'a> {
             self.to.as_ref().map(ImagesDir::registries_without_referrers).unwrap_or_default();
         let (known_without, concurrency) = (config.without_referrers.clone(), config.concurrency);
         let registry = Arc::new(Registry::new(config));
-        let (mut unnameable, mut notices) = (Vec::new(), Vec::new());
+        let (mut unnameable, mut notices) = (Vec::new(), std::mem::take(&mut self.notices));
         let medium = match request.from.medium() {
             Some(medium) => Some(Source::open(&medium, request.name.as_ref()).await?),
             None => None,
@@ -452,9 +466,17 @@ fn open_target(root: &Path, request: &Request, options: TransferOptions) -> Resu
     })
 }
 
+/// What of a directory is wanted.
+struct Found {
+    images: Vec<Reference>,
+    /// What may be more images.
+    left_out: Vec<Problem>,
+    notices: Vec<String>,
+}
+
 /// The images of a directory that match: those with a tag, and those that somebody asked for by
-/// digest. What is attached to them goes with them. And what may be more of them, and is left out.
-fn images_of(dir: &ImagesDir, request: &Request) -> Result<(Vec<Reference>, Vec<Problem>)> {
+/// digest. What is attached to them goes with them.
+fn images_of(dir: &ImagesDir, request: &Request) -> Result<Found> {
     let inventory = dir.inventory()?;
     let tagged: BTreeSet<(&Repository, _)> = inventory
         .images
@@ -467,7 +489,7 @@ fn images_of(dir: &ImagesDir, request: &Request) -> Result<(Vec<Reference>, Vec<
         let is_double = is_pin && tagged.contains(&(name.repository(), image.digest));
         !image.is_attachment && !is_double && request.matches(name, None)
     });
-    let wanted = wanted.map(|image| image.reference.clone()).collect();
+    let images = wanted.map(|image| image.reference.clone()).collect();
     let matches = |name: &String| {
         name.parse().map_or(true, |image: Reference| {
             !image.tag().is_some_and(is_attachment_tag) && request.matches(&image, None)
@@ -476,7 +498,12 @@ fn images_of(dir: &ImagesDir, request: &Request) -> Result<(Vec<Reference>, Vec<
     // Of some it is not known which images they are.
     let may_match =
         |problem: &&Problem| problem.images.is_empty() || problem.images.iter().any(matches);
-    Ok((wanted, inventory.hidden().filter(may_match).cloned().collect()))
+    let left_out = inventory.hidden().filter(may_match).cloned().collect();
+    let notices = match &request.pattern {
+        None => inventory.notices().collect(),
+        Some(_) => Vec::new(),
+    };
+    Ok(Found { images, left_out, notices })
 }
 
 /// The images in the repository that the request has as its source,

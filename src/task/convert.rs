@@ -238,6 +238,7 @@ impl Converter<'_> {
             policy: policy?,
             index: self.settings.options.index,
             attachments: self.settings.options.attachments,
+            recheck: false,
         };
         let (pattern, auths, skip_tls_verify) = (pattern?, auths?, skip_tls_verify?);
         Some(Common { pattern, options, auths, skip_tls_verify })

@@ -180,7 +180,7 @@ fn named<'a>(
         planned.names.iter().filter_map(move |name| {
             let name = match name {
                 ManifestName::Tag(tag) => Some(planned.repository.tagged(tag)),
-                ManifestName::Pinned => None,
+                ManifestName::Pinned => Some(planned.repository.pinned(planned.manifest.digest())),
                 ManifestName::Digest if planned.manifest.subject().is_some() => None,
                 ManifestName::Digest => return None,
             };

@@ -423,13 +423,17 @@ impl Planner<'_> {
         let mut root_names = Some(root_names);
         let mut planned = Vec::with_capacity(graph.manifests.len());
         // Where the root is in a registry, all of it is.
-        let mut root_is_there = self.sink.capabilities().requires_whole_images;
+        let is_trusted = self.sink.capabilities().requires_whole_images && !self.options.recheck;
+        let mut root_is_there = is_trusted;
         for (at, manifest) in graph.manifests.iter().enumerate().rev() {
             let names = root_names.take_if(|_| at == last).unwrap_or(vec![ManifestName::Digest]);
             let mut missing = Vec::new();
             for name in names {
                 let is_part = at != last && root_is_there;
-                if !is_part && !self.sink.resolves_to(repository, &name, manifest.digest()).await {
+                let is_there = is_part
+                    || !self.options.recheck
+                        && self.sink.resolves_to(repository, &name, manifest.digest()).await;
+                if !is_there {
                     missing.push(name);
                 }
             }
@@ -519,7 +523,8 @@ impl Planner<'_> {
         });
         let is_whole = seen == digest && options.platforms == PlatformFilter::All;
         let need_not_be_read = self.sink.capabilities().requires_whole_images
-            && self.source.capabilities().has_round_trips;
+            && self.source.capabilities().has_round_trips
+            && !options.recheck;
         if (is_whole || is_made) && need_not_be_read {
             return Ok(Root { manifest: None, original: digest, before, seen: Some(seen) });
         }

@@ -389,6 +389,37 @@ fn what_is_no_image_is_inspected_too() {
     assert!(shown.contains(artifact.digest()) && shown.contains("text/plain"), "{shown}");
 }
 
+/// A copy of a mount has no note of what was asked for by its digest.
+#[test]
+fn a_repository_without_a_name_is_told() {
+    let hostile = Hostile::start();
+    let (pinned, other) = (single(4), single(5));
+    pinned.push_to(&hostile, "team/pinned", "1");
+    other.push_to(&hostile, "team/other", "1");
+    let (host, imgfs) = (hostile.host(), Imgfs::scratch());
+    let name = format!("{host}/team/pinned@{}", pinned.digest());
+    imgfs.pull(&[&name, &format!("{host}/team/other:1")]).success();
+    let dir = imgfs.images_dir();
+    std::fs::remove_dir_all(dir.join("blobs/.imgfs")).expect("removing the notes");
+    let told = format!("{host}/team/pinned: left out");
+    let list = |args: &[&str]| imgfs.run(&[&["ls", "--images-dir", text(dir)], args].concat());
+    list(&[]).success().stderr_has(&told);
+    let to = tempfile::tempdir().expect("making a temporary directory");
+    let copy = ["copy", "--from", text(dir), "--to", text(to.path())];
+    imgfs.run(&[&copy[..], &["--all"]].concat()).success().stderr_has(&told);
+    imgfs.run(&[&copy[..], &[&name]].concat()).success();
+    assert!(imgfs.run(&["ls", text(to.path())]).success().stdout.contains(pinned.digest()));
+    // Named once more, it is an image again.
+    imgfs.pull(&[&name]).success();
+    assert!(!list(&[]).success().stderr.contains("left out"));
+
+    // Without any image there is nothing to verify, whatever blobs there are.
+    for repository in ["team/pinned", "team/other"] {
+        std::fs::remove_dir_all(dir.join(&host).join(repository)).expect("removing it");
+    }
+    imgfs.run(&["verify", "--images-dir", text(dir)]).expect_code(3).stderr_has("no images");
+}
+
 #[test]
 fn a_digest_takes_one_question() {
     let image = image();

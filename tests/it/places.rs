@@ -547,6 +547,82 @@ fn signatures_go_into_a_layout_and_out_of_it() {
     }
 }
 
+/// containerd takes whatever has its name of an image for one, and a signature cannot be unpacked.
+#[test]
+fn what_is_attached_has_no_name_of_an_image_and_what_is_pinned_keeps_its_repository() {
+    let bed = Bed::new();
+    let hostile = Hostile::start();
+    let (app, pinned) = (single(7), single(8));
+    app.push_to(&hostile, "team/app", "1");
+    pinned.push_to(&hostile, "team/pinned", "9");
+    cosign_signature(&app).push_to(&hostile, "team/app", &digest_tag(app.digest(), ".sig"));
+    let dir = bed.path("dir");
+    let host = hostile.host();
+    let (tagged, by_digest) =
+        (format!("{host}/team/app:1"), format!("{host}/team/pinned@{}", pinned.digest()));
+    let pull = ["pull", "--plain-http", "--referrers", "--images-dir", text(&dir)];
+    bed.imgfs.run(&[&pull[..], &[&tagged, &by_digest]].concat()).success();
+    let expected: BTreeSet<(String, String)> =
+        [(tagged, app.digest().to_owned()), (by_digest, pinned.digest().to_owned())].into();
+    for place in [bed.at("oci", "layout"), bed.at("oci-archive", "a.tar")] {
+        bed.copy(text(&dir), &place, &["--all"]).success();
+        bed.copy(text(&dir), &place, &["--all"]).success();
+        let index = match place.starts_with("oci:") {
+            true => fs::read(bed.path("layout/index.json")).expect("reading"),
+            false => crate::places_archives::member(&bed.path("a.tar"), "index.json"),
+        };
+        let index: Value = serde_json::from_slice(&index).expect("JSON");
+        let entries = index["manifests"].as_array().expect("a list");
+        let named = |key: &str| -> BTreeSet<&str> {
+            entries.iter().filter_map(|entry| entry["annotations"][key].as_str()).collect()
+        };
+        let images: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(named("io.containerd.image.name"), images, "{index:#}");
+        assert!(!named("org.opencontainers.image.ref.name").iter().any(|n| n.ends_with(".sig")));
+        assert_eq!(entries.len(), 3, "{index:#}");
+        let back = bed.path(place.split(':').next().expect("a scheme"));
+        let output = bed.copy(&place, text(&back), &["--all"]).success();
+        let attached = output
+            .images()
+            .iter()
+            .filter_map(|i| i["attached"].as_array()?.first().cloned())
+            .count();
+        assert_eq!(attached, 1, "{output}");
+        let mut images = listed(&bed.imgfs, text(&back));
+        images.retain(|(name, _)| !name.ends_with(".sig"));
+        assert_eq!(images, expected);
+    }
+    // What is called by the user's own word is so called, pinned or not.
+    let layout = format!("{}:own", bed.at("oci", "other"));
+    bed.copy(text(&dir), &layout, &[&format!("{host}/team/pinned@{}", pinned.digest())]).success();
+    assert_eq!(skopeo::skopeo(&["inspect", "--raw", &layout]), pinned.root().bytes);
+}
+
+#[test]
+fn a_name_of_an_archive_makes_no_directory_and_a_link_stays_one() {
+    let bed = Bed::new();
+    let (from, ..) = bed.images();
+    for name in ["images.tar", "images.tar.gz", "images.tgz"] {
+        let path = bed.path(name);
+        bed.copy(&from, text(&path), &["--all"]).expect_code(2).stderr_has("oci-archive:");
+        assert!(!path.exists());
+    }
+    let path = format!("{}/", bed.path("images.tar").display());
+    bed.copy(&from, &path, &["--all"]).success();
+    assert!(bed.path("images.tar/blobs").is_dir());
+
+    // Another disk, say; there and not there yet.
+    fs::create_dir(bed.path("disk")).expect("making a directory");
+    std::os::unix::fs::symlink("disk/first.tar", bed.path("link.tar")).expect("linking");
+    let link = bed.at("oci-archive", "link.tar");
+    for _ in 0..2 {
+        bed.copy(&from, &link, &["--all"]).success();
+        assert!(bed.path("link.tar").is_symlink());
+        assert_eq!(listed(&bed.imgfs, text(&bed.path("disk/first.tar"))).len(), 2);
+    }
+    assert_eq!(fs::read_dir(bed.path("disk")).expect("listing").count(), 1);
+}
+
 #[test]
 fn a_damaged_blob_of_a_layout_is_found_and_not_copied() {
     let bed = Bed::new();

@@ -579,7 +579,7 @@ fn what_is_cut_off_or_old_is_told() {
 }
 
 /// The content of a member of an archive.
-fn member(path: &Path, name: &str) -> Vec<u8> {
+pub(crate) fn member(path: &Path, name: &str) -> Vec<u8> {
     let mut archive = tar::Archive::new(File::open(path).expect("opening"));
     for entry in archive.entries().expect("reading") {
         let mut entry = entry.expect("reading");

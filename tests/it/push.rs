@@ -162,6 +162,39 @@ fn a_second_push_asks_once_an_image_and_sends_nothing() {
 }
 
 #[test]
+fn what_a_registry_has_lost_is_sent_again_where_that_is_asked_for() {
+    let (a, b) = (single(9), two_platforms(1));
+    let imgfs = directory(&[("a:1", &a), ("b:1", &b)]);
+    let hostile = Hostile::start();
+    push(&imgfs, &hostile, &[]).success();
+    let (layer, child) = (&a.layers()[0], &b.manifests[0].digest);
+    hostile.remove_blob(layer);
+    hostile.remove_manifest("b", child);
+    let output = push(&imgfs, &hostile, &[]).success();
+    assert_eq!(output.number("requests"), 2, "its names are all that is looked at: {output}");
+    hostile.clear_log();
+    push(&imgfs, &hostile, &["--recheck"]).success();
+    let log = hostile.log();
+    let puts = log.iter().filter(|served| served.method == "PUT").collect::<Vec<_>>();
+    assert!(puts.iter().any(|served| served.path.contains(child.as_str())), "{puts:?}");
+    let blobs = puts.iter().filter(|served| served.path.contains("/blobs/uploads/")).count();
+    assert_eq!(blobs, 1, "{puts:?}");
+    hostile.assert_complete();
+}
+
+#[test]
+fn which_images_are_pushed_is_read_from_a_list() {
+    let (a, b) = (single(9), single(10));
+    let imgfs = directory(&[("a:1", &a), ("b:1", &b)]);
+    let hostile = Hostile::start();
+    let list = imgfs.images_dir().join("../list.txt");
+    std::fs::write(&list, "# ours\nsource.example/b:1\n").expect("writing a list");
+    let output = push(&imgfs, &hostile, &["--file", text(&list)]).success();
+    assert_eq!(output.images().len(), 1, "{output}");
+    assert!(hostile.tags("a").is_empty() && hostile.tags("b").contains_key("1"));
+}
+
+#[test]
 fn a_tag_moves_with_its_image() {
     let hostile = Hostile::start();
     for image in [single(2), two_platforms(1), single(3), single(2)] {

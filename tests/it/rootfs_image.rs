@@ -247,6 +247,22 @@ fn an_image_that_cannot_be_had_is_no_mount() {
 }
 
 #[test]
+fn an_image_for_another_platform_than_asked_for_is_no_mount() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    busybox().1.push_to(&hostile, REPOSITORY, "1");
+    let imgfs = Imgfs::scratch();
+    let place = tempfile::tempdir().expect("making a temporary directory");
+    let name = format!("{}/{REPOSITORY}:1", hostile.host());
+    let args =
+        ["mount", "--plain-http", "--foreground", "--image", &name, "--platform", "linux/s390x"];
+    let args =
+        [&args[..], &["--images-dir", text(imgfs.images_dir()), text(place.path())]].concat();
+    imgfs.run(&args).expect_code(1).stderr_has("not for linux/s390x");
+    assert!(!crate::support::mount::is_mounted(place.path()));
+}
+
+#[test]
 fn without_a_mount_an_image_is_listed_and_read() {
     require!(Mounts);
     let archive = everything_of_pax(everything(Archive::new()));

@@ -30,6 +30,9 @@ use crate::{
 /// The mtime of all members, in seconds: 0 is taken by some tools for "unknown".
 const TIME: u64 = 1;
 
+/// Symbolic links in a row that are followed: as many as Linux follows.
+const MAX_LINKS: usize = 40;
+
 /// Bytes that are hashed and written at once.
 const BATCH_BYTES: usize = 1 << 20;
 
@@ -178,6 +181,16 @@ impl Output {
     }
 }
 
+/// Where a file is that is written at `path`: what a symbolic link leads to, whether it is there or not.
+fn followed(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = std::fs::read_link(&path) else { break };
+        path = directory_of(&path).join(target);
+    }
+    path
+}
+
 /// An archive that is being written.
 pub struct ArchivePacker {
     side: String,
@@ -222,7 +235,7 @@ impl ArchivePacker {
                     let file = File::options().write(true).open(path).map_err(failed)?;
                     return Ok(Self::new(side, format, label, Output::Pipe(file)));
                 }
-                Output::File(NewFile::create(path).map_err(failed)?)
+                Output::File(NewFile::create(&followed(path)).map_err(failed)?)
             }
         };
         Ok(Self::new(side, format, label, output))

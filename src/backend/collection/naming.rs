@@ -7,6 +7,10 @@ use crate::image::{Digest, Reference, ReferenceError, Repository, is_tag};
 /// The annotation of an index's entry that has the full name of the image, as containerd and BuildKit write it.
 pub(in crate::backend) const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
+/// The annotation of an index's entry that has the full name of what is attached to an image, such as a signature: by
+/// the other ones containerd takes it for an image, and cannot unpack it.
+pub(in crate::backend) const ATTACHMENT_NAME: &str = "io.imgfs.attachment.name";
+
 /// The annotation of an index's entry that has a name or a tag (OCI image specification, `annotations.md`).
 pub(in crate::backend) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 

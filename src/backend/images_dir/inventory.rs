@@ -79,6 +79,9 @@ pub struct Inventory {
     pub odd_blobs: BTreeMap<Digest, FileType>,
     /// What each blob should be, and who needs it.
     pub needed: BTreeMap<Digest, Need>,
+    /// Repositories that have manifests to which nothing leads, and no image: no tag, and no note of what somebody has
+    /// asked for by its digest, which a copy of a mount does not have.
+    pub nameless: Vec<Repository>,
     /// Symbolic links to a directory above themselves, below the root of the tree: all that they could show is
     /// shown without them.
     upward_links: HashSet<String>,
@@ -113,6 +116,16 @@ impl Inventory {
             None => {
                 problem.kind == ProblemKind::Symlink && !self.upward_links.contains(&problem.path)
             }
+        })
+    }
+
+    /// What the user should know of [`Inventory::nameless`], one line each.
+    pub fn notices(&self) -> impl Iterator<Item = String> {
+        self.nameless.iter().map(|repository| {
+            format!(
+                "{repository}: left out: it has manifests, and neither a tag nor a note of what was asked for by its digest, \
+                 as in a copy of a mount; name what you want with its digest (IMAGE@sha256:...)"
+            )
         })
     }
 
@@ -228,6 +241,7 @@ impl<'a> Scan<'a> {
 
     fn run(mut self) {
         let (dir, repository) = (self.dir, &self.dir.repository);
+        let before = (self.inventory.images.len(), self.inventory.orphans.len());
         for digest in &dir.digests {
             self.read_by_digest(digest);
         }
@@ -286,6 +300,10 @@ impl<'a> Scan<'a> {
         self.add_pins();
         self.follow_referrers();
         self.note_orphans();
+        let mut images = self.inventory.images.iter().skip(before.0);
+        if images.all(|image| image.is_attachment) && self.inventory.orphans.len() > before.1 {
+            self.inventory.nameless.push(repository.clone());
+        }
     }
 
     /// Links in place of manifests: a repair puts the manifest itself there. Of a map it is not known what

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    backend::collection::{CONTAINERD_NAME, Labels, Listed, MAX_IMAGES, REF_NAME},
+    backend::collection::{ATTACHMENT_NAME, CONTAINERD_NAME, Labels, Listed, MAX_IMAGES, REF_NAME},
     image::{Descriptor, Digest, Manifest, MediaType, Reference, is_attachment_tag},
 };
 
@@ -23,8 +23,8 @@ pub(in crate::backend) fn listed_of(text: &[u8]) -> Result<Vec<Listed>, String> 
         let manifest: Descriptor = serde_json::from_value(entry.clone())
             .map_err(|e| format!("an entry of index.json is malformed: {e}"))?;
         let label = |key: &str| manifest.annotations.get(key).filter(|text| !text.is_empty());
-        let labels =
-            Labels { full: label(CONTAINERD_NAME).cloned(), short: label(REF_NAME).cloned() };
+        let full = label(ATTACHMENT_NAME).or(label(CONTAINERD_NAME)).cloned();
+        let labels = Labels { full, short: label(REF_NAME).cloned() };
         listed.push(Listed { manifest, labels });
     }
     Ok(listed)
@@ -45,7 +45,7 @@ fn parse(text: &[u8]) -> Result<Value, String> {
 /// An image that `index.json` is to list.
 pub(in crate::backend) struct NewEntry<'a> {
     pub(in crate::backend) manifest: &'a Manifest,
-    /// Its full name; `None` if it is to be found by its digest.
+    /// Its full name, with a tag or a digest; `None` if it is found by what it names.
     pub(in crate::backend) name: Option<&'a Reference>,
     /// What stands in `org.opencontainers.image.ref.name`, if not the full name.
     pub(in crate::backend) label: Option<&'a str>,
@@ -61,10 +61,18 @@ impl NewEntry<'_> {
         label_of(self.name?, self.label)
     }
 
-    fn labels(&self) -> Option<(String, String)> {
-        let name = self.name?.to_string();
-        let label = self.label().map_or_else(|| name.clone(), str::to_owned);
-        Some((name, label))
+    /// The annotations that say what it is called: its full name, and what tools know that look for a short one.
+    fn names(&self) -> Option<((&'static str, String), Option<String>)> {
+        let name = self.name?;
+        let full = name.to_string();
+        match name.tag() {
+            Some(tag) if is_attachment_tag(tag) => Some(((ATTACHMENT_NAME, full), None)),
+            Some(_) => {
+                let short = self.label().unwrap_or(&full).to_owned();
+                Some(((CONTAINERD_NAME, full), Some(short)))
+            }
+            None => Some(((CONTAINERD_NAME, full), self.label().map(str::to_owned))),
+        }
     }
 
     /// Writes the descriptor into `entry`, and leaves there what else it has.
@@ -76,13 +84,15 @@ impl NewEntry<'_> {
         entry.insert("mediaType".to_owned(), self.manifest.media_type().into());
         entry.insert("digest".to_owned(), self.manifest.digest().to_string().into());
         entry.insert("size".to_owned(), self.manifest.bytes().len().into());
-        if let Some((name, label)) = self.labels() {
-            let annotations = entry.entry("annotations").or_insert(Value::Null);
-            if !annotations.is_object() {
-                *annotations = Value::Object(Map::new());
+        if let Some(((key, full), short)) = self.names() {
+            let before = entry.get_mut("annotations").and_then(Value::as_object_mut);
+            let mut annotations = before.map(std::mem::take).unwrap_or_default();
+            for key in [ATTACHMENT_NAME, CONTAINERD_NAME, REF_NAME] {
+                annotations.shift_remove(key);
             }
-            annotations[CONTAINERD_NAME] = name.into();
-            annotations[REF_NAME] = label.into();
+            annotations.insert(key.to_owned(), full.into());
+            annotations.extend(short.map(|short| (REF_NAME.to_owned(), short.into())));
+            entry.insert("annotations".to_owned(), annotations.into());
         }
     }
 }
@@ -107,24 +117,26 @@ pub(in crate::backend) fn merge(
     let Value::Array(entries) = &mut document["manifests"] else { return Ok(None) };
     let digest = new.manifest.digest().to_string();
     let leads_there = |entry: &Value| entry["digest"].as_str() == Some(&digest);
-    let place = match new.labels() {
+    let place = match new.names() {
         None if entries.iter().any(leads_there) => return Ok(None),
         None => None,
-        Some((name, label)) => {
+        Some(((_, name), short)) => {
             let is_it = |entry: &Value| {
                 let said = |key: &str| entry["annotations"][key].as_str();
-                match said(CONTAINERD_NAME) {
+                let is_called = |own: &str| short.as_deref().is_none_or(|short| own == short);
+                match said(ATTACHMENT_NAME).or(said(CONTAINERD_NAME)) {
                     // Tags of several repositories may be the same.
-                    Some(full) => full == name && said(REF_NAME).is_none_or(|own| own == label),
-                    None => said(REF_NAME).is_some_and(|own| own == label || own == name),
+                    Some(full) => full == name && said(REF_NAME).is_none_or(is_called),
+                    None => said(REF_NAME)
+                        .is_some_and(|own| own == name || short.as_deref() == Some(own)),
                 }
             };
             let place = entries.iter().position(is_it);
             // Tools that know only this name take the first entry that has it.
             let mut is_changed = false;
             for (number, entry) in entries.iter_mut().enumerate() {
-                if Some(number) != place {
-                    is_changed |= take_name(entry, &label);
+                if let Some(short) = short.as_deref().filter(|_| Some(number) != place) {
+                    is_changed |= take_name(entry, short);
                 }
             }
             if let Some(place) = place

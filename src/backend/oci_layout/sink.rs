@@ -141,7 +141,7 @@ impl Inner {
         }
         let name = match name {
             ManifestName::Tag(tag) => Some(repository.tagged(tag)),
-            ManifestName::Pinned => None,
+            ManifestName::Pinned => Some(repository.pinned(digest)),
             // A referrer is found by looking through the list.
             ManifestName::Digest if manifest.subject().is_some() => None,
             ManifestName::Digest => return Ok(()),

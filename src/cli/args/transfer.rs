@@ -126,6 +126,9 @@ pub(crate) struct PushArgs {
     /// Images of the directory; all if none is given
     #[arg(value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
+    /// Read more images from a file, one a line; `#` starts a comment, `-` is standard input
+    #[arg(long, value_name = "LIST", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) tree: TreeArgs,
     /// Repository of images that their place does not name in full, with a :TAG for a single one
@@ -144,6 +147,9 @@ pub(crate) struct PushArgs {
     /// Create the projects that are missing, if the target is a Harbor
     #[arg(long)]
     pub(crate) create_projects: bool,
+    /// Ask the registry for each blob and manifest, too, of images that it has by their names, and send what it has lost
+    #[arg(long)]
+    pub(crate) recheck: bool,
     /// Say what would be sent where, and send nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -218,6 +224,9 @@ pub(crate) struct CopyArgs {
     /// Create the projects that are missing, if the target is a Harbor
     #[arg(long)]
     pub(crate) create_projects: bool,
+    /// Ask the registry for each blob and manifest, too, of images that it has by their names, and send what it has lost
+    #[arg(long)]
+    pub(crate) recheck: bool,
     #[command(flatten)]
     pub(crate) sharing: SharingArgs,
     /// Say what would be copied, and copy nothing
