@@ -9,7 +9,8 @@
 //! names       which repository a name means
 //! manifests, blobs, uploads, lists
 //!             one kind of request each; range.rs reads ranges, body.rs sends parts of blobs, reply.rs errors
-//! state       where content is: in the tree (index.rs), or through an upstream (through.rs, upstream.rs)
+//! state       where content is: in the tree, or through an upstream (through.rs, upstream.rs)
+//! tree        what is served: a directory; index.rs is what is in a repository
 //! ```
 //!
 //! # What it promises
@@ -50,6 +51,7 @@ mod state;
 mod stream;
 mod through;
 mod tls;
+mod tree;
 mod uploads;
 mod upstream;
 

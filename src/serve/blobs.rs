@@ -18,7 +18,8 @@ use super::{
     range::Wanted,
     reply::{Problem, Reply, Result, empty, set},
     service::{Call, etag_matches, set_digest},
-    state::{BlobPlace, FoundBlob},
+    state::FoundBlob,
+    tree::BlobPlace,
 };
 use crate::{cache::ConsistentBlob, image::Digest};
 
@@ -29,7 +30,7 @@ const BLOB_TYPE: &str = "application/octet-stream";
 pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Reply> {
     let repository = call.shared.to_read(named).await?;
     call.shared.check(&call.user, Action::Pull, &repository)?;
-    let found = match call.shared.blob(&repository, digest).await {
+    let size = match call.shared.blob_bytes(&repository, digest).await {
         // Whoever pushes asks that first, and may mean a repository of ours that is not there yet.
         Err(problem)
             if call.is_head()
@@ -40,20 +41,29 @@ pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Re
         {
             return Err(Problem::blob_unknown(digest));
         }
-        found => found?,
+        size => size?,
     };
-    let size = found.size;
-    if call.header(IF_NONE_MATCH).is_some_and(|header| etag_matches(header, Some(&digest))) {
-        let mut reply = empty(StatusCode::NOT_MODIFIED);
-        set_digest(&mut reply, &digest);
-        return Ok(reply);
-    }
+    let is_known =
+        call.header(IF_NONE_MATCH).is_some_and(|header| etag_matches(header, Some(&digest)));
     // A condition that does not hold asks for everything.
     let condition = call.header(IF_RANGE).is_none_or(|header| etag_matches(header, Some(&digest)));
     let wanted = match call.header(RANGE).filter(|_| condition) {
         Some(header) => Wanted::parse(header, size),
         None => Wanted::All,
     };
+    let first = match &wanted {
+        _ if call.is_head() || is_known => None,
+        Wanted::All => Some(0..size),
+        Wanted::Parts(parts) => parts.first().cloned(),
+        Wanted::Nothing => None,
+    };
+    let found = call.shared.blob(&repository, digest, size, first.as_ref()).await?;
+    if is_known {
+        let mut reply = empty(StatusCode::NOT_MODIFIED);
+        set_digest(&mut reply, &digest);
+        return Ok(reply);
+    }
+    let found = Blob { digest, size, found };
     let mut reply = match wanted {
         Wanted::Nothing => {
             let message = format!("the blob has {size} bytes");
@@ -69,7 +79,7 @@ pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Re
         Wanted::All => whole(call, found).await?,
         Wanted::Parts(parts) => match &parts[..] {
             [part] => one_part(call, found, part.clone()).await?,
-            _ => several_parts(call, found, &parts, &digest).await?,
+            _ => several_parts(call, found, &parts).await?,
         },
     };
     set(&mut reply, ACCEPT_RANGES, "bytes");
@@ -77,10 +87,17 @@ pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Re
     Ok(reply)
 }
 
-async fn whole(call: &Call, found: FoundBlob) -> Result<Reply> {
-    let size = found.size;
-    let is_cached = matches!(found.place, BlobPlace::Cache(_));
-    let mut body = body(call, found, vec![Segment::Part(0..size)]);
+/// A blob that is to be sent.
+struct Blob {
+    digest: Digest,
+    size: u64,
+    found: FoundBlob,
+}
+
+async fn whole(call: &Call, blob: Blob) -> Result<Reply> {
+    let size = blob.size;
+    let is_cached = matches!(blob.found, FoundBlob::Cache(_));
+    let mut body = body(call, blob, vec![Segment::Part(0..size)]);
     if is_cached {
         // With too many of them, it ends when the client leaves.
         body = body.reading_on(call.shared.ends.clone().try_acquire_owned().ok());
@@ -91,9 +108,9 @@ async fn whole(call: &Call, found: FoundBlob) -> Result<Reply> {
     Ok(reply)
 }
 
-async fn one_part(call: &Call, found: FoundBlob, part: Range<u64>) -> Result<Reply> {
-    let size = found.size;
-    let body = body(call, found, vec![Segment::Part(part.clone())]);
+async fn one_part(call: &Call, blob: Blob, part: Range<u64>) -> Result<Reply> {
+    let size = blob.size;
+    let body = body(call, blob, vec![Segment::Part(part.clone())]);
     let mut reply = Reply::new(primed(body).await?);
     *reply.status_mut() = StatusCode::PARTIAL_CONTENT;
     set(&mut reply, CONTENT_LENGTH, part.end - part.start);
@@ -103,15 +120,10 @@ async fn one_part(call: &Call, found: FoundBlob, part: Range<u64>) -> Result<Rep
 }
 
 /// Several parts as `multipart/byteranges` (RFC 9110, section 14.6).
-async fn several_parts(
-    call: &Call,
-    found: FoundBlob,
-    parts: &[Range<u64>],
-    digest: &Digest,
-) -> Result<Reply> {
-    let size = found.size;
+async fn several_parts(call: &Call, blob: Blob, parts: &[Range<u64>]) -> Result<Reply> {
+    let size = blob.size;
     // Whoever knows the digest has no reason to have it in the content.
-    let boundary = format!("imgfs-{}", &digest.to_hex()[..40]);
+    let boundary = format!("imgfs-{}", &blob.digest.to_hex()[..40]);
     let mut segments = Vec::with_capacity(2 * parts.len() + 1);
     for (number, part) in parts.iter().enumerate() {
         let before = if number == 0 { "" } else { "\r\n" };
@@ -123,7 +135,7 @@ async fn several_parts(
         segments.push(Segment::Part(part.clone()));
     }
     segments.push(Segment::Text(Bytes::from(format!("\r\n--{boundary}--\r\n"))));
-    let body = body(call, found, segments);
+    let body = body(call, blob, segments);
     let length = body.length();
     let mut reply = Reply::new(primed(body).await?);
     *reply.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -141,13 +153,13 @@ fn content_range(part: &Range<u64>, size: u64) -> String {
     format!("bytes {}-{}/{size}", part.start, part.end - 1)
 }
 
-fn body(call: &Call, found: FoundBlob, segments: Vec<Segment>) -> Body {
-    let source = match found.place {
-        BlobPlace::Tree(file, doubt) => Source::File(file, doubt),
-        BlobPlace::Cache(blob) => Source::Cached(ConsistentBlob::new(blob)),
+fn body(call: &Call, blob: Blob, segments: Vec<Segment>) -> Body {
+    let source = match blob.found {
+        FoundBlob::Tree(BlobPlace::File(file, doubt)) => Source::File(file, doubt),
+        FoundBlob::Cache(blob) => Source::Cached(ConsistentBlob::new(blob)),
     };
     let sent = call.shared.counts.sent.clone();
-    Body::parts(source, found.size, segments, Arc::clone(&call.connection), sent)
+    Body::parts(source, blob.size, segments, Arc::clone(&call.connection), sent)
 }
 
 /// `DELETE` of a blob: it leaves this repository, and the tree when nothing there needs it (`imgfs prune`).
@@ -156,18 +168,18 @@ pub(super) async fn delete(call: &Call, named: &Named, digest: Digest) -> Result
     let repository = &named.repository;
     shared.check(&call.user, Action::Delete, repository)?;
     call.check_deletable("GET, HEAD")?;
-    let index = shared.index(repository).await?;
-    let users: Vec<String> = index.users(&digest).iter().map(|e| e.digest.to_string()).collect();
+    let failed = |e| Problem::local(&e);
+    let users = shared.tree.users(repository, &digest).await.map_err(failed)?;
+    let users: Vec<String> = users.iter().map(|entry| entry.digest.to_string()).collect();
     if !users.is_empty() {
         let message = format!("it is needed here by {}", users.join(", "));
         return Err(
             Problem::method_not_allowed("GET, HEAD", message).detail(json!({ "needed_by": users }))
         );
     }
-    if !shared.dir.is_adopted(repository, &digest) {
+    if !shared.tree.release(repository, &digest).await.map_err(failed)? {
         return Err(Problem::blob_unknown(digest));
     }
-    shared.dir.release(repository, &digest).map_err(|e| Problem::local(&e))?;
     let mut reply = empty(StatusCode::ACCEPTED);
     set(&mut reply, CONTENT_LENGTH, 0);
     Ok(reply)

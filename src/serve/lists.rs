@@ -1,21 +1,17 @@
 //! Lists: tags, repositories, and what refers to a manifest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use hyper::{StatusCode, header::LINK};
 use serde_json::{Value, json};
 
 use super::{
     access::Action,
-    index::Index,
     names::Named,
     reply::{Problem, Reply, Result, full, header, json_reply, set},
-    route::Target,
     service::Call,
 };
-use crate::image::{
-    Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, listed_json, referrers_index, referrers_tag,
-};
+use crate::image::{Digest, MAX_MANIFEST_BYTES, MediaType, referrers_index};
 
 /// Names that are listed at most in one answer; the others follow.
 const MAX_PAGE: usize = 10_000;
@@ -26,9 +22,8 @@ pub(super) async fn tags(call: &Call, named: &Named) -> Result<Reply> {
     let repository = shared.to_read(named).await?;
     shared.check(&call.user, Action::Pull, &repository)?;
     let page = Page::of(call)?;
-    let index = shared.index(&repository).await?;
-    let mut tags: BTreeSet<String> = index.tags().cloned().collect();
-    let mut is_known = !index.is_empty() || shared.dir.has_adopted(&repository);
+    let mut tags = shared.tree.tags(&repository).await.map_err(|e| Problem::local(&e))?;
+    let mut is_known = !tags.is_empty() || shared.exists(&repository).await?;
     if let Some(through) = shared.through(&repository) {
         match through.tags(&repository).await {
             Ok(more) => {
@@ -58,7 +53,7 @@ pub(super) async fn catalog(call: &Call) -> Result<Reply> {
         return Err(shared.access.unauthorized("log in first"));
     }
     let page = Page::of(call)?;
-    let mut all = shared.dir.repositories().await.map_err(|e| Problem::local(&e))?;
+    let mut all = shared.tree.repositories().await.map_err(|e| Problem::local(&e))?;
     if let Some(through) = &shared.through {
         all.extend(through.repositories());
     }
@@ -89,17 +84,8 @@ pub(super) async fn referrers(call: &Call, named: &Named, subject: Digest) -> Re
     let page = Page::of(call)?;
     let last = page.last.as_deref().map(str::parse::<Digest>).transpose();
     let last = last.map_err(|e| Problem::bad_request("DIGEST_INVALID", e))?;
-    let index = shared.index(&repository).await?;
-    let own = index.referrers(&subject).iter();
-    let mut found: BTreeMap<Digest, Value> =
-        own.map(|referrer| (referrer.digest, listed_json(referrer))).collect();
-    // What clients have listed under a tag where there was no such list.
-    let fallback = Target::Tag(referrers_tag(&subject));
-    if let Some(entry) = index.find(&fallback)
-        && let Ok(bytes) = shared.indexes.bytes(entry).await
-    {
-        add_listed(&mut found, &index, &subject, &bytes);
-    }
+    let found = shared.tree.referrers(&repository, &subject).await;
+    let mut found = found.map_err(|e| Problem::local(&e))?;
     if let Some(through) = shared.through(&repository) {
         for (digest, descriptor) in through.referrers(&repository, subject).await {
             found.entry(digest).or_insert(descriptor);
@@ -164,23 +150,6 @@ fn cut_referrers<'a>(
     (page, None)
 }
 
-/// Adds those children of an index that lists referrers which are here and refer to nothing else.
-fn add_listed(found: &mut BTreeMap<Digest, Value>, here: &Index, subject: &Digest, list: &[u8]) {
-    let Ok(parsed) = Manifest::parse(list.to_vec().into(), None) else { return };
-    let Ok(json) = serde_json::from_slice::<Value>(list) else { return };
-    let descriptors = json["manifests"].as_array().into_iter().flatten();
-    let manifests =
-        descriptors.filter(|d| !d["mediaType"].as_str().is_some_and(MediaType::is_of_blob));
-    for (child, descriptor) in parsed.children().iter().zip(manifests) {
-        let is_of_it = here.find(&Target::Digest(child.digest)).is_some_and(|entry| {
-            entry.contents.subject.as_ref().is_none_or(|(other, _)| other == subject)
-        });
-        if is_of_it {
-            found.entry(child.digest).or_insert_with(|| descriptor.clone());
-        }
-    }
-}
-
 /// Which part of a list is asked for.
 struct Page {
     last: Option<String>,
@@ -228,7 +197,10 @@ fn link(call: &Call, reply: &mut Reply, path: &str, next: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::image::Manifest;
 
     #[test]
     fn a_page_of_referrers_can_be_read_as_a_manifest() {

@@ -1,9 +1,9 @@
 //! Manifests: given out byte for byte as they are stored, and taken when all is there that they name.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body_util::{BodyStream, LengthLimitError, Limited};
 use hyper::{
     StatusCode,
@@ -20,18 +20,19 @@ use super::{
     reply::{Problem, Reply, Result, empty, full, header, set},
     route::Target,
     service::{Call, etag_matches, location, set_digest},
-    sparse::wanted_platforms,
+    sparse::present_platforms,
     state::{FoundManifest, ManifestPlace},
+    tree::{Condition, Put, Taken},
 };
-use crate::{
-    backend::{ManifestName, Sink},
-    image::{
-        Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Repository, is_tag,
-    },
+use crate::image::{
+    Algorithm, Descriptor, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Repository, is_tag,
 };
 
 /// How long all of a manifest may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Of how many things that a manifest names is asked at the same time whether they are there.
+const ASKED_AT_ONCE: usize = 16;
 
 /// Tags that one request may set.
 const MAX_TAGS: usize = 64;
@@ -50,7 +51,9 @@ pub(super) async fn get(call: &Call, named: &Named, target: &Target) -> Result<R
             set(&mut reply, CONTENT_LENGTH, found.size);
             reply
         }
-        (false, false) => full(StatusCode::OK, &found.media_type, bytes(call, &found).await?),
+        (false, false) => {
+            full(StatusCode::OK, &found.media_type, bytes(call, &repository, &found).await?)
+        }
     };
     set_digest(&mut reply, &found.digest);
     if let Some(stale) = &found.stale {
@@ -62,10 +65,10 @@ pub(super) async fn get(call: &Call, named: &Named, target: &Target) -> Result<R
     Ok(reply)
 }
 
-async fn bytes(call: &Call, found: &FoundManifest) -> Result<Bytes> {
+async fn bytes(call: &Call, repository: &Repository, found: &FoundManifest) -> Result<Bytes> {
     match &found.place {
         ManifestPlace::Memory(manifest) => Ok(manifest.bytes().clone()),
-        ManifestPlace::Tree(entry) => match call.shared.indexes.bytes(entry).await {
+        ManifestPlace::Tree => match call.shared.tree.manifest(repository, &found.digest).await {
             Ok(bytes) => Ok(bytes),
             Err(error) => {
                 // It has gone, or been damaged, since it was indexed.
@@ -92,57 +95,36 @@ pub(super) async fn put(
     let bytes = read(call, body).await?;
     let manifest = parse(call, bytes, expected)?;
     let digest = manifest.digest();
-    check_conditions(call, repository, &target).await?;
 
-    let _filling = shared.filling().await?;
+    let _hold = shared.hold().await?;
     let lacking = check_parts(call, repository, &manifest).await?;
     let failed = |e| Problem::local(&e);
-    if lacking.children {
-        let platforms = present_platforms(call, repository, &manifest).await?;
-        shared.dir.keep_sparse(digest, &platforms).await.map_err(failed)?;
-    }
-    if !lacking.blobs.is_empty() {
-        shared.dir.note_lacking(repository, lacking.blobs).await.map_err(failed)?;
-    }
-    let by_digest = matches!(target, Target::Digest(_));
-    let is_referrer = match manifest.subject() {
-        Some(subject) => has_manifest(call, repository, &subject.digest).await?,
-        None => false,
+    let sparse = match lacking.children {
+        true => {
+            let platforms = present_platforms(&*shared.tree, repository, &manifest).await;
+            Some(platforms.map_err(failed)?)
+        }
+        false => None,
     };
-    // Without a tag it is kept for its own sake, until something else names it.
-    let is_named = is_referrer || is_child(call, repository, &digest).await?;
-    if by_digest && tags.is_empty() && !is_named {
-        shared
-            .dir
-            .put_pushed(repository, &manifest, &ManifestName::Pinned)
-            .await
-            .map_err(failed)?;
-    } else if by_digest || digest.algorithm() != Algorithm::Sha256 {
-        shared
-            .dir
-            .put_pushed(repository, &manifest, &ManifestName::Digest)
-            .await
-            .map_err(failed)?;
-    } else if has_other_algorithm(call, repository, &manifest).await? {
-        // The tag is to lead to this digest, and not to the other one of the same bytes.
-        shared
-            .dir
-            .put_pushed(repository, &manifest, &ManifestName::Digest)
-            .await
-            .map_err(failed)?;
+    let how = Put {
+        tags,
+        by_digest: matches!(target, Target::Digest(_)),
+        condition: Condition {
+            matches: call.header(IF_MATCH).map(str::to_owned),
+            none_matches: call.header(IF_NONE_MATCH).map(str::to_owned),
+        },
+        lacking: lacking.blobs,
+        sparse,
+    };
+    match shared.tree.put(repository, &manifest, &how).await.map_err(failed)? {
+        Taken::Yes => {}
+        Taken::No(there) => return Err(condition_fails(there)),
     }
-    for tag in &tags {
-        let name = ManifestName::Tag(tag.clone());
-        shared.dir.put_pushed(repository, &manifest, &name).await.map_err(failed)?;
-        if let Some(through) = &shared.through {
+    let tags = how.tags;
+    if let Some(through) = &shared.through {
+        for tag in &tags {
             through.forget_tag(repository, tag);
         }
-    }
-    if !tags.is_empty() {
-        shared.dir.unpin(repository, digest).await.map_err(failed)?;
-    }
-    for child in manifest.children() {
-        shared.dir.unpin(repository, child.digest).await.map_err(failed)?;
     }
 
     let mut reply = empty(StatusCode::CREATED);
@@ -271,29 +253,12 @@ fn declares_type(manifest: &Manifest) -> bool {
     json.is_some_and(|json| json["mediaType"].as_str().is_some_and(|text| !text.is_empty()))
 }
 
-/// `If-Match` and `If-None-Match`, for those who change a tag only if nobody else has.
-async fn check_conditions(call: &Call, repository: &Repository, target: &Target) -> Result<()> {
-    let (matches, none) = (call.header(IF_MATCH), call.header(IF_NONE_MATCH));
-    if matches.is_none() && none.is_none() {
-        return Ok(());
-    }
-    let there = call.shared.indexes.find(repository, target).await;
-    let there = there.map_err(|e| Problem::local(&e))?;
-    let digest = there.as_ref().map(|entry| &entry.digest);
-    let fails = matches.is_some_and(|header| !etag_matches(header, digest))
-        || none.is_some_and(|header| etag_matches(header, digest));
-    match fails {
-        true => {
-            let leads = digest.map_or("it is not there".to_owned(), |d| format!("it leads to {d}"));
-            let status = StatusCode::PRECONDITION_FAILED;
-            Err(Problem::new(
-                status,
-                "MANIFEST_INVALID",
-                format_args!("the condition fails: {leads}"),
-            ))
-        }
-        false => Ok(()),
-    }
+/// The name leads to something else than the client's condition says.
+fn condition_fails(there: Option<Digest>) -> Problem {
+    let leads =
+        there.map_or("it is not there".to_owned(), |digest| format!("it leads to {digest}"));
+    let message = format!("the condition fails: {leads}");
+    Problem::new(StatusCode::PRECONDITION_FAILED, "MANIFEST_INVALID", message)
 }
 
 /// What a manifest names, and is taken without.
@@ -311,28 +276,33 @@ async fn check_parts(call: &Call, repository: &Repository, manifest: &Manifest) 
     let sparse = shared.abilities.sparse;
     let mut missing = Vec::new();
     let mut lacking = Lacking::default();
-    if manifest.blobs().next().is_some() {
-        let index = shared.index(repository).await?;
-        for blob in manifest.blobs() {
-            if shared.has_blob(&index, repository, blob) {
-                continue;
-            }
-            // Whoever has it in another size has not been told the truth.
-            let is_there = shared.belongs(&index, repository, &blob.digest)
-                && shared.dir.blob_bytes(&blob.digest).is_some();
-            match is_elsewhere(blob) || sparse {
-                true if !is_there => lacking.blobs.push(blob.digest),
-                true if is_elsewhere(blob) => {}
-                _ => missing.push(blob.digest),
-            }
+    let blobs = stream::iter(manifest.blobs().cloned()).map(|blob| async move {
+        let bytes = shared.tree.present_bytes(repository, &blob.digest).await;
+        bytes.map(|bytes| (blob, bytes)).map_err(|e| Problem::local(&e))
+    });
+    let mut blobs = blobs.buffered(ASKED_AT_ONCE);
+    while let Some((blob, bytes)) = blobs.try_next().await? {
+        if bytes == Some(blob.size) {
+            continue;
+        }
+        // Whoever has it in another size has not been told the truth.
+        match is_elsewhere(&blob) || sparse {
+            true if bytes.is_none() => lacking.blobs.push(blob.digest),
+            true if is_elsewhere(&blob) => {}
+            _ => missing.push(blob.digest),
         }
     }
-    for child in manifest.children() {
-        if !has_manifest(call, repository, &child.digest).await? {
-            match sparse {
-                true => lacking.children = true,
-                false => missing.push(child.digest),
-            }
+    let children = manifest.children().iter().map(|child| child.digest);
+    let children = stream::iter(children.collect::<Vec<_>>()).map(|child| async move {
+        let found = shared.find(repository, &Target::Digest(child)).await?;
+        Ok::<_, Problem>((child, found.is_some()))
+    });
+    let mut children = children.buffered(ASKED_AT_ONCE);
+    while let Some((child, is_here)) = children.try_next().await? {
+        match sparse {
+            _ if is_here => {}
+            true => lacking.children = true,
+            false => missing.push(child),
         }
     }
     if missing.is_empty() {
@@ -352,82 +322,32 @@ fn is_elsewhere(blob: &Descriptor) -> bool {
     !blob.urls.is_empty() || kind.contains(".nondistributable.") || kind.contains(".foreign.")
 }
 
-async fn has_manifest(call: &Call, repository: &Repository, digest: &Digest) -> Result<bool> {
-    let found = call.shared.indexes.find(repository, &Target::Digest(*digest)).await;
-    Ok(found.map_err(|e| Problem::local(&e))?.is_some())
-}
-
-/// Whether an index here names the manifest.
-async fn is_child(call: &Call, repository: &Repository, digest: &Digest) -> Result<bool> {
-    let index = call.shared.index(repository).await?;
-    Ok(index.users(digest).iter().any(|user| user.contents.children.contains(digest)))
-}
-
-/// Whether a manifest of the same bytes is here under a digest of another algorithm.
-async fn has_other_algorithm(
-    call: &Call,
-    repository: &Repository,
-    manifest: &Manifest,
-) -> Result<bool> {
-    let other = Digest::of(Algorithm::Sha512, manifest.bytes());
-    has_manifest(call, repository, &other).await
-}
-
-/// The platforms of the children that are here, as a sparse index is remembered.
-async fn present_platforms(
-    call: &Call,
-    repository: &Repository,
-    manifest: &Manifest,
-) -> Result<String> {
-    let mut here = HashSet::new();
-    for child in manifest.children() {
-        if has_manifest(call, repository, &child.digest).await? {
-            here.insert(child.digest);
-        }
-    }
-    Ok(wanted_platforms(manifest, &here))
-}
-
 /// `DELETE` of a tag, or of a manifest with its tags.
 pub(super) async fn delete(call: &Call, named: &Named, target: &Target) -> Result<Reply> {
     let shared = &call.shared;
     let repository = &named.repository;
     shared.check(&call.user, Action::Delete, repository)?;
     call.check_deletable("GET, HEAD, PUT")?;
-    let _filling = shared.filling().await?;
+    let _hold = shared.hold().await?;
     let failed = |e| Problem::local(&e);
-    let index = shared.index(repository).await?;
-    let Some(entry) = index.find(target).cloned() else {
+    let Some(entry) = shared.find(repository, target).await? else {
         return Err(match target {
             Target::Tag(tag) => Problem::manifest_unknown(repository.tagged(tag)),
             Target::Digest(digest) => Problem::manifest_unknown(repository.pinned(*digest)),
         });
     };
-    match target {
+    let tags = match target {
         Target::Tag(tag) => {
-            let removed = shared.dir.remove_tags(repository, std::slice::from_ref(tag)).await;
-            removed.map_err(failed)?;
-            if let Some(through) = &shared.through {
-                through.forget_tag(repository, tag);
-            }
+            shared.tree.remove_tag(repository, tag).await.map_err(failed)?;
+            vec![tag.clone()]
         }
-        Target::Digest(digest) => {
-            let tags = index.tags_of(&entry);
-            shared.dir.remove_manifest(repository, *digest, &tags).await.map_err(failed)?;
-            if let Some(through) = &shared.through {
-                for tag in &tags {
-                    through.forget_tag(repository, tag);
-                }
-            }
-            // An index that has lost a child on purpose is not incomplete.
-            for user in index.users(digest) {
-                let bytes = bytes(call, &user.clone().into()).await?;
-                if let Ok(parent) = Manifest::parse_as(user.digest.algorithm(), bytes, None) {
-                    let platforms = present_platforms(call, repository, &parent).await?;
-                    let kept = shared.dir.keep_sparse(user.digest, &platforms).await;
-                    kept.map_err(failed)?;
-                }
-            }
+        Target::Digest(_) => {
+            shared.tree.remove_manifest(repository, &entry).await.map_err(failed)?
+        }
+    };
+    if let Some(through) = &shared.through {
+        for tag in &tags {
+            through.forget_tag(repository, tag);
         }
     }
     let mut reply = empty(StatusCode::ACCEPTED);

@@ -26,6 +26,7 @@ use super::{
     stream::Stream,
     through::{Freshness, Sources, Through},
     tls::{self, TlsFiles},
+    tree::directory::Directory,
     upstream::{Upstream, UpstreamSpec},
 };
 use crate::{
@@ -134,7 +135,8 @@ pub struct Server {
     listeners: Vec<Listener>,
     tls: Option<Arc<Reloading<rustls::ServerConfig>>>,
     max_connections: usize,
-    prune_every: Option<Duration>,
+    /// The directory that is pruned from time to time, and how often.
+    pruning: Option<(ImagesDir, Duration)>,
     read_only: bool,
 }
 
@@ -165,15 +167,20 @@ impl Server {
             true => None,
             false => Some(open_through(&settings, &dir, &counts, metrics)?),
         };
+        let cache_dir = match &through {
+            Some(through) => through.cache_dir().to_owned(),
+            None => dir.cache_dir(),
+        };
+        let tree = Directory::new(dir.clone(), cache_dir, settings.upload_ttl);
+        let prune_every = settings.prune_every.filter(|_| !settings.read_only);
         let shared = Shared::new(Foundation {
-            dir,
+            tree: Arc::new(tree),
             names,
             abilities: Abilities {
                 read_only: settings.read_only,
                 delete: settings.allow_delete,
                 sparse: settings.sparse,
             },
-            upload_ttl: settings.upload_ttl,
             through,
             access,
             counts,
@@ -191,7 +198,7 @@ impl Server {
             listeners,
             tls,
             max_connections: settings.max_connections,
-            prune_every: settings.prune_every,
+            pruning: prune_every.map(|interval| (dir, interval)),
             read_only: settings.read_only,
         })
     }
@@ -218,8 +225,8 @@ impl Server {
         if !self.read_only {
             tasks.push(tokio::spawn(sweep(self.shared.clone())));
         }
-        if let Some(interval) = self.prune_every.filter(|_| !self.read_only) {
-            tasks.push(tokio::spawn(prune(self.shared.clone(), interval)));
+        if let Some((dir, interval)) = self.pruning {
+            tasks.push(tokio::spawn(prune(dir, interval)));
         }
         stop.await;
         for task in &tasks {
@@ -367,16 +374,16 @@ fn watch_cache(metrics: &Metrics, cache: &Cache) {
 /// Removes uploads that nobody goes on with.
 async fn sweep(shared: Arc<Shared>) {
     loop {
-        shared.remove_old_uploads().await;
+        shared.sweep().await;
         tokio::time::sleep(SWEEP).await;
     }
 }
 
 /// Removes what nothing needs, from time to time.
-async fn prune(shared: Arc<Shared>, interval: Duration) {
+async fn prune(dir: ImagesDir, interval: Duration) {
     loop {
         tokio::time::sleep(interval).await;
-        let dir = shared.dir.clone();
+        let dir = dir.clone();
         let pruned = tokio::task::spawn_blocking(move || dir.prune_patiently(false)).await;
         match pruned {
             Ok(Ok(pruned)) => {

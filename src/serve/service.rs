@@ -127,7 +127,7 @@ async fn answer(
     finish.about = route.as_ref().map_or("other", about);
     match &route {
         Ok(Route::Health) => return Ok(json_reply(StatusCode::OK, &json!({ "status": "ok" }))),
-        Ok(Route::Ready) => return ready(&shared),
+        Ok(Route::Ready) => return ready(&shared).await,
         _ => {}
     }
     let certificate = connection.certificate.as_deref();
@@ -216,15 +216,10 @@ fn base(call: &Call) -> Result<Reply> {
 }
 
 /// Whether the tree can be read, and written to where that is meant to be. Nobody is asked for it.
-fn ready(shared: &Shared) -> Result<Reply> {
-    let root = shared.dir.root();
-    let is_there = shared.dir.dir().stat(root).is_ok();
-    let is_writable = shared.abilities.read_only
-        || rustix::fs::access(root, rustix::fs::Access::WRITE_OK).is_ok();
-    match (is_there, is_writable) {
-        (true, true) => Ok(json_reply(StatusCode::OK, &json!({ "status": "ready" }))),
-        (false, _) => Err(Problem::unavailable("the directory of images cannot be read")),
-        (true, false) => Err(Problem::unavailable("the directory of images cannot be written to")),
+async fn ready(shared: &Shared) -> Result<Reply> {
+    match shared.tree.check_ready(!shared.abilities.read_only).await {
+        Ok(()) => Ok(json_reply(StatusCode::OK, &json!({ "status": "ready" }))),
+        Err(reason) => Err(Problem::unavailable(reason)),
     }
 }
 

@@ -2,7 +2,11 @@
 
 use std::collections::HashSet;
 
-use crate::image::{Digest, Manifest, Platform, PlatformFilter, choose};
+use super::{route::Target, tree::Tree};
+use crate::{
+    backend::Result,
+    image::{Digest, Manifest, Platform, PlatformFilter, Repository, choose},
+};
 
 /// What a sparse index is remembered by whose children cannot be told by their platforms: no platform is called so, and
 /// thus nothing counts as missing.
@@ -29,6 +33,21 @@ pub(super) fn wanted_platforms(index: &Manifest, here: &HashSet<Digest>) -> Stri
         true => text,
         false => NO_PLATFORM.to_owned(),
     }
+}
+
+/// The platforms for which the children of an index of `repository` are wanted, if those are all that are there.
+pub(super) async fn present_platforms(
+    tree: &dyn Tree,
+    repository: &Repository,
+    index: &Manifest,
+) -> Result<String> {
+    let mut here = HashSet::new();
+    for child in index.children() {
+        if tree.find(repository, &Target::Digest(child.digest)).await?.is_some() {
+            here.insert(child.digest);
+        }
+    }
+    Ok(wanted_platforms(index, &here))
 }
 
 #[cfg(test)]

@@ -20,13 +20,11 @@ use super::{
     reply::{Problem, Reply, Result, empty, header, set},
     service::{Call, location},
     state::upload_unknown,
+    tree::{Upload, Whole},
 };
 use crate::{
-    backend::{
-        self, ByteStream, Error, Kind,
-        images_dir::{Upload, is_upload_name},
-    },
-    image::{Descriptor, Digest, Repository},
+    backend::{self, ByteStream, Error, Kind, images_dir::is_upload_name},
+    image::{Digest, Repository},
     util::Counter,
 };
 
@@ -49,11 +47,12 @@ pub(super) async fn begin(call: &Call, named: &Named, body: RequestBody) -> Resu
     }
     let digest = call.query.get("digest").map(parse).transpose().map_err(invalid)?;
     let name = new_name()?;
-    let upload = shared.dir.create_upload(repository, &name).await;
+    let upload = shared.tree.begin_upload(repository, &name).await;
     let upload = upload.map_err(|e| Problem::local(&e))?;
     match digest {
         Some(digest) if call.query.get("mount").is_none() => {
-            let upload = match receive(call, upload, body, None).await {
+            let whole = Whole { digest, size: call.length() };
+            let upload = match receive(call, upload, body, None, Some(whole)).await {
                 Ok(upload) => upload,
                 Err(problem) => {
                     // Nobody knows its name.
@@ -64,7 +63,7 @@ pub(super) async fn begin(call: &Call, named: &Named, body: RequestBody) -> Resu
             finish(call, named, upload, digest).await
         }
         _ => {
-            shared.keep_upload(repository, &name, upload);
+            upload.rest().await;
             let mut reply = empty(StatusCode::ACCEPTED);
             describe(&mut reply, named, &name, 0);
             Ok(reply)
@@ -93,9 +92,9 @@ pub(super) async fn patch(
     let repository = &named.repository;
     call.shared.check(&call.user, Action::Push, repository)?;
     call.check_writable("GET")?;
-    let upload = resume(call, named, session, body).await?;
+    let upload = resume(call, named, session, body, None).await?;
     let size = upload.size();
-    call.shared.keep_upload(repository, session, upload);
+    upload.rest().await;
     let mut reply = empty(StatusCode::ACCEPTED);
     describe(&mut reply, named, session, size);
     Ok(reply)
@@ -116,7 +115,7 @@ pub(super) async fn put(
         .get("digest")
         .ok_or_else(|| Problem::bad_request("DIGEST_INVALID", "the digest is missing (digest=)"))?;
     let digest: Digest = digest.parse().map_err(|e| Problem::bad_request("DIGEST_INVALID", e))?;
-    let upload = resume(call, named, session, body).await?;
+    let upload = resume(call, named, session, body, Some(digest)).await?;
     finish(call, named, upload, digest).await
 }
 
@@ -126,26 +125,37 @@ pub(super) async fn cancel(call: &Call, named: &Named, session: &str) -> Result<
     call.shared.check(&call.user, Action::Push, repository)?;
     call.check_writable("GET")?;
     let upload = take(call, repository, session).await?;
-    upload.remove().map_err(|e| Problem::local(&e))?;
+    upload.remove().await.map_err(|e| Problem::local(&e))?;
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
-/// Adds the body of a request to the upload `session`, which goes on where it is.
-async fn resume(call: &Call, named: &Named, session: &str, body: RequestBody) -> Result<Upload> {
-    let repository = &named.repository;
-    let upload = take(call, repository, session).await?;
+/// Adds the body of a request to the upload `session`, which goes on where it is. It is the last request if it says the
+/// `digest` of everything.
+async fn resume(
+    call: &Call,
+    named: &Named,
+    session: &str,
+    body: RequestBody,
+    digest: Option<Digest>,
+) -> Result<Box<dyn Upload>> {
+    let upload = take(call, &named.repository, session).await?;
     match check_range(call, named, session, upload.size()) {
-        Ok(limit) => receive(call, upload, body, limit).await,
+        Ok(limit) => {
+            let rest = limit.or(call.length());
+            let size = rest.map(|rest| upload.size().saturating_add(rest));
+            let whole = digest.map(|digest| Whole { digest, size });
+            receive(call, upload, body, limit, whole).await
+        }
         Err(problem) => {
-            call.shared.keep_upload(repository, session, upload);
+            upload.rest().await;
             Err(problem)
         }
     }
 }
 
-async fn take(call: &Call, repository: &Repository, session: &str) -> Result<Upload> {
+async fn take(call: &Call, repository: &Repository, session: &str) -> Result<Box<dyn Upload>> {
     match is_upload_name(session) {
-        true => call.shared.take_upload(repository, session).await,
+        true => call.shared.resume_upload(repository, session).await,
         false => Err(upload_unknown()),
     }
 }
@@ -153,13 +163,13 @@ async fn take(call: &Call, repository: &Repository, session: &str) -> Result<Upl
 async fn remove(call: &Call, repository: &Repository, session: &str) {
     if let Ok(upload) = take(call, repository, session).await {
         // What stays is removed when it is old.
-        let _ = upload.remove();
+        let _ = upload.remove().await;
     }
 }
 
 fn size(call: &Call, repository: &Repository, session: &str) -> Result<u64> {
     let is_name = is_upload_name(session);
-    let size = is_name.then(|| call.shared.dir.upload_bytes(repository, session)).flatten();
+    let size = is_name.then(|| call.shared.tree.upload_bytes(repository, session)).flatten();
     size.ok_or_else(upload_unknown)
 }
 
@@ -192,10 +202,11 @@ fn check_range(call: &Call, named: &Named, session: &str, size: u64) -> Result<O
 /// Adds the body of a request to an upload. What came before an error stays.
 async fn receive(
     call: &Call,
-    upload: Upload,
+    upload: Box<dyn Upload>,
     body: RequestBody,
     limit: Option<u64>,
-) -> Result<Upload> {
+    whole: Option<Whole>,
+) -> Result<Box<dyn Upload>> {
     if call.length() == Some(0) && limit.is_none() {
         return Ok(upload);
     }
@@ -205,7 +216,7 @@ async fn receive(
     };
     let before = upload.size();
     let stream = Sent { body, counter: call.shared.counts.received.clone() };
-    match upload.append(Box::new(stream), limit).await {
+    match upload.append(Box::new(stream), limit, whole).await {
         Ok(upload) => match limit.filter(|limit| before + limit != upload.size()) {
             None => Ok(upload),
             Some(limit) => Err(Problem::bad_request(
@@ -229,19 +240,21 @@ async fn receive(
     }
 }
 
-/// Publishes an upload, and notes that it belongs to the repository before saying so.
-async fn finish(call: &Call, named: &Named, upload: Upload, digest: Digest) -> Result<Reply> {
-    let shared = &call.shared;
-    let _filling = shared.filling().await?;
-    upload.publish(digest).await.map_err(|error| match error.kind() {
+/// Publishes an upload.
+async fn finish(
+    call: &Call,
+    named: &Named,
+    upload: Box<dyn Upload>,
+    digest: Digest,
+) -> Result<Reply> {
+    let _hold = call.shared.hold().await?;
+    upload.publish(&digest).await.map_err(|error| match error.kind() {
         Kind::Digest { found, .. } => Problem::bad_request(
             "DIGEST_INVALID",
             format_args!("the digest of what has come is {found}, not {digest}"),
         ),
         _ => Problem::local(&error),
     })?;
-    let adopted = shared.dir.adopt(&named.repository, digest, shared.upload_ttl).await;
-    adopted.map_err(|e| Problem::local(&e))?;
     Ok(created(named, &digest))
 }
 
@@ -249,7 +262,7 @@ async fn finish(call: &Call, named: &Named, upload: Upload, digest: Digest) -> R
 async fn mount(call: &Call, repository: &Repository, digest: Digest) -> Result<bool> {
     let shared = &call.shared;
     let from = call.query.get("from").filter(|from| !from.is_empty());
-    let _filling = shared.filling().await?;
+    let _hold = shared.hold().await?;
     let size = match from {
         Some(from) => {
             let Ok(named) = shared.names.parse(from, call.query.namespace()) else {
@@ -259,23 +272,13 @@ async fn mount(call: &Call, repository: &Repository, digest: Digest) -> Result<b
             if !shared.allows(&call.user, Action::Pull, &source) {
                 return Ok(false);
             }
-            shared.blob_size(&source, &digest).await?
+            shared.known_blob(&source, &digest).await?
         }
         None => find_anywhere(call, repository, &digest).await?,
     };
     let Some(size) = size else { return Ok(false) };
-    let blob = Descriptor::new("", digest, size);
-    let cache_dir = shared.through.as_ref().map(|through| through.cache_dir().to_owned());
-    let cache_dir = cache_dir.unwrap_or_else(|| shared.dir.cache_dir());
-    let here = shared.dir.blob_bytes(&digest) == Some(size)
-        || shared.dir.take_from_cache(&blob, &cache_dir).await.unwrap_or(false);
-    // Nobody gets as his own what is not what it is called.
-    if !here || shared.dir.verified_file(digest, size).await.is_err() {
-        return Ok(false);
-    }
-    let adopted = shared.dir.adopt(repository, digest, shared.upload_ttl).await;
-    adopted.map_err(|e| Problem::local(&e))?;
-    Ok(true)
+    let adopted = shared.tree.adopt(repository, &digest, size).await;
+    adopted.map_err(|e| Problem::local(&e))
 }
 
 /// The size of a blob, if it is in a repository that the user may pull from. Of those that nobody has asked for lately
@@ -286,16 +289,16 @@ async fn find_anywhere(
     digest: &Digest,
 ) -> Result<Option<u64>> {
     let shared = &call.shared;
-    let Some(bytes) = shared.dir.blob_bytes(digest) else { return Ok(None) };
-    if shared.access.all_may_pull() || shared.blob_size(repository, digest).await?.is_some() {
+    let failed = |e| Problem::local(&e);
+    let Some(bytes) = shared.tree.blob_bytes(digest).await.map_err(failed)? else {
+        return Ok(None);
+    };
+    if shared.access.all_may_pull() || shared.known_blob(repository, digest).await?.is_some() {
         return Ok(Some(bytes));
     }
-    let mut all = shared.indexes.naming(digest);
-    // Those that have no manifest yet, too.
-    all.extend(shared.dir.owners(*digest).await.map_err(|e| Problem::local(&e))?);
-    for other in all {
+    for other in shared.tree.holders(digest).await.map_err(failed)? {
         if shared.allows(&call.user, Action::Pull, &other)
-            && shared.blob_size(&other, digest).await? == Some(bytes)
+            && shared.known_blob(&other, digest).await? == Some(bytes)
         {
             return Ok(Some(bytes));
         }

@@ -22,6 +22,7 @@ const LONG: Duration = Duration::from_secs(3600);
 /// A server without listeners, to which connections are brought.
 struct Scene {
     dir: tempfile::TempDir,
+    images: ImagesDir,
     shared: Arc<Shared>,
     tls: Option<Arc<Reloading<rustls::ServerConfig>>>,
     stopping: watch::Sender<bool>,
@@ -31,17 +32,19 @@ impl Scene {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Metrics::default();
+        let images = ImagesDir::create(&dir.path().join("images"), None, Linking::Auto).unwrap();
+        let upload_ttl = Duration::from_secs(86_400);
+        let tree = Directory::new(images.clone(), images.cache_dir(), upload_ttl);
         let shared = Shared::new(Foundation {
-            dir: ImagesDir::create(&dir.path().join("images"), None, Linking::Auto).unwrap(),
+            tree: Arc::new(tree),
             names: Names::new("registry.local", None).unwrap(),
             abilities: Abilities { read_only: false, delete: false, sparse: false },
-            upload_ttl: Duration::from_secs(86_400),
             through: None,
             access: Access::new(&AccessSettings::default()).unwrap(),
             counts: Counts::new(&metrics),
             log: None,
         });
-        Self { dir, shared, tls: None, stopping: watch::channel(false).0 }
+        Self { dir, images, shared, tls: None, stopping: watch::channel(false).0 }
     }
 
     /// The other end of a connection that is served, and what becomes of that.
@@ -67,7 +70,7 @@ impl Scene {
     async fn blob(&self, bytes: usize) -> Digest {
         let content = vec![0; bytes];
         let digest = Digest::of(Algorithm::Sha256, &content);
-        let root: &Path = self.shared.dir.root();
+        let root: &Path = self.images.root();
         std::fs::write(root.join("blobs").join(digest.to_string()), &content).unwrap();
         let text = format!(
             r#"{{"schemaVersion": 2, "layers": [], "config": {{
@@ -76,7 +79,7 @@ impl Scene {
         let manifest = Manifest::parse(text.into(), None).unwrap();
         let repository = Repository::new("registry.local", "team/app").unwrap();
         let tag = ManifestName::Tag("v1".to_owned());
-        self.shared.dir.put(&repository, &manifest, &tag).await.unwrap();
+        self.images.put(&repository, &manifest, &tag).await.unwrap();
         digest
     }
 }
