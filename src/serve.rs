@@ -10,7 +10,7 @@
 //! manifests, blobs, uploads, lists
 //!             one kind of request each; range.rs reads ranges, body.rs sends parts of blobs, reply.rs errors
 //! state       where content is: in the tree, or through an upstream (through.rs, upstream.rs)
-//! tree        what is served: a directory; index.rs is what is in a repository
+//! tree        what is served: a directory or a bucket; index.rs is what is in a repository
 //! ```
 //!
 //! # What it promises
@@ -58,7 +58,7 @@ mod upstream;
 pub use access::AccessSettings;
 pub use endpoint::MetricsEndpoint;
 pub use listen::{Address, AddressError};
-pub use server::{Server, Settings, StartError};
+pub use server::{Images, Server, Settings, StartError};
 pub use tls::TlsFiles;
 pub use upstream::UpstreamSpec;
 

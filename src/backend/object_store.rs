@@ -8,6 +8,7 @@
 //! <registry>/<repository>/manifests/<algorithm>-<hex> the referrers of a manifest, as a tag
 //! blobs/<algorithm>:<hex>                             configurations and layers
 //! blobs/.imgfs/probe                                  an object to find out what the store can do
+//! blobs/.imgfs/serve/                                 notes and uploads of servers ([`serving`], [`uploads`])
 //! ```
 //!
 //! Any number of processes may write at once, and none knows of the others. A blob's key appears only when all of
@@ -19,6 +20,10 @@ mod blobs;
 mod error;
 mod listing;
 mod names;
+mod parts;
+mod reader;
+mod serving;
+mod uploads;
 
 use std::{
     collections::HashMap,
@@ -30,11 +35,19 @@ use bytes::BytesMut;
 use object_store::{
     ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
     aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path,
+    signer::Signer,
 };
 use tokio::sync::{OnceCell, Semaphore};
 
+pub use reader::BlobReader;
+pub use serving::{FoundManifest, ManifestObject, RepositoryObjects};
+pub use uploads::{ObjectUpload, Uploads, WholeBlob};
+
 use super::{Error, Kind, Result, registry::tls};
-use crate::image::{Digest, Reference, Repository};
+use crate::{
+    image::{Digest, Reference, Repository},
+    util::locked,
+};
 
 /// Whose store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +81,22 @@ pub enum Writers {
     One,
 }
 
-/// Buffers of [`blobs::PART_BYTES`] that uploads may take together.
+/// Who uses a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// A run of a command: what it has once seen to be there, it takes to be there until it ends; and it has time when
+    /// the store fails.
+    Run,
+    /// A server, whose clients repeat what fails. It remembers nothing of what others may change meanwhile, and receives
+    /// up to [`UPLOADS_AT_ONCE`] blobs from clients of which each may be slow.
+    Server,
+}
+
+/// Blobs that a server receives at the same time.
+pub const UPLOADS_AT_ONCE: usize = 24;
+
+/// Buffers of [`parts::PART_BYTES`] that uploads may take together. In a server each has one besides, so that no slow
+/// client keeps others from sending.
 const BUFFERS: usize = 5;
 
 /// Longest time without a single byte before a request is repeated.
@@ -83,6 +111,10 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often.
 const MAX_RETRIES: usize = 8;
 
+/// The same in a server, where a client waits for the answer.
+const SERVER_RETRY_TIMEOUT: Duration = Duration::from_secs(20);
+const SERVER_RETRIES: usize = 3;
+
 /// Tags that others change at the same moment are read and written again this often.
 const MAX_CONFLICTS: usize = 20;
 
@@ -94,6 +126,8 @@ pub struct ObjectTree {
 
 struct Inner {
     store: Arc<dyn ObjectStore>,
+    /// Makes URLs with which others may read.
+    signer: Option<Arc<dyn Signer>>,
     prefix: Path,
     side: String,
     writers: Writers,
@@ -102,25 +136,31 @@ struct Inner {
     buffers: Arc<Semaphore>,
     /// Those that have been used, and will be again.
     spare: Mutex<Vec<BytesMut>>,
-    /// What names have been seen to lead to, or been made to.
-    seen: Mutex<HashMap<Path, Digest>>,
+    /// What names have been seen to lead to, or been made to; `None` if that is not remembered.
+    seen: Option<Mutex<HashMap<Path, Digest>>>,
 }
 
 impl ObjectTree {
     /// The part of `bucket` whose keys begin with `prefix`. Nothing is asked yet. Credentials, region and endpoint
     /// come from the environment, as the provider's own tools know it.
-    pub fn open(provider: Provider, bucket: &str, prefix: &str, writers: Writers) -> Result<Self> {
+    pub fn open(
+        provider: Provider,
+        bucket: &str,
+        prefix: &str,
+        writers: Writers,
+        using: Use,
+    ) -> Result<Self> {
         let side = format!("{}://{bucket}", provider.scheme());
         let wrong = |e: object_store::Error| match error::kind(&e) {
             kind @ Kind::Config(_) => Error::new(&side, "opening it", kind),
             _ => Error::new(&side, "opening it", Kind::Config(error::text(&e))),
         };
         tls::choose_provider();
-        let retry = RetryConfig {
-            max_retries: MAX_RETRIES,
-            retry_timeout: RETRY_TIMEOUT,
-            ..RetryConfig::default()
+        let (max_retries, retry_timeout) = match using {
+            Use::Run => (MAX_RETRIES, RETRY_TIMEOUT),
+            Use::Server => (SERVER_RETRIES, SERVER_RETRY_TIMEOUT),
         };
+        let retry = RetryConfig { max_retries, retry_timeout, ..RetryConfig::default() };
         let options = |allow_http| {
             ClientOptions::new()
                 .with_connect_timeout(CONNECT_TIMEOUT)
@@ -132,26 +172,30 @@ impl ObjectTree {
         let is_http = |name: &str| {
             std::env::var(name).is_ok_and(|url| url.trim_start().starts_with("http://"))
         };
-        let store: Arc<dyn ObjectStore> = match provider {
+        let (store, signer): (Arc<dyn ObjectStore>, Arc<dyn Signer>) = match provider {
             Provider::S3 => {
                 let allow_http = is_http("AWS_ENDPOINT")
                     || is_http("AWS_ENDPOINT_URL")
                     || is_http("AWS_ENDPOINT_URL_S3");
                 let mut builder = AmazonS3Builder::from_env()
                     .with_bucket_name(bucket)
+                    // Every store that speaks S3 removes one object at a time, and not every one many.
+                    .with_disable_bulk_delete(true)
                     .with_retry(retry)
                     .with_client_options(options(allow_http));
                 if let Ok(url) = std::env::var("AWS_ENDPOINT_URL_S3") {
                     builder = builder.with_endpoint(url);
                 }
-                Arc::new(builder.build().map_err(wrong)?)
+                let store = Arc::new(builder.build().map_err(wrong)?);
+                (store.clone(), store)
             }
             Provider::Gcs => {
                 let builder = GoogleCloudStorageBuilder::from_env()
                     .with_bucket_name(bucket)
                     .with_retry(retry)
                     .with_client_options(options(is_http("GOOGLE_BASE_URL")));
-                Arc::new(builder.build().map_err(wrong)?)
+                let store = Arc::new(builder.build().map_err(wrong)?);
+                (store.clone(), store)
             }
             Provider::Azure => {
                 let builder = MicrosoftAzureBuilder::from_env()
@@ -160,29 +204,42 @@ impl ObjectTree {
                     .with_client_options(options(
                         is_http("AZURE_STORAGE_ENDPOINT") || is_http("AZURE_ENDPOINT"),
                     ));
-                Arc::new(builder.build().map_err(wrong)?)
+                let store = Arc::new(builder.build().map_err(wrong)?);
+                (store.clone(), store)
             }
         };
-        Ok(Self::with(store, prefix, side, writers))
+        Ok(Self::with(store, Some(signer), prefix, side, writers, using))
     }
 
     /// One that is gone with the process.
     #[cfg(test)]
     pub(super) fn in_memory(prefix: &str) -> Self {
         let store = Arc::new(object_store::memory::InMemory::new());
-        Self::with(store, prefix, "store in memory".to_owned(), Writers::Many)
+        Self::with(store, None, prefix, "store in memory".to_owned(), Writers::Many, Use::Run)
     }
 
-    fn with(store: Arc<dyn ObjectStore>, prefix: &str, side: String, writers: Writers) -> Self {
+    fn with(
+        store: Arc<dyn ObjectStore>,
+        signer: Option<Arc<dyn Signer>>,
+        prefix: &str,
+        side: String,
+        writers: Writers,
+        using: Use,
+    ) -> Self {
+        let buffers = match using {
+            Use::Run => BUFFERS,
+            Use::Server => BUFFERS + UPLOADS_AT_ONCE,
+        };
         let inner = Inner {
             store,
+            signer,
             prefix: Path::from(prefix),
             side,
             writers,
             conditions: OnceCell::new(),
-            buffers: Arc::new(Semaphore::new(BUFFERS)),
+            buffers: Arc::new(Semaphore::new(buffers)),
             spare: Mutex::default(),
-            seen: Mutex::default(),
+            seen: (using == Use::Run).then(Mutex::default),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -191,6 +248,18 @@ impl ObjectTree {
 impl Inner {
     fn error(&self, doing: impl std::fmt::Display, error: &object_store::Error) -> Error {
         Error::new(&self.side, doing, error::kind(error))
+    }
+
+    /// Whether `key` is known to lead to `digest`.
+    fn has_seen(&self, key: &Path, digest: &Digest) -> bool {
+        self.seen.as_ref().is_some_and(|seen| locked(seen).get(key) == Some(digest))
+    }
+
+    /// Remembers that `key` leads to `digest`, where anything is remembered.
+    fn note_seen(&self, key: Path, digest: Digest) {
+        if let Some(seen) = &self.seen {
+            locked(seen).insert(key, digest);
+        }
     }
 
     /// The key of a path of an images_dir.

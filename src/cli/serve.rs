@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use imgfs::{
-    serve::{AccessSettings, Server, Settings, StartError, TlsFiles},
+    ops::{Medium, TreeSpec},
+    serve::{AccessSettings, Images, Server, Settings, StartError, TlsFiles},
     util::{Budget, Metrics},
 };
 use tokio::signal::unix::Signal;
@@ -24,7 +25,7 @@ pub(crate) fn run(args: &ServeArgs, output: &Arc<Output>) -> Result<Outcome, Fai
     }
     daemon::keep_one_heap()?;
     let settings = settings(args, output)?;
-    let root = settings.images_dir.display().to_string();
+    let root = args.tree.place()?.to_string();
     let metrics = Metrics::default();
     let runtime = runtime()?;
     let served = runtime.block_on(async {
@@ -74,7 +75,7 @@ fn settings(args: &ServeArgs, output: &Arc<Output>) -> Result<Settings, Failure>
     };
     let default_registry = args.default_registry.trim();
     Ok(Settings {
-        images_dir: absolute(&args.tree.directory("serve")?)?,
+        images: images(args)?,
         listen: args.listen.clone(),
         read_only: args.read_only,
         allow_delete: args.allow_delete,
@@ -104,6 +105,23 @@ fn settings(args: &ServeArgs, output: &Arc<Output>) -> Result<Settings, Failure>
         insecure_auth: args.insecure_auth,
         access_log: args.access_log.clone(),
     })
+}
+
+/// What is to be served.
+fn images(args: &ServeArgs) -> Result<Images, Failure> {
+    let place = args.tree.place()?;
+    match (&place, place.medium()) {
+        (TreeSpec::Medium(_), Some(Medium::ObjectStore { store, bucket, prefix })) => {
+            Ok(Images::Bucket { provider: store, bucket, prefix, redirect: args.redirect })
+        }
+        (TreeSpec::Directory(path), _) if !args.redirect => Ok(Images::Directory(absolute(path)?)),
+        (TreeSpec::Directory(_), _) => Err(Failure::new(
+            "--redirect is for object stores: nobody but this server has the files of a directory",
+        )),
+        _ => Err(Failure::new(format!(
+            "{place}: `imgfs serve` is for a directory of images, or an object store"
+        ))),
+    }
 }
 
 /// Is done when the process is told to end; the second time, it ends at once.

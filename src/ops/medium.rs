@@ -10,7 +10,7 @@ use crate::{
         Backend, ListedImage, Lister, Listing, NameBelow, Packer, Sink, Unwritten,
         archive::{self, ArchivePacker},
         docker_daemon::{self, DaemonPacker},
-        object_store::{ObjectTree, Writers},
+        object_store::{ObjectTree, Use, Writers},
         oci_layout::{self, OciLayout},
         skopeo_dir::{self, SkopeoDirPacker},
     },
@@ -71,7 +71,7 @@ impl Source {
                 Arc::new(docker_daemon::open(name.as_deref(), below).await?)
             }
             Medium::ObjectStore { store, bucket, prefix } => {
-                Arc::new(ObjectTree::open(*store, bucket, prefix, Writers::Many)?)
+                Arc::new(ObjectTree::open(*store, bucket, prefix, Writers::Many, Use::Run)?)
             }
         };
         let source = Self { lister, listing: Arc::default(), place };
@@ -191,7 +191,7 @@ pub(super) fn open_target(
                 true => Writers::One,
                 false => Writers::Many,
             };
-            let tree = ObjectTree::open(*store, bucket, prefix, writers)?;
+            let tree = ObjectTree::open(*store, bucket, prefix, writers, Use::Run)?;
             Ok(Target::Sink(Arc::new(tree)))
         }
     }

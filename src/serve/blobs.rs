@@ -6,10 +6,12 @@ use bytes::Bytes;
 use hyper::{
     StatusCode,
     header::{
-        ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE,
+        ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_NONE_MATCH,
+        IF_RANGE, LOCATION, RANGE,
     },
 };
 use serde_json::json;
+use tokio::sync::Mutex;
 
 use super::{
     access::Action,
@@ -51,19 +53,25 @@ pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Re
         Some(header) => Wanted::parse(header, size),
         None => Wanted::All,
     };
-    let first = match &wanted {
-        _ if call.is_head() || is_known => None,
-        Wanted::All => Some(0..size),
-        Wanted::Parts(parts) => parts.first().cloned(),
-        Wanted::Nothing => None,
+    let parts = match &wanted {
+        _ if call.is_head() || is_known => Vec::new(),
+        Wanted::All => vec![0..size],
+        Wanted::Parts(parts) => parts.clone(),
+        Wanted::Nothing => Vec::new(),
     };
-    let found = call.shared.blob(&repository, digest, size, first.as_ref()).await?;
+    let found = call.shared.blob(&repository, digest, size, &parts).await?;
+    let source = match found {
+        FoundBlob::Tree(BlobPlace::Elsewhere(url)) => return Ok(elsewhere(&url, &digest)),
+        FoundBlob::Tree(BlobPlace::File(file, doubt)) => Source::File(file, doubt),
+        FoundBlob::Tree(BlobPlace::Object(reader)) => Source::Object(Arc::new(Mutex::new(reader))),
+        FoundBlob::Cache(blob) => Source::Cached(ConsistentBlob::new(blob)),
+    };
     if is_known {
         let mut reply = empty(StatusCode::NOT_MODIFIED);
         set_digest(&mut reply, &digest);
         return Ok(reply);
     }
-    let found = Blob { digest, size, found };
+    let blob = Blob { digest, size, source };
     let mut reply = match wanted {
         Wanted::Nothing => {
             let message = format!("the blob has {size} bytes");
@@ -76,10 +84,10 @@ pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Re
             set(&mut reply, CONTENT_TYPE, BLOB_TYPE);
             reply
         }
-        Wanted::All => whole(call, found).await?,
+        Wanted::All => whole(call, blob).await?,
         Wanted::Parts(parts) => match &parts[..] {
-            [part] => one_part(call, found, part.clone()).await?,
-            _ => several_parts(call, found, &parts).await?,
+            [part] => one_part(call, blob, part.clone()).await?,
+            _ => several_parts(call, blob, &parts).await?,
         },
     };
     set(&mut reply, ACCEPT_RANGES, "bytes");
@@ -87,16 +95,26 @@ pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Re
     Ok(reply)
 }
 
+/// Sends the client to where the blob is. The URL holds for this blob and a while, and is nobody else's matter.
+fn elsewhere(url: &str, digest: &Digest) -> Reply {
+    let mut reply = empty(StatusCode::TEMPORARY_REDIRECT);
+    set(&mut reply, LOCATION, url);
+    set(&mut reply, CACHE_CONTROL, "no-store");
+    set(&mut reply, CONTENT_LENGTH, 0);
+    set_digest(&mut reply, digest);
+    reply
+}
+
 /// A blob that is to be sent.
 struct Blob {
     digest: Digest,
     size: u64,
-    found: FoundBlob,
+    source: Source,
 }
 
 async fn whole(call: &Call, blob: Blob) -> Result<Reply> {
     let size = blob.size;
-    let is_cached = matches!(blob.found, FoundBlob::Cache(_));
+    let is_cached = matches!(blob.source, Source::Cached(_));
     let mut body = body(call, blob, vec![Segment::Part(0..size)]);
     if is_cached {
         // With too many of them, it ends when the client leaves.
@@ -154,12 +172,8 @@ fn content_range(part: &Range<u64>, size: u64) -> String {
 }
 
 fn body(call: &Call, blob: Blob, segments: Vec<Segment>) -> Body {
-    let source = match blob.found {
-        FoundBlob::Tree(BlobPlace::File(file, doubt)) => Source::File(file, doubt),
-        FoundBlob::Cache(blob) => Source::Cached(ConsistentBlob::new(blob)),
-    };
     let sent = call.shared.counts.sent.clone();
-    Body::parts(source, blob.size, segments, Arc::clone(&call.connection), sent)
+    Body::parts(blob.source, blob.size, segments, Arc::clone(&call.connection), sent)
 }
 
 /// `DELETE` of a blob: it leaves this repository, and the tree when nothing there needs it (`imgfs prune`).

@@ -17,11 +17,11 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use hyper::body::{Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Mutex, OwnedSemaphorePermit};
 
 use super::{connection::Connection, sendfile, service::Finish};
 use crate::{
-    backend::{Error, Result, images_dir::cached::BLOCK_BYTES},
+    backend::{Error, Result, images_dir::cached::BLOCK_BYTES, object_store::BlobReader},
     cache::ConsistentBlob,
     util::{Counter, Died, Flight, read_at_most, read_cached},
 };
@@ -55,6 +55,8 @@ pub(super) enum Segment {
 pub(super) enum Source {
     /// A file of the tree, and what finds out whether it is right, if that is not known.
     File(Arc<File>, Option<Flight<Result<()>>>),
+    /// An object of a store.
+    Object(Arc<Mutex<BlobReader>>),
     /// The cache, through which they come from an upstream.
     Cached(ConsistentBlob),
 }
@@ -259,6 +261,15 @@ impl Parts {
                     return Some(read);
                 }
                 self.pending = Some(Box::pin(read_on_pool(file.clone(), part.start..end)));
+                None
+            }
+            Source::Object(reader) => {
+                let reader = reader.clone();
+                self.pending = Some(Box::pin(async move {
+                    // Nobody else has it; a piece is not asked for before the last one has come.
+                    let mut reader = reader.lock().await;
+                    reader.read(part, PIECE as usize).await.map_err(failed)
+                }));
                 None
             }
             Source::Cached(blob) => {

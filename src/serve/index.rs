@@ -193,6 +193,12 @@ impl<P: Place> Index<P> {
         Some(fits.unwrap_or(stated))
     }
 
+    /// All sizes that the manifests here state for a blob, in bytes.
+    pub(super) fn sizes(&self, digest: &Digest) -> Vec<u64> {
+        let others = self.disputed.get(digest).into_iter().flatten();
+        self.blobs.get(digest).into_iter().chain(others).copied().collect()
+    }
+
     /// The manifests that name a blob, or a manifest as their child.
     pub(super) fn users(&self, digest: &Digest) -> Vec<Arc<Entry>> {
         let names = |entry: &&Arc<Entry>| {

@@ -93,6 +93,12 @@ impl Problem {
         if error.is_in_use() {
             return Self::unavailable(error);
         }
+        if let Kind::Store(_) = error.kind() {
+            tracing::error!("{error}");
+            return Self::unavailable(
+                "the object store does not answer; the server's log says more",
+            );
+        }
         if error.is_no_space() {
             let status = StatusCode::INSUFFICIENT_STORAGE;
             return Self::new(status, "UNAVAILABLE", "there is no space left on the disk");

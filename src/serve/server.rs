@@ -26,13 +26,14 @@ use super::{
     stream::Stream,
     through::{Freshness, Sources, Through},
     tls::{self, TlsFiles},
-    tree::directory::Directory,
+    tree::{Tree, bucket::Bucket, directory::Directory},
     upstream::{Upstream, UpstreamSpec},
 };
 use crate::{
     backend::{
         self, ConfinedDir,
         images_dir::{ImagesDir, Linking},
+        object_store::{ObjectTree, Provider, UPLOADS_AT_ONCE, Use, Writers},
         registry::RegistryConfig,
     },
     cache::Cache,
@@ -44,6 +45,9 @@ const GRACE: Duration = Duration::from_secs(30);
 
 /// How often is looked for uploads that nobody goes on with.
 const SWEEP: Duration = Duration::from_secs(600);
+
+/// Uploads into files that receive something at the same time.
+const FILE_UPLOADS_AT_ONCE: usize = 64;
 
 /// Requests that one HTTP/2 connection may have under way.
 const STREAMS: u32 = 128;
@@ -59,8 +63,8 @@ const SEND_BUFFER: usize = 512 << 10;
 /// How a server is to be.
 #[derive(Clone)]
 pub struct Settings {
-    /// The tree that is served; it is created if it does not exist, unless it is only read.
-    pub images_dir: PathBuf,
+    /// What is served.
+    pub images: Images,
     /// Where to listen.
     pub listen: Vec<Address>,
     /// Take no pushes.
@@ -107,6 +111,24 @@ pub struct Settings {
     pub insecure_auth: bool,
     /// Where requests are logged.
     pub access_log: Option<PathBuf>,
+}
+
+/// Where the images are that a server serves.
+#[derive(Clone, Debug)]
+pub enum Images {
+    /// In a directory; it is created if it does not exist, unless it is only read.
+    Directory(PathBuf),
+    /// In a part of a bucket.
+    Bucket {
+        /// Whose protocol it speaks.
+        provider: Provider,
+        /// Its name.
+        bucket: String,
+        /// What all keys begin with.
+        prefix: String,
+        /// Send clients to the store for blobs.
+        redirect: bool,
+    },
 }
 
 /// Why a server does not start.
@@ -161,20 +183,11 @@ impl Server {
         let log = settings.access_log.as_deref().map(|path| {
             AccessLog::open(path).map_err(|e| bad(format!("--access-log {}: {e}", path.display())))
         });
-        let dir = open_tree(&settings)?;
         let counts = Counts::new(metrics);
-        let through = match settings.upstreams.is_empty() {
-            true => None,
-            false => Some(open_through(&settings, &dir, &counts, metrics)?),
-        };
-        let cache_dir = match &through {
-            Some(through) => through.cache_dir().to_owned(),
-            None => dir.cache_dir(),
-        };
-        let tree = Directory::new(dir.clone(), cache_dir, settings.upload_ttl);
+        let Opened { tree, through, dir } = open(&settings, &counts, metrics).await?;
         let prune_every = settings.prune_every.filter(|_| !settings.read_only);
         let shared = Shared::new(Foundation {
-            tree: Arc::new(tree),
+            tree,
             names,
             abilities: Abilities {
                 read_only: settings.read_only,
@@ -185,6 +198,10 @@ impl Server {
             access,
             counts,
             log: log.transpose()?,
+            uploads_at_once: match settings.images {
+                Images::Directory(_) => FILE_UPLOADS_AT_ONCE,
+                Images::Bucket { .. } => UPLOADS_AT_ONCE,
+            },
         });
         if listeners.is_empty() {
             for address in &settings.listen {
@@ -198,7 +215,7 @@ impl Server {
             listeners,
             tls,
             max_connections: settings.max_connections,
-            pruning: prune_every.map(|interval| (dir, interval)),
+            pruning: dir.zip(prune_every),
             read_only: settings.read_only,
         })
     }
@@ -268,6 +285,9 @@ fn check(settings: &Settings, addresses: &[Address]) -> Result<(), StartError> {
     if addresses.is_empty() {
         return refuse("there is no address to listen at".into());
     }
+    if let Images::Bucket { .. } = settings.images {
+        check_bucket(settings).map_err(StartError::Settings)?;
+    }
     if settings.upstreams.is_empty() && settings.keep {
         return refuse("--keep needs --upstream".into());
     }
@@ -277,13 +297,63 @@ fn check(settings: &Settings, addresses: &[Address]) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Opens the tree without keeping its lock, so that `prune` can run.
-fn open_tree(settings: &Settings) -> backend::Result<ImagesDir> {
-    let root = &settings.images_dir;
-    if !settings.read_only {
-        drop(ImagesDir::create(root, None, Linking::Auto)?);
+/// Refuses what can only be done with a directory.
+fn check_bucket(settings: &Settings) -> Result<(), String> {
+    if settings.keep {
+        return Err("--keep is for a directory of images: over a bucket, what comes through stays in the cache".into());
     }
-    ImagesDir::open(root)
+    if settings.prune_every.is_some() {
+        return Err(
+            "--prune-every is for a directory of images: nothing is pruned in a bucket".into()
+        );
+    }
+    if !settings.upstreams.is_empty() && settings.cache_dir.is_none() {
+        return Err(
+            "--upstream over a bucket needs --cache-dir, a directory for what comes through".into(),
+        );
+    }
+    Ok(())
+}
+
+/// What is served, and what comes through.
+struct Opened {
+    tree: Arc<dyn Tree>,
+    through: Option<Through>,
+    /// The directory, if it is one.
+    dir: Option<ImagesDir>,
+}
+
+async fn open(
+    settings: &Settings,
+    counts: &Counts,
+    metrics: &Metrics,
+) -> Result<Opened, StartError> {
+    match &settings.images {
+        Images::Directory(root) => {
+            // Its lock is not kept, so that `prune` can run.
+            if !settings.read_only {
+                drop(ImagesDir::create(root, None, Linking::Auto)?);
+            }
+            let dir = ImagesDir::open(root)?;
+            let through = open_through(settings, &dir, counts, metrics)?;
+            let cache_dir = match &through {
+                Some(through) => through.cache_dir().to_owned(),
+                None => dir.cache_dir(),
+            };
+            let tree = Directory::new(dir.clone(), cache_dir, settings.upload_ttl);
+            Ok(Opened { tree: Arc::new(tree), through, dir: Some(dir) })
+        }
+        Images::Bucket { provider, bucket, prefix, redirect } => {
+            let store = ObjectTree::open(*provider, bucket, prefix, Writers::Many, Use::Server)?;
+            let (ttl, is_written) = (settings.upload_ttl, !settings.read_only);
+            let tree = Bucket::open(store, ttl, is_written, *redirect).await?;
+            // Everything that comes through is in the cache, which has a place of its own.
+            let cache_dir = settings.cache_dir.clone().unwrap_or_default();
+            let nowhere = ImagesDir::absent(&cache_dir);
+            let through = open_through(settings, &nowhere, counts, metrics)?;
+            Ok(Opened { tree: Arc::new(tree), through, dir: None })
+        }
+    }
 }
 
 fn open_through(
@@ -291,7 +361,10 @@ fn open_through(
     dir: &ImagesDir,
     counts: &Counts,
     metrics: &Metrics,
-) -> Result<Through, StartError> {
+) -> Result<Option<Through>, StartError> {
+    if settings.upstreams.is_empty() {
+        return Ok(None);
+    }
     let (cache_dir, cache) =
         Cache::open_free(dir, settings.cache_dir.as_deref(), settings.cache_bytes, |config| {
             config.within_memory(&settings.budget)
@@ -339,7 +412,7 @@ fn open_through(
         counters: counts.upstream.clone(),
         keep: settings.keep,
     };
-    Ok(Through::open(sources, root, &path)?)
+    Ok(Some(Through::open(sources, root, &path)?))
 }
 
 fn watch_cache(metrics: &Metrics, cache: &Cache) {

@@ -21,9 +21,6 @@ use crate::{
     image::{Descriptor, Digest, Manifest, Repository},
 };
 
-/// Uploads that receive something at the same time.
-const UPLOADS_AT_ONCE: usize = 64;
-
 /// Blobs that are fetched to their end although nobody waits for them any more.
 const ENDS_AT_ONCE: usize = 4;
 
@@ -103,11 +100,14 @@ pub(super) struct Foundation {
     pub(super) access: Access,
     pub(super) counts: Counts,
     pub(super) log: Option<AccessLog>,
+    /// Uploads that may receive something at the same time.
+    pub(super) uploads_at_once: usize,
 }
 
 impl Shared {
     pub(super) fn new(foundation: Foundation) -> Arc<Self> {
-        let Foundation { tree, names, abilities, through, access, counts, log } = foundation;
+        let Foundation { tree, names, abilities, through, access, counts, log, uploads_at_once } =
+            foundation;
         Arc::new(Self {
             tree,
             names,
@@ -116,7 +116,7 @@ impl Shared {
             access,
             counts,
             log,
-            uploads: Semaphore::new(UPLOADS_AT_ONCE),
+            uploads: Semaphore::new(uploads_at_once),
             ends: Arc::new(Semaphore::new(ENDS_AT_ONCE)),
         })
     }
@@ -211,14 +211,14 @@ impl Shared {
         size.ok_or_else(|| Problem::blob_unknown(digest))
     }
 
-    /// The blob `digest` of `repository`, of `size` bytes: to be sent from the first byte of `wanted` on, or only looked
-    /// at.
+    /// The blob `digest` of `repository`, of `size` bytes, of which the parts `wanted` are to be sent; without any it is only
+    /// looked at.
     pub(super) async fn blob(
         &self,
         repository: &Repository,
         digest: Digest,
         size: u64,
-        wanted: Option<&Range<u64>>,
+        wanted: &[Range<u64>],
     ) -> Result<FoundBlob> {
         let opened = self.tree.open_blob(&digest, size, wanted).await;
         if let Some(place) = opened.map_err(|e| Problem::local(&e))? {

@@ -1,15 +1,17 @@
 //! What is served: manifests and blobs by repository, and what those have brought who push.
 //!
-//! The front of the server asks these questions and no others, so that it is the same whatever is served.
-//! These rules hold of each tree:
+//! The front of the server asks these questions and no others, so that it is the same over a directory
+//! ([`directory`]) and over a bucket ([`bucket`]). Both follow the same rules:
 //!
 //! - A blob is in a repository if a manifest there names it that was not taken without it, or if it was brought there
 //!   not long ago.
 //! - What a client was told to be here is here, whatever becomes of the process.
 //! - Nothing is named before it is whole; the front has looked at what a manifest names before it stores that.
 
+pub(super) mod bucket;
 pub(super) mod directory;
 mod files;
+mod known;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +28,11 @@ use serde_json::Value;
 
 use super::{index::Entry, route::Target, service::etag_matches};
 use crate::{
-    backend::{BoxStream, Result, images_dir::Filling},
+    backend::{
+        BoxStream, Result,
+        images_dir::Filling,
+        object_store::{BlobReader, WholeBlob},
+    },
     image::{Digest, Manifest, Repository},
     util::{Flight, locked},
 };
@@ -82,13 +88,13 @@ pub(super) trait Tree: Send + Sync + 'static {
     /// The bytes of a blob that is in `repository` and can be read.
     async fn present_bytes(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>>;
 
-    /// Opens a blob of `size` bytes to be sent, from the first byte of `wanted` on; without that it is only looked at.
-    /// `None` if it is not there in this size.
+    /// Opens a blob of `size` bytes of which the parts `wanted` are to be sent; without any it is only looked at. `None` if
+    /// it is not there in this size.
     async fn open_blob(
         &self,
         digest: &Digest,
         size: u64,
-        wanted: Option<&Range<u64>>,
+        wanted: &[Range<u64>],
     ) -> Result<Option<BlobPlace>>;
 
     /// Repositories that have a blob, as far as that is known without much ado. There may be others.
@@ -141,13 +147,13 @@ pub(super) trait Upload: Send {
     fn size(&self) -> u64;
 
     /// Adds all of `stream`, which are at most `limit` bytes; more are [`Kind::Size`](crate::backend::Kind::Size), and
-    /// none of them count. `whole` is what the upload is to be when all of that has come, if that is known. What came
+    /// they do not count. `whole` is what the upload is to be when all of that has come, if that is known. What came
     /// before another error stays.
     async fn append(
         self: Box<Self>,
         stream: BoxStream,
         limit: Option<u64>,
-        whole: Option<Whole>,
+        whole: Option<WholeBlob>,
     ) -> Result<Box<dyn Upload>>;
 
     /// Leaves it for the next request.
@@ -161,18 +167,14 @@ pub(super) trait Upload: Send {
     async fn remove(self: Box<Self>) -> Result<()>;
 }
 
-/// What an upload is to be.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Whole {
-    pub(super) digest: Digest,
-    /// Its bytes, if they are stated.
-    pub(super) size: Option<u64>,
-}
-
 /// A blob that can be sent.
 pub(super) enum BlobPlace {
     /// A file, and what finds out whether it is right, if that is not known.
     File(Arc<File>, Option<Flight<Result<()>>>),
+    /// An object of a store.
+    Object(BlobReader),
+    /// Whoever asks for it gets it at this URL.
+    Elsewhere(String),
 }
 
 /// How a manifest is to be stored.
@@ -188,6 +190,16 @@ pub(super) struct Put {
     pub(super) lacking: Vec<Digest>,
     /// The platforms of the children that are here, if not all are.
     pub(super) sparse: Option<String>,
+}
+
+impl Put {
+    /// The name by which it was pushed.
+    fn target(&self, manifest: &Manifest) -> Target {
+        match self.tags.first().filter(|_| !self.by_digest) {
+            Some(tag) => Target::Tag(tag.clone()),
+            None => Target::Digest(manifest.digest()),
+        }
+    }
 }
 
 /// Whether a manifest was stored.

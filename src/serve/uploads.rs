@@ -20,10 +20,10 @@ use super::{
     reply::{Problem, Reply, Result, empty, header, set},
     service::{Call, location},
     state::upload_unknown,
-    tree::{Upload, Whole},
+    tree::Upload,
 };
 use crate::{
-    backend::{self, ByteStream, Error, Kind, images_dir::is_upload_name},
+    backend::{self, ByteStream, Error, Kind, images_dir::is_upload_name, object_store::WholeBlob},
     image::{Digest, Repository},
     util::Counter,
 };
@@ -51,7 +51,7 @@ pub(super) async fn begin(call: &Call, named: &Named, body: RequestBody) -> Resu
     let upload = upload.map_err(|e| Problem::local(&e))?;
     match digest {
         Some(digest) if call.query.get("mount").is_none() => {
-            let whole = Whole { digest, size: call.length() };
+            let whole = WholeBlob { digest, size: call.length() };
             let upload = match receive(call, upload, body, None, Some(whole)).await {
                 Ok(upload) => upload,
                 Err(problem) => {
@@ -143,7 +143,7 @@ async fn resume(
         Ok(limit) => {
             let rest = limit.or(call.length());
             let size = rest.map(|rest| upload.size().saturating_add(rest));
-            let whole = digest.map(|digest| Whole { digest, size });
+            let whole = digest.map(|digest| WholeBlob { digest, size });
             receive(call, upload, body, limit, whole).await
         }
         Err(problem) => {
@@ -205,7 +205,7 @@ async fn receive(
     upload: Box<dyn Upload>,
     body: RequestBody,
     limit: Option<u64>,
-    whole: Option<Whole>,
+    whole: Option<WholeBlob>,
 ) -> Result<Box<dyn Upload>> {
     if call.length() == Some(0) && limit.is_none() {
         return Ok(upload);

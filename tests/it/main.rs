@@ -62,6 +62,7 @@ mod selftest_layers;
 mod selftest_push;
 mod selftest_push_faults;
 mod serve_access;
+mod serve_bucket;
 mod serve_clients;
 mod serve_conformance;
 mod serve_life;

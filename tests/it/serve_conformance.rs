@@ -3,6 +3,7 @@
 
 use crate::support::content::digest;
 use crate::support::image::{OCI_CONFIG, OCI_GZIP, OCI_INDEX, OCI_MANIFEST};
+use crate::support::s3::{Dialect, S3};
 use crate::support::serving::Serving;
 use serde_json::json;
 use std::collections::HashMap;
@@ -135,7 +136,19 @@ fn filled(text: &str, known: &HashMap<&'static str, String>) -> String {
 
 #[test]
 fn the_specification_row_by_row() {
-    let serving = Serving::fresh(&["--allow-delete"]);
+    check(&Serving::fresh(&["--allow-delete"]));
+}
+
+#[test]
+fn the_specification_row_by_row_over_a_bucket() {
+    for dialect in [Dialect::S3, Dialect::Gcs] {
+        let store = S3::like(dialect);
+        check(&Serving::bucket(&store, "some/prefix", &["--allow-delete"]));
+        assert_eq!(store.open_uploads(), 0);
+    }
+}
+
+fn check(serving: &Serving) {
     let client = serving.client();
     let config = json!({"mediaType": OCI_CONFIG, "digest": digest(b"{}"), "size": 2});
     let layer =

@@ -3,32 +3,18 @@
 use std::{ops::Range, sync::Arc};
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt;
-use object_store::{GetOptions, GetRange, MultipartUpload, ObjectStoreExt, PutPayload, path::Path};
-use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
+use object_store::{GetOptions, GetRange, ObjectStoreExt};
 
-use super::{Inner, ObjectTree, error};
+use super::{Inner, ObjectTree, parts::Parts};
 use crate::{
     backend::{
         Blobs, BoxStream, ByteStream, Content, Error, Kind, Opened, Received, Receiver, Result,
         Tally,
     },
     image::{Descriptor, Repository},
-    util::locked,
 };
-
-/// The size of a part, in bytes, and the largest blob that is written at once: the least that S3 takes as a part.
-pub(super) const PART_BYTES: usize = 5 << 20;
-
-/// The most parts that S3 takes; those of larger blobs are larger.
-const MAX_PARTS: u64 = 9_000;
-
-/// Parts of one blob that are sent at the same time.
-const PARTS_AT_ONCE: usize = 3;
-
-/// Buffers for less than this are not worth keeping, in bytes.
-const SMALL: usize = 64 << 10;
 
 /// Pieces are handed on in this size at most, in bytes.
 const PIECE: usize = 256 << 10;
@@ -107,122 +93,42 @@ struct Upload {
     blob: Descriptor,
 }
 
-/// Bytes that are collected, with the room that they take.
-struct Buffer {
-    bytes: BytesMut,
-    room: Room,
-}
-
-/// A place among the buffers that there may be at once.
-struct Room {
-    inner: Arc<Inner>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Room {
-    /// Keeps what `bytes` are in for the next buffer, if nobody else has them. The heap would put each new one at
-    /// another place, and not give the old ones back.
-    fn reuse(&self, bytes: Bytes) {
-        if let Ok(mut bytes) = bytes.try_into_mut() {
-            bytes.clear();
-            if bytes.capacity() == PART_BYTES {
-                locked(&self.inner.spare).push(bytes);
-            }
-        }
-    }
-}
-
 impl Upload {
     fn error(&self, kind: impl Into<Kind>) -> Error {
-        Error::new(&self.inner.side, format_args!("storing blob {}", self.blob.digest), kind)
+        Error::new(&self.inner.side, self.doing(), kind)
     }
 
-    fn failed(&self, error: &object_store::Error) -> Error {
-        match error {
-            // The bucket, or the parts that had come.
-            object_store::Error::NotFound { .. } => self.error(Kind::Store(error::text(error))),
-            error => self.error(error::kind(error)),
-        }
+    fn doing(&self) -> String {
+        format!("storing blob {}", self.blob.digest)
     }
 
-    async fn buffer(&self, most: usize) -> Result<Buffer> {
-        // It is never closed.
-        let room = self.inner.buffers.clone().acquire_owned().await;
-        let permit = room.map_err(|e| self.error(std::io::Error::other(e)))?;
-        let room = Room { inner: self.inner.clone(), _permit: permit };
-        let bytes = usize::try_from(self.blob.size).unwrap_or(most).min(most);
-        let spare = || locked(&self.inner.spare).pop();
-        let bytes = match bytes {
-            SMALL..=PART_BYTES => spare().unwrap_or_else(|| BytesMut::with_capacity(PART_BYTES)),
-            bytes => BytesMut::with_capacity(bytes),
-        };
-        Ok(Buffer { bytes, room })
-    }
-
-    fn part_bytes(&self) -> usize {
-        let least = self.blob.size.div_ceil(MAX_PARTS);
-        usize::try_from(least).unwrap_or(usize::MAX).max(PART_BYTES)
-    }
-
-    /// Fills a buffer of up to `most` bytes from `source`, and hashes it; whether the source has ended.
-    async fn fill(&self, source: &mut Source, most: usize) -> Result<(Buffer, bool)> {
-        let mut buffer = self.buffer(most).await?;
-        while buffer.bytes.len() < most {
-            let Some(piece) = source.next(most - buffer.bytes.len()).await? else {
-                return Ok((buffer, true));
-            };
+    /// Hands all of `source` to `parts`.
+    async fn pass(&self, parts: &mut Parts, source: &mut Source) -> Result<()> {
+        while let Some(mut piece) = source.next().await? {
             source.tally.count(piece.len() as u64).map_err(|kind| self.error(*kind))?;
             source.tally.hash(&piece);
-            buffer.bytes.extend_from_slice(&piece);
-        }
-        Ok((buffer, source.tally.bytes() == self.blob.size))
-    }
-
-    async fn put(&self, key: &Path, source: &mut Source) -> Result<()> {
-        let (buffer, _) = self.fill(source, PART_BYTES).await?;
-        source.tally.check().map_err(|kind| self.error(*kind))?;
-        let Buffer { bytes, room } = buffer;
-        let (count, bytes) = (bytes.len() as u64, bytes.freeze());
-        let payload = PutPayload::from_bytes(bytes.clone());
-        self.inner.store.put(key, payload).await.map_err(|e| self.failed(&e))?;
-        room.reuse(bytes);
-        source.content.moved(count);
-        Ok(())
-    }
-
-    async fn put_parts(&self, upload: &mut dyn MultipartUpload, source: &mut Source) -> Result<()> {
-        let most = self.part_bytes();
-        let mut sending: JoinSet<object_store::Result<u64>> = JoinSet::new();
-        let sent = |done: Option<std::result::Result<object_store::Result<u64>, _>>| match done {
-            Some(Ok(Ok(count))) => Ok(count),
-            Some(Ok(Err(e))) => Err(self.failed(&e)),
-            Some(Err(e)) => Err(self.error(std::io::Error::other::<tokio::task::JoinError>(e))),
-            None => Ok(0),
-        };
-        let mut is_end = false;
-        while !is_end {
-            // The buffer that is waited for may be one of those that are on their way.
-            while sending.len() >= PARTS_AT_ONCE {
-                source.content.moved(sent(sending.join_next().await)?);
+            while !piece.is_empty() {
+                let room = parts.room().await?;
+                parts.add(&piece.split_to(room.min(piece.len())));
             }
-            let buffer;
-            (buffer, is_end) = self.fill(source, most).await?;
-            let Buffer { bytes, room } = buffer;
-            if bytes.is_empty() {
-                break;
-            }
-            let (count, bytes) = (bytes.len() as u64, bytes.freeze());
-            let part = upload.put_part(PutPayload::from_bytes(bytes.clone()));
-            sending.spawn(async move {
-                let done = part.await;
-                room.reuse(bytes);
-                done.map(|()| count)
-            });
-        }
-        while !sending.is_empty() {
-            source.content.moved(sent(sending.join_next().await)?);
+            source.content.moved(parts.take_arrived());
         }
         source.tally.check().map_err(|kind| self.error(*kind))
+    }
+}
+
+impl ObjectTree {
+    /// Makes `parts` be the blob.
+    pub(super) async fn complete_blob(&self, parts: &mut Parts, blob: &Descriptor) -> Result<()> {
+        let is_one = !parts.has_begun();
+        let Err(error) = parts.complete().await else { return Ok(()) };
+        // It may have been done and the answer lost, so that there was nothing to complete the next time. In
+        // Azure, another writer of the blob makes an end of the parts of all.
+        if !is_one && self.has_blob(blob).await.unwrap_or(false) {
+            return Ok(());
+        }
+        parts.abort().await;
+        Err(error)
     }
 }
 
@@ -235,15 +141,15 @@ struct Source {
 }
 
 impl Source {
-    /// The next bytes, at most `most` of them.
-    async fn next(&mut self, most: usize) -> Result<Option<Bytes>> {
+    /// The next bytes.
+    async fn next(&mut self) -> Result<Option<Bytes>> {
         while self.rest.is_empty() {
             match self.stream.next().await? {
                 Some(piece) => self.rest = piece,
                 None => return Ok(None),
             }
         }
-        let count = self.rest.len().min(most).min(PIECE);
+        let count = self.rest.len().min(PIECE);
         Ok(Some(self.rest.split_to(count)))
     }
 }
@@ -259,26 +165,15 @@ impl Receiver for Upload {
         let stream = content.read(0).await?;
         let tally = Tally::of(&self.blob);
         let mut source = Source { content, stream, rest: Bytes::new(), tally };
-        if self.blob.size <= PART_BYTES as u64 {
-            self.put(&key, &mut source).await?;
-        } else {
-            let upload = self.inner.store.put_multipart(&key).await;
-            let mut upload = upload.map_err(|e| self.failed(&e))?;
-            if let Err(error) = self.put_parts(&mut *upload, &mut source).await {
-                // Parts that stay are paid for. If even this fails, the store's own rules for them have to do.
-                let _ = upload.abort().await;
-                return Err(error);
-            }
-            if let Err(e) = upload.complete().await {
-                // It may have been done and the answer lost, so that there was nothing to complete the next time. In
-                // Azure, another writer of the blob makes an end of the parts of all.
-                let tree = ObjectTree { inner: self.inner.clone() };
-                if !tree.has_blob(&self.blob).await.unwrap_or(false) {
-                    let _ = upload.abort().await;
-                    return Err(self.failed(&e));
-                }
-            }
+        let size = Some(self.blob.size);
+        let mut parts = Parts::new(self.inner.clone(), key, self.doing(), size);
+        if let Err(error) = self.pass(&mut parts, &mut source).await {
+            parts.abort().await;
+            return Err(error);
         }
+        let tree = ObjectTree { inner: self.inner.clone() };
+        tree.complete_blob(&mut parts, &self.blob).await?;
+        source.content.moved(parts.take_arrived());
         Ok(Received { bytes: self.blob.size, linked: false })
     }
 }

@@ -44,7 +44,7 @@ impl Lister for ObjectTree {
 
 impl ObjectTree {
     /// All tags below the prefix, and what else the user should know.
-    async fn names(&self) -> Result<(Vec<Reference>, Vec<String>)> {
+    pub(super) async fn names(&self) -> Result<(Vec<Reference>, Vec<String>)> {
         let inner = &self.inner;
         let failed = |e| inner.error("listing images", &e);
         let prefix = Some(&inner.prefix).filter(|prefix| prefix.parts().next().is_some());

@@ -50,7 +50,7 @@ impl Names for ObjectTree {
             let kind = Kind::Digest { expected, found: manifest.digest() };
             return Err(Error::new(&inner.side, &doing, kind));
         }
-        locked(&inner.seen).insert(key, manifest.digest());
+        inner.note_seen(key, manifest.digest());
         Ok(manifest)
     }
 }
@@ -127,7 +127,7 @@ impl Inner {
 
     /// Changes what `key` holds by `change`, which says what it is to be, or `None` if it is that already. What
     /// others write in between is not lost.
-    async fn update(
+    pub(super) async fn update(
         &self,
         key: &Path,
         change: impl Fn(Option<&[u8]>) -> Result<Option<Bytes>>,
@@ -151,7 +151,11 @@ impl Inner {
 
     /// Adds `manifest` to the list of referrers of its subject, as the distribution specification has it for
     /// registries without the referrers API.
-    async fn add_referrer(&self, repository: &Repository, manifest: &Manifest) -> Result<()> {
+    pub(super) async fn add_referrer(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+    ) -> Result<()> {
         let Some(subject) = manifest.subject() else { return Ok(()) };
         let key = self.manifest_key(repository, &referrers_tag(&subject.digest));
         let digest = manifest.digest().to_string();
@@ -184,10 +188,39 @@ impl Inner {
         .await
     }
 
-    async fn put_by_digest(&self, repository: &Repository, manifest: &Manifest) -> Result<()> {
+    /// Makes `tag` lead to `manifest`, if `check` has nothing against what it holds by then.
+    pub(super) async fn put_tag(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        tag: &str,
+        check: impl Fn(Option<&[u8]>) -> Result<()>,
+    ) -> Result<()> {
+        let key = self.manifest_key(repository, tag);
+        let bytes = manifest.bytes();
+        let change = |text: Option<&[u8]>| {
+            check(text)?;
+            match text.filter(|_| is_referrers_tag(tag)) {
+                // Others may have added something that this one does not have.
+                Some(there) => Ok(joined(there, bytes)),
+                None => Ok((text != Some(&bytes[..])).then(|| bytes.clone())),
+            }
+        };
+        self.update(&key, change).await?;
+        if !is_referrers_tag(tag) {
+            self.note_seen(key, manifest.digest());
+        }
+        Ok(())
+    }
+
+    pub(super) async fn put_by_digest(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+    ) -> Result<()> {
         let digest = manifest.digest();
         let key = self.manifest_key(repository, &digest.to_string());
-        if locked(&self.seen).get(&key) == Some(&digest) {
+        if self.has_seen(&key, &digest) {
             return Ok(());
         }
         // Whoever writes it writes the same.
@@ -196,7 +229,7 @@ impl Inner {
             .put(&key, payload)
             .await
             .map_err(|e| self.error(format_args!("writing {key}"), &e))?;
-        locked(&self.seen).insert(key, digest);
+        self.note_seen(key, digest);
         Ok(())
     }
 }
@@ -231,7 +264,7 @@ impl Sink for ObjectTree {
                 self.inner.manifest_key(repository, &digest.to_string())
             }
         };
-        locked(&self.inner.seen).get(&key) == Some(&digest)
+        self.inner.has_seen(&key, &digest)
     }
 
     async fn put(
@@ -243,24 +276,15 @@ impl Sink for ObjectTree {
         let inner = &self.inner;
         inner.put_by_digest(repository, manifest).await?;
         if let ManifestName::Tag(tag) = name {
-            let key = inner.manifest_key(repository, tag);
-            let bytes = manifest.bytes();
-            inner
-                .update(&key, |text| match text.filter(|_| is_referrers_tag(tag)) {
-                    // Others may have added something that this one does not have.
-                    Some(there) => Ok(joined(there, bytes)),
-                    None => Ok((text != Some(&bytes[..])).then(|| bytes.clone())),
-                })
-                .await?;
-            if !is_referrers_tag(tag) {
-                locked(&inner.seen).insert(key, manifest.digest());
-            }
+            inner.put_tag(repository, manifest, tag, |_| Ok(())).await?;
         }
         inner.add_referrer(repository, manifest).await
     }
 
     async fn forget_known(&self, _: &Repository) {
-        locked(&self.inner.seen).clear();
+        if let Some(seen) = &self.inner.seen {
+            locked(seen).clear();
+        }
     }
 
     async fn give_up(&self, blob: Digest, is_given_up: bool) {

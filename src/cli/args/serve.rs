@@ -13,7 +13,7 @@ use super::{
 
 /// Serve the image tree as a registry
 ///
-/// What is in the directory can be pulled at once, with docker, podman, containerd, skopeo and the like; nothing is
+/// What is in the directory, or in the bucket of an object store, can be pulled at once, with docker, podman, containerd, skopeo and the like; nothing is
 /// copied first. What is pushed lies there as a pull would have put it. With --upstream, what is not there is
 /// fetched from its registry when somebody asks for it, once for all who ask, and kept in a cache; starting needs no
 /// upstream.
@@ -28,6 +28,7 @@ use super::{
     "imgfs serve --images-dir /media/disk/images --read-only --listen :5000",
     "imgfs serve --upstream docker.io --upstream quay.io=https://mirror.example.com",
     "imgfs serve --listen :5000 --tls-cert c.pem --tls-key k.pem --htpasswd users --anonymous pull",
+    "imgfs serve --images-dir s3://images/mirror --redirect --listen :5000 --tls-cert c.pem --tls-key k.pem --htpasswd users",
     "imgfs serve --print-config containerd --url http://127.0.0.1:5000",
 ))]
 pub(crate) struct ServeArgs {
@@ -44,6 +45,12 @@ pub(crate) struct ServeArgs {
     /// Let tags, manifests and blobs be deleted
     #[arg(long)]
     pub(crate) allow_delete: bool,
+    /// Send clients to the object store for blobs, with URLs that hold for 15 minutes
+    ///
+    /// For s3://, gs:// and az://, whose clients then have to reach the store. Manifests, and what is asked for in several
+    /// parts at once, are sent by this server all the same.
+    #[arg(long)]
+    pub(crate) redirect: bool,
     /// Take indexes of which not all children are here, and images that lack their configuration or layers
     #[arg(long)]
     pub(crate) sparse: bool,
@@ -74,7 +81,7 @@ pub(crate) struct ServeArgs {
     /// Make what comes through a part of the directory, as a pull would
     #[arg(long)]
     pub(crate) keep: bool,
-    /// Directory of the cache; by default in the directory of images
+    /// Directory of the cache; by default in the directory of images. Over a bucket it has to be given
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) cache_dir: Option<PathBuf>,
     /// Bytes that the cache may take, as in 10G or 500M

@@ -43,6 +43,7 @@ impl Scene {
             access: Access::new(&AccessSettings::default()).unwrap(),
             counts: Counts::new(&metrics),
             log: None,
+            uploads_at_once: FILE_UPLOADS_AT_ONCE,
         });
         Self { dir, images, shared, tls: None, stopping: watch::channel(false).0 }
     }

@@ -19,13 +19,14 @@ use lru::LruCache;
 use serde_json::Value;
 
 use super::{
-    BlobPlace, Put, Taken, Tree, Upload, Whole,
+    BlobPlace, Put, Taken, Tree, Upload,
     files::{Indexes, Snapshot},
 };
 use crate::{
     backend::{
         BoxStream, ManifestName, Result, Sink,
         images_dir::{self, FileStamp, Filling, ImagesDir},
+        object_store::WholeBlob,
     },
     image::{Algorithm, Descriptor, Digest, Manifest, Repository, listed_json, referrers_tag},
     serve::{
@@ -213,7 +214,7 @@ impl Tree for Directory {
         &self,
         digest: &Digest,
         size: u64,
-        _: Option<&Range<u64>>,
+        _: &[Range<u64>],
     ) -> Result<Option<BlobPlace>> {
         let Some((file, meta, verified)) = self.dir.blob_file(digest) else { return Ok(None) };
         let stamp = FileStamp::of(&meta);
@@ -237,12 +238,12 @@ impl Tree for Directory {
 
     async fn put(&self, repository: &Repository, manifest: &Manifest, how: &Put) -> Result<Taken> {
         let digest = manifest.digest();
-        let target = match how.tags.first().filter(|_| !how.by_digest) {
-            Some(tag) => Target::Tag(tag.clone()),
-            None => Target::Digest(digest),
-        };
         if !how.condition.is_empty() {
-            let there = self.indexes.find(repository, &target).await?.map(|entry| entry.digest);
+            let there = self
+                .indexes
+                .find(repository, &how.target(manifest))
+                .await?
+                .map(|entry| entry.digest);
             if !how.condition.holds(there.as_ref()) {
                 return Ok(Taken::No(there));
             }
@@ -398,7 +399,7 @@ impl Upload for FileUpload {
         self: Box<Self>,
         stream: BoxStream,
         limit: Option<u64>,
-        _: Option<Whole>,
+        _: Option<WholeBlob>,
     ) -> Result<Box<dyn Upload>> {
         let Self { open, upload } = *self;
         let upload = upload.append(stream, limit).await?;

@@ -11,11 +11,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
 
 const BUCKET: &str = "bucket";
 
 /// What is asked for is done, and nobody is told.
 pub(crate) const LOST: u16 = 1;
+
+/// Half of what is asked for is sent, and then the connection breaks.
+pub(crate) const BROKEN: u16 = 2;
+
+/// How old something is that is old.
+const LONG_AGO: Duration = Duration::from_secs(30 * 86_400);
 
 /// What goes wrong with the next request of a kind.
 #[derive(Clone, Debug)]
@@ -51,11 +58,21 @@ struct State {
     blocks: BTreeMap<String, Vec<(String, Vec<u8>)>>,
     log: Vec<(String, String)>,
     faults: VecDeque<Fault>,
+    /// Keys that were written long ago.
+    old: BTreeSet<String>,
+    /// Whether these credentials may only read.
+    is_read_only: bool,
     ignores_conditions: bool,
     next: u64,
 }
 
 impl State {
+    /// When a key was written: just now, or long ago.
+    fn modified(&self, key: &str) -> SystemTime {
+        let age = if self.old.contains(key) { LONG_AGO } else { Duration::ZERO };
+        SystemTime::now() - age
+    }
+
     fn next_tag(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -198,6 +215,16 @@ impl S3 {
         state.blocks.clear();
     }
 
+    /// From now on nothing may be written.
+    pub(crate) fn make_read_only(&self) {
+        self.state().is_read_only = true;
+    }
+
+    /// What was written to these keys was written long ago.
+    pub(crate) fn make_old(&self, keys: impl IntoIterator<Item = String>) {
+        self.state().old.extend(keys);
+    }
+
     /// Forgets which requests there were.
     pub(crate) fn clear_log(&self) {
         self.server.settle();
@@ -249,6 +276,17 @@ fn answer(
         let fault = state.faults.remove(at).expect("it is there");
         match fault.status {
             0 => return Ok(After::Reset),
+            BROKEN => {
+                let path = request.path.trim_start_matches('/');
+                let key = path.strip_prefix(BUCKET).unwrap_or_default().trim_start_matches('/');
+                let bytes = state.objects.get(key).map_or(&[][..], |(bytes, _)| bytes);
+                let length = bytes.len().to_string();
+                // Without a tag nobody can ask for the rest and know that it is of the same object.
+                let headers = [("Content-Length".to_owned(), length)];
+                connection.head(200, &headers)?;
+                connection.write(&bytes[..bytes.len() / 2])?;
+                return Ok(After::Reset);
+            }
             LOST => {
                 connection.hang_up();
                 return act(&mut state, request, connection);
@@ -266,7 +304,9 @@ fn answer(
 /// Does what is asked for.
 fn act(state: &mut State, request: &Request, connection: &mut Connection<'_>) -> io::Result<After> {
     // Without a key there is nothing that clients of Google's store could send.
-    if request.header("authorization").is_none() && state.dialect != Dialect::Gcs {
+    let is_signed =
+        request.header("authorization").is_some() || request.query("X-Amz-Signature").is_some();
+    if !is_signed && state.dialect != Dialect::Gcs || state.is_read_only && request.is_write() {
         return connection.respond(403, &[], b"<Error><Code>AccessDenied</Code></Error>");
     }
     let path = request.path.trim_start_matches('/');
@@ -291,7 +331,10 @@ fn act(state: &mut State, request: &Request, connection: &mut Connection<'_>) ->
             state.objects.remove(&key);
             connection.respond(204, &[], b"")
         }
-        ("PUT", None) => put(state, &key, request, connection),
+        ("PUT", None) => match request.header("x-amz-copy-source") {
+            Some(from) => copy(state, from, &key, connection),
+            None => put(state, &key, request, connection),
+        },
         _ => connection.respond(405, &[], b""),
     }
 }
@@ -311,9 +354,12 @@ fn get(
             if request.method == "HEAD" { "" } else { "<Error><Code>NoSuchKey</Code></Error>" };
         return connection.respond(404, &[], body.as_bytes());
     };
+    if request.header("if-none-match").is_some_and(|known| known == etag(*tag)) {
+        return connection.respond(304, &[("ETag", &etag(*tag))], b"");
+    }
     let mut headers = vec![
         ("ETag".to_owned(), etag(*tag)),
-        ("Last-Modified".to_owned(), "Thu, 01 Jan 2026 00:00:00 GMT".to_owned()),
+        ("Last-Modified".to_owned(), httpdate::fmt_http_date(state.modified(key))),
         ("Accept-Ranges".to_owned(), "bytes".to_owned()),
         ("x-goog-generation".to_owned(), tag.to_string()),
     ];
@@ -367,6 +413,26 @@ fn put(
     let status = if state.dialect == Dialect::Azure { 201 } else { 200 };
     let generation = tag.to_string();
     connection.respond(status, &[("ETag", &etag(tag)), ("x-goog-generation", &generation)], b"")
+}
+
+fn copy(
+    state: &mut State,
+    from: &str,
+    key: &str,
+    connection: &mut Connection<'_>,
+) -> io::Result<After> {
+    let from = percent_encoding::percent_decode_str(from).decode_utf8_lossy().into_owned();
+    let from = from.trim_start_matches('/').strip_prefix(BUCKET).unwrap_or_default();
+    let Some((bytes, _)) = state.objects.get(from.trim_start_matches('/')).cloned() else {
+        return connection.respond(404, &[], b"<Error><Code>NoSuchKey</Code></Error>");
+    };
+    let tag = state.next_tag();
+    state.objects.insert(key.to_owned(), (bytes, tag));
+    let body = format!(
+        "<CopyObjectResult><ETag>{}</ETag></CopyObjectResult>",
+        etag(tag).replace('"', "&quot;")
+    );
+    connection.respond(200, &[], body.as_bytes())
 }
 
 fn begin(state: &mut State, key: &str, connection: &mut Connection<'_>) -> io::Result<After> {
@@ -425,7 +491,8 @@ fn list(state: &State, request: &Request, connection: &mut Connection<'_>) -> io
     for (key, size, tag) in objects {
         let _ = write!(
             body,
-            "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>{}</ETag><Size>{size}</Size></Contents>",
+            "<Contents><Key>{key}</Key><LastModified>{}</LastModified><ETag>{}</ETag><Size>{size}</Size></Contents>",
+            chrono::DateTime::<chrono::Utc>::from(state.modified(key)).to_rfc3339(),
             etag(tag).replace('"', "&quot;"),
         );
     }

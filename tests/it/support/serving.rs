@@ -8,6 +8,7 @@
 
 use super::client::Client;
 use super::process::spawn_tied;
+use super::s3::S3;
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ const TURN: Duration = Duration::from_secs(20);
 pub(crate) struct Serving {
     place: tempfile::TempDir,
     images: PathBuf,
+    environment: Vec<(&'static str, String)>,
     args: Vec<OsString>,
     child: Option<Child>,
     /// The address of each line that it has printed.
@@ -32,7 +34,14 @@ impl Serving {
     #[track_caller]
     pub(crate) fn start<A: AsRef<OsStr>>(images_dir: &Path, args: &[A]) -> Self {
         let place = tempfile::tempdir().expect("making a temporary directory");
-        Self::begin(place, images_dir.to_owned(), args)
+        Self::begin(place, images_dir.to_owned(), Vec::new(), args)
+    }
+
+    /// Serves what a store has below `prefix`.
+    #[track_caller]
+    pub(crate) fn bucket<A: AsRef<OsStr>>(store: &S3, prefix: &str, args: &[A]) -> Self {
+        let place = tempfile::tempdir().expect("making a temporary directory");
+        Self::begin(place, store.place(prefix).into(), store.environment(), args)
     }
 
     /// Serves a directory of its own, which goes with the server.
@@ -40,14 +49,20 @@ impl Serving {
     pub(crate) fn fresh<A: AsRef<OsStr>>(args: &[A]) -> Self {
         let place = tempfile::tempdir().expect("making a temporary directory");
         let images = place.path().join("images");
-        Self::begin(place, images, args)
+        Self::begin(place, images, Vec::new(), args)
     }
 
     #[track_caller]
-    fn begin<A: AsRef<OsStr>>(place: tempfile::TempDir, images: PathBuf, args: &[A]) -> Self {
+    fn begin<A: AsRef<OsStr>>(
+        place: tempfile::TempDir,
+        images: PathBuf,
+        environment: Vec<(&'static str, String)>,
+        args: &[A],
+    ) -> Self {
         let mut serving = Self {
             place,
             images,
+            environment,
             args: args.iter().map(|arg| arg.as_ref().to_owned()).collect(),
             child: None,
             addresses: Vec::new(),
@@ -73,6 +88,7 @@ impl Serving {
                 .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
                 .env("HOME", self.place.path())
                 .env("RUST_BACKTRACE", "1")
+                .envs(self.environment.iter().map(|(name, value)| (name, value)))
                 .current_dir(self.place.path())
                 .stdin(Stdio::null())
                 .stdout(stdout)

@@ -5,8 +5,6 @@ use crate::support::http::{After, Connection, Request};
 use std::fmt::Write as _;
 use std::io;
 
-const LAST_MODIFIED: &str = "Thu, 01 Jan 2026 00:00:00 GMT";
-
 pub(super) fn answer(
     state: &mut State,
     key: &str,
@@ -62,7 +60,8 @@ fn commit(
     state.blocks.remove(key);
     let tag = state.next_tag();
     state.objects.insert(key.to_owned(), (content, tag));
-    connection.respond(201, &[("ETag", &etag(tag)), ("Last-Modified", LAST_MODIFIED)], b"")
+    let modified = httpdate::fmt_http_date(state.modified(key));
+    connection.respond(201, &[("ETag", &etag(tag)), ("Last-Modified", &modified)], b"")
 }
 
 fn list(state: &State, request: &Request, connection: &mut Connection<'_>) -> io::Result<After> {
@@ -71,7 +70,8 @@ fn list(state: &State, request: &Request, connection: &mut Connection<'_>) -> io
     for (key, size, tag) in objects {
         let _ = write!(
             body,
-            "<Blob><Name>{key}</Name><Properties><Last-Modified>{LAST_MODIFIED}</Last-Modified><Etag>{}</Etag><Content-Length>{size}</Content-Length><Content-Type>application/octet-stream</Content-Type></Properties></Blob>",
+            "<Blob><Name>{key}</Name><Properties><Last-Modified>{}</Last-Modified><Etag>{}</Etag><Content-Length>{size}</Content-Length><Content-Type>application/octet-stream</Content-Type></Properties></Blob>",
+            httpdate::fmt_http_date(state.modified(key)),
             etag(tag).replace('"', "&quot;"),
         );
     }
