@@ -55,7 +55,7 @@ pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Re
     };
     let parts = match &wanted {
         _ if call.is_head() || is_known => Vec::new(),
-        Wanted::All => vec![0..size],
+        Wanted::All => std::iter::once(0..size).collect(),
         Wanted::Parts(parts) => parts.clone(),
         Wanted::Nothing => Vec::new(),
     };
@@ -63,7 +63,7 @@ pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Re
     let source = match found {
         FoundBlob::Tree(BlobPlace::Elsewhere(url)) => return Ok(elsewhere(&url, &digest)),
         FoundBlob::Tree(BlobPlace::File(file, doubt)) => Source::File(file, doubt),
-        FoundBlob::Tree(BlobPlace::Object(reader)) => Source::Object(Arc::new(Mutex::new(reader))),
+        FoundBlob::Tree(BlobPlace::Object(reader)) => Source::Object(Arc::new(Mutex::new(*reader))),
         FoundBlob::Cache(blob) => Source::Cached(ConsistentBlob::new(blob)),
     };
     if is_known {

@@ -65,12 +65,12 @@ pub(super) struct Stored<P> {
 }
 
 /// Manifests by the names of their places.
-pub(super) type Known<P> = HashMap<OsString, Arc<Stored<P>>>;
+pub(super) type ByPlace<P> = HashMap<OsString, Arc<Stored<P>>>;
 
 /// What is in a repository.
 #[derive(Debug)]
 pub(super) struct Index<P> {
-    known: Known<P>,
+    known: ByPlace<P>,
     tags: BTreeMap<String, Arc<Stored<P>>>,
     digests: HashMap<Digest, Arc<Stored<P>>>,
     blobs: HashMap<Digest, u64>,
@@ -132,8 +132,8 @@ impl<P: Place> Listed<P> {
     pub(super) fn compare(
         &self,
         before: impl Fn(&OsStr) -> Option<Arc<Stored<P>>>,
-    ) -> (Known<P>, Vec<P>) {
-        let (mut known, mut unread) = (Known::new(), Vec::new());
+    ) -> (ByPlace<P>, Vec<P>) {
+        let (mut known, mut unread) = (ByPlace::new(), Vec::new());
         for place in self.tags.values().chain(self.digests.values()) {
             if known.contains_key(place.name()) {
                 continue;
@@ -224,7 +224,7 @@ impl<P: Place> Index<P> {
     }
 
     /// The index of what is `listed`, of which `known` are the manifests that could be read.
-    pub(super) fn build(listed: Listed<P>, known: Known<P>) -> Self {
+    pub(super) fn build(listed: Listed<P>, known: ByPlace<P>) -> Self {
         let mut index = Self { known, ..Self::default() };
         for (digest, place) in listed.digests {
             // What is not what its name says is nobody's manifest.

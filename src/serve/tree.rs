@@ -172,7 +172,7 @@ pub(super) enum BlobPlace {
     /// A file, and what finds out whether it is right, if that is not known.
     File(Arc<File>, Option<Flight<Result<()>>>),
     /// An object of a store.
-    Object(BlobReader),
+    Object(Box<BlobReader>),
     /// Whoever asks for it gets it at this URL.
     Elsewhere(String),
 }

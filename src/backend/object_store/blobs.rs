@@ -27,6 +27,17 @@ impl Blobs for ObjectTree {
         blob: &Descriptor,
         range: Range<u64>,
     ) -> Result<BoxStream> {
+        self.read_blob(blob, range).await
+    }
+}
+
+impl ObjectTree {
+    /// Reads the bytes `range` of a blob, which is the same in all repositories.
+    pub(super) async fn read_blob(
+        &self,
+        blob: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<BoxStream> {
         let inner = &self.inner;
         let doing = format!("fetching blob {}", blob.digest);
         let range = range.start.min(blob.size)..range.end.min(blob.size);

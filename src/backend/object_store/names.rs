@@ -151,11 +151,7 @@ impl Inner {
 
     /// Adds `manifest` to the list of referrers of its subject, as the distribution specification has it for
     /// registries without the referrers API.
-    pub(super) async fn add_referrer(
-        &self,
-        repository: &Repository,
-        manifest: &Manifest,
-    ) -> Result<()> {
+    async fn add_referrer(&self, repository: &Repository, manifest: &Manifest) -> Result<()> {
         let Some(subject) = manifest.subject() else { return Ok(()) };
         let key = self.manifest_key(repository, &referrers_tag(&subject.digest));
         let digest = manifest.digest().to_string();
@@ -213,11 +209,7 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) async fn put_by_digest(
-        &self,
-        repository: &Repository,
-        manifest: &Manifest,
-    ) -> Result<()> {
+    async fn put_by_digest(&self, repository: &Repository, manifest: &Manifest) -> Result<()> {
         let digest = manifest.digest();
         let key = self.manifest_key(repository, &digest.to_string());
         if self.has_seen(&key, &digest) {

@@ -206,11 +206,11 @@ impl Parts {
         while !self.sending.is_empty() {
             self.wait().await?;
         }
-        if let Some(mut upload) = self.upload.take() {
-            if let Err(e) = upload.complete().await {
-                self.upload = Some(upload);
-                return Err(self.failed(&e));
-            }
+        if let Some(mut upload) = self.upload.take()
+            && let Err(e) = upload.complete().await
+        {
+            self.upload = Some(upload);
+            return Err(self.failed(&e));
         }
         Ok(())
     }

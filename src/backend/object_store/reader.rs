@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::ObjectTree;
 use crate::{
-    backend::{Blobs, BoxStream, Error, Kind, Result},
-    image::{Descriptor, Digest, Repository},
+    backend::{BoxStream, Error, Kind, Result},
+    image::{Descriptor, Digest},
 };
 
 /// A blob of a bucket, read where it is.
@@ -42,9 +42,7 @@ impl BlobReader {
     }
 
     async fn ask(&mut self, range: &Range<u64>) -> Result<()> {
-        // One bucket holds the blobs of all repositories.
-        let any = Repository::new("localhost", "any").map_err(|e| self.error(e.to_string()))?;
-        let stream = self.tree.read(&any, &self.blob, range.clone()).await?;
+        let stream = self.tree.read_blob(&self.blob, range.clone()).await?;
         self.open = Some(Open { stream, at: range.start, end: range.end, rest: Bytes::new() });
         Ok(())
     }

@@ -14,6 +14,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Mutex,
     time::{Duration, SystemTime},
 };
 
@@ -26,11 +27,12 @@ use serde_json::{Value, json};
 
 use super::{Inner, ObjectTree, uploads::UPLOADS};
 use crate::{
-    backend::{Error, Kind, ManifestName, Result, Sink},
+    backend::{Error, Kind, Result},
     image::{
         Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, Repository, is_referrers_tag, is_tag,
         referrers_tag,
     },
+    util::locked,
 };
 
 const SERVE: &str = "blobs/.imgfs/serve";
@@ -69,7 +71,7 @@ pub enum FoundManifest {
     /// What was there before.
     Same,
     /// This one.
-    Read(ManifestObject, Manifest),
+    Read(ManifestObject, Box<Manifest>),
     /// Nothing, or no manifest.
     Nothing,
 }
@@ -148,7 +150,7 @@ impl ObjectTree {
         let bytes = found.bytes().await.map_err(|e| inner.error(doing(), &e))?;
         match Manifest::parse_as(algorithm, bytes, None) {
             Ok(manifest) if digest.is_none_or(|digest| manifest.digest() == digest) => {
-                Ok(FoundManifest::Read(object, manifest))
+                Ok(FoundManifest::Read(object, Box::new(manifest)))
             }
             Ok(_) => {
                 tracing::warn!("{key} is not what its name says");
@@ -171,11 +173,6 @@ impl ObjectTree {
             .map_err(|e| Error::new(&inner.side, &doing, e))
     }
 
-    /// Stores `manifest` by its digest, and lists it at its subject.
-    pub async fn put_pushed(&self, repository: &Repository, manifest: &Manifest) -> Result<()> {
-        self.put(repository, manifest, &ManifestName::Digest).await
-    }
-
     /// Makes `tag` lead to `manifest`, if `holds` of the digest that it leads to by then; otherwise that is returned.
     pub async fn tag_if(
         &self,
@@ -184,18 +181,19 @@ impl ObjectTree {
         tag: &str,
         holds: impl Fn(Option<&Digest>) -> bool + Send + Sync,
     ) -> Result<std::result::Result<(), Option<Digest>>> {
-        let refused = std::sync::Mutex::new(None);
+        // What is written is given up with an error, as if others wrote all the time; why is noted here.
+        let refused = Mutex::new(None);
         let check = |text: Option<&[u8]>| {
             let there = text.map(Digest::sha256);
             if holds(there.as_ref()) {
                 return Ok(());
             }
-            *crate::util::locked(&refused) = Some(there);
+            *locked(&refused) = Some(there);
             let reason = "it leads to something else by now".to_owned();
             Err(Error::new(&self.inner.side, format_args!("writing {tag}"), Kind::InUse(reason)))
         };
         let put = self.inner.put_tag(repository, manifest, tag, check).await;
-        let refused = crate::util::locked(&refused).take();
+        let refused = locked(&refused).take();
         match (put, refused) {
             (Err(_), Some(there)) => Ok(Err(there)),
             (put, _) => put.map(Ok),

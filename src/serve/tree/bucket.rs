@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     backend::{
-        BoxStream, Error, Kind, Result,
+        BoxStream, Error, Kind, ManifestName, Result, Sink,
         images_dir::Filling,
         object_store::{
             BlobReader, FoundManifest, ManifestObject, ObjectTree, ObjectUpload, Uploads, WholeBlob,
@@ -103,13 +103,12 @@ impl Bucket {
         let asked = Instant::now();
         let slot = self.repositories.get(repository);
         let _listing = slot.listing.lock().await;
-        let before: HashMap<OsString, Arc<Stored<ManifestObject>>>;
-        let index = {
+        let (seen, index) = {
             let known = locked(&slot.known);
-            let stored = known.seen.values().map(|seen| &seen.stored);
-            before =
-                stored.map(|stored| (stored.place.name().to_owned(), stored.clone())).collect();
-            known.index.clone()
+            let seen = known.seen.values().map(|seen| seen.stored.clone());
+            let seen: HashMap<OsString, _> =
+                seen.map(|stored| (stored.place.name().to_owned(), stored)).collect();
+            (seen, known.index.clone())
         };
         // Somebody else has listed it meanwhile.
         if let Some((index, at)) = &index
@@ -122,7 +121,7 @@ impl Bucket {
         let listed = Listed { tags: objects.tags, digests: objects.digests };
         let (mut known, unread) = listed.compare(|name| {
             let in_index = index.as_ref().and_then(|(index, _)| index.at(name).cloned());
-            in_index.or_else(|| before.get(name).cloned())
+            in_index.or_else(|| seen.get(name).cloned())
         });
         let read = stream::iter(unread).map(|place| async move {
             match self.tree.read_object(&place).await {
@@ -370,11 +369,12 @@ impl Tree for Bucket {
             }
             return Ok(Some(match is_sent_there {
                 true => BlobPlace::Elsewhere(self.tree.blob_url(digest, URL_LIFETIME).await?),
-                false => BlobPlace::Object(reader),
+                false => BlobPlace::Object(Box::new(reader)),
             }));
         };
         // The request that is going to be answered shows whether it is there.
-        Ok(reader.open(first).await?.map(BlobPlace::Object))
+        let opened = reader.open(first).await?;
+        Ok(opened.map(|reader| BlobPlace::Object(Box::new(reader))))
     }
 
     async fn holders(&self, digest: &Digest) -> Result<Vec<Repository>> {
@@ -401,12 +401,12 @@ impl Tree for Bucket {
             self.tree.note_lacking(repository, blob, self.upload_ttl).await?;
             locked(&self.repositories.get(repository).known).lacking = None;
         }
-        self.tree.put_pushed(repository, manifest).await?;
+        self.tree.put(repository, manifest, &ManifestName::Digest).await?;
         // A tag in a bucket says SHA-256, and what it says has to be there.
         if !how.tags.is_empty() && manifest.digest().algorithm() != Algorithm::Sha256 {
             let (bytes, kind) = (manifest.bytes().clone(), manifest.media_type());
             if let Ok(same) = Manifest::parse_as(Algorithm::Sha256, bytes, Some(kind)) {
-                self.tree.put_pushed(repository, &same).await?;
+                self.tree.put(repository, &same, &ManifestName::Digest).await?;
             }
         }
         for tag in &how.tags {
