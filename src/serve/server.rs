@@ -347,9 +347,9 @@ async fn open(
             let store = ObjectTree::open(*provider, bucket, prefix, Writers::Many, Use::Server)?;
             let (ttl, is_written) = (settings.upload_ttl, !settings.read_only);
             let tree = Bucket::open(store, ttl, is_written, *redirect).await?;
-            // Everything that comes through is in the cache, which has a place of its own.
+            // What comes through is in the cache, and that in no directory of images.
             let cache_dir = settings.cache_dir.clone().unwrap_or_default();
-            let nowhere = ImagesDir::absent(&cache_dir);
+            let nowhere = ImagesDir::absent(&cache_dir.join("none"));
             let through = open_through(settings, &nowhere, counts, metrics)?;
             Ok(Opened { tree: Arc::new(tree), through, dir: None })
         }

@@ -3,6 +3,7 @@
 use crate::support::cli::Imgfs;
 use crate::support::client::{Client, Reply};
 use crate::support::content::digest;
+use crate::support::hostile::Hostile;
 use crate::support::image::{Image, OCI_CONFIG, OCI_GZIP, OCI_MANIFEST, single};
 use crate::support::s3::{BROKEN, Fault, S3};
 use crate::support::serving::Serving;
@@ -322,6 +323,25 @@ fn clients_are_sent_to_the_store_where_that_is_wanted() {
     assert_eq!(client.get("/v2/team/app/manifests/v1").status, 200);
     let missing = format!("/v2/team/app/blobs/{}", digest(b"not here"));
     assert_eq!(client.get(&missing).status, 404);
+}
+
+#[test]
+fn what_comes_through_lies_in_the_cache_and_not_in_the_bucket() {
+    let store = S3::start();
+    let upstream = Hostile::start();
+    let image = single(1);
+    image.push_to(&upstream, "team/app", "v1");
+    let cache = tempfile::tempdir().expect("a directory");
+    let cache = cache.path().to_str().expect("a path");
+    let server = serving(&store, &["--upstream", &upstream.host(), "--cache-dir", cache]);
+    let name = format!("{}/team/app", upstream.host().replace(':', "__"));
+    let client = server.client();
+    assert_eq!(client.get(&format!("/v2/{name}/manifests/v1")).body, image.root().bytes);
+    for blob in image.blobs.keys() {
+        let reply = client.get(&format!("/v2/{name}/blobs/{blob}"));
+        assert_eq!((reply.status, &digest(&reply.body)), (200, blob));
+        assert_eq!(store.object(&blob_key(blob)), None);
+    }
 }
 
 #[test]
