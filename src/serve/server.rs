@@ -384,7 +384,7 @@ fn open_through(
     };
     let mut config = settings.registries.clone();
     config.max_wait = config.max_wait.min(settings.upstream_wait);
-    let upstream = Upstream::new(&settings.upstreams, config, settings.offline);
+    let upstream = Upstream::new(&settings.upstreams, config, &settings.budget, settings.offline);
     if let Some(stats) = upstream.stats() {
         let received = stats.clone();
         metrics.watch_counter(

@@ -10,6 +10,7 @@ use crate::{
         registry::{Entry, Reach, Registry, RegistryConfig, RegistryPattern, Requester},
     },
     image::{Descriptor, Digest, Manifest, Reference, Repository},
+    util::Budget,
 };
 
 /// A registry to pull through: `quay.io`, `docker.io=https://mirror.example.com/hub`, or `all`.
@@ -99,8 +100,13 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    /// The registries `specs`, reached as `config` says.
-    pub(super) fn new(specs: &[UpstreamSpec], mut config: RegistryConfig, offline: bool) -> Self {
+    /// The registries `specs`, reached as `config` says, in a process whose memory is counted in `budget`.
+    pub(super) fn new(
+        specs: &[UpstreamSpec],
+        mut config: RegistryConfig,
+        budget: &Budget,
+        offline: bool,
+    ) -> Self {
         let mut places = BTreeMap::new();
         for spec in specs {
             if let (Some(registry), Some(place)) = (&spec.registry, &spec.place) {
@@ -125,7 +131,7 @@ impl Upstream {
         registries.extend(named);
         // Whoever can reach this server chooses what is asked for.
         config.reach = Reach { registries, named: Vec::new(), requester: Requester::Everybody };
-        let registry = (!offline).then(|| Registry::new(config));
+        let registry = (!offline).then(|| Registry::within_memory(config, budget));
         Self { patterns, places, registry }
     }
 
@@ -241,7 +247,8 @@ mod tests {
             spec("ghcr.io=https://mirror"),
             spec("*.example.com"),
         ];
-        let upstream = Upstream::new(&specs, RegistryConfig::default(), false);
+        let upstream =
+            Upstream::new(&specs, RegistryConfig::default(), &Budget::unlimited(), false);
         let there = |registry: &str, path: &str| {
             let repository = Repository::new(registry, path).unwrap();
             let (_, there) = upstream.ask(&repository).unwrap();
@@ -251,7 +258,7 @@ mod tests {
         assert_eq!(there("docker.io", "nginx"), (true, "127.0.0.1:5000/hub/library/nginx".into()));
         assert_eq!(there("ghcr.io", "a"), (true, "mirror:443/a".into()));
         assert!(there("x.example.com", "a").0 && !there("gcr.io", "a").0);
-        let offline = Upstream::new(&specs, RegistryConfig::default(), true);
+        let offline = Upstream::new(&specs, RegistryConfig::default(), &Budget::unlimited(), true);
         let repository = Repository::new("quay.io", "a").unwrap();
         assert!(offline.is_offline() && offline.ask(&repository).is_err());
     }
