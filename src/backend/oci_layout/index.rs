@@ -117,6 +117,17 @@ pub(in crate::backend) fn merge(
     let Value::Array(entries) = &mut document["manifests"] else { return Ok(None) };
     let digest = new.manifest.digest().to_string();
     let leads_there = |entry: &Value| entry["digest"].as_str() == Some(&digest);
+    if let Some(pinned) = new.name.filter(|name| name.tag().is_none() && new.label().is_none()) {
+        // A tag of the repository may lead to it.
+        let is_named_there = |entry: &Value| {
+            let full = entry["annotations"][CONTAINERD_NAME].as_str();
+            let name = full.and_then(|full| full.parse::<Reference>().ok());
+            leads_there(entry) && name.is_some_and(|name| name.repository() == pinned.repository())
+        };
+        if entries.iter().any(is_named_there) {
+            return Ok(None);
+        }
+    }
     let place = match new.names() {
         None if entries.iter().any(leads_there) => return Ok(None),
         None => None,
@@ -300,7 +311,7 @@ mod tests {
         let signature = format!("quay.io/x/a:{}.sig", a.digest().to_string().replace(':', "-"));
         let signed = entry(&signature, &b, &text).unwrap();
         assert_eq!(labels(&signed)[..2], expected);
-        assert_eq!(labels(&signed)[2], (of(&signature), of(&signature), b.digest()));
+        assert_eq!(labels(&signed)[2], (of(&signature), None, b.digest()));
         assert_eq!(find(&signed, &signature.parse().unwrap(), Some("v1")), Some(b.digest()));
         // Two entries of one name, as others may have left them, become one.
         let twice = format!(
