@@ -133,7 +133,7 @@ pub fn mount(
     let span = tracing::error_span!("mount", mountpoint = %mountpoint.display());
     let counts = Counts::new(&options.metrics.clone().unwrap_or_default());
     let is_writable = view.writing().is_some();
-    let (files, of_shared) = (Files::default(), span.clone());
+    let (files, of_shared) = (Files::new(), span.clone());
     let shared = Arc::new(Shared { view, files, options, counts, span: of_shared, is_writable });
     let (ends, ended) = mpsc::channel();
     let adapter = Adapter { shared, runtime, ends };

@@ -389,11 +389,14 @@ impl Core {
         if blob.disk.extents.values().any(|extent| extent.leaving || extent.pins > 0) {
             return;
         }
+        blob.requests.origin = None;
+        if blob.readers.closing.is_some() {
+            return;
+        }
         // What nobody reads takes no memory.
         state.memory.forget(blob.id);
         blob.restart_prefix(key);
         blob.readers.windows = super::window::Windows::default();
-        blob.requests.origin = None;
         match &mut blob.disk.place {
             Place::Parts(files) if blob.disk.stored > 0 => *files = None,
             Place::Whole(file) => *file = None,

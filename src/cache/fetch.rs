@@ -17,7 +17,7 @@ use super::{
     plan::Pace,
     readers::Failed,
     requests::{Job, Origin},
-    state::{Key, State},
+    state::{Blob, Key, State},
 };
 use crate::{
     backend::{
@@ -34,7 +34,7 @@ const QUIET: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// What is nearly done when its last reader leaves has so long to come to its end. What has been sent is not
-/// fetched again then, and the connection stays.
+/// fetched again then, and the connection stays. Parts of blobs and streams count as open for so long.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// A blob at a source, in some repositories.
@@ -254,6 +254,40 @@ impl Core {
                 && blob.readers.handles == 0
             {
                 blob.requests.stop();
+            }
+        });
+    }
+
+    /// Closes a blob when nobody has opened it again for [`LINGER`]. Until then what is known of its readers stays.
+    pub(super) fn close_later(&self, key: Key, blob: &mut Blob) {
+        let closed = blob.readers.closing.unwrap_or(0) + 1;
+        if blob.readers.closing.replace(closed).is_some() {
+            return;
+        }
+        // Whoever drops the cache does not wait for that.
+        let (core, id, mut closed) = (self.me.clone(), blob.id, closed);
+        self.tasks.spawn(async move {
+            loop {
+                let Some(sleep) = core.upgrade().map(|core| core.tasks.sleep(LINGER)) else {
+                    return;
+                };
+                sleep.await;
+                let Some(core) = core.upgrade() else { return };
+                let mut state = core.lock();
+                let Some(blob) = state.blob(&key, id) else { return };
+                let is_open = blob.readers.handles > 0;
+                if !is_open && blob.readers.closing != Some(closed) {
+                    closed = blob.readers.closing.unwrap_or(0);
+                    continue;
+                }
+                blob.readers.closing = None;
+                if !is_open {
+                    if blob.requests.abandon(&mut blob.readers.windows) {
+                        core.stop_later(key, id);
+                    }
+                    core.settle(&mut state, &key);
+                }
+                return;
             }
         });
     }

@@ -25,7 +25,7 @@ use super::{
     Core,
     requests::{Job, Running},
     state::{Blob, Key, State},
-    window::Window,
+    window::{Habit, Window},
 };
 use crate::backend::images_dir::cached::BLOCK_BYTES;
 
@@ -93,30 +93,36 @@ impl Core {
 
     /// Has fetched what a read of the bytes `range` needs, and will need.
     ///
-    /// No more than `ahead_bytes` are asked for at once.
+    /// No more is asked for at once than the `habit` says, or half of what the reader has read already: who has come
+    /// far is likely to go on, and each request costs the source as much as some megabytes. So what two requests have
+    /// fetched in vain when it stops is no more than that.
     pub(super) fn plan_read(
         self: &Arc<Self>,
         state: &mut State,
         key: &Key,
         range: &Range<u64>,
-        ahead_bytes: u64,
+        habit: Habit,
     ) {
-        let ahead = u32::try_from(ahead_bytes / BLOCK_BYTES).unwrap_or(u32::MAX).max(1);
-        let max = self.max_blocks(state).min(ahead);
+        let most = self.max_blocks(state);
         let is_refused = state.is_refused();
         let State { blobs, memory, .. } = state;
         let Some(blob) = blobs.get_mut(key) else { return };
         let blocks = Blob::blocks_of(range);
         let mut windows = mem::take(&mut blob.readers.windows);
-        let first = self.first_blocks(blob).min(max);
-        let window = windows.note(range.start, range.end, blocks.start, first);
+        let first = self.first_blocks(blob).min(most);
+        let is_here = blob.first_missing(blocks.clone(), memory).is_none();
+        let window = windows.note(range, first, habit, is_here);
+        // A stream costs its source nothing but what is read of it.
+        let read_bytes = if blob.content.is_stream() { 0 } else { window.read_bytes };
+        let ahead = habit.ahead_bytes.max(read_bytes / REQUESTS_AHEAD as u64) / BLOCK_BYTES;
+        let max = most.min(u32::try_from(ahead).unwrap_or(u32::MAX)).max(1);
         let mut plans = Vec::new();
         let mut at = blocks.start;
         while let Some(start) = blob.first_missing(at..blocks.end, memory) {
             if window.sequential {
                 window.grow(max);
             }
-            let limit = start.saturating_add(window.blocks).max(blocks.end);
+            let limit = start.saturating_add(window.blocks.min(max)).max(blocks.end);
             let end = blob.missing_run(start, limit, memory);
             window.ahead = window.ahead.max(end);
             plans.push(Plan {

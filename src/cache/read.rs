@@ -20,6 +20,7 @@ use super::{
     state::{Blob, Key, State, WHOLE},
     stored::{Files, Place},
     tasks::point,
+    window::Habit,
 };
 use crate::{
     backend::{
@@ -33,8 +34,10 @@ use crate::{
 /// The largest blob that is read, in bytes: far above what any registry takes.
 pub(super) const MAX_SIZE: u64 = 1 << 46;
 
-/// What is asked for at once for somebody who reads parts: few read on for long, because files end.
-const PARTS_AHEAD_BYTES: u64 = 2 << 20;
+/// What is asked for at once for somebody who reads parts, and has not come far yet: few read on for long, because
+/// files end. Of a stream what is decompressed, of a blob what is fetched.
+const STREAM_AHEAD_BYTES: u64 = 2 << 20;
+const PARTS_AHEAD_BYTES: u64 = 512 << 10;
 
 /// A blob that is read through the cache. Clones are the same handle; as long as one is there, the
 /// blob counts as open.
@@ -49,8 +52,10 @@ struct Handle {
     origin: Arc<dyn Origin>,
     /// Whoever reads compares digests of parts by itself.
     checks_itself: bool,
-    /// The most that is asked for at once.
-    ahead_bytes: u64,
+    /// It counts as open for a moment after it has been closed: programs that read an image read one file after
+    /// the other, and each of them is open for as long as it is read.
+    lingers: bool,
+    habit: Habit,
     /// The file has been given to somebody.
     lent: AtomicBool,
 }
@@ -62,8 +67,13 @@ impl Drop for Handle {
         blob.readers.handles = blob.readers.handles.saturating_sub(1);
         blob.readers.lent =
             blob.readers.lent.saturating_sub(u32::from(self.lent.load(Ordering::Relaxed)));
-        if blob.readers.handles == 0 && blob.requests.abandon() {
-            self.core.stop_later(self.key, blob.id);
+        if blob.readers.handles == 0 {
+            if blob.requests.abandon(&mut blob.readers.windows) {
+                self.core.stop_later(self.key, blob.id);
+            }
+            if self.lingers {
+                self.core.close_later(self.key, blob);
+            }
         }
         self.core.settle(&mut state, &self.key);
     }
@@ -106,9 +116,11 @@ impl CachedBlob {
     pub(super) fn new(core: Arc<Core>, key: Key, origin: Arc<dyn Origin>, trust: Trust) -> Self {
         let handle = Handle {
             checks_itself: trust == Trust::Reader,
-            ahead_bytes: match trust {
-                Trust::Digest => core.max_window_bytes,
-                Trust::Reader | Trust::Source => core.max_window_bytes.min(PARTS_AHEAD_BYTES),
+            lingers: trust != Trust::Digest,
+            habit: match trust {
+                Trust::Digest => Habit::of_kernel(core.max_window_bytes),
+                Trust::Reader => Habit::in_order(core.max_window_bytes.min(PARTS_AHEAD_BYTES)),
+                Trust::Source => Habit::of_stream(core.max_window_bytes.min(STREAM_AHEAD_BYTES)),
             },
             core,
             key,
@@ -206,7 +218,7 @@ impl CachedBlob {
     pub fn for_all(mut self) -> Self {
         let all = self.handle.core.max_window_bytes;
         if let Some(handle) = Arc::get_mut(&mut self.handle) {
-            handle.ahead_bytes = all;
+            handle.habit.ahead_bytes = all;
         }
         self
     }
@@ -436,7 +448,7 @@ impl Handle {
             true => Some(core.pin(state, key, blocks)?),
             false => None,
         };
-        core.plan_read(state, key, range, self.ahead_bytes);
+        core.plan_read(state, key, range, self.habit);
         if is_last_awaited {
             core.pump(state, key);
         }

@@ -33,6 +33,8 @@ pub(super) struct Readers {
     pub last_waiters: Vec<Waiter>,
     pub windows: Windows,
     pub handles: u32,
+    /// How often the last handle has gone, if one has a moment ago and the blob is not closed yet.
+    pub closing: Option<u64>,
     /// Handles that have given the file away.
     pub lent: u32,
 }

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{Core, state::Key};
+use super::{Core, state::Key, window::Windows};
 
 /// A request that has at most so many blocks to come is nearly done: 512 KiB.
 const NEARLY_DONE_BLOCKS: u32 = 4;
@@ -103,7 +103,7 @@ impl Requests {
 
     /// Ends those that nobody who leaves would miss: what has begun and is nearly done may come to its end. Whether
     /// there are such.
-    pub(super) fn abandon(&mut self) -> bool {
+    pub(super) fn abandon(&mut self, windows: &mut Windows) -> bool {
         self.jobs.retain(|running| {
             let job = &running.job;
             let is_nearly_done = !running.is_stream
@@ -111,6 +111,7 @@ impl Requests {
                 && job.has_begun.load(Ordering::Relaxed);
             if !is_nearly_done {
                 job.stop.notify_one();
+                windows.set_back(job.window, running.next);
             }
             is_nearly_done
         });

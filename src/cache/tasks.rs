@@ -58,16 +58,19 @@ impl Tasks {
     }
 
     /// Waits for so long.
-    pub(super) async fn sleep(&self, duration: Duration) {
-        match self {
-            Self::Runtime(_) => tokio::time::sleep(duration).await,
+    pub(super) fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + use<> {
+        #[cfg(test)]
+        let is_scheduled = matches!(self, Self::Scheduled(_));
+        async move {
             #[cfg(test)]
-            Self::Scheduled(_) => {
+            if is_scheduled {
                 // However long it is, others may come to their ends meanwhile, or not.
                 for _ in 0..50 {
                     shuttle::future::yield_now().await;
                 }
+                return;
             }
+            tokio::time::sleep(duration).await;
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    num::NonZeroUsize,
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,12 +10,13 @@ use std::{
 };
 
 use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyOpen};
+use lru::LruCache;
 
 use crate::namespace::{Handle, Listing, ViewError};
 use crate::util::locked;
 
 /// Files that are kept open because the kernel reads them without opening them.
-const MAX_UNOPENED: usize = 128;
+const MAX_UNOPENED: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 
 /// An open file.
 struct OpenFile {
@@ -31,7 +33,6 @@ struct Mode {
 }
 
 /// What is open.
-#[derive(Default)]
 pub(super) struct Files {
     files: Mutex<HashMap<u64, OpenFile>>,
     directories: Mutex<HashMap<u64, Option<Arc<Listing>>>>,
@@ -39,12 +40,24 @@ pub(super) struct Files {
     /// Inodes of which the kernel may have kept what has not been verified.
     doubtful: Mutex<HashSet<u64>>,
     /// Files that the kernel reads without having opened them, by inode.
-    unopened: Mutex<HashMap<u64, Arc<Handle>>>,
+    unopened: Mutex<LruCache<u64, Arc<Handle>>>,
     next: AtomicU64,
     passthrough: AtomicBool,
 }
 
 impl Files {
+    pub(super) fn new() -> Self {
+        Self {
+            files: Mutex::default(),
+            directories: Mutex::default(),
+            modes: Mutex::default(),
+            doubtful: Mutex::default(),
+            unopened: Mutex::new(LruCache::new(MAX_UNOPENED)),
+            next: AtomicU64::new(0),
+            passthrough: AtomicBool::new(false),
+        }
+    }
+
     /// Whether the kernel can read files by itself.
     pub(super) fn set_passthrough(&self, can: bool) {
         self.passthrough.store(can, Ordering::Relaxed);
@@ -133,12 +146,10 @@ impl Files {
         }
         let Some(handle) = open()? else { return Ok(None) };
         let handle = Arc::new(handle);
-        let mut unopened = locked(&self.unopened);
-        // Nobody says when they are not needed any more.
-        if unopened.len() >= MAX_UNOPENED {
-            unopened.clear();
-        }
-        unopened.insert(ino, handle.clone());
+        // Nobody says when it is not needed any more. One at a time goes, so that what is fetched ahead of a
+        // program that reads many files has somebody who reads it all the while.
+        let oldest = locked(&self.unopened).push(ino, handle.clone());
+        drop(oldest);
         Ok(Some(handle))
     }
 

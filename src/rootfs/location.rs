@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -26,6 +27,10 @@ use crate::{
 /// What of a blob is read at a time when all of it is, in bytes.
 pub(super) const STEP: usize = 256 << 10;
 
+/// How long what was not in the images_dir is taken not to be there yet. To look takes longer than to decompress a
+/// small part.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// Where a layer is: in the images_dir, or in repositories of a registry, by way of the cache.
 pub(super) struct Location {
     pub store: Arc<Store>,
@@ -33,6 +38,8 @@ pub(super) struct Location {
     repositories: Mutex<Vec<Repository>>,
     /// What is local is not what it should be.
     local_is_bad: AtomicBool,
+    /// When it was not in the images_dir last.
+    absent_at: Mutex<Option<Instant>>,
 }
 
 /// The compressed bytes of a layer.
@@ -79,7 +86,13 @@ impl Compressed {
 
 impl Location {
     pub(super) fn new(store: Arc<Store>, blob: Descriptor) -> Self {
-        Self { store, blob, repositories: Mutex::default(), local_is_bad: AtomicBool::new(false) }
+        Self {
+            store,
+            blob,
+            repositories: Mutex::default(),
+            local_is_bad: AtomicBool::new(false),
+            absent_at: Mutex::default(),
+        }
     }
 
     /// Notes that `repository` has it.
@@ -121,17 +134,30 @@ impl Location {
         if self.blob.media_type.ends_with("+encrypted") {
             return Err(self.error(Kind::Layer("the layer is encrypted".into())));
         }
-        let location = self.clone();
-        let local = tokio::task::spawn_blocking(move || location.local());
-        if let Some(file) = local.await.map_err(|e| self.error(io::Error::other(e)))? {
-            return Ok(Compressed::File(Arc::new(file)));
-        }
         let sources = &self.store.sources;
-        let Some(remote) = sources.remote() else {
+        let remote = sources.remote();
+        let is_absent = locked(&self.absent_at).is_some_and(|at| at.elapsed() < LOOK_AGAIN);
+        if remote.is_none() || !is_absent {
+            let location = self.clone();
+            let local = tokio::task::spawn_blocking(move || location.local());
+            if let Some(file) = local.await.map_err(|e| self.error(io::Error::other(e)))? {
+                return Ok(Compressed::File(Arc::new(file)));
+            }
+            *locked(&self.absent_at) = Some(Instant::now());
+        }
+        let Some(remote) = remote else {
             return Err(self.error(Kind::Offline));
         };
         let repositories = locked(&self.repositories).clone();
         Ok(Compressed::Cached(sources.cache.parts(remote.clone(), repositories, &self.blob)))
+    }
+
+    /// Keeps what is fetched ahead of it coming, as long as this is there: whoever decompresses has a handle for each
+    /// part only. `None` where nothing is fetched.
+    pub(super) fn reader(&self) -> Option<CachedBlob> {
+        let sources = &self.store.sources;
+        let repositories = locked(&self.repositories).clone();
+        Some(sources.cache.parts(sources.remote()?.clone(), repositories, &self.blob))
     }
 
     /// Reads compressed bytes, and does not wait for ever: only as long as something comes. That

@@ -38,7 +38,7 @@ const WINDOW_BYTES: u64 = 2 << 20;
 /// The decompressed stream of a layer, open for reading.
 pub(super) enum Stream {
     /// By way of the cache.
-    Cached { stream: CachedBlob, _reader: Reader },
+    Cached { stream: CachedBlob, _compressed: Option<CachedBlob>, _reader: Reader },
     /// What has been scanned, while nobody knows yet whether it is the right layer.
     Scanning(Arc<dyn ReadScanned>),
 }
@@ -341,7 +341,8 @@ pub(super) fn stream(layer: &Arc<Layer>, index: &Arc<Indexed>) -> Result<Stream>
     let store = &layer.at.store;
     let (id, size) = (layer.key.of(index.source()).stream_id(index), index.stream_bytes());
     let stream = store.sources.cache.stream(source, repository, &layer.at.blob, id, size);
-    Ok(Stream::Cached { stream, _reader: store.recent.reader() })
+    let (compressed, reader) = (layer.at.reader(), store.recent.reader());
+    Ok(Stream::Cached { stream, _compressed: compressed, _reader: reader })
 }
 
 /// The same of what has been scanned while the scan goes on.

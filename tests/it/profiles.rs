@@ -90,9 +90,10 @@ fn what_a_start_reads_is_fetched_ahead_by_the_next() {
     for n in READ {
         read(&inside.mount, &path, n);
     }
-    // What is read ahead of a reader at the end of a file is in no profile.
+    // What is read ahead of a reader at the end of a file is in no profile. It is no more than what has been read.
     let (requests, sent) = inside.fetched();
-    assert!(requests <= READ.len() && sent < MIB, "{requests} requests, {sent} bytes");
+    let read = READ.len() as u64 * MIB;
+    assert!(requests <= 2 * READ.len() && sent <= read, "{requests} requests, {sent} bytes");
 }
 
 #[test]
