@@ -5,6 +5,8 @@ use crate::support::content;
 use crate::support::image::{Built, Image, single};
 use crate::support::need::require;
 use crate::support::seaweed::SeaweedFs;
+use crate::support::serving::Serving;
+use crate::support::skopeo::{Place, Skopeo};
 use crate::support::text;
 use crate::support::tree::{self, assert_tree_sound};
 use std::fs;
@@ -104,4 +106,41 @@ fn a_run_that_is_killed_leaves_a_real_store_for_the_next_one() {
         assert_tree_sound(&to);
         assert_same_blobs(&to, &image);
     }
+}
+
+#[test]
+fn servers_over_a_real_store_take_and_give_images() {
+    require!(ObjectStore);
+    let (store, bed) = bed();
+    let image = Image::new().layer(31, 17_000_000).layer(32, 1000).build();
+    let layout = bed.path("layout");
+    image.write_oci_layout(&layout, "v1");
+    let writer = Serving::real_bucket(&store, "p", &["--allow-delete"]);
+    let reader = Serving::real_bucket(&store, "p", &["--read-only", "--redirect"]);
+    let skopeo = Skopeo::new();
+    let at = |serving: &Serving| Place::plain(&format!("{}/team/app:v1", serving.host()));
+    skopeo.copy(&Place::layout(&layout, "v1"), &at(&writer));
+    assert_eq!(skopeo.inspect_raw(&at(&reader)), image.root().bytes);
+    for (name, serving) in [("written", &writer), ("redirected", &reader)] {
+        let back = bed.path(name);
+        skopeo.copy(&at(serving), &Place::layout(&back, "v1"));
+        for digest in image.blobs.keys() {
+            let file = back.join("blobs").join(digest.replace(':', "/"));
+            let stored = fs::read(file).expect("the blob is there");
+            assert_eq!(&content::digest(&stored), digest, "{name}");
+        }
+    }
+    // It is an image of the bucket like any other.
+    let name = ("registry.local/team/app:v1".to_owned(), image.digest().to_owned());
+    assert_eq!(listed(&bed.imgfs, &store.place("p")), [name].into());
+    bed.imgfs.run(&["verify", "--full", &store.place("p")]).success();
+    assert_eq!(
+        writer
+            .client()
+            .send("DELETE", "/v2/team/app/manifests/v1", &[], b"")
+            .expect("a response")
+            .status,
+        202
+    );
+    assert_eq!(reader.client().head("/v2/team/app/manifests/v1").status, 404);
 }

@@ -98,13 +98,20 @@ impl SeaweedFs {
         made.expect("running curl").success()
     }
 
+    /// What the environment of a process is to have that uses it.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ENDPOINT", self.endpoint.clone()),
+            ("AWS_ACCESS_KEY_ID", KEY.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", SECRET.to_owned()),
+            ("AWS_REGION", "us-east-1".to_owned()),
+        ]
+    }
+
     /// A client that may use it.
     pub(crate) fn client(&self) -> Imgfs {
-        Imgfs::scratch()
-            .env("AWS_ENDPOINT", &self.endpoint)
-            .env("AWS_ACCESS_KEY_ID", KEY)
-            .env("AWS_SECRET_ACCESS_KEY", SECRET)
-            .env("AWS_REGION", "us-east-1")
+        let environment = self.environment().into_iter();
+        environment.fold(Imgfs::scratch(), |imgfs, (name, value)| imgfs.env(name, value))
     }
 
     /// `s3://bucket/prefix`

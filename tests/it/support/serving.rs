@@ -9,6 +9,7 @@
 use super::client::Client;
 use super::process::spawn_tied;
 use super::s3::S3;
+use super::seaweed::SeaweedFs;
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -40,6 +41,17 @@ impl Serving {
     /// Serves what a store has below `prefix`.
     #[track_caller]
     pub(crate) fn bucket<A: AsRef<OsStr>>(store: &S3, prefix: &str, args: &[A]) -> Self {
+        let place = tempfile::tempdir().expect("making a temporary directory");
+        Self::begin(place, store.place(prefix).into(), store.environment(), args)
+    }
+
+    /// The same of a real store.
+    #[track_caller]
+    pub(crate) fn real_bucket<A: AsRef<OsStr>>(
+        store: &SeaweedFs,
+        prefix: &str,
+        args: &[A],
+    ) -> Self {
         let place = tempfile::tempdir().expect("making a temporary directory");
         Self::begin(place, store.place(prefix).into(), store.environment(), args)
     }
