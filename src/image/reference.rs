@@ -37,6 +37,11 @@ impl Repository {
         &self.path
     }
 
+    /// What it is called in the name of a file or in a key: the SHA-256 of its name, as 64 hexadecimal digits.
+    pub(crate) fn hashed_name(&self) -> String {
+        Digest::sha256(self.to_string().as_bytes()).to_hex()
+    }
+
     /// A reference to `tag` in this repository.
     pub fn tagged(&self, tag: &str) -> Reference {
         Reference { repository: self.clone(), tag: Some(tag.to_owned()), digest: None }

@@ -10,7 +10,7 @@ use crate::{
     backend::{Error, LocalFile, Result},
     cache::{CachedBlob, ConsistentBlob},
     rootfs::TreeFile,
-    util::{filled, read_at_most, read_cached},
+    util::{read_cached, read_part},
 };
 
 /// An open file. It stays what it was when it was opened.
@@ -158,7 +158,7 @@ fn read_file_now(file: &File, offset: u64, length: usize) -> Option<Result<Bytes
 async fn read_file(file: &File, offset: u64, length: usize) -> Result<Bytes> {
     let file = file.try_clone().map_err(failed)?;
     let read = move || {
-        let content = pread(&file, offset, length);
+        let content = read_part(&file, offset, length).map_err(failed);
         read_ahead(&file, offset, length);
         content
     };
@@ -176,8 +176,4 @@ fn read_ahead(file: &File, offset: u64, length: usize) {
 
 fn failed(error: io::Error) -> Error {
     Error::new("images_dir", "reading", error)
-}
-
-fn pread(file: &File, offset: u64, length: usize) -> Result<Bytes> {
-    filled(length, |buffer| read_at_most(file, buffer, offset)).map_err(failed)
 }

@@ -241,16 +241,13 @@ impl<'a> Transfer<'a> {
             }
             TreeSpec::Directory(_) | TreeSpec::Registry { .. } | TreeSpec::Medium(_) => None,
         };
-        let local = match (&listed, &from) {
+        let found = match (&listed, &from) {
             (None, Some(dir)) => Some(images_of(dir, request)?),
             _ => None,
         };
-        let (local, left_out, notices) = match local {
-            Some(Found { images, left_out, notices }) => (Some(images), left_out, notices),
-            None => (None, Vec::new(), Vec::new()),
-        };
-        let local_routes = local.as_deref().map(|images| request.routes(images)).transpose()?;
-        Ok(Self { request, options, from, to, routes: early.or(local_routes), left_out, notices })
+        let local = found.as_ref().map(|found| request.routes(&found.images)).transpose()?;
+        let Found { left_out, notices, .. } = found.unwrap_or_default();
+        Ok(Self { request, options, from, to, routes: early.or(local), left_out, notices })
     }
 
     /// The registries that will be asked, as far as they are known by now.
@@ -467,6 +464,7 @@ fn open_target(root: &Path, request: &Request, options: TransferOptions) -> Resu
 }
 
 /// What of a directory is wanted.
+#[derive(Default)]
 struct Found {
     images: Vec<Reference>,
     /// What may be more images.

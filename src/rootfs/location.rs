@@ -134,10 +134,8 @@ impl Location {
         if self.blob.media_type.ends_with("+encrypted") {
             return Err(self.error(Kind::Layer("the layer is encrypted".into())));
         }
-        let sources = &self.store.sources;
-        let remote = sources.remote();
         let is_absent = locked(&self.absent_at).is_some_and(|at| at.elapsed() < LOOK_AGAIN);
-        if remote.is_none() || !is_absent {
+        if !is_absent || self.store.sources.remote().is_none() {
             let location = self.clone();
             let local = tokio::task::spawn_blocking(move || location.local());
             if let Some(file) = local.await.map_err(|e| self.error(io::Error::other(e)))? {
@@ -145,16 +143,12 @@ impl Location {
             }
             *locked(&self.absent_at) = Some(Instant::now());
         }
-        let Some(remote) = remote else {
-            return Err(self.error(Kind::Offline));
-        };
-        let repositories = locked(&self.repositories).clone();
-        Ok(Compressed::Cached(sources.cache.parts(remote.clone(), repositories, &self.blob)))
+        self.remote().map(Compressed::Cached).ok_or_else(|| self.error(Kind::Offline))
     }
 
-    /// Keeps what is fetched ahead of it coming, as long as this is there: whoever decompresses has a handle for each
-    /// part only. `None` where nothing is fetched.
-    pub(super) fn reader(&self) -> Option<CachedBlob> {
+    /// The bytes as they come from a registry, by way of the cache; `None` if nothing is fetched from any. As long as such
+    /// a handle is there, what is fetched ahead goes on coming.
+    pub(super) fn remote(&self) -> Option<CachedBlob> {
         let sources = &self.store.sources;
         let repositories = locked(&self.repositories).clone();
         Some(sources.cache.parts(sources.remote()?.clone(), repositories, &self.blob))

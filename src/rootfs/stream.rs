@@ -341,7 +341,7 @@ pub(super) fn stream(layer: &Arc<Layer>, index: &Arc<Indexed>) -> Result<Stream>
     let store = &layer.at.store;
     let (id, size) = (layer.key.of(index.source()).stream_id(index), index.stream_bytes());
     let stream = store.sources.cache.stream(source, repository, &layer.at.blob, id, size);
-    let (compressed, reader) = (layer.at.reader(), store.recent.reader());
+    let (compressed, reader) = (layer.at.remote(), store.recent.reader());
     Ok(Stream::Cached { stream, _compressed: compressed, _reader: reader })
 }
 

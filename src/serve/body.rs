@@ -23,7 +23,7 @@ use super::{connection::Connection, sendfile, service::Finish};
 use crate::{
     backend::{Error, Result, images_dir::cached::BLOCK_BYTES, object_store::BlobReader},
     cache::ConsistentBlob,
-    util::{Counter, Died, Flight, read_at_most, read_cached},
+    util::{Counter, Died, Flight, read_cached, read_part},
 };
 
 /// What is read of a file at a time, in bytes: with less, reading and writing take more calls; with more, 64
@@ -345,13 +345,9 @@ impl Drop for Parts {
 }
 
 async fn read_on_pool(file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
-    let work = move || {
-        // At most a piece.
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        let have = read_at_most(&file, &mut bytes, range.start)?;
-        bytes.truncate(have);
-        Ok(Bytes::from(bytes))
-    };
+    // At most a piece.
+    let length = (range.end - range.start) as usize;
+    let work = move || read_part(&file, range.start, length);
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 

@@ -36,7 +36,7 @@ use crate::{
         object_store::{ObjectTree, Provider, UPLOADS_AT_ONCE, Use, Writers},
         registry::RegistryConfig,
     },
-    cache::Cache,
+    cache::{Cache, CacheConfig},
     util::{Budget, Metrics},
 };
 
@@ -335,7 +335,7 @@ async fn open(
                 drop(ImagesDir::create(root, None, Linking::Auto)?);
             }
             let dir = ImagesDir::open(root)?;
-            let through = open_through(settings, &dir, counts, metrics)?;
+            let through = open_through(settings, Some(&dir), counts, metrics)?;
             let cache_dir = match &through {
                 Some(through) => through.cache_dir().to_owned(),
                 None => dir.cache_dir(),
@@ -347,37 +347,41 @@ async fn open(
             let store = ObjectTree::open(*provider, bucket, prefix, Writers::Many, Use::Server)?;
             let (ttl, is_written) = (settings.upload_ttl, !settings.read_only);
             let tree = Bucket::open(store, ttl, is_written, *redirect).await?;
-            // What comes through is in the cache, and that in no directory of images.
-            let cache_dir = settings.cache_dir.clone().unwrap_or_default();
-            let nowhere = ImagesDir::absent(&cache_dir.join("none"));
-            let through = open_through(settings, &nowhere, counts, metrics)?;
+            let through = open_through(settings, None, counts, metrics)?;
             Ok(Opened { tree: Arc::new(tree), through, dir: None })
         }
     }
 }
 
+/// Opens what comes through: its cache is in the directory that is served, if it is one, or in `--cache-dir`.
 fn open_through(
     settings: &Settings,
-    dir: &ImagesDir,
+    dir: Option<&ImagesDir>,
     counts: &Counts,
     metrics: &Metrics,
 ) -> Result<Option<Through>, StartError> {
     if settings.upstreams.is_empty() {
         return Ok(None);
     }
-    let (cache_dir, cache) =
-        Cache::open_free(dir, settings.cache_dir.as_deref(), settings.cache_bytes, |config| {
-            config.within_memory(&settings.budget)
-        });
+    let (given, bytes) = (settings.cache_dir.as_deref(), settings.cache_bytes);
+    let adapt = |config: CacheConfig| config.within_memory(&settings.budget);
+    let (cache_dir, cache) = match dir {
+        Some(dir) => Cache::open_free(dir, given, bytes, adapt),
+        None => {
+            let path = settings.cache_dir.clone().unwrap_or_default();
+            (path.clone(), Cache::open(adapt(CacheConfig::new(path, bytes))))
+        }
+    };
     let cache = cache?;
-    if settings.keep && !cache_dir.starts_with(dir.root()) {
+    let around = dir.filter(|dir| cache_dir.starts_with(dir.root()));
+    if settings.keep && around.is_none() {
         let message = "--keep moves what came through out of the cache: --cache-dir has to be in the directory";
         return Err(StartError::Settings(message.into()));
     }
     watch_cache(metrics, &cache);
-    let (root, path) = match cache_dir.strip_prefix(dir.root()) {
-        Ok(_) => (dir.dir().clone(), dir.root().join("blobs/.imgfs/serve/through")),
-        Err(_) => {
+    let (root, path) = match around {
+        Some(dir) => (dir.dir().clone(), dir.root().join("blobs/.imgfs/serve/through")),
+        None => {
             let failed = |e| backend::Error::io(&cache_dir, "opening", e);
             (ConfinedDir::open(&cache_dir).map_err(failed)?, cache_dir.join("through"))
         }
@@ -400,7 +404,6 @@ fn open_through(
     }
     let sources = Sources {
         local: settings.local_name.clone(),
-        dir: dir.clone(),
         upstream,
         cache,
         cache_dir,
@@ -410,7 +413,7 @@ fn open_through(
             wait: settings.upstream_wait,
         },
         counters: counts.upstream.clone(),
-        keep: settings.keep,
+        keep: around.filter(|_| settings.keep).cloned(),
     };
     Ok(Some(Through::open(sources, root, &path)?))
 }

@@ -96,21 +96,20 @@ pub(super) struct Through {
 pub(super) struct Sources {
     /// What this registry calls itself: that is nowhere else.
     pub(super) local: String,
-    pub(super) dir: ImagesDir,
     pub(super) upstream: Upstream,
     pub(super) cache: Cache,
     /// Where that is.
     pub(super) cache_dir: PathBuf,
     pub(super) freshness: Freshness,
     pub(super) counters: Counters,
-    /// Whether what comes through becomes part of the tree.
-    pub(super) keep: bool,
+    /// The directory of images of which what comes through becomes a part, if it does.
+    pub(super) keep: Option<ImagesDir>,
 }
 
 impl Through {
     /// What has come through is remembered in `path`, which is in `root`.
     pub(super) fn open(sources: Sources, root: ConfinedDir, path: &Path) -> backend::Result<Self> {
-        let Sources { local, dir, upstream, cache, cache_dir, freshness, counters, keep } = sources;
+        let Sources { local, upstream, cache, cache_dir, freshness, counters, keep } = sources;
         let store = Store::open(root, path)?;
         let upstream = Arc::new(upstream);
         let source: Arc<dyn Backend> = upstream.clone();
@@ -121,9 +120,9 @@ impl Through {
             absent_ttl: NEGATIVE_HOLDS,
         };
         // What is in the tree has been looked at before anybody comes here.
-        let nothing = ImagesDir::absent(dir.root());
+        let nothing = ImagesDir::absent(&cache_dir);
         let catalogue = Catalogue::new(nothing, Some(source), settings, &Budget::unlimited());
-        let keeper = keep.then(|| keep::Keeper::new(dir, cache_dir.clone(), store.clone()));
+        let keeper = keep.map(|dir| keep::Keeper::new(dir, cache_dir.clone(), store.clone()));
         Ok(Self {
             local,
             upstream,

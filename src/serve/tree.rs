@@ -193,6 +193,21 @@ pub(super) struct Put {
 }
 
 impl Put {
+    /// Whether the client's condition fails of what is in `tree` now.
+    async fn refused(
+        &self,
+        tree: &dyn Tree,
+        repository: &Repository,
+        manifest: &Manifest,
+    ) -> Result<Option<Taken>> {
+        if self.condition.is_empty() {
+            return Ok(None);
+        }
+        let there = tree.find(repository, &self.target(manifest)).await?;
+        let there = there.map(|entry| entry.digest);
+        Ok((!self.condition.holds(there.as_ref())).then_some(Taken::No(there)))
+    }
+
     /// The name by which it was pushed.
     fn target(&self, manifest: &Manifest) -> Target {
         match self.tags.first().filter(|_| !self.by_digest) {

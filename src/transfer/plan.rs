@@ -423,17 +423,15 @@ impl Planner<'_> {
         let mut root_names = Some(root_names);
         let mut planned = Vec::with_capacity(graph.manifests.len());
         // Where the root is in a registry, all of it is.
-        let is_trusted = self.sink.capabilities().requires_whole_images && !self.options.recheck;
-        let mut root_is_there = is_trusted;
+        let recheck = self.options.recheck;
+        let mut root_is_there = self.sink.capabilities().requires_whole_images && !recheck;
         for (at, manifest) in graph.manifests.iter().enumerate().rev() {
             let names = root_names.take_if(|_| at == last).unwrap_or(vec![ManifestName::Digest]);
             let mut missing = Vec::new();
             for name in names {
                 let is_part = at != last && root_is_there;
-                let is_there = is_part
-                    || !self.options.recheck
-                        && self.sink.resolves_to(repository, &name, manifest.digest()).await;
-                if !is_there {
+                let digest = manifest.digest();
+                if recheck || !is_part && !self.sink.resolves_to(repository, &name, digest).await {
                     missing.push(name);
                 }
             }

@@ -49,6 +49,11 @@ pub(crate) fn read_at_most(file: &File, buffer: &mut [u8], offset: u64) -> io::R
     read_by(|buffer, at| file.read_at(buffer, at), buffer, offset)
 }
 
+/// Reads the `length` bytes at `offset`, or as many as there are before the end. May wait for the disk.
+pub(crate) fn read_part(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
+    filled(length, |buffer| read_at_most(file, buffer, offset))
+}
+
 /// Fills `buffer` by calls of `read` with what is left of it and the offset of that, until there is nothing more.
 fn read_by(
     mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>,

@@ -115,10 +115,7 @@ fn an_unknown_scheme_is_an_error_that_lists_the_known_ones_and_makes_nothing() {
 #[test]
 fn images_come_out_of_every_medium_as_they_went_in() {
     let store = S3::start();
-    let mut imgfs = Imgfs::scratch();
-    for (key, value) in store.environment() {
-        imgfs = imgfs.env(key, value);
-    }
+    let imgfs = Imgfs::scratch().envs(store.environment());
     let bed = Bed::with(imgfs);
     let (from, app, other) = bed.images();
     let media = [

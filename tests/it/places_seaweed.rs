@@ -115,8 +115,8 @@ fn servers_over_a_real_store_take_and_give_images() {
     let image = Image::new().layer(31, 17_000_000).layer(32, 1000).build();
     let layout = bed.path("layout");
     image.write_oci_layout(&layout, "v1");
-    let writer = Serving::real_bucket(&store, "p", &["--allow-delete"]);
-    let reader = Serving::real_bucket(&store, "p", &["--read-only", "--redirect"]);
+    let serve = |args: &[&str]| Serving::bucket(&store.place("p"), store.environment(), args);
+    let (writer, reader) = (serve(&["--allow-delete"]), serve(&["--read-only", "--redirect"]));
     let skopeo = Skopeo::new();
     let at = |serving: &Serving| Place::plain(&format!("{}/team/app:v1", serving.host()));
     skopeo.copy(&Place::layout(&layout, "v1"), &at(&writer));

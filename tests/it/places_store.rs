@@ -13,11 +13,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 fn client(store: &S3) -> Imgfs {
-    let mut imgfs = Imgfs::scratch();
-    for (key, value) in store.environment() {
-        imgfs = imgfs.env(key, value);
-    }
-    imgfs
+    Imgfs::scratch().envs(store.environment())
 }
 
 fn bed() -> (S3, Bed) {

@@ -15,7 +15,7 @@ use std::time::Duration;
 const PREFIX: &str = "some/prefix";
 
 fn serving(store: &S3, args: &[&str]) -> Serving {
-    Serving::bucket(store, PREFIX, args)
+    Serving::bucket(&store.place(PREFIX), store.environment(), args)
 }
 
 fn blob_key(digest: &str) -> String {
@@ -91,10 +91,7 @@ fn a_bucket_that_was_filled_by_a_copy_is_served() {
     let dir = tempfile::tempdir().expect("a directory");
     let image = Image::new().layer(5, 100_000).build();
     crate::support::tree::kubekey_g1(dir.path(), "quay.io", "x/app", "1", &image);
-    let mut imgfs = Imgfs::scratch();
-    for (name, value) in store.environment() {
-        imgfs = imgfs.env(name, value);
-    }
+    let imgfs = Imgfs::scratch().envs(store.environment());
     let from = dir.path().to_str().expect("a path");
     imgfs.run(&["copy", "--from", from, "--to", &store.place(PREFIX), "--all"]).success();
     let reader = serving(&store, &["--read-only"]);
@@ -362,10 +359,7 @@ fn credentials_that_may_only_read_suffice_for_reading() {
 #[test]
 fn what_cannot_be_done_over_a_bucket_is_refused_at_the_start() {
     let store = S3::start();
-    let mut imgfs = Imgfs::scratch();
-    for (name, value) in store.environment() {
-        imgfs = imgfs.env(name, value);
-    }
+    let imgfs = Imgfs::scratch().envs(store.environment());
     let place = store.place(PREFIX);
     for (args, said) in [
         (&["--prune-every", "1h"][..], "--prune-every"),

@@ -143,7 +143,8 @@ fn the_specification_row_by_row() {
 fn the_specification_row_by_row_over_a_bucket() {
     for dialect in [Dialect::S3, Dialect::Gcs] {
         let store = S3::like(dialect);
-        check(&Serving::bucket(&store, "some/prefix", &["--allow-delete"]));
+        let bucket = store.place("some/prefix");
+        check(&Serving::bucket(&bucket, store.environment(), &["--allow-delete"]));
         assert_eq!(store.open_uploads(), 0);
     }
 }

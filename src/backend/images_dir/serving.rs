@@ -278,7 +278,7 @@ impl ImagesDir {
 
     /// Whether anything has been adopted by `repository`.
     pub fn has_adopted(&self, repository: &Repository) -> bool {
-        let dir = self.inner.adopted_dir().join(owner_name(repository));
+        let dir = self.inner.adopted_dir().join(repository.hashed_name());
         let entries = self.inner.root.open_dir(&dir).and_then(|dir| dir.entries());
         entries.is_ok_and(|entries| !entries.is_empty())
     }
@@ -401,7 +401,7 @@ impl Inner {
     }
 
     fn adopted_path(&self, repository: &Repository, blob: &Digest) -> PathBuf {
-        self.adopted_dir().join(owner_name(repository)).join(self.layout.digest_name(blob))
+        self.adopted_dir().join(repository.hashed_name()).join(self.layout.digest_name(blob))
     }
 
     fn lacking_dir(&self) -> PathBuf {
@@ -409,7 +409,7 @@ impl Inner {
     }
 
     fn lacking_path(&self, repository: &Repository, blob: &Digest) -> PathBuf {
-        self.lacking_dir().join(owner_name(repository)).join(self.layout.digest_name(blob))
+        self.lacking_dir().join(repository.hashed_name()).join(self.layout.digest_name(blob))
     }
 
     /// Whether `repository` is noted to lack any of `blobs`.
@@ -418,7 +418,7 @@ impl Inner {
         repository: &Repository,
         mut blobs: impl Iterator<Item = &'a Digest>,
     ) -> bool {
-        self.root.is_dir(&self.lacking_dir().join(owner_name(repository)))
+        self.root.is_dir(&self.lacking_dir().join(repository.hashed_name()))
             && blobs.any(|blob| self.root.is_file(&self.lacking_path(repository, blob)))
     }
 
@@ -428,7 +428,7 @@ impl Inner {
         repository: &Repository,
         blobs: impl Iterator<Item = &'a Digest>,
     ) -> Result<()> {
-        if !self.root.is_dir(&self.lacking_dir().join(owner_name(repository))) {
+        if !self.root.is_dir(&self.lacking_dir().join(repository.hashed_name())) {
             return Ok(());
         }
         for blob in blobs {
@@ -495,11 +495,6 @@ impl Inner {
         };
         notes.filter(|path| !is_needed(path)).collect()
     }
-}
-
-/// What a repository is called in a file's name.
-pub(super) fn owner_name(repository: &Repository) -> String {
-    Digest::sha256(repository.to_string().as_bytes()).to_hex()
 }
 
 /// Whether a note of an adoption still counts.

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 
 use super::{
     ImagesDir, Inner, SIDE, hash_open, receive,
-    serving::{SERVE, owner_name},
+    serving::SERVE,
     store::{self, Target, Writer},
 };
 use crate::{
@@ -124,7 +124,7 @@ impl Inner {
 
     /// Where the upload `name` is. An upload to one repository is not found in another.
     fn upload_path(&self, repository: &Repository, name: &str) -> PathBuf {
-        let owner = &owner_name(repository)[..OWNER_LENGTH];
+        let owner = &repository.hashed_name()[..OWNER_LENGTH];
         self.uploads_dir().join(format!("{owner}-{name}"))
     }
 }

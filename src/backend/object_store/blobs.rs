@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use object_store::{GetOptions, GetRange, ObjectStoreExt};
+use object_store::{GetOptions, GetRange};
 
 use super::{Inner, ObjectTree, parts::Parts};
 use crate::{
@@ -80,11 +80,7 @@ impl ByteStream for Pieces {
 impl ObjectTree {
     /// Whether a blob is there in its size.
     pub(super) async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
-        match self.inner.store.head(&self.inner.blob_key(&blob.digest)).await {
-            Ok(meta) => Ok(meta.size == blob.size),
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(e) => Err(self.inner.error(format_args!("looking for blob {}", blob.digest), &e)),
-        }
+        Ok(self.blob_bytes(&blob.digest).await? == Some(blob.size))
     }
 
     pub(super) async fn open_blob(&self, blob: &Descriptor) -> Result<Opened> {
@@ -115,13 +111,10 @@ impl Upload {
 
     /// Hands all of `source` to `parts`.
     async fn pass(&self, parts: &mut Parts, source: &mut Source) -> Result<()> {
-        while let Some(mut piece) = source.next().await? {
+        while let Some(piece) = source.next().await? {
             source.tally.count(piece.len() as u64).map_err(|kind| self.error(*kind))?;
             source.tally.hash(&piece);
-            while !piece.is_empty() {
-                let room = parts.room().await?;
-                parts.add(&piece.split_to(room.min(piece.len())));
-            }
+            parts.take(piece).await?;
             source.content.moved(parts.take_arrived());
         }
         source.tally.check().map_err(|kind| self.error(*kind))

@@ -133,6 +133,15 @@ impl Parts {
         }
     }
 
+    /// Takes all of `piece`, and sends what is full.
+    pub(super) async fn take(&mut self, mut piece: Bytes) -> Result<()> {
+        while !piece.is_empty() {
+            let room = self.room().await?;
+            self.add(&piece.split_to(room.min(piece.len())));
+        }
+        Ok(())
+    }
+
     /// The bytes that have got to the store since this was asked last.
     pub(super) fn take_arrived(&mut self) -> u64 {
         std::mem::take(&mut self.arrived)

@@ -289,7 +289,7 @@ impl ObjectTree {
 
     /// Whether anything has been brought into `repository`.
     pub async fn has_adopted(&self, repository: &Repository) -> Result<bool> {
-        let dir = self.inner.key(&format!("{SERVE}/adopted/{}", owner_name(repository)));
+        let dir = self.inner.key(&format!("{SERVE}/adopted/{}", repository.hashed_name()));
         let first = self.inner.store.list(Some(&dir)).try_next().await;
         let first = first.map_err(|e| self.inner.error(format_args!("listing {repository}"), &e));
         Ok(first?.is_some())
@@ -319,7 +319,7 @@ impl ObjectTree {
 
     /// The blobs that `repository` has not got, whatever manifests there name.
     pub async fn lacking(&self, repository: &Repository) -> Result<HashSet<Digest>> {
-        let dir = self.inner.key(&format!("{SERVE}/lacking/{}", owner_name(repository)));
+        let dir = self.inner.key(&format!("{SERVE}/lacking/{}", repository.hashed_name()));
         let objects = self.inner.store.list(Some(&dir));
         let digests = objects.map_ok(|object| {
             object.location.filename().and_then(|name| name.parse::<Digest>().ok())
@@ -352,15 +352,15 @@ impl ObjectTree {
 
 impl Inner {
     fn adopted_key(&self, repository: &Repository, blob: &Digest) -> Path {
-        self.key(&format!("{SERVE}/adopted/{}/{blob}", owner_name(repository)))
+        self.key(&format!("{SERVE}/adopted/{}/{blob}", repository.hashed_name()))
     }
 
     fn lacking_key(&self, repository: &Repository, blob: &Digest) -> Path {
-        self.key(&format!("{SERVE}/lacking/{}/{blob}", owner_name(repository)))
+        self.key(&format!("{SERVE}/lacking/{}/{blob}", repository.hashed_name()))
     }
 
     pub(super) fn upload_key(&self, repository: &Repository, name: &str) -> Path {
-        self.key(&format!("{SERVE}/{UPLOADS}/{}-{name}", owner_name(repository)))
+        self.key(&format!("{SERVE}/{UPLOADS}/{}-{name}", repository.hashed_name()))
     }
 
     async fn write(&self, key: &Path, text: String) -> Result<()> {
@@ -375,11 +375,6 @@ impl Inner {
             Err(e) => Err(self.error(format_args!("removing {key}"), &e)),
         }
     }
-}
-
-/// What a repository is called in a key.
-fn owner_name(repository: &Repository) -> String {
-    Digest::sha256(repository.to_string().as_bytes()).to_hex()
 }
 
 fn manifest_object(meta: ObjectMeta, algorithm: Algorithm) -> ManifestObject {

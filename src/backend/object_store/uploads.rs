@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::TryStreamExt;
 use lru::LruCache;
 use object_store::{ObjectStoreExt, path::Path};
 
@@ -349,15 +350,9 @@ impl ObjectTree {
         let mut stream = read.into_stream();
         let mut parts = Parts::new(inner.clone(), to, doing(), Some(blob.size));
         let mut hasher = Hasher::new(blob.digest.algorithm());
-        while let Some(piece) =
-            futures_util::TryStreamExt::try_next(&mut stream).await.map_err(failed)?
-        {
-            let mut piece = piece;
+        while let Some(piece) = stream.try_next().await.map_err(failed)? {
             hasher.update(&piece);
-            while !piece.is_empty() {
-                let room = parts.room().await?;
-                parts.add(&piece.split_to(room.min(piece.len())));
-            }
+            parts.take(piece).await?;
         }
         let found = hasher.finish();
         if found != blob.digest {

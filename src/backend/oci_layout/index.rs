@@ -56,23 +56,32 @@ fn label_of<'a>(name: &Reference, label: Option<&'a str>) -> Option<&'a str> {
     label.filter(|_| !name.tag().is_some_and(is_attachment_tag))
 }
 
+/// The annotations that say what an entry is called.
+struct Names {
+    /// The one that has its full name.
+    key: &'static str,
+    full: String,
+    /// `org.opencontainers.image.ref.name`, which has what tools know that look for a short one.
+    short: Option<String>,
+}
+
 impl NewEntry<'_> {
     fn label(&self) -> Option<&str> {
         label_of(self.name?, self.label)
     }
 
-    /// The annotations that say what it is called: its full name, and what tools know that look for a short one.
-    fn names(&self) -> Option<((&'static str, String), Option<String>)> {
+    fn names(&self) -> Option<Names> {
         let name = self.name?;
-        let full = name.to_string();
-        match name.tag() {
-            Some(tag) if is_attachment_tag(tag) => Some(((ATTACHMENT_NAME, full), None)),
-            Some(_) => {
-                let short = self.label().unwrap_or(&full).to_owned();
-                Some(((CONTAINERD_NAME, full), Some(short)))
+        let (full, own) = (name.to_string(), self.label().map(str::to_owned));
+        Some(match name.tag() {
+            Some(tag) if is_attachment_tag(tag) => {
+                Names { key: ATTACHMENT_NAME, full, short: None }
             }
-            None => Some(((CONTAINERD_NAME, full), self.label().map(str::to_owned))),
-        }
+            Some(_) => {
+                Names { key: CONTAINERD_NAME, short: own.or_else(|| Some(full.clone())), full }
+            }
+            None => Names { key: CONTAINERD_NAME, full, short: own },
+        })
     }
 
     /// Writes the descriptor into `entry`, and leaves there what else it has.
@@ -84,7 +93,7 @@ impl NewEntry<'_> {
         entry.insert("mediaType".to_owned(), self.manifest.media_type().into());
         entry.insert("digest".to_owned(), self.manifest.digest().to_string().into());
         entry.insert("size".to_owned(), self.manifest.bytes().len().into());
-        if let Some(((key, full), short)) = self.names() {
+        if let Some(Names { key, full, short }) = self.names() {
             let before = entry.get_mut("annotations").and_then(Value::as_object_mut);
             let mut annotations = before.map(std::mem::take).unwrap_or_default();
             for key in [ATTACHMENT_NAME, CONTAINERD_NAME, REF_NAME] {
@@ -131,7 +140,7 @@ pub(in crate::backend) fn merge(
     let place = match new.names() {
         None if entries.iter().any(leads_there) => return Ok(None),
         None => None,
-        Some(((_, name), short)) => {
+        Some(Names { full: name, short, .. }) => {
             let is_it = |entry: &Value| {
                 let said = |key: &str| entry["annotations"][key].as_str();
                 let is_called = |own: &str| short.as_deref().is_none_or(|short| own == short);

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     image::{Algorithm, Digest, MAX_MANIFEST_BYTES},
     namespace::{Handle, mtime_of},
-    util::{filled, locked, read_at_most},
+    util::{locked, read_part},
 };
 
 /// What is copied at a time where the system cannot copy by itself, in bytes.
@@ -226,7 +226,7 @@ impl Pending {
             Content::Base(handle, ..) => Err(handle.clone()),
             Content::Size(..) => return Err(Errno::BUSY.into()),
         };
-        let read = |file: &File| filled(length, |buffer| read_at_most(file, buffer, offset));
+        let read = |file: &File| read_part(file, offset, length);
         let handle = match source {
             Ok(file) => return read(&file),
             Err(handle) => handle,

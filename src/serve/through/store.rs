@@ -210,8 +210,8 @@ impl Store {
     }
 
     fn record_path(&self, repository: &Repository) -> PathBuf {
-        let name = Digest::sha256(repository.to_string().as_bytes()).to_hex();
-        self.inner.path.join("repositories").join(format!("{name}.json"))
+        let name = format!("{}.json", repository.hashed_name());
+        self.inner.path.join("repositories").join(name)
     }
 
     fn manifest_path(&self, digest: &Digest) -> PathBuf {

@@ -390,13 +390,10 @@ impl Tree for Bucket {
     }
 
     async fn put(&self, repository: &Repository, manifest: &Manifest, how: &Put) -> Result<Taken> {
-        let target = how.target(manifest);
-        if !how.condition.is_empty() {
-            let there = self.find(repository, &target).await?.map(|entry| entry.digest);
-            if !how.condition.holds(there.as_ref()) {
-                return Ok(Taken::No(there));
-            }
+        if let Some(refused) = how.refused(self, repository, manifest).await? {
+            return Ok(refused);
         }
+        let target = how.target(manifest);
         for blob in &how.lacking {
             self.tree.note_lacking(repository, blob, self.upload_ttl).await?;
             locked(&self.repositories.get(repository).known).lacking = None;

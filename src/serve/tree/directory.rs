@@ -238,15 +238,8 @@ impl Tree for Directory {
 
     async fn put(&self, repository: &Repository, manifest: &Manifest, how: &Put) -> Result<Taken> {
         let digest = manifest.digest();
-        if !how.condition.is_empty() {
-            let there = self
-                .indexes
-                .find(repository, &how.target(manifest))
-                .await?
-                .map(|entry| entry.digest);
-            if !how.condition.holds(there.as_ref()) {
-                return Ok(Taken::No(there));
-            }
+        if let Some(refused) = how.refused(self, repository, manifest).await? {
+            return Ok(refused);
         }
         if let Some(platforms) = &how.sparse {
             self.dir.keep_sparse(digest, platforms).await?;

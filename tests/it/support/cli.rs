@@ -65,6 +65,10 @@ impl Imgfs {
         self
     }
 
+    pub(crate) fn envs(self, environment: Vec<(&'static str, String)>) -> Self {
+        environment.into_iter().fold(self, |imgfs, (key, value)| imgfs.env(key, value))
+    }
+
     pub(crate) fn stdin(mut self, text: &str) -> Self {
         self.stdin = Some(text.to_owned());
         self

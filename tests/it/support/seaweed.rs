@@ -110,8 +110,7 @@ impl SeaweedFs {
 
     /// A client that may use it.
     pub(crate) fn client(&self) -> Imgfs {
-        let environment = self.environment().into_iter();
-        environment.fold(Imgfs::scratch(), |imgfs, (name, value)| imgfs.env(name, value))
+        Imgfs::scratch().envs(self.environment())
     }
 
     /// `s3://bucket/prefix`

@@ -8,8 +8,6 @@
 
 use super::client::Client;
 use super::process::spawn_tied;
-use super::s3::S3;
-use super::seaweed::SeaweedFs;
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -38,22 +36,15 @@ impl Serving {
         Self::begin(place, images_dir.to_owned(), Vec::new(), args)
     }
 
-    /// Serves what a store has below `prefix`.
+    /// Serves `bucket`, a place in an object store that a process with this environment may use.
     #[track_caller]
-    pub(crate) fn bucket<A: AsRef<OsStr>>(store: &S3, prefix: &str, args: &[A]) -> Self {
-        let place = tempfile::tempdir().expect("making a temporary directory");
-        Self::begin(place, store.place(prefix).into(), store.environment(), args)
-    }
-
-    /// The same of a real store.
-    #[track_caller]
-    pub(crate) fn real_bucket<A: AsRef<OsStr>>(
-        store: &SeaweedFs,
-        prefix: &str,
+    pub(crate) fn bucket<A: AsRef<OsStr>>(
+        bucket: &str,
+        environment: Vec<(&'static str, String)>,
         args: &[A],
     ) -> Self {
         let place = tempfile::tempdir().expect("making a temporary directory");
-        Self::begin(place, store.place(prefix).into(), store.environment(), args)
+        Self::begin(place, bucket.into(), environment, args)
     }
 
     /// Serves a directory of its own, which goes with the server.
