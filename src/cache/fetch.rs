@@ -33,8 +33,9 @@ const QUIET: Duration = Duration::from_secs(5);
 /// A source that sends everything waits so long for its readers before it is cut off.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// What is nearly done when its last reader leaves has so long to come to its end. What has been sent is not
-/// fetched again then, and the connection stays. Parts of blobs and streams count as open for so long.
+/// What is nearly done when its last reader leaves has so long to come to its end, and a source that sends everything
+/// goes on for so long. What has been sent is not fetched again then, and the connection stays. Parts of blobs and
+/// streams count as open for so long.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// A blob at a source, in some repositories.

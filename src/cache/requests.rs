@@ -101,19 +101,19 @@ impl Requests {
         self.jobs.iter().any(|job| (job.next..job.end).contains(&block))
     }
 
-    /// Ends those that nobody who leaves would miss: what has begun and is nearly done may come to its end. Whether
-    /// there are such.
+    /// Ends those that nobody who leaves would miss. What has begun and is nearly done may come to its end, and a
+    /// source that sends everything, which would begin anew for the next reader, may go on. Whether there are such.
     pub(super) fn abandon(&mut self, windows: &mut Windows) -> bool {
         self.jobs.retain(|running| {
             let job = &running.job;
-            let is_nearly_done = !running.is_stream
-                && running.end - running.next <= NEARLY_DONE_BLOCKS
-                && job.has_begun.load(Ordering::Relaxed);
-            if !is_nearly_done {
+            let is_nearly_done = running.end - running.next <= NEARLY_DONE_BLOCKS;
+            let may_stay =
+                (running.is_stream || is_nearly_done) && job.has_begun.load(Ordering::Relaxed);
+            if !may_stay {
                 job.stop.notify_one();
                 windows.set_back(job.window, running.next);
             }
-            is_nearly_done
+            may_stay
         });
         !self.jobs.is_empty()
     }

@@ -1,6 +1,6 @@
 //! Decompressed streams of layers beside blobs: neither is ever taken for the other.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use super::{
     super::{Cache, CachedBlob},
@@ -142,4 +142,30 @@ async fn files_whose_names_have_colons_are_renamed() {
     assert_eq!((second.stats().complete, second.stats().blobs), (1, 2));
     read_held(&whole, &whole.open_in(&second), MIB - 5, 5).await;
     read_held(&parts, &parts.open_in(&second), 0, 100).await;
+}
+
+/// What comes from the beginning only is not begun anew for each file that is opened in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_sends_everything_goes_on_between_two_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = super::fake::cache(dir.path(), 256 * MIB);
+    let fake = Fake::new(16 * MIB, 7);
+    fake.faults(|f| (f.ignores_ranges, f.rate) = (true, Some(64e6)));
+    let id = StreamId::new(fake.blob().digest, "in one piece");
+    for at in (0..16).map(|file| file * MIB) {
+        let file = open_stream(&cache, &fake, id);
+        assert_eq!(file.read(at, 100_000).await.unwrap(), fake.part(at, 100_000));
+    }
+    let all = 0..fake.size();
+    assert_eq!(fake.ranges().iter().filter(|range| **range == all).count(), 1);
+    // When nobody opens another one it ends.
+    let other = Fake::new(64 * MIB, 8);
+    other.faults(|f| (f.ignores_ranges, f.rate) = (true, Some(16e6)));
+    let id = StreamId::new(other.blob().digest, "in one piece");
+    open_stream(&cache, &other, id).read(0, 100).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let sent = other.sent();
+    assert!(sent < 32 * MIB, "{sent}");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(other.sent(), sent);
 }
