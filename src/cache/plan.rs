@@ -91,7 +91,7 @@ impl Core {
         (blob.size > self.limit_bytes / 2).then_some(ahead)
     }
 
-    /// Has fetched what a read of the bytes `range` needs, and will need.
+    /// Has fetched what a read of the bytes `range` needs, and will need. What is read ends at the byte `end`.
     ///
     /// No more is asked for at once than the `habit` says, or half of what the reader has read already: who has come
     /// far is likely to go on, and each request costs the source as much as some megabytes. So what two requests have
@@ -101,6 +101,7 @@ impl Core {
         state: &mut State,
         key: &Key,
         range: &Range<u64>,
+        end: u64,
         habit: Habit,
     ) {
         let most = self.max_blocks(state);
@@ -116,13 +117,15 @@ impl Core {
         let read_bytes = if blob.content.is_stream() { 0 } else { window.read_bytes };
         let ahead = habit.ahead_bytes.max(read_bytes / REQUESTS_AHEAD as u64) / BLOCK_BYTES;
         let max = most.min(u32::try_from(ahead).unwrap_or(u32::MAX)).max(1);
+        let stop = window.limit(range.start, end).div_ceil(BLOCK_BYTES);
+        let stop = u32::try_from(stop).unwrap_or(u32::MAX);
         let mut plans = Vec::new();
         let mut at = blocks.start;
         while let Some(start) = blob.first_missing(at..blocks.end, memory) {
             if window.sequential {
                 window.grow(max);
             }
-            let limit = start.saturating_add(window.blocks.min(max)).max(blocks.end);
+            let limit = start.saturating_add(window.blocks.min(max)).min(stop).max(blocks.end);
             let end = blob.missing_run(start, limit, memory);
             window.ahead = window.ahead.max(end);
             plans.push(Plan {
@@ -158,13 +161,14 @@ impl Core {
             let each = |window: &Window| (all(window) / wanted.max(1) as u32).max(1);
             while requests < wanted {
                 let ahead = all(window).saturating_sub(each(window));
-                let horizon = next.saturating_add(ahead).min(blob.blocks);
+                let horizon = next.saturating_add(ahead).min(blob.blocks).min(stop);
                 let Some(start) = blob.first_missing(window.ahead..horizon, memory) else {
                     window.ahead = window.ahead.max(horizon);
                     break;
                 };
                 window.grow(max);
-                let end = blob.missing_run(start, start.saturating_add(each(window)), memory);
+                let limit = start.saturating_add(each(window)).min(stop);
+                let end = blob.missing_run(start, limit, memory);
                 window.ahead = end;
                 let range = start..end;
                 plans.push(Plan { range, window: window.id, urgent: false, for_last: false });

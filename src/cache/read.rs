@@ -230,11 +230,17 @@ impl CachedBlob {
     /// [`Kind::Digest`] for all who wait, and nothing of the blob is kept. Any number of reads
     /// may be under way at once; after an error the next one tries again.
     pub async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
+        self.read_before(self.size(), offset, length).await
+    }
+
+    /// The same for somebody who reads what ends at the byte `end`. Nothing behind that is asked for ahead, unless it
+    /// has been gone on with before.
+    pub async fn read_before(&self, end: u64, offset: u64, length: usize) -> Result<Bytes> {
         let Some(range) = self.range(offset, length)? else { return Ok(Bytes::new()) };
         let mut has_asked_itself = false;
         let mut has_waited = false;
         loop {
-            match self.attempt(&range, &mut has_waited).await {
+            match self.attempt(&range, end, &mut has_waited).await {
                 Ok(bytes) => {
                     let counts = &mut self.handle.core.lock().counts;
                     counts.reads += 1;
@@ -258,6 +264,11 @@ impl CachedBlob {
     /// The same without waiting, not even for the disk, but to open the blob's files: `None` if not all of the
     /// bytes are in memory, or not all may be given out.
     pub fn try_read(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
+        self.try_read_before(self.size(), offset, length)
+    }
+
+    /// What [`CachedBlob::try_read`] is to [`CachedBlob::read`], for [`CachedBlob::read_before`].
+    pub fn try_read_before(&self, end: u64, offset: u64, length: usize) -> Option<Result<Bytes>> {
         let range = match self.range(offset, length) {
             Ok(Some(range)) => range,
             Ok(None) => return Some(Ok(Bytes::new())),
@@ -266,7 +277,7 @@ impl CachedBlob {
         // They are closed whenever nobody reads, which is after each small file of an image. To hand that to
         // another thread would cost more than the read.
         self.handle.core.open_files(&self.handle.key);
-        let found = self.handle.look(&range, false)?;
+        let found = self.handle.look(&range, end, false)?;
         let bytes = match found {
             Ok(Found::Whole(file)) => read_file_now(&file, &range)?,
             Ok(Found::Blocks(pieces, pins)) => {
@@ -332,6 +343,7 @@ impl CachedBlob {
     async fn attempt(
         &self,
         range: &Range<u64>,
+        end: u64,
         has_waited: &mut bool,
     ) -> std::result::Result<Bytes, Trouble> {
         let Handle { core, key, .. } = &*self.handle;
@@ -340,7 +352,7 @@ impl CachedBlob {
             let opened = core.tasks.spawn_blocking(move || to.open_files(&key));
             opened.await.map_err(|_| Trouble::Again)?;
         }
-        let found = self.handle.look(range, true).ok_or(Trouble::Again)??;
+        let found = self.handle.look(range, end, true).ok_or(Trouble::Again)??;
         let (pieces, pins) = match found {
             Found::Whole(file) => {
                 let (wanted, range) = (file, range.clone());
@@ -392,7 +404,7 @@ impl Handle {
 
     /// Finds the blocks of a read, and has fetched what is missing. `None` if it is not all here
     /// and the caller does not wait, or if what is known has just changed.
-    fn look(&self, range: &Range<u64>, waits: bool) -> Option<Result<Found>> {
+    fn look(&self, range: &Range<u64>, end: u64, waits: bool) -> Option<Result<Found>> {
         let (core, key) = (&self.core, &self.key);
         let mut state = core.lock();
         let state = &mut *state;
@@ -448,7 +460,7 @@ impl Handle {
             true => Some(core.pin(state, key, blocks)?),
             false => None,
         };
-        core.plan_read(state, key, range, self.habit);
+        core.plan_read(state, key, range, end, self.habit);
         if is_last_awaited {
             core.pump(state, key);
         }

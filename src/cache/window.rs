@@ -77,6 +77,10 @@ pub(super) struct Window {
     pub sequential: bool,
     /// Bytes that have been read there.
     pub read_bytes: u64,
+    /// Where what is read there ends, as far as readers have said.
+    end: u64,
+    /// Whether it went on behind such an end.
+    goes_on: bool,
     /// How many requests are made for a reader who has come far.
     far: Option<Box<Far>>,
 }
@@ -93,6 +97,14 @@ impl Window {
     /// Makes the window larger, as long as it is below `max` blocks.
     pub(super) fn grow(&mut self, max: u32) {
         self.blocks = self.blocks.saturating_mul(GROWTH).min(max).max(1);
+    }
+
+    /// Where that has to end which is asked for ahead, as somebody reads at `offset` what ends at `end`. Nothing is
+    /// known of what is behind that, unless it has been gone on with before, as by somebody who reads all files.
+    pub(super) fn limit(&mut self, offset: u64, end: u64) -> u64 {
+        self.goes_on |= self.end > 0 && offset >= self.end;
+        self.end = self.end.max(end);
+        if self.goes_on { u64::MAX } else { self.end }
     }
 
     /// How many requests are to be under way for this reader: `usual` ones, and up to `most` while it waits for
@@ -186,6 +198,8 @@ impl Windows {
             blocks: first.max(1),
             sequential: false,
             read_bytes: end.saturating_sub(offset),
+            end: 0,
+            goes_on: false,
             far: None,
         };
         let window = self.known.get_or_insert_mut(id, new);
@@ -299,6 +313,15 @@ mod tests {
             let window = windows.note(&(next..next + 1), 2, habit, false);
             assert_eq!(window.sequential, is_sequential, "{at}");
         }
+    }
+
+    #[test]
+    fn what_is_behind_a_file_is_asked_for_once_somebody_has_gone_on_behind_one() {
+        let mut windows = Windows::default();
+        let window = windows.note(&(0..4096), 2, KERNEL, false);
+        assert_eq!([window.limit(0, 10_000), window.limit(8192, 10_000)], [10_000, 10_000]);
+        // Two that are read at a time.
+        assert_eq!([window.limit(11_000, 20_000), window.limit(4096, 10_000)], [u64::MAX; 2]);
     }
 
     #[test]

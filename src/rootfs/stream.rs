@@ -66,18 +66,18 @@ impl Stream {
         }
     }
 
-    /// Reads without waiting for a registry, if that can be.
-    pub(super) fn try_read(&self, offset: u64, length: usize) -> Option<Result<Bytes>> {
+    /// Reads of a file that ends at the byte `end`, without waiting for a registry, if that can be.
+    pub(super) fn try_read(&self, end: u64, offset: u64, length: usize) -> Option<Result<Bytes>> {
         match self {
-            Self::Cached { stream, .. } => stream.try_read(offset, length),
+            Self::Cached { stream, .. } => stream.try_read_before(end, offset, length),
             Self::Scanning(_) => None,
         }
     }
 
     /// Reads, however long that takes.
-    pub(super) async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
+    pub(super) async fn read(&self, end: u64, offset: u64, length: usize) -> Result<Bytes> {
         match self {
-            Self::Cached { stream, .. } => stream.read(offset, length).await,
+            Self::Cached { stream, .. } => stream.read_before(end, offset, length).await,
             Self::Scanning(stream) => stream.read(offset..offset + length as u64).await,
         }
     }

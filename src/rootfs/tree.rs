@@ -177,7 +177,12 @@ pub struct TreeFile {
 /// A piece of a file.
 enum Piece {
     Zeros(usize),
-    Stream(u64, usize),
+    /// Of the stream of a layer, in which what it is part of ends at the byte `end`.
+    Stream {
+        offset: u64,
+        length: usize,
+        end: u64,
+    },
 }
 
 impl TreeFile {
@@ -239,13 +244,13 @@ impl TreeFile {
         let mut parts = Vec::with_capacity(pieces.len());
         for piece in pieces {
             parts.push(match (piece, &self.stream) {
-                (Piece::Stream(offset, length), Some(stream)) => {
-                    match stream.try_read(offset, length)? {
+                (Piece::Stream { offset, length, end }, Some(stream)) => {
+                    match stream.try_read(end, offset, length)? {
                         Ok(bytes) => bytes,
                         Err(error) => return Some(Err(error)),
                     }
                 }
-                (Piece::Zeros(length) | Piece::Stream(_, length), _) => zeros(length),
+                (Piece::Zeros(length) | Piece::Stream { length, .. }, _) => zeros(length),
             });
         }
         Some(Ok(joined(parts)))
@@ -259,10 +264,10 @@ impl TreeFile {
         let _reading = self.noting.as_ref().map(Noting::reading);
         for piece in pieces {
             parts.push(match (piece, &self.stream) {
-                (Piece::Stream(offset, length), Some(stream)) => {
-                    stream.read(offset, length).await?
+                (Piece::Stream { offset, length, end }, Some(stream)) => {
+                    stream.read(end, offset, length).await?
                 }
-                (Piece::Zeros(length) | Piece::Stream(_, length), _) => zeros(length),
+                (Piece::Zeros(length) | Piece::Stream { length, .. }, _) => zeros(length),
             });
         }
         Ok(joined(parts))
@@ -272,7 +277,7 @@ impl TreeFile {
     fn note(&self, pieces: &[Piece]) {
         let Some(noting) = &self.noting else { return };
         for piece in pieces {
-            if let Piece::Stream(offset, length) = piece {
+            if let Piece::Stream { offset, length, .. } = piece {
                 noting.note(*offset..offset + *length as u64);
             }
         }
@@ -291,9 +296,10 @@ impl TreeFile {
                 at = extent.file_offset;
             }
             let stop = end.min(extent.file_offset + extent.length);
-            let from = extent.stream_offset + (at - extent.file_offset);
-            self.check(from..from + (stop - at))?;
-            pieces.push(Piece::Stream(from, (stop - at) as usize));
+            let offset = extent.stream_offset + (at - extent.file_offset);
+            self.check(offset..offset + (stop - at))?;
+            let (length, end) = ((stop - at) as usize, extent.stream_offset + extent.length);
+            pieces.push(Piece::Stream { offset, length, end });
             at = stop;
         }
         if at < end {
