@@ -2,6 +2,7 @@
 //! readers are.
 
 use std::{
+    mem,
     ops::Range,
     time::{Duration, Instant},
 };
@@ -79,8 +80,10 @@ pub(super) struct Window {
     pub read_bytes: u64,
     /// Where what is read there ends, as far as readers have said.
     end: u64,
-    /// Whether it went on behind such an end.
+    /// Whether it goes on behind such an end.
     goes_on: bool,
+    /// How often it has since somebody asked.
+    went_on: u32,
     /// How many requests are made for a reader who has come far.
     far: Option<Box<Far>>,
 }
@@ -102,7 +105,10 @@ impl Window {
     /// Where that has to end which is asked for ahead, as somebody reads at `offset` what ends at `end`. Nothing is
     /// known of what is behind that, unless it has been gone on with before, as by somebody who reads all files.
     pub(super) fn limit(&mut self, offset: u64, end: u64) -> u64 {
-        self.goes_on |= self.end > 0 && offset >= self.end;
+        if self.end > 0 && offset >= self.end {
+            self.goes_on = true;
+            self.went_on += 1;
+        }
         self.end = self.end.max(end);
         if self.goes_on { u64::MAX } else { self.end }
     }
@@ -147,6 +153,9 @@ const FOUND: u32 = 3;
 /// So many more finds than that double what is asked for at first.
 const DOUBLES: u32 = 4;
 
+/// Who has gone on behind the ends of files so many times more often than at another place is going to there, too.
+const RUNS: u32 = 4;
+
 /// The places at which a blob is read.
 #[derive(Debug)]
 pub(super) struct Windows {
@@ -155,12 +164,14 @@ pub(super) struct Windows {
     numbers: u64,
     /// How often reads at new places have found everything here, as those of neighbours do.
     found: u32,
+    /// How often more somebody has gone on behind the end of a file than at a new place.
+    runs: u32,
 }
 
 impl Default for Windows {
     fn default() -> Self {
         // Bounded where one is added: most blobs have one reader, and need no room for more.
-        Self { known: LruCache::unbounded(), numbers: 0, found: 0 }
+        Self { known: LruCache::unbounded(), numbers: 0, found: 0, runs: 0 }
     }
 }
 
@@ -181,6 +192,7 @@ impl Windows {
         let near = near.min().map(|(_, id)| id);
         if near.is_none() {
             self.numbers += 1;
+            self.runs = self.runs.saturating_sub(1);
             self.found = match is_here {
                 true => (self.found + FOUND).min(2 * DOUBLES - 1),
                 false => self.found.saturating_sub(1),
@@ -199,7 +211,8 @@ impl Windows {
             sequential: false,
             read_bytes: end.saturating_sub(offset),
             end: 0,
-            goes_on: false,
+            goes_on: self.runs >= RUNS,
+            went_on: 0,
             far: None,
         };
         let window = self.known.get_or_insert_mut(id, new);
@@ -208,6 +221,7 @@ impl Windows {
             window.sequential |= end > window.next && window.read_bytes >= habit.least_bytes;
             window.next = window.next.max(end);
         }
+        self.runs = (self.runs + mem::take(&mut window.went_on)).min(2 * RUNS);
         window
     }
 
@@ -322,6 +336,20 @@ mod tests {
         assert_eq!([window.limit(0, 10_000), window.limit(8192, 10_000)], [10_000, 10_000]);
         // Two that are read at a time.
         assert_eq!([window.limit(11_000, 20_000), window.limit(4096, 10_000)], [u64::MAX; 2]);
+        // Whoever reads all files does so at other places, too.
+        let mut at = |place: u64, file: u64| {
+            let offset = (place << 30) + file * 4096;
+            let window = windows.note(&(offset..offset + 4096), 2, KERNEL, false);
+            window.limit(offset, offset + 4096) == u64::MAX
+        };
+        let all: Vec<bool> = (1..4)
+            .map(|place| (0..9).map(|file| at(place, file)).last())
+            .map(Option::unwrap)
+            .collect();
+        assert_eq!(all, [true; 3]);
+        assert!(at(5, 0));
+        // But not for long, if he reads one at each.
+        assert!((6..20).map(|place| at(place, 0)).filter(|goes_on| *goes_on).count() <= 4);
     }
 
     #[test]

@@ -58,17 +58,74 @@ const OPTIONS: [&str; 44] = [
     "write",
 ];
 
-/// The arguments of `mount.imgfs SOURCE MOUNTPOINT [-sfnv] [-o OPTIONS]` as those of `imgfs mount`.
-/// What is none of ours is left for the kernel to judge.
+/// Options that mount(8) knows for all file systems, and that are its matter or the kernel's.
+const GENERIC: [&str; 50] = [
+    "_netdev",
+    "async",
+    "atime",
+    "auto",
+    "comment",
+    "context",
+    "defaults",
+    "defcontext",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "fscontext",
+    "group",
+    "helper",
+    "iversion",
+    "lazytime",
+    "loud",
+    "mand",
+    "noatime",
+    "noauto",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "nofail",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nosymfollow",
+    "nouser",
+    "nousers",
+    "owner",
+    "relatime",
+    "remount",
+    "ro",
+    "rootcontext",
+    "rw",
+    "silent",
+    "strictatime",
+    "suid",
+    "symfollow",
+    "sync",
+    "uhelper",
+    "user",
+    "users",
+    "allow-root",
+    "default-permissions",
+];
+
+/// The arguments of `mount.imgfs SOURCE MOUNTPOINT [-sfnv] [-o OPTIONS]` as those of `imgfs mount`. An option that
+/// nobody knows becomes an argument, too, and is refused as such: a misspelt `verify_first` would otherwise guard
+/// nothing. With `-s` it is passed over, as mount(8) has it.
 pub(super) fn arguments(given: &[OsString]) -> Vec<OsString> {
     let mut places = Vec::new();
     let mut all: Vec<OsString> = vec!["mount".into()];
+    let is_sloppy = given.iter().any(|argument| argument == "-s");
     let mut given = given.iter();
     while let Some(argument) = given.next() {
         match argument.to_str() {
             Some("-o") => {
                 let list = given.next().and_then(|list| list.to_str()).unwrap_or_default();
-                all.extend(list.split(',').filter_map(option).map(OsString::from));
+                let options = list.split(',').filter(|option| !option.is_empty());
+                all.extend(options.filter_map(|text| option(text, is_sloppy)).map(OsString::from));
             }
             // Sloppy, fake, no mtab, verbose; and what imgfs adds when it goes into the background.
             Some("-s" | "-f" | "-n" | "-v") => {}
@@ -86,7 +143,7 @@ pub(super) fn arguments(given: &[OsString]) -> Vec<OsString> {
 }
 
 /// One option of fstab as an argument, if it is for us.
-fn option(option: &str) -> Option<String> {
+fn option(option: &str, is_sloppy: bool) -> Option<String> {
     let (name, value) = match option.split_once('=') {
         Some((name, value)) => (name, Some(value)),
         None => (option, None),
@@ -106,7 +163,15 @@ fn option(option: &str) -> Option<String> {
         None if known => Some(format!("--{name}")),
         // What is inside an image may be obeyed then.
         None if matches!(option, "suid" | "dev") => Some(format!("-o{option}")),
-        _ => None,
+        _ if GENERIC.contains(&name.as_str())
+            || name.starts_with("x-")
+            || name.starts_with("X-") =>
+        {
+            None
+        }
+        _ if is_sloppy => None,
+        Some(value) => Some(format!("--{name}={value}")),
+        None => Some(format!("--{name}")),
     }
 }
 
@@ -127,5 +192,19 @@ mod tests {
         let expected = "mount --cache-size=20G --plain-http --image=a:1 -osuid --registries=quay.io,*.a.io --write=through,delete --images-dir /var/lib/images /mnt/images";
         let expected: Vec<OsString> = expected.split(' ').map(OsString::from).collect();
         assert_eq!(arguments(&given), expected);
+    }
+
+    #[test]
+    fn what_nobody_knows_is_not_passed_over() {
+        let arguments = |given: &[&str]| {
+            let given: Vec<OsString> = given.iter().map(OsString::from).collect();
+            arguments(&given)
+        };
+        let given =
+            ["/i", "/m", "-o", "ro,,verify_frist,cachesize=1G,x-y=1,comment=a,user=b,noatime"];
+        let expected = ["mount", "--verify-frist", "--cachesize=1G", "--images-dir", "/i", "/m"];
+        assert_eq!(arguments(&given), expected);
+        let expected = ["mount", "--images-dir", "/i", "/m"];
+        assert_eq!(arguments(&["-s", given[0], given[1], given[2], given[3]]), expected);
     }
 }

@@ -137,11 +137,11 @@ pub(crate) fn run(args: &MountArgs, output: &Arc<Output>) -> Result<Outcome, Fai
         .map_err(|e| cannot_mount(&mountpoint, &e))?;
     runtime.spawn(end_on_signal(signals, mount.unmounter(), mountpoint.clone()));
     mounts::raise_read_ahead(&mountpoint);
+    served.listen(&args.store, &mountpoint, &runtime)?;
     if args.foreground {
         let (root, mountpoint) = (mounts::shown(&root), mounts::shown(&mountpoint));
         output.line(&format!("{root} is mounted at {mountpoint}"));
     }
-    served.listen(&args.store, &runtime)?;
     ready.tell()?;
     mount.serve().map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
     reading.finish();
@@ -318,12 +318,9 @@ fn check_mountpoint(args: &MountArgs, root: &Path, output: &Output) -> Result<Pa
 
 /// Takes away what killed processes of imgfs have left at a mount point.
 pub(super) fn free_mountpoint(mountpoint: &Path, output: &Output) -> Result<(), Failure> {
-    const NOT_CONNECTED: i32 = rustix::io::Errno::NOTCONN.raw_os_error();
     let shown = mounts::shown(mountpoint);
     // Each time it is what the one before has covered.
-    while let Err(e) = fs::metadata(mountpoint)
-        && e.raw_os_error() == Some(NOT_CONNECTED)
-    {
+    while let Some(e) = mounts::is_left(mountpoint) {
         let failed = |e: io::Error| Failure::new(format!("{shown}: {e}"));
         let real = mounts::real_path(mountpoint).map_err(failed)?;
         if !mounts::mounted_at(&real)?.is_some_and(|mount| mount.is_own()) {

@@ -77,15 +77,23 @@ fn outside(dir: &Path, mountpoint: &Path) -> Result<PathBuf, Failure> {
 
 impl Served {
     /// Answers on the socket of the store from now on: on that which whoever has started the process has opened, or
-    /// else on the one that `args` name.
+    /// else on the one that `args` name. Store and socket are left to the next process once nothing is mounted at
+    /// `mountpoint` any more, though running containers may keep this one.
     pub(super) fn listen(
         &mut self,
         args: &MountStoreArgs,
+        mountpoint: &Path,
         runtime: &Runtime,
     ) -> Result<(), Failure> {
         let Some(store) = self.store.take() else { return Ok(()) };
-        let socket = &args.store_socket;
-        runtime.spawn(store.listen(daemon::listener("--store-socket", socket)?));
+        let (socket, mountpoint) = (&args.store_socket, mountpoint.to_owned());
+        let listen = store.listen(daemon::listener("--store-socket", socket)?);
+        runtime.spawn(async move {
+            tokio::select! {
+                () = listen => {}
+                () = mounts::until_gone(mountpoint) => {}
+            }
+        });
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
+    future::pending,
     io::{self, Read},
     os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Component, Path, PathBuf},
@@ -11,7 +12,13 @@ use std::{
 };
 
 use imgfs::fuse::{CACHE_DIR_XATTR, SUBTYPE};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::statfs,
+    io::Errno,
+};
 use serde_json::json;
+use tokio::sync::oneshot;
 
 use super::{
     Failure, Outcome,
@@ -66,9 +73,11 @@ impl Mounted {
     }
 }
 
+/// Where the kernel lists mounts.
+const LIST: &str = "/proc/self/mountinfo";
+
 /// All mounts, as the kernel lists them. Their names are bytes that need not be text.
 fn all() -> Result<Vec<Mounted>, Failure> {
-    const LIST: &str = "/proc/self/mountinfo";
     let list = fs::read(LIST).map_err(|e| Failure::new(format!("{LIST}: {e}")))?;
     Ok(list.split(|byte| *byte == b'\n').filter_map(parse).collect())
 }
@@ -80,6 +89,46 @@ pub(super) fn mounted_at(mountpoint: &Path) -> Result<Option<Mounted>, Failure> 
     let is_covered = |mount: &Mounted| there.iter().any(|other| other.parent == mount.id);
     let top = there.iter().rposition(|mount| !is_covered(mount));
     Ok(top.map(|at| there.swap_remove(at)))
+}
+
+/// Waits until what is mounted at `mountpoint` now is not there any more. Its process may go on then: containers that
+/// run keep the file system, but nobody else finds it.
+pub(super) async fn until_gone(mountpoint: PathBuf) {
+    let (gone, is_gone) = oneshot::channel();
+    let watch = move || {
+        // What cannot be watched stays as it is.
+        if wait_until_gone(&mountpoint).is_ok() {
+            // Nobody has to wait for it.
+            let _ = gone.send(());
+        }
+    };
+    // It ends with the process.
+    let thread = std::thread::Builder::new().name("mounts".to_owned()).spawn(watch);
+    if thread.is_err() || is_gone.await.is_err() {
+        pending::<()>().await;
+    }
+}
+
+fn wait_until_gone(mountpoint: &Path) -> Result<(), Failure> {
+    let failed = |e: io::Error| Failure::new(format!("{LIST}: {e}"));
+    let list = fs::File::open(LIST).map_err(failed)?;
+    let device = mounted_at(mountpoint)?.map(|mounted| mounted.device);
+    while device.is_some() && mounted_at(mountpoint)?.map(|mounted| mounted.device) == device {
+        // The kernel says that the list has changed as it says that a socket has urgent data.
+        match poll(&mut [PollFd::new(&list, PollFlags::PRI)], None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(failed(e.into())),
+        }
+    }
+    Ok(())
+}
+
+/// What has to be said of a mount point whose process has ended, if it has. The kernel keeps attributes for a while,
+/// and asks the process for those of the whole file system each time.
+pub(super) fn is_left(mountpoint: &Path) -> Option<io::Error> {
+    let asked = fs::metadata(mountpoint).map(drop);
+    let asked = asked.and_then(|()| statfs(mountpoint).map(drop).map_err(io::Error::from));
+    asked.err().filter(|e| e.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()))
 }
 
 /// A line of `/proc/self/mountinfo` (proc(5)).

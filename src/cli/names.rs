@@ -28,6 +28,12 @@ struct Named {
 
 fn named(text: &str) -> Result<Named, Failure> {
     let bare = bare_name(text);
+    // KubeKey's tasks may write `name:` for `name:latest`. Who names what is to be removed or moved may as well have
+    // forgotten the tag, or have none in a variable.
+    if bare.trim_end().ends_with(':') {
+        return Err(Failure::new(format!("{text}: the tag is empty"))
+            .hint("write it out, as in nginx:latest"));
+    }
     let reference = bare.parse()?;
     Ok(Named { reference, in_registry: bare.len() != text.trim().len() })
 }

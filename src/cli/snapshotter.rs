@@ -51,7 +51,8 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
         .map_err(|e| Failure::new(format!("{}: {e}", mounts::shown(&mountpoint))))?;
     if mounts::mounted_at(&mountpoint)?.is_some_and(|mount| mount.is_own()) {
         let shown = mounts::shown(&mountpoint);
-        return Err(Failure::new(format!("{shown}: imgfs is mounted there already")));
+        return Err(Failure::new(format!("{shown}: imgfs is mounted there already"))
+            .hint(format!("imgfs umount {shown}")));
     }
     let mut config = registries::config(&args.access, &[], output)?;
     // containerd names the images, for whoever may start containers here.
@@ -112,9 +113,16 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
     mounts::raise_read_ahead(&mountpoint);
     let listener = daemon::listener("--address", &args.address)?;
     let image_service = args.image_service.clone();
+    let mounted = mountpoint.clone();
     runtime.spawn(async move {
-        if let Err(error) = serve(snapshotter, listener, image_service.as_deref()).await {
-            tracing::error!("the socket is answered no longer: {error}");
+        tokio::select! {
+            served = serve(snapshotter, listener, image_service.as_deref()) => {
+                if let Err(error) = served {
+                    tracing::error!("the socket is answered no longer: {error}");
+                }
+            }
+            // It is left to the next process, though running containers may keep this one.
+            () = mounts::until_gone(mounted) => {}
         }
     });
     output.line(&format!("listening at {}", mounts::shown(&args.address)));

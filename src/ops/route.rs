@@ -104,7 +104,9 @@ impl Request {
             if from == to && self.from.is_same_as(&self.to) {
                 return Err(RouteError::Itself(from.into()));
             }
-            match targets.insert(to.clone(), from.clone()) {
+            // A tag is the name that it gets, whatever digest it is pinned to.
+            let name = to.tag().map_or_else(|| to.clone(), |tag| to.repository().tagged(tag));
+            match targets.insert(name, from.clone()) {
                 Some(first) if first != from => {
                     return Err(RouteError::Collision {
                         first: first.into(),
@@ -292,8 +294,10 @@ mod tests {
             let dest = Some(Template::parse(dest, None).unwrap());
             Request { dest, ..request("dir", to) }
         };
+        let pinned = format!("a:1@{}", crate::image::Digest::sha256(b"pinned"));
         for (request, names, part) in [
             (with("registry://", "h.io/x:1"), &["a:1", "b:1"][..], "would both become h.io/x:1"),
+            (request("registry://", "dir"), &["a:1", &pinned], "would both become"),
             (
                 with("registry://", "h.io/{{ .no }}:1"),
                 &["a:1"],

@@ -97,6 +97,11 @@ struct Rule {
     actions: Vec<Action>,
 }
 
+/// Whether a rule is for those who have not logged in.
+fn is_for_strangers(rules: &Reloading<Vec<Rule>>) -> bool {
+    rules.get().iter().any(|rule| rule.users.iter().any(|user| user == "anonymous"))
+}
+
 impl Access {
     pub(super) fn new(settings: &AccessSettings) -> std::result::Result<Self, String> {
         let passwords = settings
@@ -106,11 +111,18 @@ impl Access {
         let rules = settings.rules.clone().map(|path| {
             Reloading::new(vec![path], |paths| parse_rules(&paths[0], &read_text(&paths[0])?))
         });
+        let rules = rules.transpose()?;
+        let is_closed = settings.htpasswd.is_some() || settings.certificates;
+        if is_closed && !settings.anonymous_pull && rules.as_ref().is_some_and(is_for_strangers) {
+            tracing::warn!(
+                "the rules let those pull who have not logged in, but all have to: give --anonymous pull, too"
+            );
+        }
         Ok(Self {
             passwords: passwords.transpose()?,
-            rules: rules.transpose()?,
+            rules,
             anonymous_pull: settings.anonymous_pull,
-            is_closed: settings.htpasswd.is_some() || settings.certificates,
+            is_closed,
             checked: Mutex::new(LruCache::new(KEPT_CHECKS)),
             checks: Semaphore::new(CHECKS_AT_ONCE),
         })

@@ -30,7 +30,7 @@ const BLOB_TYPE: &str = "application/octet-stream";
 
 /// `GET` and `HEAD` of a blob.
 pub(super) async fn get(call: &Call, named: &Named, digest: Digest) -> Result<Reply> {
-    let repository = call.shared.to_read(named).await?;
+    let repository = call.shared.to_read(&call.user, named).await?;
     call.shared.check(&call.user, Action::Pull, &repository)?;
     let size = match call.shared.blob_bytes(&repository, digest).await {
         // Whoever pushes asks that first, and may mean a repository of ours that is not there yet.
@@ -173,7 +173,7 @@ fn content_range(part: &Range<u64>, size: u64) -> String {
 
 fn body(call: &Call, blob: Blob, segments: Vec<Segment>) -> Body {
     let sent = call.shared.counts.sent.clone();
-    Body::parts(blob.source, blob.size, segments, Arc::clone(&call.connection), sent)
+    Body::parts(blob.source, segments, Arc::clone(&call.connection), sent)
 }
 
 /// `DELETE` of a blob: it leaves this repository, and the tree when nothing there needs it (`imgfs prune`).

@@ -64,8 +64,6 @@ pub(super) enum Source {
 /// Parts of a blob on their way to a client.
 struct Parts {
     source: Source,
-    /// Bytes of the whole blob.
-    size: u64,
     segments: VecDeque<Segment>,
     /// Bytes that have not been given out.
     left: u64,
@@ -95,10 +93,9 @@ impl Body {
         Self::of(Form::Full(bytes))
     }
 
-    /// The `segments` of a blob of `size` bytes. `sent` counts what is given out.
+    /// The `segments` of a blob. `sent` counts what is given out.
     pub(super) fn parts(
         source: Source,
-        size: u64,
         segments: Vec<Segment>,
         connection: Arc<Connection>,
         sent: Counter,
@@ -106,7 +103,6 @@ impl Body {
         let left = segments.iter().map(Segment::length).sum();
         Self::of(Form::Parts(Box::new(Parts {
             source,
-            size,
             segments: segments.into(),
             left,
             pending: None,
@@ -233,9 +229,10 @@ impl Parts {
         match &self.source {
             Source::File(file, doubt) => {
                 let end = part.end.min(part.start + PIECE);
-                // The last block is given out when everything has been found to be right.
+                // The last block of an answer is given out when all of the blob has been found to be right, also
+                // where the answer is a part of it.
                 let safe = match doubt {
-                    Some(_) => self.size.saturating_sub(BLOCK_BYTES),
+                    Some(_) => part.start + self.left.saturating_sub(BLOCK_BYTES),
                     None => u64::MAX,
                 };
                 if part.start >= safe

@@ -19,7 +19,7 @@ const MAX_PAGE: usize = 10_000;
 /// `GET` of the tags of a repository, in the order of their bytes.
 pub(super) async fn tags(call: &Call, named: &Named) -> Result<Reply> {
     let shared = &call.shared;
-    let repository = shared.to_read(named).await?;
+    let repository = shared.to_read(&call.user, named).await?;
     shared.check(&call.user, Action::Pull, &repository)?;
     let page = Page::of(call)?;
     let mut tags = shared.tree.tags(&repository).await.map_err(|e| Problem::local(&e))?;
@@ -79,7 +79,7 @@ pub(super) async fn catalog(call: &Call) -> Result<Reply> {
 /// `GET` of what refers to a manifest: always an index, if only an empty one.
 pub(super) async fn referrers(call: &Call, named: &Named, subject: Digest) -> Result<Reply> {
     let shared = &call.shared;
-    let repository = shared.to_read(named).await?;
+    let repository = shared.to_read(&call.user, named).await?;
     shared.check(&call.user, Action::Pull, &repository)?;
     let page = Page::of(call)?;
     let last = page.last.as_deref().map(str::parse::<Digest>).transpose();

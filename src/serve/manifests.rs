@@ -39,7 +39,7 @@ const MAX_TAGS: usize = 64;
 
 /// `GET` and `HEAD` of a manifest.
 pub(super) async fn get(call: &Call, named: &Named, target: &Target) -> Result<Reply> {
-    let repository = call.shared.to_read(named).await?;
+    let repository = call.shared.to_read(&call.user, named).await?;
     call.shared.check(&call.user, Action::Pull, &repository)?;
     let found = call.shared.manifest(&repository, target).await?;
     let is_known = call.header(IF_NONE_MATCH).is_some_and(|h| etag_matches(h, Some(&found.digest)));

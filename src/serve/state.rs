@@ -128,10 +128,17 @@ impl Shared {
         self.tree.exists(repository).await.map_err(|e| Problem::local(&e))
     }
 
-    /// The repository from which what `named` means is read.
-    pub(super) async fn to_read(&self, named: &Named) -> Result<Repository> {
+    /// The repository from which what `named` means is read by `user`. Where he may read what he has named, and not
+    /// what else it may mean, it does not mean that: whoever pushes first asks for what is not there yet.
+    pub(super) async fn to_read(&self, user: &User, named: &Named) -> Result<Repository> {
+        let may_read = |repository| self.allows(user, Action::Pull, repository);
         match &named.fallback {
-            Some(fallback) if !self.exists(&named.repository).await? => Ok(fallback.clone()),
+            Some(fallback)
+                if (may_read(fallback) || !may_read(&named.repository))
+                    && !self.exists(&named.repository).await? =>
+            {
+                Ok(fallback.clone())
+            }
             _ => Ok(named.repository.clone()),
         }
     }

@@ -268,7 +268,7 @@ async fn mount(call: &Call, repository: &Repository, digest: Digest) -> Result<b
             let Ok(named) = shared.names.parse(from, call.query.namespace()) else {
                 return Ok(false);
             };
-            let source = shared.to_read(&named).await?;
+            let source = shared.to_read(&call.user, &named).await?;
             if !shared.allows(&call.user, Action::Pull, &source) {
                 return Ok(false);
             }

@@ -451,11 +451,18 @@ impl Planner<'_> {
             let dropped = std::mem::take(&mut graph.blobs);
             graph.there += dropped.values().map(|blob| blob.size).sum::<u64>();
         }
-        if self.source.capabilities().has_round_trips || !self.sink.capabilities().has_round_trips {
+        if self.source.capabilities().has_round_trips {
             return Ok(());
         }
+        let is_far = self.sink.capabilities().has_round_trips;
         for blob in graph.blobs.values() {
-            self.source.check(self.route.from.repository(), blob).await?;
+            match self.source.check(self.route.from.repository(), blob).await {
+                // What is near may have it already. But not for whom it is not.
+                Err(error) if is_far || matches!(error.kind(), Kind::Denied(_)) => {
+                    return Err(error);
+                }
+                _ => {}
+            }
         }
         Ok(())
     }

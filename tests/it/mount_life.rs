@@ -181,6 +181,8 @@ fn signals_end_it_and_a_killed_one_is_cleaned_up() {
     assert_eq!(mount.ends().code(), Some(0));
 
     mount.restart();
+    // The kernel may answer for it then.
+    std::fs::metadata(mount.at()).expect("asking");
     mount.kill9();
     assert!(mount.is_mounted(), "a stale mount is left");
     mount.run("ls", &[mount.path("")]).fails_with("not connected");
@@ -189,6 +191,7 @@ fn signals_end_it_and_a_killed_one_is_cleaned_up() {
     assert_readable(&mount.at(), &layer);
 
     // And so does the form that goes into the background; `umount` knows a stale one, too.
+    std::fs::metadata(mount.at()).expect("asking");
     mount.kill9();
     let at = mount.at();
     let warned = self::mount(&imgfs, &at, &[]).success();

@@ -36,6 +36,20 @@ fn filled(layout: &str) -> (Hostile, Imgfs, Built) {
 }
 
 #[test]
+fn an_empty_tag_is_not_the_latest_that_goes() {
+    let (hostile, imgfs, _) = filled("documented");
+    let before = hostile.log().len();
+    let name = format!("{}/app:", hostile.host());
+    let far = format!("registry://{name}");
+    imgfs.run(&["rm", "--yes", "--plain-http", &far]).expect_code(2).stderr_has("the tag is empty");
+    for args in [&[name.as_str()][..], &["--dry-run", &name]] {
+        imgfs.on_tree("rm", args).expect_code(2).stderr_has("the tag is empty");
+    }
+    imgfs.on_tree("tag", &[&name, &format!("{name}3")]).expect_code(2);
+    assert_eq!((hostile.log().len(), names(&imgfs).len()), (before, 4));
+}
+
+#[test]
 fn of_a_directory_the_name_goes_and_what_only_it_needs_with_a_prune() {
     for layout in LAYOUTS {
         let (hostile, imgfs, image) = filled(layout);

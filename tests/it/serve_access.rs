@@ -3,10 +3,11 @@
 use crate::support::cli::Imgfs;
 use crate::support::content::digest;
 use crate::support::hostile::basic;
-use crate::support::image::single;
+use crate::support::image::{OCI_CONFIG, OCI_MANIFEST, single};
 use crate::support::serving::Serving;
 use crate::support::text;
 use crate::support::tls::{Authority, Certificate};
+use serde_json::json;
 use std::process::Command;
 
 /// A file of htpasswd's for alice (secret) and bob (other).
@@ -113,6 +114,62 @@ fn rules_say_who_may_do_what_where() {
         let reply = bob.ask("POST", &format!("/v2/bob/x/blobs/uploads/?{query}"), b"");
         assert_eq!(reply.status, 202, "{query}");
     }
+}
+
+#[test]
+fn a_repository_that_is_not_there_yet_is_not_there_for_whom_it_is() {
+    let files = tempfile::tempdir().expect("a directory");
+    let users = htpasswd(files.path());
+    let rules = files.path().join("rules");
+    std::fs::write(&rules, "team-b/** bob pull,push\ndocker.io/** alice pull\n").expect("writing");
+    // Names without a registry may be those of docker.io, too, where bob may read nothing.
+    let serving = Serving::fresh(&["--htpasswd", &users, "--access", text(&rules)]);
+    let bob = serving.client().authorization(basic("bob", "other"));
+    let nothing = digest(b"nothing");
+    assert_eq!(bob.head(&format!("/v2/team-b/app/blobs/{nothing}")).status, 404);
+    for what in ["manifests/v1", "tags/list"] {
+        assert_eq!(bob.get(&format!("/v2/team-b/app/{what}")).status, 404, "{what}");
+    }
+    single(2).push_to(&bob, "team-b/app", "v1");
+    assert_eq!(bob.get("/v2/team-b/app/manifests/v1").status, 200);
+    assert_eq!(bob.get("/v2/team-c/app/manifests/v1").status, 403);
+    let alice = serving.client().authorization(basic("alice", "secret"));
+    assert_eq!(alice.get("/v2/team-c/app/manifests/v1").status, 404);
+}
+
+#[test]
+fn what_was_named_and_not_brought_does_not_come_by_another_name() {
+    let serving = Serving::fresh(&[] as &[&str]);
+    let client = serving.client();
+    let layer = b"their layer";
+    for (repository, bytes) in [("team-a/app", &layer[..]), ("team-b/app", b"{}")] {
+        assert_eq!(client.upload(repository, bytes).status, 201);
+    }
+    let kind = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": digest(b"{}"), "size": 2},
+        "layers": [{"mediaType": kind, "digest": digest(layer), "size": layer.len(),
+            "urls": ["https://example.com/layer"]}],
+    });
+    let (target, bytes) = ("/v2/team-b/app/manifests/1", manifest.to_string().into_bytes());
+    let put = client.send("PUT", target, &[("Content-Type", OCI_MANIFEST)], &bytes);
+    assert_eq!(put.expect("a response").status, 201);
+    let (imgfs, other) = (Imgfs::new(serving.images()), Imgfs::scratch());
+    let tag =
+        || imgfs.on_tree("tag", &["registry.local/team-b/app:1", "registry.local/team-b/new:1"]);
+    tag().expect_code(1).stderr_has("was pushed without it");
+    let (from, to) = (text(serving.images()), text(other.images_dir()));
+    imgfs.run(&["copy", "--from", from, "--to", to, "--all"]).expect_code(1);
+    let path = |name: &str| format!("/v2/{name}/blobs/{}", digest(layer));
+    for name in ["team-b/app", "team-b/new"] {
+        assert_eq!(client.get(&path(name)).status, 404, "{name}");
+    }
+    // Whoever brings it has it.
+    assert_eq!(client.upload("team-b/app", layer).status, 201);
+    tag().success();
+    assert_eq!(client.get(&path("team-b/new")).body, layer);
 }
 
 #[test]

@@ -390,6 +390,14 @@ fn a_damaged_blob_never_ends_well() {
     assert!(is_reset && came < size as usize, "{came} bytes, reset: {is_reset}");
     // Now it is known.
     assert_eq!(serving.client().get(&target).status, 404);
+    // Nor does a part of it, though that may have the wrong byte in it and not the last one.
+    let serving = Serving::start(imgfs.images_dir(), &[] as &[&str]);
+    for range in ["bytes=0-20", "bytes=0-999998", "bytes=5-8,10-12"] {
+        let request = request.replace("\r\n\r\n", &format!("\r\nRange: {range}\r\n\r\n"));
+        let (head, came, is_reset) = raw(&serving.host(), &request);
+        let is_refused = head.starts_with("HTTP/1.1 404 ");
+        assert!(is_refused || (is_reset && came < 900_000), "{range}: {head} {came} {is_reset}");
+    }
     // A part that is not at the end is nobody's proof, and a wrong size is no blob at all.
     tree::truncate(&path, size / 2);
     assert_eq!(serving.client().head(&target).status, 404);

@@ -132,6 +132,23 @@ fn after_a_kill_of_the_daemon_containers_start_though_the_registry_is_down() {
 }
 
 #[test]
+fn a_mount_that_containers_keep_leaves_its_place_to_the_next_one() {
+    require!(Podman);
+    let (hostile, mut bed, _, name) = pulled("next");
+    let host = hostile.host();
+    bed.podman(&host, &["run", "-d", "--name", "c", &name, "sleep", "100"]).success();
+    let mut old = bed.mount.leave();
+    bed.mount.restart();
+    let text = bed.podman(&host, &["run", "--rm", &name, "cat", "/etc/variant"]).success().text();
+    assert_eq!(text, "next\n");
+    // The container has its files from the old one, as long as it runs.
+    let text = bed.podman(&host, &["exec", "c", "cat", "/etc/variant"]).success().text();
+    assert_eq!((text.as_str(), old.has_ended()), ("next\n", false));
+    bed.podman(&host, &["rm", "-f", "-t", "0", "c"]).success();
+    wait_for("the old one to end", Duration::from_secs(20), || old.has_ended());
+}
+
+#[test]
 fn nothing_goes_that_a_container_needs_and_everything_else_does() {
     require!(Podman);
     let (hostile, bed, image, name) = pulled("prune");

@@ -31,28 +31,52 @@ use crate::{
 
 #[async_trait]
 impl Blobs for ImagesDir {
-    async fn check(&self, _: &Repository, blob: &Descriptor) -> Result<()> {
-        let blob = blob.clone();
-        self.blocking(move |inner| inner.there(&blob).map(|_| ())).await
+    async fn check(&self, repository: &Repository, blob: &Descriptor) -> Result<()> {
+        let (repository, blob) = (repository.clone(), blob.clone());
+        self.blocking(move |inner| {
+            inner.given_to(&repository, &blob)?;
+            inner.there(&blob)
+        })
+        .await
     }
 
     async fn read(
         &self,
-        _: &Repository,
+        repository: &Repository,
         blob: &Descriptor,
         range: Range<u64>,
     ) -> Result<BoxStream> {
-        let (inner, blob) = (self.inner.clone(), blob.clone());
-        Ok(Box::new(self.blocking(move |_| inner.blob_file(&blob)).await?.read(range)))
+        Ok(Box::new(self.open_blob(repository, blob).await?.read(range)))
     }
 
-    async fn file(&self, _: &Repository, blob: &Descriptor) -> Result<Option<LocalFile>> {
-        let blob = blob.clone();
-        self.blocking(move |inner| inner.blob_file(&blob)).await.map(Some)
+    async fn file(&self, repository: &Repository, blob: &Descriptor) -> Result<Option<LocalFile>> {
+        self.open_blob(repository, blob).await.map(Some)
+    }
+}
+
+impl ImagesDir {
+    async fn open_blob(&self, repository: &Repository, blob: &Descriptor) -> Result<LocalFile> {
+        let (repository, blob) = (repository.clone(), blob.clone());
+        self.blocking(move |inner| {
+            inner.given_to(&repository, &blob)?;
+            inner.blob_file(&blob)
+        })
+        .await
     }
 }
 
 impl Inner {
+    /// Fails if somebody has pushed a manifest into `repository` that names `blob`, and has not brought that: it may be
+    /// there for another repository, whose matter it is ([`ImagesDir::note_lacking`]).
+    fn given_to(&self, repository: &Repository, blob: &Descriptor) -> Result<()> {
+        if !self.lacks_any(repository, std::iter::once(&blob.digest)) {
+            return Ok(());
+        }
+        let reason = format!("a manifest of {repository} names it and was pushed without it");
+        let path = self.blob_path(&blob.digest);
+        Err(Error::new(SIDE, format_args!("reading {}", path.display()), Kind::Unfit(reason)))
+    }
+
     /// Fails unless a blob is there in its size.
     fn there(&self, blob: &Descriptor) -> Result<()> {
         let path = self.blob_path(&blob.digest);

@@ -271,12 +271,37 @@ impl Mounted {
         status.expect("waited for")
     }
 
+    /// SIGTERM while containers have the file system: nothing is mounted any more, and the process goes on for them.
+    #[track_caller]
+    pub(crate) fn leave(&mut self) -> Left {
+        let child = self.child.take().expect("it runs");
+        signal(child.id(), Signal::TERM);
+        wait_for("the mount to go", TURN, || !self.is_mounted());
+        Left(child)
+    }
+
     /// SIGKILL. Leaves a mount that nobody serves.
     pub(crate) fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// A process that goes on without its mount, at most as long as this.
+pub(crate) struct Left(Child);
+
+impl Left {
+    pub(crate) fn has_ended(&mut self) -> bool {
+        has_ended(&mut self.0).is_some()
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
