@@ -108,8 +108,8 @@ const GENERIC: [&str; 50] = [
     "uhelper",
     "user",
     "users",
-    "allow-root",
-    "default-permissions",
+    "allow_root",
+    "default_permissions",
 ];
 
 /// The arguments of `mount.imgfs SOURCE MOUNTPOINT [-sfnv] [-o OPTIONS]` as those of `imgfs mount`. An option that
@@ -148,6 +148,7 @@ fn option(option: &str, is_sloppy: bool) -> Option<String> {
         Some((name, value)) => (name, Some(value)),
         None => (option, None),
     };
+    let is_generic = GENERIC.contains(&name) || name.starts_with("x-") || name.starts_with("X-");
     let name = name.replace('_', "-");
     let known = OPTIONS.contains(&name.as_str());
     match value {
@@ -163,13 +164,7 @@ fn option(option: &str, is_sloppy: bool) -> Option<String> {
         None if known => Some(format!("--{name}")),
         // What is inside an image may be obeyed then.
         None if matches!(option, "suid" | "dev") => Some(format!("-o{option}")),
-        _ if GENERIC.contains(&name.as_str())
-            || name.starts_with("x-")
-            || name.starts_with("X-") =>
-        {
-            None
-        }
-        _ if is_sloppy => None,
+        _ if is_generic || is_sloppy => None,
         Some(value) => Some(format!("--{name}={value}")),
         None => Some(format!("--{name}")),
     }
@@ -200,8 +195,12 @@ mod tests {
             let given: Vec<OsString> = given.iter().map(OsString::from).collect();
             arguments(&given)
         };
-        let given =
-            ["/i", "/m", "-o", "ro,,verify_frist,cachesize=1G,x-y=1,comment=a,user=b,noatime"];
+        let given = [
+            "/i",
+            "/m",
+            "-o",
+            "ro,,verify_frist,cachesize=1G,x-y=1,_netdev,comment=a,user=b,noatime",
+        ];
         let expected = ["mount", "--verify-frist", "--cachesize=1G", "--images-dir", "/i", "/m"];
         assert_eq!(arguments(&given), expected);
         let expected = ["mount", "--images-dir", "/i", "/m"];

@@ -457,8 +457,8 @@ impl Planner<'_> {
         let is_far = self.sink.capabilities().has_round_trips;
         for blob in graph.blobs.values() {
             match self.source.check(self.route.from.repository(), blob).await {
-                // What is near may have it already. But not for whom it is not.
-                Err(error) if is_far || matches!(error.kind(), Kind::Denied(_)) => {
+                // What is near may have it already. But it is not to be had for whom it is not.
+                Err(error) if is_far || matches!(error.kind(), Kind::Unfit(_)) => {
                     return Err(error);
                 }
                 _ => {}
