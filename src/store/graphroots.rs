@@ -76,27 +76,41 @@ fn failed(doing: &str, path: &Path, error: impl Into<Kind>) -> Error {
 }
 
 /// The graphroots of this machine: what `$CONTAINERS_STORAGE_CONF`, or else the first configuration that exists,
-/// says, or the usual one. None if there is no such directory: then nothing has been kept there.
+/// says, or the usual one. None if there is no such directory: then nothing has been kept there. An error if the
+/// variable names a file that cannot be read, as in podman.
 pub fn default_graphroots() -> Result<Vec<PathBuf>> {
     let given = env::var_os("CONTAINERS_STORAGE_CONF").filter(|path| !path.is_empty());
-    let files: Vec<PathBuf> = match given {
-        Some(file) => vec![file.into()],
-        None => CONFIGURATIONS.iter().map(PathBuf::from).collect(),
-    };
-    for file in files {
-        let text = match fs::read_to_string(&file) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            text => text.map_err(|e| failed("reading", &file, e))?,
-        };
-        let parsed: Configuration = toml::from_str(&text).map_err(|e| {
-            failed("reading", &file, Kind::Config(format!("it is malformed: {}", e.message())))
-        })?;
-        if !parsed.storage.graphroot.is_empty() {
-            return Ok(existing(PathBuf::from(parsed.storage.graphroot)));
+    let graphroot = match given {
+        Some(file) => {
+            let file = PathBuf::from(file);
+            let read = graphroot_of(&file);
+            read.map_err(|kind| {
+                failed("reading what $CONTAINERS_STORAGE_CONF names,", &file, kind)
+            })?
         }
-        break;
+        None => usual_graphroot(&CONFIGURATIONS.map(PathBuf::from))?,
+    };
+    Ok(existing(graphroot.unwrap_or_else(|| PathBuf::from(DEFAULT_GRAPHROOT))))
+}
+
+/// What the first of these files that exists says.
+fn usual_graphroot(files: &[PathBuf]) -> Result<Option<PathBuf>> {
+    for file in files {
+        match graphroot_of(file) {
+            Err(Kind::Io(e)) if e.kind() == io::ErrorKind::NotFound => {}
+            read => return read.map_err(|kind| failed("reading", file, kind)),
+        }
     }
-    Ok(existing(PathBuf::from(DEFAULT_GRAPHROOT)))
+    Ok(None)
+}
+
+/// What a file of configuration says.
+fn graphroot_of(file: &Path) -> std::result::Result<Option<PathBuf>, Kind> {
+    let text = fs::read_to_string(file)?;
+    let parsed: Configuration = toml::from_str(&text)
+        .map_err(|e| Kind::Config(format!("it is malformed: {}", e.message())))?;
+    let graphroot = parsed.storage.graphroot;
+    Ok((!graphroot.is_empty()).then(|| graphroot.into()))
 }
 
 fn existing(root: PathBuf) -> Vec<PathBuf> {
@@ -172,4 +186,29 @@ fn read_list<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>> {
 pub fn fuzz_graphroot(text: &[u8]) {
     let _ = serde_json::from_slice::<Option<Vec<Layer>>>(text);
     let _ = serde_json::from_slice::<Option<Vec<Image>>>(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_is_missing_is_the_usual_one_unless_it_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let [missing, empty, whole, broken] =
+            ["missing", "empty", "whole", "broken"].map(|name| dir.path().join(name));
+        fs::write(&empty, "").unwrap();
+        fs::write(&whole, "[storage]\ngraphroot = \"/srv/graph\"\n").unwrap();
+        fs::write(&broken, "[storage").unwrap();
+        assert!(matches!(graphroot_of(&missing), Err(Kind::Io(_))));
+        assert!(matches!(graphroot_of(dir.path()), Err(Kind::Io(_))));
+        assert!(matches!(graphroot_of(&broken), Err(Kind::Config(_))));
+        assert_eq!(graphroot_of(&empty).unwrap(), None);
+        let graph = Some(PathBuf::from("/srv/graph"));
+        assert_eq!(usual_graphroot(&[missing.clone(), whole.clone()]).unwrap(), graph);
+        assert_eq!(usual_graphroot(&[empty, whole.clone()]).unwrap(), None, "the first counts");
+        assert_eq!(usual_graphroot(&[missing]).unwrap(), None);
+        let error = usual_graphroot(&[broken, whole]).unwrap_err().to_string();
+        assert!(error.contains("broken") && error.contains("malformed"), "{error}");
+    }
 }

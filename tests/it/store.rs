@@ -380,6 +380,23 @@ fn make_old(store: &Path) {
 }
 
 #[test]
+fn a_configuration_that_cannot_be_read_stops_rm_and_prune() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    image("1").push_to(&hostile, "team/app", "1");
+    let name = format!("{}/team/app:1", hostile.host());
+    let bed = StoreBed::start(&[]);
+    bed.prepare(&name).success();
+    std::fs::remove_file(bed.path("storage.conf")).unwrap();
+    for args in [&["rm", &name][..], &["prune"]] {
+        let stopped = bed.imgfs_store(args).fails_with("storage.conf");
+        assert!(stopped.stderr.contains("CONTAINERS_STORAGE_CONF"), "{}", stopped.stderr);
+        assert_eq!(stopped.status.code(), Some(2));
+    }
+    assert_eq!(bed.layers().len(), 2);
+}
+
+#[test]
 fn a_store_is_not_in_its_mount_and_its_mount_has_no_colon() {
     require!(Mounts);
     let imgfs = crate::support::cli::Imgfs::scratch();
