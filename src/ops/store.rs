@@ -225,6 +225,11 @@ impl StoreDaemon {
             None => ("lazy", None),
             Some(reason) => ("ordinary", Some(reason)),
         };
+        // Reading goes on after the passes.
+        let failed_read = known
+            .layers
+            .iter()
+            .find_map(|layer| self.inner.images.last_read_error(&layer.compressed_diff_digest));
         let indexed = known.passed.iter().filter(|passed| **passed).count();
         json!({
             "image": known.source.reference,
@@ -240,7 +245,7 @@ impl StoreDaemon {
             "size_bytes": known.layers.iter().map(|layer| layer.compressed_size).sum::<u64>(),
             "fetched_bytes": fetched.sum::<u64>(),
             "recorded": known.source.recorded,
-            "last_error": known.last_error,
+            "last_error": failed_read.as_ref().or(known.last_error.as_ref()),
         })
     }
 }

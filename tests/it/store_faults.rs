@@ -178,6 +178,34 @@ fn podman_starts_an_image_that_could_not_be_recorded() {
     assert_eq!(text, "full\n");
 }
 
+/// Without the note of the last error there is only the log: podman says no more than `EIO`.
+#[test]
+fn the_last_error_of_reading_is_told() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let image = image(1);
+    image.push_to(&hostile, "team/app", "1");
+    let name = format!("{}/team/app:1", hostile.host());
+    let mut bed =
+        StoreBed::start(&["--stall-timeout", "1s", "--connect-timeout", "1s", "--max-wait", "1s"]);
+    bed.prepare(&name).success();
+    wait_for("the passes", Duration::from_secs(20), || bed.listed(&name)["indexed"] == true);
+    assert!(bed.listed(&name)["last_error"].is_null());
+    bed.mount.kill9();
+    // Nothing is cached.
+    for entry in std::fs::read_dir(bed.imgfs.images_dir()).unwrap() {
+        std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+    }
+    drop(hostile);
+    bed.mount.restart();
+    let tree = format!(".imgfs/.trees/{}/etc/v", chains(&image)[1]);
+    assert!(!bed.mount.cat(&tree).status.success());
+    let listed = bed.listed(&name);
+    assert!(listed["last_error"].as_str().unwrap().contains("cannot connect"), "{listed}");
+    let table = bed.imgfs_store(&["ls"]).success().text();
+    assert!(table.contains("cannot connect"), "{table}");
+}
+
 #[test]
 fn what_is_not_cached_is_an_error_while_the_registry_is_down_and_comes_when_it_is_back() {
     require!(Mounts);
