@@ -54,7 +54,7 @@ mod stream;
 mod tree;
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     io,
     sync::{
         Arc, Mutex,
@@ -84,7 +84,7 @@ use crate::{
     backend::{Backend, Error, Result, images_dir::ImagesDir, registry::RegistryPattern},
     cache::Cache,
     catalogue::Catalogue,
-    image::Repository,
+    image::{Digest, Repository},
     util::{Budget, Kept, SingleFlight, locked},
 };
 
@@ -95,6 +95,9 @@ const REMEMBERED: usize = 32;
 
 /// Layers that are remembered for not being what they should be, until somebody asks for them.
 const REMEMBERED_WRONG: usize = 256;
+
+/// Layers that could not be read, of which the reason is remembered.
+const REMEMBERED_FAILED: usize = 1024;
 
 /// The least that stored indexes and documents may take of the disk, in bytes: what several thousand
 /// layers of usual size have. Where the cache is large, they may take a tenth of its size.
@@ -188,6 +191,8 @@ struct Store {
     wrong_found: Notify,
     /// Those that nobody has asked for yet, with [`Images::wrong_layers`].
     wrong: Mutex<Vec<WrongLayer>>,
+    /// Why layers could not be read the last time that it failed.
+    failed_reads: Mutex<HashMap<Digest, String>>,
 }
 
 /// What has been decompressed and hashed for those who read, in bytes.
@@ -229,6 +234,7 @@ impl Store {
             work: WorkDone::default(),
             wrong_found: Notify::new(),
             wrong: Mutex::default(),
+            failed_reads: Mutex::default(),
             sources,
         })
     }
@@ -240,6 +246,14 @@ impl Store {
             errors.pop_front();
         }
         errors.push_back((SystemTime::now(), error.to_string()));
+    }
+
+    /// Notes why a layer could not be read.
+    fn note_failed_read(&self, layer: &Digest, error: &Error) {
+        let mut failed = locked(&self.failed_reads);
+        if failed.len() < REMEMBERED_FAILED || failed.contains_key(layer) {
+            failed.insert(*layer, error.to_string());
+        }
     }
 
     /// Notes that a layer is not what it should be.

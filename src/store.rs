@@ -10,6 +10,7 @@
 //!                  empty/ merged/ work/
 //! overlay/l/<LINK> -> ../<chain>/diff
 //! .imgfs/<manifest hex>/{manifest,config,source}
+//! .imgfs/lock          locked by whoever changes the store
 //! ```
 //!
 //! `<chain>` is a [`ChainId`]. There is no file `lower` in the directory of a layer, and its `diff` is the merge
@@ -24,9 +25,13 @@
 //!   which is how containers/storage tells that it has to read the list again.
 //! - A layer that is listed never becomes another one: it is named by its content.
 //! - What it takes to show a layer is in `.imgfs`, so no registry is needed for that.
+//! - A directory that imgfs has not made is left alone, and one process at a time changes a store (`claim.rs`).
+//! - A recording that fails takes back what it has written (`begun.rs`).
 //!
 //! A damaged record is set aside, and does not hinder the others.
 
+mod begun;
+mod claim;
 mod dirs;
 mod entries;
 mod graphroots;
@@ -43,17 +48,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+pub use claim::Claim;
 pub use entries::{ImageEntry, LayerEntry};
 #[cfg(feature = "fuzzing")]
 pub use graphroots::fuzz_graphroot;
 pub use graphroots::{Needed, default_graphroots, needed_by};
-pub use prune::{PruneReport, RemoveReport, Removed};
+pub use prune::{InUse, PruneReport, RemoveReport, Removed};
 pub use records::{Source, StoredRecord};
 pub use setup::setup;
 
 use crate::{
     backend::{Error, Result},
-    image::ChainId,
+    image::{ChainId, View},
 };
 
 /// Where the store is, unless something else is said.
@@ -61,6 +67,9 @@ pub const DEFAULT_DIR: &str = "/var/lib/imgfs/store";
 
 /// Where the daemon of a store listens, unless something else is said.
 pub const DEFAULT_SOCKET: &str = "/run/imgfs/store.sock";
+
+/// The directory of what imgfs alone knows of a store. What has it has been made by imgfs.
+const STATE: &str = ".imgfs";
 
 /// A layer that has been listed for less than this is kept, though nobody needs it yet.
 const YOUNG: Duration = Duration::from_secs(24 * 3600);
@@ -73,7 +82,7 @@ pub struct StoreDir {
 
 impl StoreDir {
     /// Opens the store in the directory `root`, which is created with an empty store in it as far as that is
-    /// missing.
+    /// missing. An error if there is something in it that imgfs has not made.
     ///
     /// ```
     /// use imgfs::store::StoreDir;
@@ -85,15 +94,29 @@ impl StoreDir {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn create(root: &Path) -> Result<Self> {
+        let store = Self::begin(root)?;
+        store.complete()?;
+        Ok(store)
+    }
+
+    /// Creates what tells that it is a store of imgfs, unless it is somebody else's.
+    fn begin(root: &Path) -> Result<Self> {
         let failed = |e| Error::new("store", format_args!("creating {}", root.display()), e);
         let root = std::path::absolute(root).map_err(failed)?;
         let store = Self { root };
-        for dir in ["overlay/l", "overlay-layers", "overlay-images", ".imgfs"] {
-            store.create_dirs(&store.root.join(dir))?;
-        }
-        store.list::<LayerEntry>().ensure()?;
-        store.list::<ImageEntry>().ensure()?;
+        store.refuse_others()?;
+        // First of all, so that the directory is known again if the rest fails.
+        store.create_dirs(&store.root.join(STATE))?;
         Ok(store)
+    }
+
+    /// Creates what else is missing of it.
+    fn complete(&self) -> Result<()> {
+        for dir in ["overlay/l", "overlay-layers", "overlay-images"] {
+            self.create_dirs(&self.root.join(dir))?;
+        }
+        self.list::<LayerEntry>().ensure()?;
+        self.list::<ImageEntry>().ensure()
     }
 
     /// Opens the store in the directory `root`. An error of the kind [`io::ErrorKind::NotFound`] if there is none.
@@ -101,13 +124,15 @@ impl StoreDir {
         let failed = |e| Error::new("store", format_args!("opening {}", root.display()), e);
         let root = std::path::absolute(root).map_err(failed)?;
         fs::metadata(root.join("overlay-layers")).map_err(failed)?;
-        Ok(Self { root })
+        let store = Self { root };
+        store.refuse_others()?;
+        Ok(store)
     }
 
     /// The same for records alone, without the lists that other programs read.
     pub(crate) fn only_records(root: &Path) -> Result<Self> {
         let store = Self { root: root.to_owned() };
-        store.create_dirs(&store.root.join(".imgfs"))?;
+        store.create_dirs(&store.root.join(STATE))?;
         Ok(store)
     }
 
@@ -136,30 +161,41 @@ impl StoreDir {
     }
 
     /// Lists layers whose directories are written now, each of them showing what the mount at `mount` has.
-    /// Those that are listed already stay what they are.
+    /// Those that are listed already stay what they are. If it fails, nothing is left of the others.
     pub fn add_layers(&self, mount: &Path, layers: &[LayerEntry]) -> Result<()> {
         let mut seen = HashSet::new();
         // Images share them.
         let layers: Vec<&LayerEntry> =
             layers.iter().filter(|layer| seen.insert(layer.id)).collect();
         let known: HashSet<ChainId> = self.layers()?.iter().map(|layer| layer.id).collect();
-        let is_new = |layer: &LayerEntry| !known.contains(&layer.id);
+        let new: Vec<&LayerEntry> =
+            layers.iter().filter(|layer| !known.contains(&layer.id)).copied().collect();
+        self.refuse_layers_of_others(&new)?;
+        let listed = self.write_and_list(mount, &layers, &new);
+        listed.map_err(|error| self.take_back(&new, error))
+    }
+
+    fn write_and_list(
+        &self,
+        mount: &Path,
+        layers: &[&LayerEntry],
+        new: &[&LayerEntry],
+    ) -> Result<()> {
         let mut is_changed = false;
-        for layer in &layers {
-            is_changed |= self.write_layer(mount, layer, is_new(layer))?;
+        for layer in layers {
+            let is_new = new.iter().any(|other| other.id == layer.id);
+            is_changed |= self.write_layer(mount, layer, is_new)?;
         }
         if is_changed {
             self.sync_layers()?;
         }
-        let new = layers.into_iter().filter(|layer| is_new(layer));
-        let new: Vec<LayerEntry> = new.cloned().collect();
         if new.is_empty() {
             return Ok(());
         }
         self.list().change(|listed: &mut Vec<LayerEntry>| {
             for layer in new {
                 if !listed.iter().any(|known| known.id == layer.id) {
-                    listed.push(layer);
+                    listed.push((*layer).clone());
                 }
             }
         })
@@ -190,7 +226,15 @@ impl StoreDir {
     /// Lists the image of a record by `names`, which it has from now on and no other. Its layers have to be
     /// listed.
     pub fn add_image(&self, record: &StoredRecord, names: &[String]) -> Result<()> {
-        let image = self.write_image(record, names)?;
+        let View::Image { config, .. } = record.manifest.view() else {
+            return self.write_image(record, names).map(drop);
+        };
+        let listed = self.write_image(record, names).and_then(|image| self.list_image(image));
+        listed.map_err(|error| self.take_back_image(&config.digest.to_hex(), error))
+    }
+
+    fn list_image(&self, image: ImageEntry) -> Result<()> {
+        let names = image.names.clone();
         self.list().change(|listed: &mut Vec<ImageEntry>| {
             for other in listed.iter_mut() {
                 other.names.retain(|name| other.id == image.id || !names.contains(name));

@@ -8,7 +8,7 @@ use std::{
 };
 
 use imgfs::store::{
-    Needed, StoreDir, default_graphroots, needed_by, setup,
+    Claim, Needed, StoreDir, default_graphroots, needed_by, setup,
     wire::{Answer, Order, ask, helper_request},
 };
 use serde_json::{Value, json};
@@ -25,6 +25,9 @@ pub(super) const HELPER: &str = "imgfs-store-helper";
 
 /// How long whoever pulls an image is made to wait.
 const HELPER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Digits of digests in tables.
+const SHORT_DIGEST: usize = 12;
 
 /// The longest request to the helper, in bytes.
 const MAX_REQUEST: u64 = 1 << 20;
@@ -78,6 +81,23 @@ fn open(place: &StorePlaceArgs) -> Result<StoreDir, Failure> {
     Ok(StoreDir::open(&place.store)?)
 }
 
+/// Opens a store that nobody serves, and keeps others from changing it for a while.
+fn open_to_change(place: &StorePlaceArgs, command: &str) -> Result<(StoreDir, Claim), Failure> {
+    let store = open(place)?;
+    let claim = store.claim(&format!("`{command}`")).map_err(|error| {
+        let is_served = error.is_in_use();
+        let failure = Failure::from(error);
+        let socket = place.store_socket.display();
+        match is_served {
+            true => failure.hint(format!(
+                "nobody answers at {socket}: give the socket of the mount with --store-socket"
+            )),
+            false => failure,
+        }
+    })?;
+    Ok((store, claim))
+}
+
 fn graphroots_of(args: &GraphrootArgs) -> Result<Vec<PathBuf>, Failure> {
     let mut graphroots = default_graphroots()?;
     for root in &args.graphroot {
@@ -121,7 +141,7 @@ fn list(place: &StorePlaceArgs, output: &Output) -> Result<Outcome, Failure> {
         return Ok(Outcome::Done);
     }
     let mut rows = vec![
-        ["IMAGE", "STATE", "LAYERS", "INDEXED", "SIZE", "FETCHED", "NOTE"]
+        ["IMAGE", "DIGEST", "STATE", "LAYERS", "INDEXED", "SIZE", "FETCHED", "NOTE"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -130,15 +150,24 @@ fn list(place: &StorePlaceArgs, output: &Output) -> Result<Outcome, Failure> {
     let size = |value: &Value| value.as_u64().map_or_else(String::new, bytes);
     for image in listed["images"].as_array().into_iter().flatten() {
         let note = [&image["reason"], &image["last_error"]].map(text);
-        rows.push(vec![
-            text(&image["image"]),
+        let note = note.into_iter().find(|note| !note.is_empty()).unwrap_or_default();
+        let digest = text(&image["digest"]);
+        let digest = digest.trim_start_matches("sha256:").chars().take(SHORT_DIGEST).collect();
+        let rest = [
+            digest,
             text(&image["state"]),
             number(&image["layers"]),
             number(&image["indexed_layers"]),
             size(&image["size_bytes"]),
             size(&image["fetched_bytes"]),
-            note.into_iter().find(|note| !note.is_empty()).unwrap_or_default(),
-        ]);
+            note,
+        ];
+        // One row for each name, as `podman images` has it.
+        let names: Vec<String> = match image["names"].as_array() {
+            Some(names) => names.iter().map(text).collect(),
+            None => vec![text(&image["image"])],
+        };
+        rows.extend(names.into_iter().map(|name| [&[name], &rest[..]].concat()));
     }
     output.line(&table(&rows));
     Ok(Outcome::Done)
@@ -147,10 +176,11 @@ fn list(place: &StorePlaceArgs, output: &Output) -> Result<Outcome, Failure> {
 /// What can be told of a store that nobody serves.
 fn list_directory(store: &StoreDir) -> Result<Value, Failure> {
     let (records, _) = store.records()?;
-    let images = records.iter().map(|record| {
+    let images = records.iter().filter(|record| !record.source.forgotten).map(|record| {
         let state = if record.is_lazy() { "lazy" } else { "ordinary" };
         json!({
             "image": record.source.reference,
+            "names": record.source.names().collect::<Vec<_>>(),
             "digest": record.digest().to_string(),
             "platform": record.source.platform,
             "state": state,
@@ -181,25 +211,38 @@ fn remove(
             for root in &graphroots {
                 needed.add(needed_by(root)?);
             }
-            let report = open(place)?.forget_images(images, &needed)?;
-            json!({ "removed": report.gone, "missing": report.missing, "in_use": report.in_use })
+            let (store, _claim) = open_to_change(place, "imgfs store rm")?;
+            store.forget_images(images, &needed)?.to_json()
         }
     };
     let texts = |key: &str| -> Vec<String> {
         let all = removed[key].as_array().into_iter().flatten();
         all.filter_map(|text| text.as_str().map(str::to_owned)).collect()
     };
-    let (missing, in_use) = (texts("missing"), texts("in_use"));
+    let (missing, in_use, names) = (texts("missing"), texts("in_use"), texts("names"));
     for image in &missing {
         output.error(&format!("{image} is not in the store"), None);
     }
     for image in &in_use {
-        output.error(
-            &format!("{image} stays: an image or a container needs its layers"),
-            Some("remove that first: podman rm, podman rmi"),
-        );
+        let needed = removed["needed"].as_array().into_iter().flatten();
+        let by = needed.filter(|of| of["image"] == **image).find_map(|of| {
+            Some(format!(
+                "{} needs its layers, the uppermost of which is {}",
+                of["by"].as_str()?,
+                of["layer"].as_str()?
+            ))
+        });
+        // A mount of an older version does not tell.
+        let by = by.unwrap_or_else(|| "an image or a container needs its layers".to_owned());
+        let hint = "remove that first: podman rm, podman rmi";
+        output.error(&format!("{image} stays: {by}"), Some(hint));
     }
-    output.line(&format!("{} removed", count(texts("removed").len(), "image")));
+    let images = count(texts("removed").len(), "image");
+    output.line(&match names.len() {
+        0 => format!("{images} removed"),
+        number if texts("removed").is_empty() => format!("{} removed", count(number, "name")),
+        number => format!("{images} and {} removed", count(number, "name")),
+    });
     output.report("store rm", &removed);
     let is_all = missing.is_empty() && in_use.is_empty();
     Ok(if is_all { Outcome::Done } else { Outcome::SomeFailed })
@@ -215,7 +258,11 @@ fn prune(
     let order = Order::Prune { graphroots: graphroots.clone(), is_dry };
     let pruned = match ask_daemon(place, &order)? {
         Some(answer) => done(answer)?,
-        None => open(place)?.prune(&graphroots, is_dry)?.to_json(),
+        None if is_dry => open(place)?.prune(&graphroots, is_dry)?.to_json(),
+        None => {
+            let (store, _claim) = open_to_change(place, "imgfs store prune")?;
+            store.prune(&graphroots, is_dry)?.to_json()
+        }
     };
     let length = |key: &str| pruned[key].as_array().map_or(0, Vec::len);
     let verb = if is_dry { "would remove" } else { "removed" };
@@ -225,6 +272,11 @@ fn prune(
         count(length("removed_layers"), "layer"),
         count(length("removed_images"), "record"),
     ));
+    let begun = length("removed_begun");
+    if begun > 0 {
+        let what = if begun == 1 { "directory" } else { "directories" };
+        output.line(&format!("{verb} {begun} {what} that an interrupted recording had left"));
+    }
     output.report("store prune", &pruned);
     Ok(Outcome::Done)
 }

@@ -18,7 +18,7 @@ mod listen;
 mod prepare;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -33,10 +33,10 @@ use crate::{
         registry::{GivenCredentials, RegistryPattern},
     },
     catalogue::Catalogue,
-    image::{ChainId, Digest, Platform},
+    image::{ChainId, Digest, Platform, Reference},
     namespace::View,
     rootfs::Images,
-    store::{LayerEntry, Source, StoreDir, StoredRecord},
+    store::{Claim, LayerEntry, Source, StoreDir, StoredRecord},
     util::{Counters, Gauge, Metrics, SingleFlight, locked},
 };
 
@@ -72,6 +72,8 @@ pub struct StoreDaemon {
 struct Inner {
     options: StoreOptions,
     dir: StoreDir,
+    /// No other mount serves the store, and nobody else changes it.
+    _claim: Claim,
     images: Images,
     catalogue: Catalogue,
     state: Mutex<State>,
@@ -150,17 +152,20 @@ impl StoreDaemon {
     /// Opens the store, and takes up what is recorded in it, for a mount of `view`. Asks no registry. Has to be
     /// called in a runtime, and used there.
     ///
-    /// A record that is damaged is set aside and logged.
+    /// A record that is damaged is set aside and logged. An error if another process has the store, or if the
+    /// directory is not one that imgfs has made.
     pub async fn open(options: StoreOptions, view: &View, metrics: &Metrics) -> Result<Self> {
         let images = view.images().cloned().ok_or_else(|| {
             let reason = "a store needs a cache to read layers with";
             backend::Error::new("store", "opening it", Kind::Config(reason.to_owned()))
         })?;
         let root = options.dir.clone();
-        let dir = blocking(move || StoreDir::create(&root)).await?;
+        let holder = format!("the mount at {}", options.mount.display());
+        let (dir, claim) = blocking(move || StoreDir::serve(&root, &holder)).await?;
         let inner = Inner {
             options,
             dir,
+            _claim: claim,
             images,
             catalogue: view.catalogue().clone(),
             state: Mutex::default(),
@@ -183,12 +188,30 @@ impl StoreDaemon {
     /// What is recorded, for people and programs.
     fn list(&self) -> Value {
         let state = locked(&self.inner.state);
-        let mut images: Vec<(&Digest, &Known)> = state.images.iter().collect();
-        images.sort_by_key(|(_, known)| &known.source.reference);
-        let images = images.into_iter().map(|(digest, known)| self.describe(digest, known));
-        let ordinary = state.ordinary.iter().map(
-            |(image, reason)| json!({ "image": image, "state": "ordinary", "reason": reason }),
-        );
+        let is_there = |(_, known): &(&Digest, &Known)| !known.source.forgotten;
+        let mut images: Vec<(&Digest, &Known)> = state.images.iter().filter(is_there).collect();
+        // Of a name that leads elsewhere now the newest comes first.
+        images.sort_by_key(|(_, known)| {
+            (&known.source.reference, std::cmp::Reverse(known.source.recorded))
+        });
+        // The row of an image that was withdrawn tells the same.
+        let withdrawn: HashSet<&str> = images
+            .iter()
+            .filter(|(_, known)| !known.is_lazy())
+            .flat_map(|(_, known)| known.source.names())
+            .collect();
+        let ordinary = state
+            .ordinary
+            .iter()
+            .filter(|(image, _)| {
+                let name =
+                    image.parse::<Reference>().map_or_else(|_| image.clone(), |n| n.to_string());
+                !withdrawn.contains(&*name)
+            })
+            .map(
+                |(image, reason)| json!({ "image": image, "state": "ordinary", "reason": reason }),
+            );
+        let images = images.iter().map(|(digest, known)| self.describe(digest, known));
         let dir = self.inner.dir.root().display().to_string();
         json!({ "store": dir, "images": images.chain(ordinary).collect::<Vec<_>>() })
     }
@@ -202,9 +225,15 @@ impl StoreDaemon {
             None => ("lazy", None),
             Some(reason) => ("ordinary", Some(reason)),
         };
+        // Reading goes on after the passes.
+        let failed_read = known
+            .layers
+            .iter()
+            .find_map(|layer| self.inner.images.last_read_error(&layer.compressed_diff_digest));
         let indexed = known.passed.iter().filter(|passed| **passed).count();
         json!({
             "image": known.source.reference,
+            "names": known.source.names().collect::<Vec<_>>(),
             "digest": digest.to_string(),
             "platform": known.source.platform,
             "state": state,
@@ -216,7 +245,7 @@ impl StoreDaemon {
             "size_bytes": known.layers.iter().map(|layer| layer.compressed_size).sum::<u64>(),
             "fetched_bytes": fetched.sum::<u64>(),
             "recorded": known.source.recorded,
-            "last_error": known.last_error,
+            "last_error": failed_read.as_ref().or(known.last_error.as_ref()),
         })
     }
 }

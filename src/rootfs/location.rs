@@ -158,6 +158,11 @@ impl Location {
     /// has to be of use; a registry that sends a few bytes at each attempt is given up like one that
     /// sends none.
     pub(super) async fn fetch(&self, from: &Compressed, range: Range<u64>) -> Result<Bytes> {
+        let fetched = self.fetch_in_time(from, range).await;
+        fetched.inspect_err(|error| self.store.note_failed_read(&self.blob.digest, error))
+    }
+
+    async fn fetch_in_time(&self, from: &Compressed, range: Range<u64>) -> Result<Bytes> {
         let Sources { patience, .. } = &self.store.sources;
         let mut read = std::pin::pin!(from.read(range));
         loop {

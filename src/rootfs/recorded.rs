@@ -312,6 +312,11 @@ impl Images {
         std::mem::take(&mut locked(&self.store().wrong))
     }
 
+    /// Why the layer with this digest could not be read the last time that it failed.
+    pub fn last_read_error(&self, layer: &Digest) -> Option<String> {
+        locked(&self.store().failed_reads).get(layer).cloned()
+    }
+
     /// Waits until there may be some.
     pub async fn wrong_layer_found(&self) {
         self.store().wrong_found.notified().await;

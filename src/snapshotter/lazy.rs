@@ -217,6 +217,7 @@ impl Snapshotter {
             recorded: now(),
             added: Vec::new(),
             withdrawn: None,
+            forgotten: false,
         };
         let record =
             StoredRecord::new(source, variant.manifest().clone(), variant.config().clone())?;

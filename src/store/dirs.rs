@@ -38,11 +38,11 @@ fn big_data_name(key: &str) -> String {
 }
 
 impl StoreDir {
-    fn layer_dir(&self, chain: &ChainId) -> PathBuf {
+    pub(super) fn layer_dir(&self, chain: &ChainId) -> PathBuf {
         self.root.join("overlay").join(chain.to_string())
     }
 
-    fn link_path(&self, chain: &ChainId) -> PathBuf {
+    pub(super) fn link_path(&self, chain: &ChainId) -> PathBuf {
         self.root.join("overlay/l").join(link(chain))
     }
 
@@ -118,7 +118,11 @@ impl StoreDir {
         let new = PathBuf::from(name);
         let _ = fs::remove_file(&new);
         let linked = symlink(target, &new).and_then(|()| fs::rename(&new, path));
-        linked.map(|()| true).map_err(|e| self.error("linking", path, e))
+        linked.map(|()| true).map_err(|e| match e.kind() {
+            // Somebody has unpacked the layer here.
+            io::ErrorKind::IsADirectory => self.layer_of_others(path),
+            _ => self.error("linking", path, e),
+        })
     }
 
     /// Removes the directory of a layer that is not listed any more.

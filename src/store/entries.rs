@@ -37,6 +37,7 @@ pub struct LayerEntry {
 
 impl Entry for LayerEntry {
     const PLACE: (&'static str, &'static str) = ("overlay-layers", "layers");
+    const LAYER_KEY: &'static str = "id";
 }
 
 impl LayerEntry {
@@ -132,6 +133,7 @@ pub struct ImageEntry {
 
 impl Entry for ImageEntry {
     const PLACE: (&'static str, &'static str) = ("overlay-images", "images");
+    const LAYER_KEY: &'static str = "layer";
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What the stores of podman and others need of this one.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     env, fs, io,
     path::{Path, PathBuf},
 };
@@ -21,19 +21,25 @@ const DEFAULT_GRAPHROOT: &str = "/var/lib/containers/storage";
 const CONFIGURATIONS: [&str; 2] =
     ["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"];
 
-/// What of a store somebody needs.
+/// What of a store somebody needs, and who that is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needed {
     /// Layers that are named by their chains.
-    pub chains: HashSet<ChainId>,
+    pub chains: HashMap<ChainId, String>,
     /// Layers that containers name by their short names.
-    pub links: HashSet<String>,
+    pub links: HashMap<String, String>,
 }
 
 impl Needed {
     /// Whether somebody needs this layer.
     pub fn has(&self, chain: &ChainId) -> bool {
-        self.chains.contains(chain) || self.links.contains(&link(chain))
+        self.by(chain).is_some()
+    }
+
+    /// Who needs this layer: an image, a container, or else a layer, and in which graphroot.
+    pub fn by(&self, chain: &ChainId) -> Option<&str> {
+        let by = self.chains.get(chain).or_else(|| self.links.get(&link(chain)));
+        by.map(String::as_str)
     }
 
     /// Adds what others need.
@@ -67,8 +73,20 @@ struct Layer {
 #[serde(default, rename_all = "kebab-case")]
 #[derive(Default)]
 struct Image {
+    id: String,
+    names: Vec<String>,
     layer: String,
     mapped_layers: Vec<String>,
+}
+
+/// The lists of containers have the same keys.
+type Container = Image;
+
+impl Image {
+    /// What a person knows it by.
+    fn name(&self) -> &str {
+        self.names.first().unwrap_or(&self.id)
+    }
 }
 
 fn failed(doing: &str, path: &Path, error: impl Into<Kind>) -> Error {
@@ -76,27 +94,41 @@ fn failed(doing: &str, path: &Path, error: impl Into<Kind>) -> Error {
 }
 
 /// The graphroots of this machine: what `$CONTAINERS_STORAGE_CONF`, or else the first configuration that exists,
-/// says, or the usual one. None if there is no such directory: then nothing has been kept there.
+/// says, or the usual one. None if there is no such directory: then nothing has been kept there. An error if the
+/// variable names a file that cannot be read, as in podman.
 pub fn default_graphroots() -> Result<Vec<PathBuf>> {
     let given = env::var_os("CONTAINERS_STORAGE_CONF").filter(|path| !path.is_empty());
-    let files: Vec<PathBuf> = match given {
-        Some(file) => vec![file.into()],
-        None => CONFIGURATIONS.iter().map(PathBuf::from).collect(),
-    };
-    for file in files {
-        let text = match fs::read_to_string(&file) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            text => text.map_err(|e| failed("reading", &file, e))?,
-        };
-        let parsed: Configuration = toml::from_str(&text).map_err(|e| {
-            failed("reading", &file, Kind::Config(format!("it is malformed: {}", e.message())))
-        })?;
-        if !parsed.storage.graphroot.is_empty() {
-            return Ok(existing(PathBuf::from(parsed.storage.graphroot)));
+    let graphroot = match given {
+        Some(file) => {
+            let file = PathBuf::from(file);
+            let read = graphroot_of(&file);
+            read.map_err(|kind| {
+                failed("reading what $CONTAINERS_STORAGE_CONF names,", &file, kind)
+            })?
         }
-        break;
+        None => usual_graphroot(&CONFIGURATIONS.map(PathBuf::from))?,
+    };
+    Ok(existing(graphroot.unwrap_or_else(|| PathBuf::from(DEFAULT_GRAPHROOT))))
+}
+
+/// What the first of these files that exists says.
+fn usual_graphroot(files: &[PathBuf]) -> Result<Option<PathBuf>> {
+    for file in files {
+        match graphroot_of(file) {
+            Err(Kind::Io(e)) if e.kind() == io::ErrorKind::NotFound => {}
+            read => return read.map_err(|kind| failed("reading", file, kind)),
+        }
     }
-    Ok(existing(PathBuf::from(DEFAULT_GRAPHROOT)))
+    Ok(None)
+}
+
+/// What a file of configuration says.
+fn graphroot_of(file: &Path) -> std::result::Result<Option<PathBuf>, Kind> {
+    let text = fs::read_to_string(file)?;
+    let parsed: Configuration = toml::from_str(&text)
+        .map_err(|e| Kind::Config(format!("it is malformed: {}", e.message())))?;
+    let graphroot = parsed.storage.graphroot;
+    Ok((!graphroot.is_empty()).then(|| graphroot.into()))
 }
 
 fn existing(root: PathBuf) -> Vec<PathBuf> {
@@ -112,23 +144,35 @@ fn existing(root: PathBuf) -> Vec<PathBuf> {
 pub fn needed_by(root: &Path) -> Result<Needed> {
     let mut needed = Needed::default();
     fs::read_dir(root).map_err(|e| failed("reading", root, e))?;
-    let mut chain = |text: &str| {
+    let mut add = |text: &str, by: &str| {
         if let Ok(chain) = text.parse() {
-            needed.chains.insert(chain);
+            needed.chains.insert(chain, format!("{by} in {}", root.display()));
+        }
+    };
+    let images: Vec<Image> = read_list(&root.join("overlay-images/images.json"))?;
+    let containers = containers(root);
+    let user_of = |layer: &str| {
+        let is_it = |image: &&Image| image.layer == layer;
+        match (containers.get(layer), images.iter().find(is_it)) {
+            (Some(name), _) => format!("the container {name}"),
+            (None, Some(image)) => format!("the image {}", image.name()),
+            (None, None) => format!("the layer {layer}"),
         }
     };
     // Layers of containers that end with them are in a list of their own.
     for name in ["layers.json", "volatile-layers.json"] {
         let layers: Vec<Layer> = read_list(&root.join("overlay-layers").join(name))?;
         for layer in &layers {
-            chain(&layer.id);
-            chain(&layer.parent);
+            let by = user_of(&layer.id);
+            add(&layer.id, &by);
+            add(&layer.parent, &by);
         }
     }
-    let images: Vec<Image> = read_list(&root.join("overlay-images/images.json"))?;
+    // Last, since an image is what a person knows.
     for image in &images {
-        chain(&image.layer);
-        image.mapped_layers.iter().for_each(|layer| chain(layer));
+        let by = format!("the image {}", image.name());
+        add(&image.layer, &by);
+        image.mapped_layers.iter().for_each(|layer| add(layer, &by));
     }
     let overlay = root.join("overlay");
     let entries = match fs::read_dir(&overlay) {
@@ -136,7 +180,8 @@ pub fn needed_by(root: &Path) -> Result<Needed> {
         entries => entries.map_err(|e| failed("reading", &overlay, e))?,
     };
     for entry in entries {
-        let path = entry.map_err(|e| failed("reading", &overlay, e))?.path().join("lower");
+        let dir = entry.map_err(|e| failed("reading", &overlay, e))?.path();
+        let path = dir.join("lower");
         let text = match fs::read_to_string(&path) {
             // A layer without others below it; or a file beside the layers.
             Err(e)
@@ -146,10 +191,20 @@ pub fn needed_by(root: &Path) -> Result<Needed> {
             }
             text => text.map_err(|e| failed("reading", &path, e))?,
         };
+        let layer = dir.file_name().unwrap_or_default().to_string_lossy();
+        let by = format!("{} in {}", user_of(&layer), root.display());
         let links = text.trim().split(':').filter_map(|lower| lower.strip_prefix("l/"));
-        needed.links.extend(links.map(str::to_owned));
+        needed.links.extend(links.map(|link| (link.to_owned(), by.clone())));
     }
     Ok(needed)
+}
+
+/// The names of containers by their layers, as far as they can be told: they are only for people.
+fn containers(root: &Path) -> HashMap<String, String> {
+    let lists = ["containers.json", "volatile-containers.json"];
+    let lists = lists.map(|name| root.join("overlay-containers").join(name));
+    let all = lists.iter().flat_map(|list| read_list::<Container>(list).unwrap_or_default());
+    all.map(|container| (container.layer.clone(), container.name().to_owned())).collect()
 }
 
 fn read_list<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>> {
@@ -172,4 +227,64 @@ fn read_list<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>> {
 pub fn fuzz_graphroot(text: &[u8]) {
     let _ = serde_json::from_slice::<Option<Vec<Layer>>>(text);
     let _ = serde_json::from_slice::<Option<Vec<Image>>>(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_is_missing_is_the_usual_one_unless_it_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let [missing, empty, whole, broken] =
+            ["missing", "empty", "whole", "broken"].map(|name| dir.path().join(name));
+        fs::write(&empty, "").unwrap();
+        fs::write(&whole, "[storage]\ngraphroot = \"/srv/graph\"\n").unwrap();
+        fs::write(&broken, "[storage").unwrap();
+        assert!(matches!(graphroot_of(&missing), Err(Kind::Io(_))));
+        assert!(matches!(graphroot_of(dir.path()), Err(Kind::Io(_))));
+        assert!(matches!(graphroot_of(&broken), Err(Kind::Config(_))));
+        assert_eq!(graphroot_of(&empty).unwrap(), None);
+        let graph = Some(PathBuf::from("/srv/graph"));
+        assert_eq!(usual_graphroot(&[missing.clone(), whole.clone()]).unwrap(), graph);
+        assert_eq!(usual_graphroot(&[empty, whole.clone()]).unwrap(), None, "the first counts");
+        assert_eq!(usual_graphroot(&[missing]).unwrap(), None);
+        let error = usual_graphroot(&[broken, whole]).unwrap_err().to_string();
+        assert!(error.contains("broken") && error.contains("malformed"), "{error}");
+    }
+
+    #[test]
+    fn whoever_needs_a_layer_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let chain = |digit: &str| digit.repeat(64).parse::<ChainId>().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let layers = format!(
+            r#"[{{"id":"own","parent":"{}"}},{{"id":"x","parent":"{}"}}]"#,
+            chain("1"),
+            chain("2")
+        );
+        write("overlay-layers/layers.json", &layers);
+        write(
+            "overlay-containers/containers.json",
+            r#"[{"id":"c","names":["keep"],"layer":"own"}]"#,
+        );
+        let image = format!(r#"[{{"id":"i","names":["quay.io/a:1"],"layer":"{}"}}]"#, chain("3"));
+        write("overlay-images/images.json", &image);
+        write("overlay/own/lower", &format!("l/{}", link(&chain("4"))));
+        let needed = needed_by(dir.path()).unwrap();
+        for (digit, by) in [
+            ("1", "the container keep"),
+            ("2", "the layer x"),
+            ("3", "the image quay.io/a:1"),
+            ("4", "the container keep"),
+        ] {
+            let expected = format!("{by} in {}", dir.path().display());
+            assert_eq!(needed.by(&chain(digit)), Some(&*expected));
+        }
+        assert!(!needed.has(&chain("5")));
+    }
 }

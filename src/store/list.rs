@@ -15,10 +15,12 @@ use rustix::{
     rand::{GetRandomFlags, getrandom},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use super::StoreDir;
 use crate::{
     backend::{Error, Kind, Result},
+    image::ChainId,
     util::{locked, write_whole},
 };
 
@@ -32,6 +34,8 @@ static CHANGING: Mutex<()> = Mutex::new(());
 pub(super) trait Entry: Serialize + DeserializeOwned {
     /// The directory of the list, and its name without an ending.
     const PLACE: (&'static str, &'static str);
+    /// The key of the layer that an entry is about.
+    const LAYER_KEY: &'static str;
 }
 
 /// A list of a store.
@@ -63,13 +67,20 @@ impl StoreDir {
 }
 
 impl<T: Entry> List<'_, T> {
-    /// Creates an empty list and its lock, if they are missing. One that cannot be read is set aside.
+    /// Creates an empty list and its lock, if they are missing. One that cannot be read is set aside, unless it names
+    /// layers that are not imgfs's.
     pub(super) fn ensure(&self) -> Result<()> {
         self.open_lock()?;
         match self.read() {
             Ok(_) if self.path.exists() => Ok(()),
             Ok(_) => self.change(|_| {}),
             Err(error) if matches!(error.kind(), Kind::Layer(_)) => {
+                if let Some(layer) = self.others_layer()? {
+                    return Err(error.with_kind(Kind::Config(format!(
+                        "it names the layer {layer}, which is not imgfs's; give a directory that is empty or does not \
+                         exist yet: --store DIR"
+                    ))));
+                }
                 let aside = self.path.with_extension("json.damaged");
                 tracing::warn!("{error}; it is set aside as {}", aside.display());
                 let moved = fs::rename(&self.path, &aside);
@@ -78,6 +89,22 @@ impl<T: Entry> List<'_, T> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// A layer that the list names, though it is damaged, and that somebody else has written.
+    fn others_layer(&self) -> Result<Option<ChainId>> {
+        let failed = |e| self.store.error("reading", &self.path, e);
+        let text = fs::read(&self.path).map_err(failed)?;
+        let entries: Vec<Value> = serde_json::from_slice(&text).unwrap_or_default();
+        for entry in &entries {
+            let chain = entry[T::LAYER_KEY].as_str().and_then(|id| id.parse().ok());
+            if let Some(chain) = chain
+                && self.store.unpacked_by_others(&chain)?.is_some()
+            {
+                return Ok(Some(chain));
+            }
+        }
+        Ok(None)
     }
 
     /// What is listed. What is not there lists nothing.
@@ -155,7 +182,7 @@ mod tests {
 
     use super::super::LayerEntry;
     use super::*;
-    use crate::image::{ChainId, Digest};
+    use crate::image::Digest;
 
     fn layer(name: &str) -> LayerEntry {
         let diff_id = Digest::sha256(name.as_bytes());
@@ -207,5 +234,28 @@ mod tests {
         assert_eq!(fs::read(dir.path().join("overlay-layers/layers.json.damaged")).unwrap(), b"[{");
         // Not an empty list: programs stop at what is no list.
         assert_eq!(fs::read(&json).unwrap(), b"[]");
+    }
+
+    #[test]
+    fn what_is_damaged_and_not_imgfs_s_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        StoreDir::create(dir.path()).unwrap();
+        let id = layer("a").id;
+        for (list, key) in
+            [("overlay-layers/layers.json", "id"), ("overlay-images/images.json", "layer")]
+        {
+            let json = dir.path().join(list);
+            let text = format!(r#"[{{"{key}":"{id}","created":"x"}}]"#);
+            fs::write(&json, &text).unwrap();
+            let diff = dir.path().join(format!("overlay/{id}/diff"));
+            fs::create_dir_all(&diff).unwrap();
+            let error = StoreDir::create(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(&id.to_string()) && error.contains("--store DIR"), "{error}");
+            assert_eq!(fs::read_to_string(&json).unwrap(), text);
+            // Without that layer it is a damaged list of imgfs.
+            fs::remove_dir_all(diff).unwrap();
+            StoreDir::create(dir.path()).unwrap();
+            assert_eq!(fs::read(&json).unwrap(), b"[]");
+        }
     }
 }

@@ -7,7 +7,9 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{LayerEntry, Needed, StoreDir, StoredRecord, YOUNG, needed_by, now};
+use super::{
+    LayerEntry, Needed, Source, StoreDir, StoredRecord, YOUNG, dirs::link, needed_by, now,
+};
 use crate::{
     backend::Result,
     image::{ChainId, Digest, Reference},
@@ -27,10 +29,44 @@ pub struct Removed {
 pub struct RemoveReport {
     /// Images that nothing is recorded of any more, by the digests of their manifests.
     pub gone: Vec<Digest>,
+    /// Images that are gone but for lower layers, which somebody needs.
+    pub forgotten: Vec<Digest>,
+    /// Names that were taken away from images that have others.
+    pub names: Vec<String>,
     /// What was asked for and is not there.
     pub missing: Vec<String>,
     /// What was asked for and has to stay, since somebody needs its layers.
-    pub in_use: Vec<String>,
+    pub in_use: Vec<InUse>,
+    /// What is known from now on of images of which something has changed.
+    pub changed: Vec<(Digest, Source)>,
+}
+
+/// An image that could not be removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InUse {
+    /// What was asked for.
+    pub image: String,
+    /// Its uppermost layer.
+    pub layer: ChainId,
+    /// Who needs it.
+    pub by: String,
+}
+
+impl RemoveReport {
+    /// The same for programs.
+    pub fn to_json(&self) -> Value {
+        let needed = self
+            .in_use
+            .iter()
+            .map(|of| json!({ "image": of.image, "layer": of.layer, "by": of.by }));
+        json!({
+            "removed": self.gone.iter().chain(&self.forgotten).collect::<Vec<_>>(),
+            "names": self.names,
+            "missing": self.missing,
+            "in_use": self.in_use.iter().map(|of| &of.image).collect::<Vec<_>>(),
+            "needed": needed.collect::<Vec<_>>(),
+        })
+    }
 }
 
 /// How a store was pruned.
@@ -42,6 +78,8 @@ pub struct PruneReport {
     pub kept: usize,
     /// What has been removed, or would be.
     pub removed: Removed,
+    /// What recordings had begun and not brought to their end, which has been removed, or would be.
+    pub begun: Vec<PathBuf>,
 }
 
 impl PruneReport {
@@ -53,71 +91,112 @@ impl PruneReport {
             "kept_layers": self.kept,
             "removed_layers": self.removed.chains,
             "removed_images": self.removed.records,
+            "removed_begun": self.begun.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
         })
     }
 }
 
 impl StoreDir {
-    /// Removes images by their names or by the digests of their manifests, but for those that are in use, as far
-    /// as `needed` tells. An image that has been added by several names stays as long as it has one. Layers go
-    /// that no other image has.
+    /// Removes images by their names or by the digests of their manifests, but for those whose uppermost layer
+    /// somebody needs, as far as `needed` tells. An image with several names stays as long as it has one. Layers
+    /// go that no other image has; lower ones that somebody needs stay, and so does what it takes to show them.
     pub fn forget_images(&self, wanted: &[String], needed: &Needed) -> Result<RemoveReport> {
         let (mut records, _) = self.records()?;
+        let listed: HashSet<ChainId> = self.layers()?.iter().map(|layer| layer.id).collect();
         let mut report = RemoveReport::default();
         let mut names = Vec::new();
+        // What goes leaves `records`; what stays of it for the sake of others is kept here.
+        let (mut leaving, mut kept) = (Vec::<StoredRecord>::new(), HashSet::<ChainId>::new());
         for text in wanted {
             let name = text.parse::<Reference>().map_or_else(|_| text.clone(), |n| n.to_string());
+            let is_digest =
+                |digest: Digest| *text == digest.to_string() || *text == digest.to_hex();
             let is_it = |record: &StoredRecord| {
-                let digest = record.digest();
-                let is_digest = *text == digest.to_string() || *text == digest.to_hex();
-                is_digest || record.source.reference == name || record.source.added.contains(&name)
+                let is_named = || record.source.names().any(|other| other == name);
+                !record.source.forgotten && (is_digest(record.digest()) || is_named())
             };
             let mut found = false;
-            for record in records.iter_mut().filter(|record| is_it(record)) {
-                found = true;
-                let others = record.source.added.iter().any(|added| *added != name);
-                if others && record.source.added.contains(&name) {
-                    record.source.added.retain(|added| *added != name);
-                    names.push(name.clone());
-                    self.write_source(&record.digest(), &record.source)?;
-                } else if record.chains.iter().any(|chain| needed.has(chain)) {
-                    report.in_use.push(text.clone());
-                } else {
-                    names.append(&mut record.source.added);
-                    report.gone.push(record.digest());
+            let mut number = 0;
+            while number < records.len() {
+                if !is_it(&records[number]) {
+                    number += 1;
+                    continue;
                 }
+                found = true;
+                let mut record = records.remove(number);
+                let digest = record.digest();
+                if !is_digest(digest) && record.source.remove_name(&name) {
+                    self.write_source(&digest, &record.source)?;
+                    report.changed.push((digest, record.source.clone()));
+                    report.names.push(name.clone());
+                    names.push(name.clone());
+                    records.insert(number, record);
+                    number += 1;
+                    continue;
+                }
+                let others = shown_by(&records);
+                let is_own = |chain: &ChainId| {
+                    listed.contains(chain) && !others.contains(chain) && !kept.contains(chain)
+                };
+                let needed_at = record.chains.iter().rposition(|c| is_own(c) && needed.has(c));
+                match needed_at.filter(|_| record.is_lazy()) {
+                    // Layers of an image that was withdrawn are shown no more: who needs them has others.
+                    None => report.gone.push(digest),
+                    Some(at) if at + 1 == record.chains.len() => {
+                        let (layer, image) = (record.chains[at], text.clone());
+                        let by = needed.by(&layer).unwrap_or_default().to_owned();
+                        report.in_use.push(InUse { image, layer, by });
+                        records.insert(number, record);
+                        number += 1;
+                        continue;
+                    }
+                    Some(at) => {
+                        kept.extend(&record.chains[..=at]);
+                        report.forgotten.push(digest);
+                    }
+                }
+                names.append(&mut record.source.added);
+                leaving.push(record);
             }
             if !found {
                 report.missing.push(text.clone());
             }
         }
         self.remove_names(&names)?;
-        let is_gone = |record: &&StoredRecord| report.gone.contains(&record.digest());
-        let others: HashSet<ChainId> = records
-            .iter()
-            .filter(|record| !is_gone(record) && record.is_lazy())
-            .flat_map(|record| record.chains.iter().copied())
-            .collect();
+        for record in &mut leaving {
+            if report.forgotten.contains(&record.digest()) {
+                record.source.forgotten = true;
+                self.write_source(&record.digest(), &record.source)?;
+                report.changed.push((record.digest(), record.source.clone()));
+            }
+        }
+        kept.extend(shown_by(&records));
         let own: HashSet<ChainId> =
-            records.iter().filter(is_gone).flat_map(|r| r.chains.iter().copied()).collect();
-        self.remove_layers(|layer| !own.contains(&layer.id) || others.contains(&layer.id))?;
+            leaving.iter().flat_map(|record| record.chains.iter().copied()).collect();
+        self.remove_layers(|layer| !own.contains(&layer.id) || kept.contains(&layer.id))?;
         report.gone.iter().try_for_each(|digest| self.remove_record(digest))?;
         Ok(report)
     }
 
     /// Removes layers that no image or container in `graphroots` needs, that no image needs which has been
-    /// added, and that have been there for a day; and what is recorded of images without layers. Nothing at all
-    /// if a graphroot cannot be read, and nothing if it is only to be told (`is_dry`).
+    /// added, and that have been there for a day; what is recorded of images without layers; and what recordings
+    /// have begun and not brought to their end. Nothing at all if a graphroot cannot be read, and nothing if it is
+    /// only to be told (`is_dry`).
     pub fn prune(&self, graphroots: &[PathBuf], is_dry: bool) -> Result<PruneReport> {
         let mut needed = Needed::default();
         for root in graphroots {
             let of_root = needed_by(root)?;
             needed.add(of_root);
         }
+        // What podman has unpacked itself counts for others than these.
+        let is_linked = |chain: &ChainId| needed.links.contains_key(&link(chain));
+        let begun = self.remove_begun(is_linked, is_dry)?;
         let (records, _) = self.records()?;
         let pinned = records.iter().filter(|record| !record.source.added.is_empty());
-        needed.chains.extend(pinned.flat_map(|record| record.chains.iter().copied()));
-        needed.chains.extend(self.images()?.iter().map(|image| image.layer));
+        let here = || self.root().display().to_string();
+        let pinned = pinned.flat_map(|record| record.chains.iter().copied());
+        needed.chains.extend(pinned.map(|chain| (chain, here())));
+        needed.chains.extend(self.images()?.iter().map(|image| (image.layer, here())));
 
         let layers = self.layers()?;
         let kept = kept(&layers, &needed, now());
@@ -132,7 +211,7 @@ impl StoreDir {
             .partition::<Vec<_>, _>(|record| record.chains.last().is_some_and(is_kept));
         for record in whole.into_iter().chain(others) {
             let age = now().saturating_sub(record.source.recorded);
-            let is_young = age < YOUNG.as_secs().cast_signed();
+            let is_young = age < YOUNG.as_secs().cast_signed() && !record.source.forgotten;
             let serves =
                 record.chains.iter().any(|chain| is_kept(chain) && !served.contains(chain));
             match serves || is_young || !record.source.added.is_empty() {
@@ -145,8 +224,14 @@ impl StoreDir {
             removed.records.iter().try_for_each(|digest| self.remove_record(digest))?;
         }
         let graphroots = graphroots.to_vec();
-        Ok(PruneReport { graphroots, kept: listed.len() - removed.chains.len(), removed })
+        Ok(PruneReport { graphroots, kept: listed.len() - removed.chains.len(), removed, begun })
     }
+}
+
+/// The chains of images that are shown.
+fn shown_by(records: &[StoredRecord]) -> HashSet<ChainId> {
+    let lazy = records.iter().filter(|record| record.is_lazy());
+    lazy.flat_map(|record| record.chains.iter().copied()).collect()
 }
 
 /// The layers that are to be kept, with those below them.
@@ -248,21 +333,89 @@ mod tests {
         assert_eq!((report.kept, report.removed.records.len()), (3, 2));
     }
 
+    fn texts(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    fn needing(chain: ChainId) -> Needed {
+        Needed { chains: [(chain, "the image x in /graph".to_owned())].into(), ..Needed::default() }
+    }
+
     #[test]
     fn images_are_removed_by_name_unless_somebody_needs_them() {
         let (_dir, store, [a, b, c]) = store(0);
-        let texts = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
-        let needed = Needed { chains: [b.chains[2]].into(), ..Needed::default() };
+        let needed = needing(b.chains[2]);
         let wanted = texts(&["quay.io/team/a:1", "quay.io/team/b:1", "quay.io/none:1"]);
         let report = store.forget_images(&wanted, &needed).unwrap();
         assert_eq!(report.gone, [a.digest()]);
         assert_eq!(report.missing, ["quay.io/none:1"]);
-        assert_eq!(report.in_use, ["quay.io/team/b:1"]);
+        let (image, by) = ("quay.io/team/b:1".to_owned(), "the image x in /graph".to_owned());
+        assert_eq!(report.in_use, [InUse { image, layer: b.chains[2], by }]);
         assert_eq!(store.layers().unwrap().len(), 4, "what others have stays");
         let report =
             store.forget_images(&[c.digest().to_hex(), b.digest().to_string()], &Needed::default());
         assert_eq!(report.unwrap().gone.len(), 2);
         assert!(store.layers().unwrap().is_empty() && store.records().unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn a_lower_layer_that_somebody_needs_stays_and_can_be_shown() {
+        let (_dir, store, [a, b, c]) = store(100_000);
+        let needed = needing(a.chains[1]);
+        let wanted = texts(&["quay.io/team/a:1", "quay.io/team/b:1"]);
+        let report = store.forget_images(&wanted, &needed).unwrap();
+        assert_eq!(report.gone, [a.digest(), b.digest()], "c has these layers, too");
+        let report = store.forget_images(&[c.digest().to_hex()], &needed).unwrap();
+        assert_eq!((report.forgotten, report.gone), (vec![c.digest()], Vec::new()));
+        let listed: HashSet<ChainId> = store.layers().unwrap().iter().map(|l| l.id).collect();
+        assert_eq!(listed, c.chains[..2].iter().copied().collect());
+        let (records, _) = store.records().unwrap();
+        assert!(records[0].source.forgotten && records.len() == 1);
+        let report = store.forget_images(&[c.digest().to_hex()], &needed).unwrap();
+        assert_eq!(report.missing.len(), 1, "it is not there any more for whoever asks");
+
+        // All at once: one of them has to stay.
+        for record in [&a, &b] {
+            store.write_record(record).unwrap();
+            store.add_layers(Path::new("/mnt"), &record.layers).unwrap();
+        }
+        store.remove_record(&c.digest()).unwrap();
+        let report = store.forget_images(&wanted, &needed).unwrap();
+        assert_eq!((report.gone.len(), report.forgotten.len()), (1, 1));
+        assert_eq!(store.layers().unwrap().len(), 2);
+        // Nobody needs it any more.
+        let report = store.prune(&[], false).unwrap();
+        assert_eq!((report.kept, report.removed.records.len()), (0, 1));
+    }
+
+    #[test]
+    fn an_image_that_was_withdrawn_can_be_removed_whatever_podman_has() {
+        let (_dir, store, [a, ..]) = store(0);
+        let mut source = a.source.clone();
+        source.withdrawn = Some("wrong".into());
+        store.write_source(&a.digest(), &source).unwrap();
+        store.remove_layers(|layer| layer.id != a.chains[2]).unwrap();
+        let report = store.forget_images(&[source.reference], &needing(a.chains[2])).unwrap();
+        assert_eq!(report.gone, [a.digest()]);
+        assert_eq!(store.layers().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn an_image_stays_as_long_as_it_has_a_name() {
+        let (_dir, store, [a, ..]) = store(0);
+        let mut source = a.source.clone();
+        source.added = texts(&["quay.io/team/a:1", "quay.io/team/a:2"]);
+        store.write_source(&a.digest(), &source).unwrap();
+        store.add_image(&a, &source.added).unwrap();
+        let remove = |name: &str| store.forget_images(&texts(&[name]), &needing(a.chains[2]));
+        let report = remove("quay.io/team/a:1").unwrap();
+        assert_eq!(report.names, ["quay.io/team/a:1"]);
+        assert_eq!(store.images().unwrap()[0].names, ["quay.io/team/a:2"]);
+        let source = &report.changed[0].1;
+        assert_eq!(source.names().collect::<Vec<_>>(), ["quay.io/team/a:2"]);
+        assert_eq!(remove("quay.io/team/a:1").unwrap().missing.len(), 1);
+        assert_eq!(remove("quay.io/team/a:2").unwrap().in_use.len(), 1);
+        assert_eq!(store.images().unwrap().len(), 1);
     }
 
     #[test]

@@ -43,12 +43,33 @@ pub struct Source {
     /// Why it is not served any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withdrawn: Option<String>,
+    /// It has been removed, and is only shown because somebody needs some of its lower layers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgotten: bool,
 }
 
 impl Source {
     /// Whether the image is served.
     pub(crate) fn is_lazy(&self) -> bool {
         self.withdrawn.is_none()
+    }
+
+    /// The names that it is known by: the one that it was first asked for by, and those that it was added by.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let added = self.added.iter().filter(|name| **name != self.reference);
+        std::iter::once(&self.reference).chain(added).map(String::as_str)
+    }
+
+    /// Takes a name away from it. `false` if it has no other.
+    pub(super) fn remove_name(&mut self, name: &str) -> bool {
+        let Some(other) = self.names().find(|other| *other != name).map(str::to_owned) else {
+            return false;
+        };
+        self.added.retain(|added| added != name);
+        if self.reference == name {
+            self.reference = other;
+        }
+        true
     }
 }
 
@@ -265,6 +286,7 @@ pub(super) mod tests {
             recorded: 1,
             added: Vec::new(),
             withdrawn: None,
+            forgotten: false,
         };
         StoredRecord::new(source, manifest, config.into_bytes().into()).unwrap()
     }

@@ -79,9 +79,11 @@ pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     new.push(".new");
     let new = PathBuf::from(new);
     let mut file = File::create(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&new, path)
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    written.and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
+        // It would take the room that was missing.
+        let _ = fs::remove_file(&new);
+    })
 }
 
 #[cfg(test)]

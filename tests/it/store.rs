@@ -239,11 +239,19 @@ fn a_wrong_blob_withdraws_the_image() {
     bed.mount.run("ls", &[tree.join("etc")]).fails_with("No such file");
     let again = bed.prepare(&names[1]).success();
     assert!(again.stderr.contains("withdrawn"), "{}", again.stderr);
+    let table = bed.imgfs_store(&["ls"]).success().text();
+    assert_eq!(table.lines().filter(|line| line.contains(&names[1])).count(), 1, "{table}");
     bed.mount.kill9();
     bed.mount.restart();
     assert_eq!(bed.listed(&names[1])["state"], "ordinary", "that is remembered");
     assert_eq!(bed.listed(&names[0])["state"], "lazy");
-    bed.imgfs_store(&["rm", &names[1], "--graphroot", text(&bed.path(""))]).success();
+    // podman has pulled it in the ordinary way, so the layers are its own.
+    let graph = bed.path("graph/overlay-layers");
+    std::fs::create_dir_all(&graph).unwrap();
+    let own = format!(r#"[{{"id":"{}"}}]"#, chains(&bad)[1]);
+    std::fs::write(graph.join("layers.json"), own).unwrap();
+    bed.imgfs_store(&["rm", &names[1]]).success();
+    assert_eq!(bed.listed(&names[1]), Value::Null);
     hostile.behave();
     bed.prepare(&names[1]).success();
     assert_eq!(
@@ -373,10 +381,153 @@ fn make_old(store: &Path) {
     std::fs::write(&path, layers.to_string()).unwrap();
     for record in std::fs::read_dir(store.join(".imgfs")).unwrap() {
         let path = record.unwrap().path().join("source");
+        if !path.exists() {
+            continue;
+        }
         let mut source: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         source["recorded"] = 1.into();
         std::fs::write(&path, source.to_string()).unwrap();
     }
+}
+
+#[test]
+fn a_store_has_one_mount() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let image = image("1");
+    image.push_to(&hostile, "team/app", "1");
+    let mut bed = StoreBed::start(&[]);
+    bed.prepare(&format!("{}/team/app:1", hostile.host())).success();
+    let other = bed.path("other");
+    std::fs::create_dir(&other).unwrap();
+    let imgfs = crate::support::cli::Imgfs::scratch();
+    let socket = bed.path("other.sock");
+    let args = ["mount", "--foreground", "--images-dir", text(imgfs.images_dir())];
+    let store = bed.store();
+    let more = ["--store-socket", text(&socket), "--store", text(&store), text(&other)];
+    let refused = imgfs.run(&[&args[..], &more].concat()).expect_code(2);
+    refused.stderr_has(text(&bed.mount.at())).stderr_has("has it to itself");
+    let upper = format!("overlay/{}/diff/etc/a", chains(&image)[1]);
+    let shown = || bed.mount.run("cat", &[bed.store().join(&upper)]).success().text();
+    assert_eq!(shown(), "upper\n", "it has not been turned to the other mount");
+    // Nor is it changed by a command that asks another socket.
+    let env = [("IMGFS_STORE_SOCKET", text(&socket)), ("IMGFS_STORE", text(&store))];
+    let conf = bed.path("storage.conf");
+    let mut prune = std::process::Command::new(env!("CARGO_BIN_EXE_imgfs"));
+    prune.args(["store", "prune"]).envs(env).env("CONTAINERS_STORAGE_CONF", &conf);
+    let pruned = prune.output().unwrap();
+    let said = String::from_utf8(pruned.stderr).unwrap();
+    assert!(pruned.status.code() == Some(2) && said.contains("--store-socket"), "{said}");
+    bed.mount.kill9();
+    assert!(prune.output().unwrap().status.success());
+    bed.mount.restart();
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_stops_rm_and_prune() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    image("1").push_to(&hostile, "team/app", "1");
+    let name = format!("{}/team/app:1", hostile.host());
+    let bed = StoreBed::start(&[]);
+    bed.prepare(&name).success();
+    std::fs::remove_file(bed.path("storage.conf")).unwrap();
+    for args in [&["rm", &name][..], &["prune"]] {
+        let stopped = bed.imgfs_store(args).fails_with("storage.conf");
+        assert!(stopped.stderr.contains("CONTAINERS_STORAGE_CONF"), "{}", stopped.stderr);
+        assert_eq!(stopped.status.code(), Some(2));
+    }
+    assert_eq!(bed.layers().len(), 2);
+}
+
+#[test]
+fn an_image_goes_but_for_lower_layers_that_somebody_needs() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let image = image("1");
+    image.push_to(&hostile, "team/app", "1");
+    let name = format!("{}/team/app:1", hostile.host());
+    let chains = chains(&image);
+    let mut bed = StoreBed::start(&[]);
+    bed.imgfs_store(&["add", &name]).success();
+    let list = bed.path("graph/overlay-images/images.json");
+    std::fs::create_dir_all(list.parent().unwrap()).unwrap();
+    let needed = |chain: &str| {
+        let images = format!(r#"[{{"id":"i","names":["quay.io/other:1"],"layer":"{chain}"}}]"#);
+        std::fs::write(&list, images).unwrap();
+    };
+    needed(&chains[1]);
+    let refused = bed.imgfs_store(&["rm", &name]).fails_with("the image quay.io/other:1 in ");
+    let graph = bed.path("graph");
+    let told = [text(&graph), &chains[1], "podman rmi"];
+    assert!(told.iter().all(|text| refused.stderr.contains(text)), "{}", refused.stderr);
+    needed(&chains[0]);
+    let removed = bed.imgfs_store(&["rm", &name]).success().text();
+    assert!(removed.contains("1 image removed"), "{removed}");
+    let ids = || -> Vec<String> {
+        bed.layers().iter().map(|layer| layer["id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(ids(), [&chains[0][..]]);
+    assert_eq!(bed.listed(&name), Value::Null);
+    assert_eq!(std::fs::read(bed.store().join("overlay-images/images.json")).unwrap(), b"[]");
+    let base = bed.store().join("overlay").join(&chains[0]).join("diff/etc/a");
+    assert_eq!(bed.mount.run("cat", &[&base]).success().text(), "lower\n");
+    bed.mount.kill9();
+    bed.mount.restart();
+    assert_eq!(bed.mount.run("cat", &[&base]).success().text(), "lower\n");
+    assert_eq!(bed.listed(&name), Value::Null);
+    bed.prepare(&name).success();
+    assert_eq!(bed.listed(&name)["state"], "lazy");
+    assert_eq!(bed.layers().len(), 2);
+}
+
+#[test]
+fn what_is_listed_can_be_removed_by_its_name() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let host = hostile.host();
+    let image = image("1");
+    image.push_to(&hostile, "team/app", "1");
+    image.push_to(&hostile, "other/name", "2");
+    let bed = StoreBed::start(&[]);
+    let names = ["team/app:1", "other/name:2"].map(|name| format!("{host}/{name}"));
+    let missing = format!("{host}/team/missing:1");
+    bed.imgfs_store(&["add", &names[0], &names[1]]).success();
+    bed.imgfs_store(&["add", &missing]).fails_with("not found");
+    bed.imgfs_store(&["add", "T/Upper:1"]).fails_with("T/Upper:1");
+    assert!(bed.mount.logged(&["ordinary way"]).is_empty(), "nobody pulls it");
+    assert_eq!(bed.mount.logged(&[&missing, "is not added"]).len(), 1);
+    let has = |name: &str| bed.imgfs_store(&["ls"]).success().text().contains(name);
+    let all = [&names[0][..], &names[1], &missing, "T/Upper:1"];
+    assert!(all.iter().all(|name| has(name)));
+    // The one by which the image became known goes first.
+    for name in [&names[0][..], &missing, "T/Upper:1"] {
+        let removed = bed.imgfs_store(&["rm", name]).success().text();
+        assert!(removed.contains("1 name removed") && !has(name), "{removed}");
+    }
+    assert!(has(&names[1]));
+    let removed = bed.imgfs_store(&["rm", &names[1]]).success().text();
+    assert!(removed.contains("1 image removed") && !has(&names[1]), "{removed}");
+    assert!(bed.layers().is_empty());
+}
+
+#[test]
+fn a_directory_that_imgfs_has_not_made_is_no_store() {
+    require!(Mounts);
+    let imgfs = crate::support::cli::Imgfs::scratch();
+    let place = tempfile::tempdir().unwrap();
+    let (at, graph) = (place.path().join("at"), place.path().join("graph"));
+    std::fs::create_dir(&at).unwrap();
+    std::fs::create_dir_all(graph.join("overlay-layers")).unwrap();
+    let list = graph.join("overlay-layers/layers.json");
+    std::fs::write(&list, r#"[{"id":"x"}]"#).unwrap();
+    let socket = place.path().join("socket");
+    let args = ["mount", "--foreground", "--offline", "--images-dir", text(imgfs.images_dir())];
+    let more = ["--store-socket", text(&socket), "--store", text(&graph), text(&at)];
+    let refused = imgfs.run(&[&args[..], &more].concat()).expect_code(2);
+    refused.stderr_has("layers.json is not imgfs's").stderr_has("--store DIR");
+    assert_eq!(std::fs::read(&list).unwrap(), br#"[{"id":"x"}]"#);
+    assert_eq!(std::fs::read_dir(&graph).unwrap().count(), 1);
 }
 
 #[test]

@@ -104,13 +104,106 @@ fn a_full_disk_means_an_ordinary_pull_and_a_larger_one_a_cure() {
     let name = format!("{}/team/app:1", hostile.host());
     let disk = SmallDisk::mount(1).expect("mounting a tmpfs, which takes root");
     let bed = StoreBed::start_with(Some(&disk.path().join("store")), &[]);
-    std::fs::write(disk.path().join("full"), vec![1; 2 << 20]).expect_err("the disk is small");
-    bed.prepare(&name).fails_with("No space left");
-    assert!(bed.layers().is_empty(), "the store is what it was");
-    assert_eq!(bed.mount.logged(&[&name, "ordinary way"]).len(), 1);
-    std::fs::remove_file(disk.path().join("full")).unwrap();
-    bed.prepare(&name).success();
+    let full = disk.path().join("full");
+    std::fs::write(&full, vec![1; 2 << 20]).expect_err("the disk is small");
+    let names = |below: &str| -> Vec<_> {
+        let entries = std::fs::read_dir(bed.store().join(below)).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    };
+    // Wherever it fails, podman finds nothing that it would unpack its own layers into.
+    let mut failed = 0;
+    loop {
+        let prepared = bed.prepare(&name);
+        if prepared.status.success() {
+            break;
+        }
+        prepared.fails_with("No space left");
+        failed += 1;
+        assert!(bed.layers().is_empty(), "the store is what it was");
+        assert_eq!(names("overlay"), ["l"]);
+        assert!(names("overlay/l").is_empty());
+        assert_eq!(names(".imgfs"), ["lock"]);
+        let file = std::fs::File::options().write(true).open(&full).unwrap();
+        let length = file.metadata().unwrap().len();
+        file.set_len(length.checked_sub(4096).expect("there is room for so little")).unwrap();
+    }
+    assert!(failed > 3, "it was to fail in several places: {failed}");
+    assert_eq!(bed.mount.logged(&[&name, "ordinary way"]).len(), failed);
     assert_eq!(bed.layers().len(), 2);
+}
+
+/// What a process leaves that is killed while it records an image, and what podman makes of it.
+#[test]
+fn what_no_list_names_goes_unless_it_is_podmans() {
+    require!(Mounts);
+    let mut bed = StoreBed::start(&[]);
+    let [begun, theirs] =
+        ["1", "2"].map(|digit| bed.store().join("overlay").join(digit.repeat(64)));
+    let leave = || {
+        for name in ["als", "empty", "merged"] {
+            std::fs::create_dir_all(begun.join(name)).unwrap();
+        }
+        std::fs::create_dir_all(theirs.join("diff/etc")).unwrap();
+    };
+    leave();
+    let pruned = bed.imgfs_store(&["prune", "--dry-run"]).success().text();
+    assert!(pruned.contains("would remove 1 directory") && begun.exists(), "{pruned}");
+    let pruned = bed.imgfs_store(&["prune"]).success().text();
+    assert!(pruned.contains("removed 1 directory that an interrupted"), "{pruned}");
+    assert!(!begun.exists() && theirs.exists());
+    leave();
+    bed.mount.kill9();
+    bed.mount.restart();
+    assert!(!begun.exists() && theirs.exists());
+}
+
+#[test]
+fn podman_starts_an_image_that_could_not_be_recorded() {
+    require!(Podman);
+    let hostile = Hostile::start();
+    runnable("full").push_to(&hostile, "team/app", "1");
+    let host = hostile.host();
+    let name = format!("{host}/team/app:1");
+    let disk = SmallDisk::mount(1).expect("mounting a tmpfs, which takes root");
+    let bed = StoreBed::start_with(Some(&disk.path().join("store")), &[]);
+    let full = disk.path().join("full");
+    std::fs::write(&full, vec![1; 2 << 20]).expect_err("the disk is small");
+    // Enough for the record and a part of the directories.
+    let file = std::fs::File::options().write(true).open(&full).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 24 * 1024).unwrap();
+    bed.prepare(&name).fails_with("No space left");
+    std::fs::remove_file(&full).unwrap();
+    bed.podman(&host, &["pull", "-q", &name]).success();
+    let text = bed.podman(&host, &["run", "--rm", &name, "cat", "etc/variant"]).success().text();
+    assert_eq!(text, "full\n");
+}
+
+/// Without the note of the last error there is only the log: podman says no more than `EIO`.
+#[test]
+fn the_last_error_of_reading_is_told() {
+    require!(Mounts);
+    let hostile = Hostile::start();
+    let image = image(1);
+    image.push_to(&hostile, "team/app", "1");
+    let name = format!("{}/team/app:1", hostile.host());
+    let mut bed =
+        StoreBed::start(&["--stall-timeout", "1s", "--connect-timeout", "1s", "--max-wait", "1s"]);
+    bed.prepare(&name).success();
+    wait_for("the passes", Duration::from_secs(20), || bed.listed(&name)["indexed"] == true);
+    assert!(bed.listed(&name)["last_error"].is_null());
+    bed.mount.kill9();
+    // Nothing is cached.
+    for entry in std::fs::read_dir(bed.imgfs.images_dir()).unwrap() {
+        std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+    }
+    drop(hostile);
+    bed.mount.restart();
+    let tree = format!(".imgfs/.trees/{}/etc/v", chains(&image)[1]);
+    assert!(!bed.mount.cat(&tree).status.success());
+    let listed = bed.listed(&name);
+    assert!(listed["last_error"].as_str().unwrap().contains("cannot connect"), "{listed}");
+    let table = bed.imgfs_store(&["ls"]).success().text();
+    assert!(table.contains("cannot connect"), "{table}");
 }
 
 #[test]

@@ -129,7 +129,7 @@ pub(crate) enum StoreCommand {
     },
     /// Remove images from the store, by name or digest
     ///
-    /// An image that an image or a container of podman needs stays.
+    /// An image stays if an image or a container of podman needs its uppermost layer; lower layers stay where needed.
     #[command(after_help = "Examples:\n  imgfs store rm docker.io/library/nginx:1.25")]
     Rm {
         /// Images, such as nginx:1.25, or digests of manifests

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{Known, MAX_ORDINARY, Result, StoreDaemon, blocking};
 use crate::{
     backend,
-    image::{ChainId, Digest},
+    image::{ChainId, Digest, Reference},
     rootfs::WrongLayer,
     store::{LayerEntry, Needed, PruneReport, RemoveReport, StoredRecord, needed_by},
     util::locked,
@@ -42,7 +42,7 @@ impl StoreDaemon {
                 *passed = sized.contains(chain);
             }
             if record.is_lazy() {
-                match self.show(record) {
+                match self.show_unless_in_the_way(record).await {
                     Ok(()) => layers.extend(record.layers.iter().cloned()),
                     Err(error) => {
                         tracing::warn!(%digest, "{}: {error}", record.source.reference);
@@ -66,11 +66,30 @@ impl StoreDaemon {
                 // What nobody can show any more must not keep an ordinary pull from bringing it.
                 dir.remove_layers(|layer| served.contains(&layer.id))?;
             }
+            // Nor must what a process that was killed has begun. The images can be shown all the same.
+            if let Err(error) = dir.remove_begun(|_| false, false) {
+                tracing::warn!("{error}");
+            }
             Ok(())
         })
         .await?;
         self.count_entries();
         Ok(())
+    }
+
+    /// Shows the trees of an image that is recorded, unless somebody else has one of its layers in the store.
+    async fn show_unless_in_the_way(&self, record: &StoredRecord) -> Result<()> {
+        let (dir, chains) = (self.inner.dir.clone(), record.chains.clone());
+        blocking(move || {
+            for chain in &chains {
+                if let Some(path) = dir.unpacked_by_others(chain)? {
+                    return Err(dir.layer_of_others(&path));
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(self.show(record)?)
     }
 
     /// Shows the trees of an image that is recorded.
@@ -96,9 +115,16 @@ impl StoreDaemon {
         ordinary.push((image.to_owned(), reason.to_owned()));
     }
 
-    /// Forgets that an image was pulled in the ordinary way before.
-    pub(super) fn forget_ordinary(&self, image: &str) {
-        locked(&self.inner.state).ordinary.retain(|(other, _)| other != image);
+    /// Forgets that an image was pulled in the ordinary way before. Whether it was.
+    pub(super) fn forget_ordinary(&self, image: &str) -> bool {
+        let name = image.parse::<Reference>().ok();
+        let is_it = |other: &str| {
+            other == image || (name.is_some() && other.parse::<Reference>().ok() == name)
+        };
+        let ordinary = &mut locked(&self.inner.state).ordinary;
+        let before = ordinary.len();
+        ordinary.retain(|(other, _)| !is_it(other));
+        ordinary.len() < before
     }
 
     // --- passes ---
@@ -242,7 +268,7 @@ impl StoreDaemon {
     }
 
     /// The chains of images that are served.
-    fn served(&self) -> HashSet<ChainId> {
+    pub(super) fn served(&self) -> HashSet<ChainId> {
         let state = locked(&self.inner.state);
         let lazy = state.images.values().filter(|known| known.is_lazy());
         lazy.flat_map(|known| known.chains.iter().copied()).collect()
@@ -281,16 +307,29 @@ impl StoreDaemon {
         graphroots: Vec<PathBuf>,
     ) -> Result<RemoveReport> {
         let _changing = self.inner.changing.lock().await;
-        let dir = self.inner.dir.clone();
-        let report = blocking(move || {
+        let (dir, wanted) = (self.inner.dir.clone(), images.clone());
+        let mut report = blocking(move || {
             let mut needed = Needed::default();
             for root in &graphroots {
                 needed.add(needed_by(root)?);
             }
-            dir.forget_images(&images, &needed)
+            dir.forget_images(&wanted, &needed)
         })
         .await?;
         self.forget(&report.gone);
+        for (digest, source) in &report.changed {
+            if let Some(known) = locked(&self.inner.state).images.get_mut(digest) {
+                known.source = source.clone();
+            }
+        }
+        for image in
+            images.iter().filter(|image| !report.in_use.iter().any(|of| of.image == **image))
+        {
+            if self.forget_ordinary(image) && report.missing.contains(image) {
+                report.missing.retain(|missing| missing != image);
+                report.names.push(image.clone());
+            }
+        }
         Ok(report)
     }
 }

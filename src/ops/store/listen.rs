@@ -12,10 +12,7 @@ use tokio::{
 
 use super::{Prepared, StoreDaemon};
 use crate::{
-    store::{
-        RemoveReport,
-        wire::{Answer, MAX_LINE, Order},
-    },
+    store::wire::{Answer, MAX_LINE, Order},
     util::LocalListener,
 };
 
@@ -75,11 +72,7 @@ impl StoreDaemon {
             Order::List => Ok(self.list()),
             Order::Remove { images, graphroots } => {
                 let removed = self.remove(images, graphroots).await;
-                let report = |report: RemoveReport| {
-                    let RemoveReport { gone, missing, in_use } = report;
-                    json!({ "removed": gone, "missing": missing, "in_use": in_use })
-                };
-                removed.map(report).map_err(|e| e.to_string())
+                removed.map(|report| report.to_json()).map_err(|e| e.to_string())
             }
             Order::Prune { graphroots, is_dry } => {
                 let pruned = self.prune(graphroots, is_dry).await;

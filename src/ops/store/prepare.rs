@@ -34,6 +34,15 @@ impl From<super::Error> for Stop {
     }
 }
 
+impl Known {
+    fn refuse_withdrawn(&self) -> std::result::Result<(), Stop> {
+        match &self.source.withdrawn {
+            None => Ok(()),
+            Some(reason) => Err(Stop::Ordinary(format!("it has been withdrawn: {reason}"))),
+        }
+    }
+}
+
 impl StoreDaemon {
     /// Prepares `image` for being pulled without its layers, within ten seconds. However many ask for that, it
     /// is done once. An error, and an image that is not served, mean an ordinary pull, and are logged.
@@ -41,6 +50,16 @@ impl StoreDaemon {
         &self,
         image: &str,
         login: Login,
+    ) -> std::result::Result<Prepared, String> {
+        self.prepare_or(image, login, "is pulled in the ordinary way").await
+    }
+
+    /// The same, with what is to be logged of an image that is not served.
+    async fn prepare_or(
+        &self,
+        image: &str,
+        login: Login,
+        otherwise: &str,
     ) -> std::result::Result<Prepared, String> {
         let begun = self.begin(image, login);
         let prepared = match begun {
@@ -53,12 +72,12 @@ impl StoreDaemon {
                 "lazy"
             }
             Ok(Prepared::Ordinary(reason)) => {
-                tracing::warn!("{image} is pulled in the ordinary way: {reason}");
+                tracing::warn!("{image} {otherwise}: {reason}");
                 self.note_ordinary(image, reason);
                 "ordinary"
             }
             Err(reason) => {
-                tracing::warn!("{image} is pulled in the ordinary way: {reason}");
+                tracing::warn!("{image} {otherwise}: {reason}");
                 self.note_ordinary(image, reason);
                 "failed"
             }
@@ -121,6 +140,7 @@ impl StoreDaemon {
             recorded: now(),
             added: Vec::new(),
             withdrawn: None,
+            forgotten: false,
         };
         let record =
             StoredRecord::new(source, variant.manifest().clone(), variant.config().clone())?;
@@ -131,9 +151,22 @@ impl StoreDaemon {
                 "its layers have {bytes} bytes, which is less than the {least} of --store-min-size"
             )));
         }
-        self.keep(record).await?;
-        self.pass(digest);
-        Ok(digest)
+        let daemon = self.clone();
+        self.to_its_end(async move {
+            daemon.keep(record).await?;
+            daemon.pass(digest);
+            Ok(digest)
+        })
+        .await
+    }
+
+    /// Does what changes the store: to its end, also when nobody waits for it any more.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = std::result::Result<T, Stop>> + Send + 'static,
+    ) -> std::result::Result<T, Stop> {
+        let done = tokio::spawn(change).await;
+        done.map_err(|died| Stop::Failed(died.to_string()))?
     }
 
     /// What `name` leads to now. What a tag led to a while ago does not count: whoever pulls asks, too.
@@ -165,21 +198,39 @@ impl StoreDaemon {
             found.map(|(digest, known)| (*digest, known.clone()))
         };
         let Some((digest, known)) = found else { return Ok(None) };
-        if let Some(reason) = known.source.withdrawn {
-            return Err(Stop::Ordinary(format!("it has been withdrawn: {reason}")));
-        }
+        known.refuse_withdrawn()?;
         if known.source.repository != name.repository().to_string()
             && let Some(top) = known.chains.last()
             && let Ok(Some(variant)) = self.inner.images.chain(top).await
         {
             self.inner.images.is_also_in(&variant, name.repository());
         }
-        // Others may have removed some of its layers.
-        let _changing = self.inner.changing.lock().await;
-        let (dir, mount) = (self.inner.dir.clone(), self.inner.options.mount.clone());
-        let layers: Vec<_> = known.layers.iter().map(LayerEntry::recorded_now).collect();
-        blocking(move || dir.add_layers(&mount, &layers)).await?;
-        Ok(Some(digest))
+        let (daemon, name) = (self.clone(), name.to_string());
+        self.to_its_end(async move {
+            let _changing = daemon.inner.changing.lock().await;
+            let known = locked(&daemon.inner.state).images.get(&digest).cloned();
+            let Some(mut known) = known else { return Ok(None) };
+            known.refuse_withdrawn()?;
+            let was_forgotten = std::mem::take(&mut known.source.forgotten);
+            if was_forgotten {
+                known.source.reference = name;
+            }
+            let (dir, mount) = (daemon.inner.dir.clone(), daemon.inner.options.mount.clone());
+            let source = known.source.clone();
+            // Others may have removed some of its layers.
+            let layers: Vec<_> = known.layers.iter().map(LayerEntry::recorded_now).collect();
+            blocking(move || {
+                dir.add_layers(&mount, &layers)?;
+                if was_forgotten { dir.write_source(&digest, &source) } else { Ok(()) }
+            })
+            .await?;
+            if was_forgotten && let Some(kept) = locked(&daemon.inner.state).images.get_mut(&digest)
+            {
+                kept.source = known.source;
+            }
+            Ok(Some(digest))
+        })
+        .await
     }
 
     /// The image of the wanted platform that `root` is or has.
@@ -227,10 +278,21 @@ impl StoreDaemon {
                 Ok(())
             }
             Err(error) => {
-                self.inner.images.forget_record(&digest);
-                let dir = self.inner.dir.clone();
-                // What is left of it is found to be damaged at the next start.
-                let _ = blocking(move || dir.remove_record(&digest)).await;
+                let (dir, others, own) = (self.inner.dir.clone(), self.served(), record.clone());
+                let taken_back = blocking(move || dir.take_back_record(&own, &others)).await;
+                match taken_back {
+                    Ok(false) => self.inner.images.forget_record(&digest),
+                    Ok(true) => {
+                        locked(&self.inner.state).images.insert(digest, Known::new(&record));
+                        self.count_entries();
+                    }
+                    Err(left) => {
+                        self.inner.images.forget_record(&digest);
+                        return Err(Stop::Failed(format!(
+                            "{error}; and its record is still there: {left}"
+                        )));
+                    }
+                }
                 Err(error.into())
             }
         }
@@ -238,7 +300,8 @@ impl StoreDaemon {
 
     /// Records `image`, and lists it by its name. An error if it is not served.
     pub(super) async fn add(&self, image: &str) -> std::result::Result<Digest, String> {
-        let digest = match self.prepare(image, Login::default()).await? {
+        let prepared = self.prepare_or(image, Login::default(), "is not added");
+        let digest = match prepared.await? {
             Prepared::Lazy(digest) => digest,
             Prepared::Ordinary(reason) => return Err(format!("{image}: {reason}")),
         };
@@ -266,8 +329,8 @@ impl StoreDaemon {
             known.source.added.push(name.clone());
             known.source.clone()
         };
-        let dir = self.inner.dir.clone();
-        blocking(move || {
+        let (dir, added) = (self.inner.dir.clone(), name.clone());
+        let listed = blocking(move || {
             for (of, source) in renamed.iter().filter(|(of, _)| *of != digest) {
                 if dir.record_dir(of).exists() {
                     dir.write_source(of, source)?;
@@ -275,8 +338,14 @@ impl StoreDaemon {
             }
             let Some(record) = dir.record(&digest) else { return Ok(()) };
             dir.write_source(&digest, &source)?;
-            dir.add_image(&record, std::slice::from_ref(&name))
+            dir.add_image(&record, std::slice::from_ref(&added))
         })
-        .await
+        .await;
+        if listed.is_err()
+            && let Some(known) = locked(&self.inner.state).images.get_mut(&digest)
+        {
+            known.source.added.retain(|other| *other != name);
+        }
+        listed
     }
 }

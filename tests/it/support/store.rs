@@ -56,7 +56,21 @@ impl StoreBed {
         symlink(env!("CARGO_BIN_EXE_imgfs"), place.path().join("imgfs-store-helper"))
             .expect("linking");
         std::fs::write(place.path().join("containers.conf"), CONTAINERS_CONF).expect("writing");
-        Self { mount, imgfs, store, place }
+        let bed = Self { mount, imgfs, store, place };
+        bed.write_storage_conf();
+        bed
+    }
+
+    /// What tells podman where its store is, and this one.
+    fn write_storage_conf(&self) {
+        let (graph, run) = (self.path("graph"), self.path("run"));
+        let text = format!(
+            "[storage]\ndriver = \"overlay\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n[storage.options]\nadditionalimagestores = [\"{}\"]\n",
+            graph.display(),
+            run.display(),
+            self.store().display(),
+        );
+        std::fs::write(self.path("storage.conf"), text).expect("writing");
     }
 
     pub(crate) fn path(&self, below: &str) -> PathBuf {
@@ -152,14 +166,6 @@ impl StoreBed {
     pub(crate) fn begin_tool(&self, program: &str, host: &str, args: &[&str]) -> Looking {
         let [storage, registries, conf] =
             ["storage.conf", "registries.conf", "containers.conf"].map(|name| self.path(name));
-        let (graph, run) = (self.path("graph"), self.path("run"));
-        let text = format!(
-            "[storage]\ndriver = \"overlay\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n[storage.options]\nadditionalimagestores = [\"{}\"]\n",
-            graph.display(),
-            run.display(),
-            self.store().display(),
-        );
-        std::fs::write(&storage, text).expect("writing");
         // What does not know the helper leaves it out.
         let text = format!(
             "additional-layer-store-auth-helper = {:?}\n[[registry]]\nlocation = \"{host}\"\ninsecure = true\n",
