@@ -72,8 +72,8 @@ pub struct StoreDaemon {
 struct Inner {
     options: StoreOptions,
     dir: StoreDir,
-    /// No other mount serves the store, and nobody else changes it.
-    _claim: Claim,
+    /// No other mount serves the store, and nobody else changes it, as long as this is there.
+    claim: Mutex<Option<Claim>>,
     images: Images,
     catalogue: Catalogue,
     state: Mutex<State>,
@@ -165,7 +165,7 @@ impl StoreDaemon {
         let inner = Inner {
             options,
             dir,
-            _claim: claim,
+            claim: Mutex::new(Some(claim)),
             images,
             catalogue: view.catalogue().clone(),
             state: Mutex::default(),
@@ -175,8 +175,6 @@ impl StoreDaemon {
         };
         let daemon = Self { inner: Arc::new(inner) };
         daemon.take_up().await?;
-        tokio::spawn(daemon.clone().withdraw_what_is_wrong());
-        tokio::spawn(daemon.clone().correct_sizes());
         Ok(daemon)
     }
 

@@ -222,7 +222,8 @@ impl StoreDir {
 
 /// Does all of it, and returns the first error.
 fn first_error(all: impl Iterator<Item = Result<()>>) -> Result<()> {
-    all.fold(Ok(()), |first, next| first.and(next))
+    let mut errors: Vec<Error> = all.filter_map(Result::err).collect();
+    if errors.is_empty() { Ok(()) } else { Err(errors.swap_remove(0)) }
 }
 
 /// An error after which not even that could be removed which had been begun.

@@ -134,7 +134,8 @@ fn others_in(root: &Path) -> io::Result<Option<PathBuf>> {
                 for below in entries(&path)? {
                     let path = path.join(&below);
                     let is_lock = path.extension().is_some_and(|ending| ending == "lock");
-                    if !is_lock && !(below == "l" && entries(&path)?.is_empty()) {
+                    let is_harmless = is_lock || (below == "l" && entries(&path)?.is_empty());
+                    if !is_harmless {
                         return Ok(Some(path));
                     }
                 }

@@ -101,10 +101,7 @@ pub fn default_graphroots() -> Result<Vec<PathBuf>> {
     let graphroot = match given {
         Some(file) => {
             let file = PathBuf::from(file);
-            let read = graphroot_of(&file);
-            read.map_err(|kind| {
-                failed("reading what $CONTAINERS_STORAGE_CONF names,", &file, kind)
-            })?
+            graphroot_of(&file, "reading what $CONTAINERS_STORAGE_CONF names,")?
         }
         None => usual_graphroot(&CONFIGURATIONS.map(PathBuf::from))?,
     };
@@ -114,19 +111,24 @@ pub fn default_graphroots() -> Result<Vec<PathBuf>> {
 /// What the first of these files that exists says.
 fn usual_graphroot(files: &[PathBuf]) -> Result<Option<PathBuf>> {
     for file in files {
-        match graphroot_of(file) {
-            Err(Kind::Io(e)) if e.kind() == io::ErrorKind::NotFound => {}
-            read => return read.map_err(|kind| failed("reading", file, kind)),
+        match graphroot_of(file, "reading") {
+            Err(error) if is_missing(&error) => {}
+            read => return read,
         }
     }
     Ok(None)
 }
 
-/// What a file of configuration says.
-fn graphroot_of(file: &Path) -> std::result::Result<Option<PathBuf>, Kind> {
-    let text = fs::read_to_string(file)?;
-    let parsed: Configuration = toml::from_str(&text)
-        .map_err(|e| Kind::Config(format!("it is malformed: {}", e.message())))?;
+fn is_missing(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Io(e) if e.kind() == io::ErrorKind::NotFound)
+}
+
+/// What a file of configuration says, which is read for what `doing` tells.
+fn graphroot_of(file: &Path, doing: &str) -> Result<Option<PathBuf>> {
+    let text = fs::read_to_string(file).map_err(|e| failed(doing, file, e))?;
+    let parsed: Configuration = toml::from_str(&text).map_err(|e| {
+        failed(doing, file, Kind::Config(format!("it is malformed: {}", e.message())))
+    })?;
     let graphroot = parsed.storage.graphroot;
     Ok((!graphroot.is_empty()).then(|| graphroot.into()))
 }
@@ -241,10 +243,11 @@ mod tests {
         fs::write(&empty, "").unwrap();
         fs::write(&whole, "[storage]\ngraphroot = \"/srv/graph\"\n").unwrap();
         fs::write(&broken, "[storage").unwrap();
-        assert!(matches!(graphroot_of(&missing), Err(Kind::Io(_))));
-        assert!(matches!(graphroot_of(dir.path()), Err(Kind::Io(_))));
-        assert!(matches!(graphroot_of(&broken), Err(Kind::Config(_))));
-        assert_eq!(graphroot_of(&empty).unwrap(), None);
+        for file in [&*missing, dir.path(), &*broken] {
+            let error = graphroot_of(file, "reading").unwrap_err().to_string();
+            assert!(error.contains(&file.display().to_string()), "{error}");
+        }
+        assert_eq!(graphroot_of(&empty, "reading").unwrap(), None);
         let graph = Some(PathBuf::from("/srv/graph"));
         assert_eq!(usual_graphroot(&[missing.clone(), whole.clone()]).unwrap(), graph);
         assert_eq!(usual_graphroot(&[empty, whole.clone()]).unwrap(), None, "the first counts");

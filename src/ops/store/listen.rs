@@ -10,10 +10,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Prepared, StoreDaemon};
+use super::{Inner, Prepared, StoreDaemon};
 use crate::{
     store::wire::{Answer, MAX_LINE, Order},
-    util::LocalListener,
+    util::{LocalListener, locked},
 };
 
 /// Connections at once.
@@ -22,9 +22,25 @@ const MAX_CONNECTIONS: usize = 256;
 /// How long whoever has connected may take to say what he wants, and to take the answer.
 const TURN: Duration = Duration::from_secs(10);
 
+/// Gives the store up when it is dropped.
+struct Leaves(Arc<Inner>);
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        drop(locked(&self.0.claim).take());
+    }
+}
+
 impl StoreDaemon {
-    /// Answers what is asked at the socket, for ever.
+    /// Answers what is asked at the socket, and keeps the store as it should be, for ever. When this is dropped, the
+    /// store is left to the next process, though this one may go on.
     pub async fn listen(self, listener: LocalListener) {
+        let _leaves = Leaves(self.inner.clone());
+        let (sizes, wrong) = (self.clone().correct_sizes(), self.clone().withdraw_what_is_wrong());
+        tokio::join!(self.answer(listener), sizes, wrong);
+    }
+
+    async fn answer(&self, listener: LocalListener) {
         let listener = listener.into_inner();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
