@@ -128,6 +128,13 @@ pub struct Tags {
 /// Where content is read.
 #[async_trait]
 pub trait Blobs: Send + Sync + 'static {
+    /// Fails if `manifest`, which is in `repository`, names blobs that were never brought there, and are another
+    /// repository's matter where they are here. Asks nobody over the network.
+    async fn gives(&self, repository: &Repository, manifest: &Manifest) -> Result<()> {
+        let _ = (repository, manifest);
+        Ok(())
+    }
+
     /// Fails if it is known, without asking over the network, that `blob` is not there in its
     /// size.
     async fn check(&self, repository: &Repository, blob: &Descriptor) -> Result<()> {

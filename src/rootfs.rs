@@ -54,8 +54,9 @@ mod stream;
 mod tree;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     io,
+    num::NonZeroUsize,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -63,6 +64,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use lru::LruCache;
 use tokio::sync::{Notify, Semaphore};
 
 pub use attached::{INDEX_ARTIFACT_TYPE, INDEX_LAYER, INDEX_MEDIA_TYPE};
@@ -97,7 +99,7 @@ const REMEMBERED: usize = 32;
 const REMEMBERED_WRONG: usize = 256;
 
 /// Layers that could not be read, of which the reason is remembered.
-const REMEMBERED_FAILED: usize = 1024;
+const REMEMBERED_FAILED: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// The least that stored indexes and documents may take of the disk, in bytes: what several thousand
 /// layers of usual size have. Where the cache is large, they may take a tenth of its size.
@@ -192,7 +194,7 @@ struct Store {
     /// Those that nobody has asked for yet, with [`Images::wrong_layers`].
     wrong: Mutex<Vec<WrongLayer>>,
     /// Why layers could not be read the last time that it failed.
-    failed_reads: Mutex<HashMap<Digest, String>>,
+    failed_reads: Mutex<LruCache<Digest, String>>,
 }
 
 /// What has been decompressed and hashed for those who read, in bytes.
@@ -234,7 +236,7 @@ impl Store {
             work: WorkDone::default(),
             wrong_found: Notify::new(),
             wrong: Mutex::default(),
-            failed_reads: Mutex::default(),
+            failed_reads: Mutex::new(LruCache::new(REMEMBERED_FAILED)),
             sources,
         })
     }
@@ -250,10 +252,7 @@ impl Store {
 
     /// Notes why a layer could not be read.
     fn note_failed_read(&self, layer: &Digest, error: &Error) {
-        let mut failed = locked(&self.failed_reads);
-        if failed.len() < REMEMBERED_FAILED || failed.contains_key(layer) {
-            failed.insert(*layer, error.to_string());
-        }
+        locked(&self.failed_reads).put(*layer, error.to_string());
     }
 
     /// Notes that a layer is not what it should be.

@@ -126,9 +126,7 @@ fn wait_until_gone(mountpoint: &Path) -> Result<(), Failure> {
 /// What has to be said of a mount point whose process has ended, if it has. The kernel keeps attributes for a while,
 /// and asks the process for those of the whole file system each time.
 pub(super) fn is_left(mountpoint: &Path) -> Option<io::Error> {
-    let asked = fs::metadata(mountpoint).map(drop);
-    let asked = asked.and_then(|()| statfs(mountpoint).map(drop).map_err(io::Error::from));
-    asked.err().filter(|e| e.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()))
+    statfs(mountpoint).err().filter(|e| *e == Errno::NOTCONN).map(io::Error::from)
 }
 
 /// A line of `/proc/self/mountinfo` (proc(5)).

@@ -314,7 +314,7 @@ impl Images {
 
     /// Why the layer with this digest could not be read the last time that it failed.
     pub fn last_read_error(&self, layer: &Digest) -> Option<String> {
-        locked(&self.store().failed_reads).get(layer).cloned()
+        locked(&self.store().failed_reads).peek(layer).cloned()
     }
 
     /// Waits until there may be some.

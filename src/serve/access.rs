@@ -99,7 +99,7 @@ struct Rule {
 
 /// Whether a rule is for those who have not logged in.
 fn is_for_strangers(rules: &Reloading<Vec<Rule>>) -> bool {
-    rules.get().iter().any(|rule| rule.users.iter().any(|user| user == "anonymous"))
+    rules.get().iter().any(|rule| rule.means(&User::Anonymous))
 }
 
 impl Access {

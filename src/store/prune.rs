@@ -1,7 +1,7 @@
 //! Removing what nobody needs.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     path::PathBuf,
 };
 
@@ -115,26 +115,23 @@ impl StoreDir {
                 let is_named = || record.source.names().any(|other| other == name);
                 !record.source.forgotten && (is_digest(record.digest()) || is_named())
             };
-            let mut found = false;
-            let mut number = 0;
-            while number < records.len() {
-                if !is_it(&records[number]) {
-                    number += 1;
-                    continue;
-                }
-                found = true;
-                let mut record = records.remove(number);
+            let (meant, others) = records.into_iter().partition::<Vec<_>, _>(is_it);
+            records = others;
+            if meant.is_empty() {
+                report.missing.push(text.clone());
+            }
+            let mut meant = VecDeque::from(meant);
+            while let Some(mut record) = meant.pop_front() {
                 let digest = record.digest();
                 if !is_digest(digest) && record.source.remove_name(&name) {
                     self.write_source(&digest, &record.source)?;
                     report.changed.push((digest, record.source.clone()));
                     report.names.push(name.clone());
                     names.push(name.clone());
-                    records.insert(number, record);
-                    number += 1;
+                    records.push(record);
                     continue;
                 }
-                let others = shown_by(&records);
+                let others = shown_by(records.iter().chain(&meant));
                 let is_own = |chain: &ChainId| {
                     listed.contains(chain) && !others.contains(chain) && !kept.contains(chain)
                 };
@@ -146,8 +143,7 @@ impl StoreDir {
                         let (layer, image) = (record.chains[at], text.clone());
                         let by = needed.by(&layer).unwrap_or_default().to_owned();
                         report.in_use.push(InUse { image, layer, by });
-                        records.insert(number, record);
-                        number += 1;
+                        records.push(record);
                         continue;
                     }
                     Some(at) => {
@@ -157,9 +153,6 @@ impl StoreDir {
                 }
                 names.append(&mut record.source.added);
                 leaving.push(record);
-            }
-            if !found {
-                report.missing.push(text.clone());
             }
         }
         self.remove_names(&names)?;
@@ -229,8 +222,8 @@ impl StoreDir {
 }
 
 /// The chains of images that are shown.
-fn shown_by(records: &[StoredRecord]) -> HashSet<ChainId> {
-    let lazy = records.iter().filter(|record| record.is_lazy());
+fn shown_by<'a>(records: impl IntoIterator<Item = &'a StoredRecord>) -> HashSet<ChainId> {
+    let lazy = records.into_iter().filter(|record| record.is_lazy());
     lazy.flat_map(|record| record.chains.iter().copied()).collect()
 }
 

@@ -451,18 +451,15 @@ impl Planner<'_> {
             let dropped = std::mem::take(&mut graph.blobs);
             graph.there += dropped.values().map(|blob| blob.size).sum::<u64>();
         }
-        if self.source.capabilities().has_round_trips {
+        let from = self.route.from.repository();
+        for manifest in &graph.manifests {
+            self.source.gives(from, manifest).await?;
+        }
+        if self.source.capabilities().has_round_trips || !self.sink.capabilities().has_round_trips {
             return Ok(());
         }
-        let is_far = self.sink.capabilities().has_round_trips;
         for blob in graph.blobs.values() {
-            match self.source.check(self.route.from.repository(), blob).await {
-                // What is near may have it already. But it is not to be had for whom it is not.
-                Err(error) if is_far || matches!(error.kind(), Kind::Unfit(_)) => {
-                    return Err(error);
-                }
-                _ => {}
-            }
+            self.source.check(from, blob).await?;
         }
         Ok(())
     }

@@ -74,7 +74,7 @@ impl Inner {
         let found = path.and_then(|path| read_manifest(&self.root, &path, digest.algorithm()).ok());
         found.filter(|manifest| manifest.digest() == digest).is_some_and(|manifest| {
             // One that was pushed without its blobs is not there yet, as far as they are its repository's.
-            !self.lacks_any(repository, manifest.blobs().map(|blob| &blob.digest))
+            self.first_lacking(repository, manifest.blobs().map(|blob| &blob.digest)).is_none()
         })
     }
 

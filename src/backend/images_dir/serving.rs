@@ -412,14 +412,16 @@ impl Inner {
         self.lacking_dir().join(repository.hashed_name()).join(self.layout.digest_name(blob))
     }
 
-    /// Whether `repository` is noted to lack any of `blobs`.
-    pub(super) fn lacks_any<'a>(
+    /// The first of `blobs` that `repository` is noted to lack.
+    pub(super) fn first_lacking<'a>(
         &self,
         repository: &Repository,
         mut blobs: impl Iterator<Item = &'a Digest>,
-    ) -> bool {
-        self.root.is_dir(&self.lacking_dir().join(repository.hashed_name()))
-            && blobs.any(|blob| self.root.is_file(&self.lacking_path(repository, blob)))
+    ) -> Option<&'a Digest> {
+        if !self.root.is_dir(&self.lacking_dir().join(repository.hashed_name())) {
+            return None;
+        }
+        blobs.find(|blob| self.root.is_file(&self.lacking_path(repository, blob)))
     }
 
     /// From now on `repository` has what names it.

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::Metadata,
     io,
+    iter::once,
     ops::Range,
     os::unix::fs::MetadataExt,
     path::Path,
@@ -25,16 +26,24 @@ use crate::{
         Attachments, Blobs, BoxStream, Error, FileType, Kind, LocalFile, Result, SymlinkRefused,
         Tags,
     },
-    image::{Descriptor, Digest, Repository, referrers_tag},
+    image::{Descriptor, Digest, Manifest, Repository, referrers_tag},
     util::locked,
 };
 
 #[async_trait]
 impl Blobs for ImagesDir {
+    async fn gives(&self, repository: &Repository, manifest: &Manifest) -> Result<()> {
+        let (repository, manifest) = (repository.clone(), manifest.clone());
+        let blobs = move |inner: &Arc<Inner>| {
+            inner.given_to(&repository, manifest.blobs().map(|blob| &blob.digest))
+        };
+        self.blocking(blobs).await
+    }
+
     async fn check(&self, repository: &Repository, blob: &Descriptor) -> Result<()> {
         let (repository, blob) = (repository.clone(), blob.clone());
         self.blocking(move |inner| {
-            inner.given_to(&repository, &blob)?;
+            inner.given_to(&repository, once(&blob.digest))?;
             inner.there(&blob)
         })
         .await
@@ -58,7 +67,7 @@ impl ImagesDir {
     async fn open_blob(&self, repository: &Repository, blob: &Descriptor) -> Result<LocalFile> {
         let (repository, blob) = (repository.clone(), blob.clone());
         self.blocking(move |inner| {
-            inner.given_to(&repository, &blob)?;
+            inner.given_to(&repository, once(&blob.digest))?;
             inner.blob_file(&blob)
         })
         .await
@@ -66,14 +75,16 @@ impl ImagesDir {
 }
 
 impl Inner {
-    /// Fails if somebody has pushed a manifest into `repository` that names `blob`, and has not brought that: it may be
-    /// there for another repository, whose matter it is ([`ImagesDir::note_lacking`]).
-    fn given_to(&self, repository: &Repository, blob: &Descriptor) -> Result<()> {
-        if !self.lacks_any(repository, std::iter::once(&blob.digest)) {
-            return Ok(());
-        }
+    /// Fails if somebody has pushed a manifest into `repository` that names one of `blobs`, and has not brought that: it
+    /// may be there for another repository, whose matter it is ([`ImagesDir::note_lacking`]).
+    fn given_to<'a>(
+        &self,
+        repository: &Repository,
+        blobs: impl Iterator<Item = &'a Digest>,
+    ) -> Result<()> {
+        let Some(blob) = self.first_lacking(repository, blobs) else { return Ok(()) };
         let reason = format!("a manifest of {repository} names it and was pushed without it");
-        let path = self.blob_path(&blob.digest);
+        let path = self.blob_path(blob);
         Err(Error::new(SIDE, format_args!("reading {}", path.display()), Kind::Unfit(reason)))
     }
 
