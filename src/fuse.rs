@@ -27,7 +27,7 @@ use std::{
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::runtime;
+use tokio::{runtime, sync::Semaphore};
 use tracing::Span;
 
 use answers::Shared;
@@ -62,8 +62,8 @@ pub struct MountOptions {
     pub source: String,
     /// Where its cache is, for whoever asks for [`CACHE_DIR_XATTR`].
     pub cache_dir: PathBuf,
-    /// Threads that take requests from the kernel, 1 at least. Whatever waits is done elsewhere, so on few
-    /// processors one is the fastest.
+    /// Threads that take requests from the kernel, 1 at least, and 2 where something can be written: all but one of
+    /// them may write to the disk. Whatever else waits is done elsewhere, so on few processors that is the fastest.
     pub threads: usize,
     /// Where requests and failures are counted, if they are.
     pub metrics: Option<Metrics>,
@@ -103,9 +103,10 @@ pub fn mount(
     options: MountOptions,
     runtime: runtime::Handle,
 ) -> io::Result<Mount> {
+    let is_writable = view.writing().is_some();
     let mut config = Config::default();
     config.mount_options = vec![
-        if view.writing().is_some() { MountOption::RW } else { MountOption::RO },
+        if is_writable { MountOption::RW } else { MountOption::RO },
         MountOption::NoAtime,
         MountOption::DefaultPermissions,
         MountOption::FSName(options.source.clone()),
@@ -126,15 +127,17 @@ pub fn mount(
     if options.allow_other {
         config.acl = SessionACL::All;
     }
-    if options.threads > 1 {
-        config.n_threads = Some(options.threads);
+    let threads = if is_writable { options.threads.max(2) } else { options.threads };
+    if threads > 1 {
+        config.n_threads = Some(threads);
         config.clone_fd = true;
     }
     let span = tracing::error_span!("mount", mountpoint = %mountpoint.display());
     let counts = Counts::new(&options.metrics.clone().unwrap_or_default());
-    let is_writable = view.writing().is_some();
     let (files, of_shared) = (Files::new(), span.clone());
-    let shared = Arc::new(Shared { view, files, options, counts, span: of_shared, is_writable });
+    let writers = Semaphore::new(threads.saturating_sub(1));
+    let shared =
+        Arc::new(Shared { view, files, options, counts, span: of_shared, is_writable, writers });
     let (ends, ended) = mpsc::channel();
     let adapter = Adapter { shared, runtime, ends };
     Ok(Mount { ended, session: Session::new(adapter, mountpoint, &config)?, span })

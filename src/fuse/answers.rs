@@ -11,7 +11,7 @@ use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyEntry, ReplyOpen,
     ReplyXattr,
 };
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tracing::{Level, Span, field::display};
 
 use super::{
@@ -37,6 +37,8 @@ pub(super) struct Shared {
     pub(super) span: Span,
     /// Whether anything can be written.
     pub(super) is_writable: bool,
+    /// How many of the threads that take requests may write to the disk: one of them never waits for it.
+    pub(super) writers: Semaphore,
 }
 
 impl Shared {

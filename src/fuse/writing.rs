@@ -1,5 +1,6 @@
-//! The writing half of the protocol. All of it may wait for the disk or for a registry, so all of it happens
-//! elsewhere than on the thread that got the request.
+//! The writing half of the protocol. All of it may wait for the disk or for a registry, so it happens elsewhere than
+//! on the thread that got the request. Only bytes are written there as long as another thread takes requests: passing
+//! them on costs as much as writing them.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -49,6 +50,19 @@ impl Shared {
         done: impl FnOnce(&dyn Writing) -> Result<T>,
     ) -> std::result::Result<T, Errno> {
         done(self.writing()?).map_err(|error| self.failed_name(parent, name, &error))
+    }
+
+    /// Writes `bytes`, which may wait for the disk, and says so.
+    fn write(&self, ino: INodeNo, handle: &Handle, offset: u64, bytes: &[u8], reply: ReplyWrite) {
+        let written = pending(handle).and_then(|file| {
+            let doing = || format!("writing {} bytes", bytes.len());
+            file.write(offset, bytes).map_err(|error| self.disk(ino, doing(), error))
+        });
+        match written {
+            // At most what the kernel sends at once.
+            Ok(()) => reply.written(u32::try_from(bytes.len()).unwrap_or(0)),
+            Err(errno) => reply.error(errno),
+        }
     }
 }
 
@@ -128,18 +142,16 @@ impl Adapter {
             Ok(handle) => handle,
             Err(errno) => return reply.error(errno),
         };
-        let bytes = bytes.to_vec();
-        self.elsewhere(move |shared| {
-            let written = pending(&handle).and_then(|file| {
-                let doing = || format!("writing {} bytes", bytes.len());
-                file.write(offset, &bytes).map_err(|error| shared.disk(ino, doing(), error))
-            });
-            match written {
-                // At most what the kernel sends at once.
-                Ok(()) => reply.written(u32::try_from(bytes.len()).unwrap_or(0)),
-                Err(errno) => reply.error(errno),
+        match self.shared.writers.try_acquire() {
+            Ok(_one_of_them) => {
+                let _spawns = self.runtime.enter();
+                self.shared.write(ino, &handle, offset, bytes, reply);
             }
-        });
+            Err(_) => {
+                let bytes = bytes.to_vec();
+                self.elsewhere(move |shared| shared.write(ino, &handle, offset, &bytes, reply));
+            }
+        }
     }
 
     pub(super) fn allocate(

@@ -2,7 +2,7 @@
 
 use crate::support::cli::Imgfs;
 use crate::support::content::digest;
-use crate::support::disk::SmallDisk;
+use crate::support::disk::{PullableDisk, SmallDisk};
 use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image};
 use crate::support::mount::Mounted;
@@ -196,6 +196,44 @@ with open('blobs/sha256:' + hashlib.sha256(content).hexdigest(), 'wb') as f: f.w
     let target = Imgfs::new(&images);
     target.verify().success();
     assert_eq!(tree::blobs(&images).len(), 3);
+}
+
+#[test]
+fn who_waits_for_the_disk_to_write_delays_nobody() {
+    require!(Mounts);
+    require!(Loops);
+    let disk = PullableDisk::make(96);
+    let images = disk.path().join("images");
+    std::fs::create_dir(&images).expect("making a directory");
+    let mount = local(&images);
+    let source = directory(&[("team/app:1", Image::new().layer(1, 1000).build())]);
+    let from = format!("{}/.", text(source.images_dir()));
+    mount.run("cp", &["-a", &from, &mount.path("")]).success();
+    let tag = format!("{HOST}/team/app/manifests/1");
+    let blobs: Vec<_> = (0..4u8).map(|n| format!("blobs/{}", digest(&[n]))).collect();
+    let sizes = || -> Vec<u64> {
+        let size = |blob: &String| std::fs::metadata(mount.path(blob)).map_or(0, |file| file.len());
+        blobs.iter().map(size).collect()
+    };
+    // Each writes 64 KiB at a time to the same place, so that the disk does not become full.
+    let program = "import os,sys\nfd = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\n\
+                   while True: os.pwrite(fd, bytes(65536), 0)";
+    let write = |blob: &String| mount.begin("python3", &["-c", program, &mount.path(blob)]);
+    let writers: Vec<_> = blobs.iter().map(write).collect();
+    let begun = Instant::now();
+    while sizes().contains(&0) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "they do not write");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let frozen = disk.freeze();
+    // By now all of them wait.
+    std::thread::sleep(Duration::from_millis(200));
+    mount.watched(Duration::from_secs(10), || {
+        mount.run("cat", &[mount.path(&tag)]).success();
+        mount.run("ls", &["-lR", &mount.path("")]).success();
+    });
+    drop(frozen);
+    drop(writers);
 }
 
 #[test]

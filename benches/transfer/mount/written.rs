@@ -66,6 +66,23 @@ impl Bench {
                 .args(["--dest", &dest]);
             tally.add("`imgfs push`", None, push.run()?.wall);
             drop(target);
+            // What `cp` cannot go below: it writes all blobs before it writes the first manifest, and the end of each
+            // image waits for its push.
+            let target = self.empty_target(&place, &[&source])?;
+            disk.clear()?;
+            let in_turn = timed(|| {
+                Job::new("cp").arg("-a").arg(&source).arg(disk.images_dir()).run()?;
+                let host = self.registry.host();
+                for (image, name) in self.layout.images_at(&host).zip(self.layout.images()) {
+                    let dest = format!("{}/{name}", target.host());
+                    let push = ["push", "--plain-http", "--quiet", "--dest", &dest, "--images-dir"];
+                    Job::new(&self.imgfs).args(push).arg(&source).arg(image).run()?;
+                }
+                Ok(())
+            });
+            let name = "`cp -a` to a directory, then `imgfs push` of one image after the other";
+            tally.add(name, None, in_turn?);
+            drop(target);
             let target = self.empty_target(&place, &[&source])?;
             let dest = format!("{}/{DEST}", target.host());
             disk.clear()?;

@@ -193,6 +193,12 @@ impl PullableDisk {
         }
     }
 
+    /// Whoever writes to the disk waits until what is returned is dropped.
+    pub(crate) fn freeze(&self) -> Frozen {
+        run("fsfreeze", &["-f".as_ref(), self.path().as_os_str()]);
+        Frozen(self.path())
+    }
+
     /// Has the file system write down which files there are, and not what is in them: the journal is flushed by
     /// whoever flushes any file.
     pub(crate) fn flush_names(&self) {
@@ -205,6 +211,15 @@ impl PullableDisk {
 impl Drop for PullableDisk {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(self.path(), UnmountFlags::DETACH);
+    }
+}
+
+/// A disk that lets nobody write.
+pub(crate) struct Frozen(std::path::PathBuf);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        run("fsfreeze", &["-u".as_ref(), self.0.as_os_str()]);
     }
 }
 
