@@ -51,7 +51,7 @@ use std::{
     fs::{File, Metadata},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use async_trait::async_trait;
@@ -155,6 +155,8 @@ struct Inner {
     writeback: Option<Writeback>,
     traffic: Traffic,
     referrers: ReferrersCache,
+    /// The map of tags that was asked for times last.
+    last_map: Mutex<Option<manifests::ReadMap>>,
     /// Says to `prune` that the tree is being filled.
     filling: Option<File>,
     /// Whether blobs are in a directory for each algorithm, as in an OCI image layout.

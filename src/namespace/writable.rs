@@ -68,7 +68,7 @@ use crate::{
 };
 use looking::Looking;
 use pending::{Pending, Stage};
-use place::Place;
+use place::{Name, Place};
 use publish::disk;
 use pushed::Pushed;
 use status::Refusals;
@@ -336,12 +336,21 @@ impl Writable {
     /// What is told of something that the view shows, by where that is.
     fn seen(&self, mut entry: Entry) -> Entry {
         if self.is_elsewhere(entry.attributes.ino) {
-            entry.attributes.mtime = ELSEWHERE;
+            entry.attributes.mtime = self.mapped_time(entry.attributes.ino).unwrap_or(ELSEWHERE);
         }
         entry
     }
 
-    /// Whether `ino` is something that is not here.
+    /// The time that has been set of a tag that is here and has no file of its own.
+    fn mapped_time(&self, ino: u64) -> Option<(i64, u32)> {
+        let node = self.view.inodes().node(ino).ok()?;
+        let Kind::Manifest(digest) = node.kind else { return None };
+        let Some(Place::Manifest(place)) = Place::of(&node.path) else { return None };
+        let Name::Tag(tag) = &place.name else { return None };
+        self.dir.tag_time(&place.dir, &place.repository, tag, &digest)
+    }
+
+    /// Whether `ino` is something that has no file here.
     fn is_elsewhere(&self, ino: u64) -> bool {
         let node = self.view.inodes().node(ino);
         node.is_ok_and(|node| matches!(node.kind, Kind::Manifest(_) | Kind::Blob(_)))

@@ -395,6 +395,44 @@ fn rsync_finds_nothing_to_do_the_second_time() {
 }
 
 #[test]
+fn times_of_tags_are_kept_where_all_tags_are_one_file() {
+    require!(Mounts);
+    let image = |n| Image::new().layer(n, 1000).build();
+    let images = [1, 2].map(image);
+    let target = empty();
+    let source = tempfile::tempdir().expect("making a temporary directory");
+    for (tag, image) in ["1", "2"].into_iter().zip(&images) {
+        tree::kubekey_g2(target.images_dir(), HOST, "team/app", "of-kubekey", image);
+        tree::kubekey_g1(source.path(), HOST, "team/app", tag, image);
+    }
+    // What others change is seen at once.
+    let options = ["--write", "local", "--offline", "--tag-ttl", "1ms"];
+    let mut mount = Mounted::start(target.images_dir(), &options);
+    let again = ["-ai", "--no-perms"];
+    rsync(&mount, source.path(), &["-a"]);
+    assert_eq!(rsync(&mount, source.path(), &again), "");
+    let manifests = format!("{HOST}/team/app/manifests");
+    assert!(!target.images_dir().join(&manifests).join("1").exists(), "it is in the map");
+    assert_eq!(mount.stop().code(), Some(0));
+    mount.restart();
+    assert_eq!(rsync(&mount, source.path(), &again), "", "also after a restart");
+    // Setting a time is remembered as well, and moving a tag forgets it.
+    let tag = mount.path(&format!("{manifests}/1"));
+    let time = || mount.run("stat", &["-c", "%Y", &tag]).success().text();
+    mount.run("touch", &["-d", "@1234567890", &tag]).success();
+    assert_eq!(time(), "1234567890\n");
+    mount.run("cp", &[&mount.path(&format!("{manifests}/2")), &tag]).success();
+    assert_ne!(time(), "1234567890\n");
+    assert!(rsync(&mount, source.path(), &again).contains("/1"), "it is brought back");
+    assert_eq!(rsync(&mount, source.path(), &again), "");
+    target.verify().success();
+    // What was removed by somebody else is not taken to be here.
+    let map = target.images_dir().join(&manifests).join("layout");
+    std::fs::write(&map, "{}").expect("writing a map");
+    assert!(rsync(&mount, source.path(), &again).contains("/1"), "it is brought back");
+}
+
+#[test]
 fn an_rsync_that_is_killed_is_continued() {
     require!(Mounts);
     let source = directory(&[("team/app:1", Image::new().layer(9, 30_000_000).build())]);

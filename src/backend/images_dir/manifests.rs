@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{File, Metadata},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +18,16 @@ use crate::{
     image::{
         Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, ManifestError, Reference, Repository,
     },
+    util::locked,
 };
+
+/// A map of tags as it was read.
+pub(super) struct ReadMap {
+    file: PathBuf,
+    /// Its inode, its size in bytes and its time: it is replaced as a whole.
+    stamp: (u64, u64, i64, i64),
+    tags: BTreeMap<String, Digest>,
+}
 
 impl Inner {
     /// Looks a manifest up, in all generations.
@@ -128,6 +138,9 @@ impl Inner {
                 self.put_digest(dir, manifest, None)?;
                 map.insert(tag.clone(), manifest.digest());
                 self.put_map(dir, &map).map_err(failed)?;
+                if let Some(time) = time {
+                    self.note_tag_time(&repository.tagged(tag), &manifest.digest(), time)?;
+                }
                 if tag == LAYOUT_MAP {
                     return Ok(()); // The file of this name is the map.
                 }
@@ -248,6 +261,32 @@ impl Inner {
         }
         let is_the_map = tag == LAYOUT_MAP && map.is_some();
         Ok((!is_the_map).then(|| manifests.join(&*self.layout.tag_name(tag))))
+    }
+
+    /// What a map of tags in a `manifests` directory has for `tag`.
+    pub(super) fn mapped(&self, manifests: &Path, tag: &str) -> Option<Digest> {
+        let file = manifests.join(LAYOUT_MAP);
+        let meta = self.root.stat(&file).ok().filter(Metadata::is_file)?;
+        let stamp = (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
+        let mut last = locked(&self.last_map);
+        if last.as_ref().is_none_or(|last| last.file != file || last.stamp != stamp) {
+            let tags = match layout::read_layout_map(&self.root, manifests) {
+                Ok(Some(LayoutMap::Map(tags))) => tags,
+                _ => BTreeMap::new(),
+            };
+            *last = Some(ReadMap { file, stamp, tags });
+        }
+        last.as_ref().and_then(|last| last.tags.get(tag).copied())
+    }
+
+    pub(super) fn note_tag_time(
+        &self,
+        tag: &Reference,
+        digest: &Digest,
+        time: (i64, u32),
+    ) -> Result<()> {
+        let noted = self.records.set_tag_time(tag, digest, time);
+        noted.map_err(|e| self.records_error(e))
     }
 
     /// Whether a `manifests` directory has tags in the way of the generations before G2.

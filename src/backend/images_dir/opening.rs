@@ -1,6 +1,11 @@
 //! Opening an images_dir: whether a directory is one, which layout it has, and creating what is missing.
 
-use std::{fs::File, io, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use super::{
     ImagesDir, Inner, LOCKS, Layout, Linking, MAX_LAYOUT_NAME, PARTIAL, SCRATCH, SIDE, STATE,
@@ -133,6 +138,7 @@ impl ImagesDir {
             writeback: None,
             traffic: Traffic::default(),
             referrers: ReferrersCache::default(),
+            last_map: Mutex::default(),
             filling: None,
             by_algorithm: false,
         };
@@ -179,6 +185,7 @@ impl ImagesDir {
             writeback: begins.then(Writeback::default),
             traffic: Traffic::default(),
             referrers: ReferrersCache::default(),
+            last_map: Mutex::default(),
             filling,
             by_algorithm: false,
         };

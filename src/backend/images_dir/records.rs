@@ -1,5 +1,6 @@
 //! What imgfs remembers of a tree: which blobs have been verified, which manifests were asked for
-//! by digest, which indexes are sparse on purpose, and which registries lack the referrers API.
+//! by digest, which indexes are sparse on purpose, which registries lack the referrers API, and which times have been
+//! set of tags that have no files of their own.
 //!
 //! One text file, `blobs/.imgfs/records`, only ever appended to:
 //!
@@ -11,6 +12,7 @@
 //! unpin <registry>/<repository>@sha256:<hex>
 //! sparse sha256:<hex> <platforms>
 //! no-referrers <registry> <seconds since 1970>
+//! tag-time <registry>/<repository>:<tag> sha256:<hex> <seconds since 1970> <ns>
 //! ```
 //!
 //! A blob counts as verified as long as its file is the one that was hashed: same size, inode,
@@ -45,7 +47,7 @@ use crate::{
     image::{Digest, Reference},
     util::locked,
 };
-use state::{Known, Stamp, State, blob_line};
+use state::{Known, Stamp, State, blob_line, tag_time_line};
 
 pub(super) use state::Held;
 
@@ -256,6 +258,24 @@ impl Records {
     /// The platforms of which the children of the index `digest` are wanted, if not all.
     pub(super) fn sparse(&self, digest: &Digest) -> Option<String> {
         self.state().sparse.get(digest).filter(|platforms| *platforms != "all").cloned()
+    }
+
+    /// Notes the time that somebody has set of a tag, as long as that leads to `digest`.
+    pub(super) fn set_tag_time(
+        &self,
+        tag: &Reference,
+        digest: &Digest,
+        time: (i64, u32),
+    ) -> io::Result<()> {
+        if self.tag_time(tag, digest) == Some(time) {
+            return Ok(());
+        }
+        self.append(&tag_time_line(tag, &(*digest, time)), Flush::Later)
+    }
+
+    pub(super) fn tag_time(&self, tag: &Reference, digest: &Digest) -> Option<(i64, u32)> {
+        let state = self.state();
+        state.tag_times.get(tag).filter(|(of, _)| of == digest).map(|(_, time)| *time)
     }
 
     /// Takes back what `verified` noted.

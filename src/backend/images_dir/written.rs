@@ -110,6 +110,35 @@ impl ImagesDir {
         Ok(())
     }
 
+    /// Sets the time of a tag of `repository` in the directory `dir`, as it is shown. Where the tags are one file, it is
+    /// noted beside that.
+    pub fn set_tag_time(
+        &self,
+        dir: &str,
+        repository: &Repository,
+        tag: &str,
+        time: (i64, u32),
+    ) -> Result<()> {
+        let inner = &self.inner;
+        match inner.mapped(&self.stored(dir), tag) {
+            Some(digest) => inner.note_tag_time(&repository.tagged(tag), &digest, time),
+            None => self.set_time(&format!("{dir}/{tag}"), time),
+        }
+    }
+
+    /// The time that somebody has set of a tag that leads to `digest` and has no file of its own; `None` if nobody has.
+    pub fn tag_time(
+        &self,
+        dir: &str,
+        repository: &Repository,
+        tag: &str,
+        digest: &Digest,
+    ) -> Option<(i64, u32)> {
+        let time = self.inner.records.tag_time(&repository.tagged(tag), digest)?;
+        let is_here = self.inner.mapped(&self.stored(dir), tag) == Some(*digest);
+        is_here.then_some(time)
+    }
+
     /// Sets the time of a file or directory of manifests; `path` as it is shown.
     pub fn set_time(&self, path: &str, time: (i64, u32)) -> Result<()> {
         let path = self.stored(path);

@@ -63,7 +63,7 @@ impl Writable {
                 self.dir().set_time(path, mtime).map_err(|e| failed(&e))?;
                 self.table().note_time(path, mtime);
             }
-        } else if matches!(node.kind, Kind::Local | Kind::LocalTag) {
+        } else if matches!(node.kind, Kind::Local | Kind::LocalTag | Kind::Manifest(_)) {
             self.set_time(path, mtime)?;
         }
         let mut changed = entry;
@@ -96,6 +96,9 @@ impl Writable {
     pub(super) fn set_time(&self, path: &str, mtime: (i64, u32)) -> Result<()> {
         let set = match Place::of(path) {
             Some(Place::Blob(digest)) => self.dir().set_blob_time(digest, mtime),
+            Some(Place::Manifest(ManifestPlace { dir, repository, name: Name::Tag(tag) })) => {
+                self.dir().set_tag_time(&dir, &repository, &tag, mtime)
+            }
             Some(Place::Manifest(_)) => self.dir().set_time(path, mtime),
             _ => Ok(()),
         };

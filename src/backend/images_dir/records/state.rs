@@ -70,6 +70,7 @@ pub(super) struct State {
     pub(super) pins: HashSet<Reference>,
     pub(super) sparse: HashMap<Digest, String>,
     pub(super) no_referrers: HashMap<String, u64>,
+    pub(super) tag_times: HashMap<Reference, (Digest, (i64, u32))>,
 }
 
 /// The line that says that the file with `stamp` is `blob`; nothing, if that is not to be written down.
@@ -82,10 +83,17 @@ pub(super) fn blob_line(blob: &Digest, stamp: Stamp, held: &Held) -> String {
     }
 }
 
+/// The line that says which time has been set of a tag when that led to a manifest.
+pub(super) fn tag_time_line(tag: &Reference, set: &(Digest, (i64, u32))) -> String {
+    let (digest, (seconds, nanoseconds)) = set;
+    format!("tag-time {tag} {digest} {seconds} {nanoseconds}\n")
+}
+
 impl State {
     /// How many lines say all of it.
     pub(super) fn len(&self) -> usize {
-        self.blobs.len() + self.pins.len() + self.sparse.len() + self.no_referrers.len()
+        let others = self.sparse.len() + self.no_referrers.len() + self.tag_times.len();
+        self.blobs.len() + self.pins.len() + others
     }
 
     /// All of it, as it stands in the file; in the epoch `now` without what holds no longer.
@@ -106,6 +114,9 @@ impl State {
         }
         for (registry, at) in &self.no_referrers {
             text += &format!("no-referrers {registry} {at}\n");
+        }
+        for (tag, set) in &self.tag_times {
+            text += &tag_time_line(tag, set);
         }
         text
     }
@@ -136,6 +147,12 @@ impl State {
             "no-referrers" => {
                 let (registry, at) = rest.split_once(' ')?;
                 self.no_referrers.insert(registry.to_owned(), at.parse().ok()?);
+            }
+            "tag-time" => {
+                let mut fields = rest.split(' ');
+                let (tag, digest) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+                let time = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+                self.tag_times.insert(tag, (digest, time));
             }
             "sparse" => {
                 let (digest, platforms) = rest.split_once(' ')?;

@@ -88,6 +88,25 @@ fn pins_and_sparse_indexes() {
 }
 
 #[test]
+fn times_of_tags_hold_as_long_as_the_tags_lead_to_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("records");
+    let records = open(path.clone()).unwrap();
+    let tag: Reference = "quay.io/a/b:v1".parse().unwrap();
+    let [one, two] = [b"1", b"2"].map(|content| Digest::sha256(content));
+    records.set_tag_time(&tag, &one, (7, 8)).unwrap();
+    records.set_tag_time(&tag, &one, (-1, 999_999_999)).unwrap();
+    let again = open(path.clone()).unwrap();
+    assert_eq!(again.tag_time(&tag, &one), Some((-1, 999_999_999)));
+    assert_eq!(again.tag_time(&tag, &two), None);
+    again.set_tag_time(&tag, &two, (3, 0)).unwrap();
+    again.compact().unwrap();
+    let times = |records: &Records| [one, two].map(|digest| records.tag_time(&tag, &digest));
+    assert_eq!(times(&again), [None, Some((3, 0))]);
+    assert_eq!(times(&open(path).unwrap()), [None, Some((3, 0))]);
+}
+
+#[test]
 fn damage_costs_a_hash_and_no_more() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("records");
