@@ -227,7 +227,7 @@ impl Store {
             decoding: SingleFlight::default(),
             recent: RecentSpans::new(memory),
             decoded: Decoded::default(),
-            processors: Semaphore::new(processors.clamp(1, 4)),
+            processors: Semaphore::new(processors),
             memory_turn: tokio::sync::Mutex::default(),
             replacing: Mutex::default(),
             starts: Starts::new(sources.profiles, memory),

@@ -15,7 +15,7 @@ pub use budget::{Budget, BudgetStats, OutOfMemory};
 pub(crate) use budget::{Counted, Kept, Reservation};
 pub(crate) use buffer::{filled, joined};
 pub use file::directory_of;
-pub(crate) use file::{read_at_most, read_cached, read_part, write_whole};
+pub(crate) use file::{FileId, read_at_most, read_cached, read_part, write_whole};
 pub(crate) use lock::locked;
 pub use metrics::{
     Counter, Counters, Gauge, Gauges, Histogram, Histograms, Labels, METRICS_TYPE, Metrics,

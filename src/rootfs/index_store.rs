@@ -28,7 +28,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     ops::{Deref, Range},
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::FileExt,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -47,7 +47,7 @@ use crate::{
     },
     image::Digest,
     layer::{LayerIndex, Origin, StoredHead},
-    util::{Budget, Counted, Kept, OutOfMemory, Reservation, locked},
+    util::{Budget, Counted, FileId, Kept, OutOfMemory, Reservation, locked},
 };
 
 const LAYERS: &str = "layers";
@@ -79,8 +79,8 @@ pub struct IndexCache {
 /// An index, with where it is stored and the memory that it takes.
 pub(super) struct Indexed {
     index: Arc<LayerIndex>,
-    /// The number of its file, which no other file has as long as that exists; `None` if it is not stored.
-    file: Option<u64>,
+    /// Its file; `None` if it is not stored.
+    file: Option<FileId>,
     source: Source,
     /// Stands for all that it says, if that was attached to an image.
     claim: Option<Digest>,
@@ -225,8 +225,8 @@ impl IndexStore {
         let claim = (source == Source::Attached).then_some(claim);
         note_use(&file);
         memory.resize(index.memory_bytes())?;
-        let number = file.metadata().ok().map(|meta| meta.ino());
-        Ok(Some(Indexed { index: index.into(), file: number, source, claim, _memory: memory }))
+        let id = file.metadata().ok().map(|meta| FileId::of(&meta));
+        Ok(Some(Indexed { index: index.into(), file: id, source, claim, _memory: memory }))
     }
 
     /// The file of an index, with its head, and the bytes of that.
@@ -267,7 +267,7 @@ impl IndexStore {
     /// its place, that stays.
     pub(super) fn drop_index(&self, layer: &LayerKey, index: &Indexed) {
         let path = self.index_path(layer);
-        let stored = self.root.stat(&path).ok().map(|meta| meta.ino());
+        let stored = self.root.stat(&path).ok().map(|meta| FileId::of(&meta));
         if stored.is_some() && stored == index.file {
             // If it stays, it is found to be of no use again.
             let _ = self.root.remove_file(&path);
@@ -308,8 +308,8 @@ impl IndexStore {
         }
     }
 
-    /// Writes a file; its number.
-    fn put(&self, kind: &str, name: &str, bytes: &[u8]) -> io::Result<u64> {
+    /// Writes a file.
+    fn put(&self, kind: &str, name: &str, bytes: &[u8]) -> io::Result<FileId> {
         self.make_room(bytes.len() as u64)?;
         let dir = self.dir.join(kind);
         self.root.create_dirs(&dir)?;
@@ -318,10 +318,10 @@ impl IndexStore {
         let written = self.root.create_file(&temporary).and_then(|mut file| {
             file.write_all(bytes)?;
             file.sync_data()?;
-            Ok(file.metadata()?.ino())
+            Ok(FileId::of(&file.metadata()?))
         });
-        let done = written
-            .and_then(|number| self.root.rename(&temporary, &dir.join(name)).map(|()| number));
+        let done =
+            written.and_then(|file| self.root.rename(&temporary, &dir.join(name)).map(|()| file));
         match done {
             Ok(_) => {
                 if let Some(held) = &mut *locked(&self.held_bytes) {
@@ -535,7 +535,11 @@ mod tests {
         assert_eq!(read.file, new.file);
         store.drop_index(&key, &read);
         assert!(store.index(&key).unwrap().is_none() && !store.has_index(&key));
-        drop((old, new, read));
+        // The next file has its inode number, most likely.
+        let again = put();
+        store.drop_index(&key, &read);
+        assert_eq!(store.index(&key).unwrap().map(|found| found.file), Some(again.file));
+        drop((old, new, read, again));
         assert_eq!(budget.stats().used_bytes, 0);
     }
 

@@ -1,16 +1,32 @@
-//! Reading files without waiting for the disk, and writing small ones whole.
+//! Reading files without waiting for the disk, writing small ones whole, and telling one file from the next.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io::{self, IoSliceMut, Write},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::filled;
+
+/// Tells a file from the others of its file system, also from those that had its inode number before it: a file system
+/// gives the number of a file that is gone to the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FileId {
+    inode: u64,
+    /// When it was created, where the file system knows that.
+    created: Option<SystemTime>,
+}
+
+impl FileId {
+    pub(crate) fn of(meta: &Metadata) -> Self {
+        Self { inode: meta.ino(), created: meta.created().ok() }
+    }
+}
 
 /// The directory that `path` is in, which is the working directory if it is a name alone.
 ///

@@ -45,7 +45,7 @@ use super::durability::Epoch;
 use crate::{
     backend::{ConfinedDir, Flush},
     image::{Digest, Reference},
-    util::locked,
+    util::{FileId, locked},
 };
 use state::{Known, Stamp, State, blob_line, tag_time_line};
 
@@ -85,7 +85,7 @@ pub(super) struct Unflushed(Vec<(Digest, Stamp)>);
 #[derive(Default)]
 struct Reading {
     read_to: u64,
-    inode: u64,
+    file: FileId,
     lines: usize,
     /// The file is none of records, and is to be written anew.
     damaged: bool,
@@ -353,9 +353,10 @@ impl Records {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(e),
         };
-        let is_another = meta.ino() != reading.inode || meta.len() < reading.read_to;
+        let file_now = FileId::of(&meta);
+        let is_another = file_now != reading.file || meta.len() < reading.read_to;
         if is_another {
-            *reading = Reading { inode: meta.ino(), ..Reading::default() };
+            *reading = Reading { file: file_now, ..Reading::default() };
         } else if meta.len() == reading.read_to {
             return Ok(());
         }
