@@ -218,10 +218,17 @@ impl Catalogue {
                 false => Err(self.error(name, Kind::Offline)),
             };
         };
-        self.check_absence(name)?;
+        // What is local goes before what a registry says.
+        let is_here = self.inner.dir.mapped_tag(name).is_some();
+        if !is_here {
+            self.check_absence(name)?;
+        }
         let flight = self.inner.lookups.run(name.clone(), || {
             let (catalogue, source, name) = (self.clone(), source.clone(), name.clone());
             async move {
+                if is_here && catalogue.find_local(&name).await? {
+                    return Ok(());
+                }
                 let Err(error) = catalogue.look_up_at(&source, &name).await else { return Ok(()) };
                 // What is local goes before what a registry says, or cannot say.
                 if catalogue.find_local(&name).await? {

@@ -40,6 +40,9 @@ use crate::{namespace::Namespace, util::Metrics};
 /// Block size of `statfs`, in bytes.
 const BLOCK: u64 = 4096;
 
+/// Changes that wait for the disk at a time: half of the threads of the programs that mount something.
+const WAITING: usize = 64;
+
 /// What kind of a FUSE file system it is: the list of mounts has `fuse.imgfs`.
 pub const SUBTYPE: &str = "imgfs";
 
@@ -136,8 +139,10 @@ pub fn mount(
     let counts = Counts::new(&options.metrics.clone().unwrap_or_default());
     let (files, of_shared) = (Files::new(), span.clone());
     let writers = Semaphore::new(threads.saturating_sub(1));
+    let waiting = Arc::new(Semaphore::new(WAITING));
     let shared =
-        Arc::new(Shared { view, files, options, counts, span: of_shared, is_writable, writers });
+        Shared { view, files, options, counts, span: of_shared, is_writable, writers, waiting };
+    let shared = Arc::new(shared);
     let (ends, ended) = mpsc::channel();
     let adapter = Adapter { shared, runtime, ends };
     Ok(Mount { ended, session: Session::new(adapter, mountpoint, &config)?, span })

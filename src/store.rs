@@ -48,7 +48,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub use claim::Claim;
+pub use claim::{Claim, ClaimError};
 pub use entries::{ImageEntry, LayerEntry};
 #[cfg(feature = "fuzzing")]
 pub use graphroots::fuzz_graphroot;

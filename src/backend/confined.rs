@@ -89,7 +89,8 @@ impl SymlinkRefused {
 /// assert_eq!(dir.read(&blobs.join("x"), 100)?, b"content");
 /// assert_eq!(dir.open_dir(&blobs)?.entries()?.len(), 1);
 /// dir.rename(&blobs.join("x"), &blobs.join("y"))?;
-/// assert!(dir.is_file(&blobs.join("y")) && !dir.is_file(&blobs.join("x")));
+/// dir.move_file(&blobs.join("y"), &dir.path().join("z"))?;
+/// assert!(dir.is_file(&dir.path().join("z")) && !dir.is_file(&blobs.join("y")));
 ///
 /// std::os::unix::fs::symlink("/etc", &link)?;
 /// assert!(dir.stat(&link)?.is_symlink());
@@ -260,6 +261,22 @@ impl ConfinedDir {
         let (from, old) = self.parent(from)?;
         let (to, new) = self.parent(to)?;
         Ok(renameat(from, old, to, new)?)
+    }
+
+    /// Gives the file `from` the name `to`, in another directory most likely, and in place of what has that name.
+    /// Another process may see both names for a moment.
+    ///
+    /// Unlike [`Self::rename`] it never waits for the lock that the kernel takes for a rename between directories, of
+    /// which there is one for a file system. An overlay holds that while it copies a directory up, and asks its lower
+    /// layers meanwhile: whoever answers for one of these must not wait for it.
+    pub fn move_file(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.remove_if_there(to)?;
+        match self.hard_link(self, from, to) {
+            Ok(()) => self.remove_file(from),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(e),
+            // FAT knows no links, and carries no overlay.
+            Err(_) => self.rename(from, to),
+        }
     }
 
     /// Makes `to` another name of the file `from` of the directory `of`. Of a link, that is the link.

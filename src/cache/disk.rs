@@ -360,7 +360,7 @@ impl Core {
             let number = self.gone.fetch_add(1, Ordering::Relaxed);
             let to = self.dir.join(super::GONE).join(number.to_string());
             // If it has gone already, so much the better.
-            self.root.rename(&from, &to).is_ok().then_some(to)
+            self.root.move_file(&from, &to).is_ok().then_some(to)
         };
         Gone { paths: named.into_iter().filter_map(rename).collect(), charge: blob.disk.charge }
     }
@@ -438,10 +438,9 @@ impl Core {
         // Under the lock, so that it is that of this blob and no later one.
         let sealed = sealed.and_then(|()| {
             let [data, map] = paths(&self.dir, key);
-            self.root.rename(&data, &whole)?;
-            // It says nothing any more, and goes when the cache is opened if not now.
-            let _ = self.root.remove_file(&map);
-            Ok(())
+            // Without it, what has both names for a moment is not taken for parts when the cache is opened.
+            self.root.remove_if_there(&map)?;
+            self.root.move_file(&data, &whole)
         });
         blob.disk.sealing = false;
         if let Err(error) = sealed {

@@ -303,13 +303,13 @@ impl Core {
         for (_, content) in order.iter().enumerate().filter(|(at, c)| last.get(c) == Some(at)) {
             text.push_str(&format!("{}\n", content.file_name()));
         }
-        let temporary = self.dir.join(GONE).join(RECENT);
+        let temporary = self.dir.join(format!("{RECENT}.new"));
         let written = self
             .root
             .write(&temporary, text.as_bytes())
             .and_then(|()| self.root.rename(&temporary, &self.dir.join(RECENT)));
         if written.is_err() {
-            // Its remains are removed when the cache is opened.
+            // What remains of it is written over the next time.
             let _ = self.root.remove_file(&temporary);
         }
     }

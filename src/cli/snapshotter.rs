@@ -8,6 +8,7 @@ use imgfs::{
     namespace::Settings,
     ops::{self, NamespaceRequest, Profiles},
     snapshotter::{Snapshotter, SnapshotterOptions, serve, setup},
+    store::Claim,
     transfer::Options,
     util::{Budget, Metrics},
 };
@@ -46,6 +47,11 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
         let made = fs::create_dir_all(dir);
         made.map_err(|e| Failure::new(format!("{}: {e}", mounts::shown(dir))))?;
     }
+    let holder = format!("the snapshotter at {}", mounts::shown(&args.address));
+    let claim = Claim::take(&root.join("lock"), &holder).map_err(|error| {
+        Failure::new(format!("{}: {error}", mounts::shown(&root)))
+            .hint("each snapshotter has a directory of its own: --root DIR")
+    })?;
     let mountpoint = mountpoint
         .canonicalize()
         .map_err(|e| Failure::new(format!("{}: {e}", mounts::shown(&mountpoint))))?;
@@ -115,6 +121,8 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
     let image_service = args.image_service.clone();
     let mounted = mountpoint.clone();
     runtime.spawn(async move {
+        // The next process may have it as soon as this one answers no longer.
+        let _claim = claim;
         tokio::select! {
             served = serve(snapshotter, listener, image_service.as_deref()) => {
                 if let Err(error) = served {

@@ -39,6 +39,8 @@ pub(super) struct Shared {
     pub(super) is_writable: bool,
     /// How many of the threads that take requests may write to the disk: one of them never waits for it.
     pub(super) writers: Semaphore,
+    /// For what waits for the disk elsewhere.
+    pub(super) waiting: Arc<Semaphore>,
 }
 
 impl Shared {

@@ -14,6 +14,9 @@ use fuser::{
     TimeOrNow,
 };
 
+use futures_util::FutureExt;
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::{answers::Shared, requests::Adapter};
 use crate::namespace::{
     Caller, Changes, Found, Handle, PendingHandle, Subject, ViewError, Writing,
@@ -52,6 +55,11 @@ impl Shared {
         done(self.writing()?).map_err(|error| self.failed_name(parent, name, &error))
     }
 
+    /// Waits until what has been published is on the disk.
+    fn sync(&self, ino: INodeNo) -> std::result::Result<(), Errno> {
+        self.writing()?.sync().map_err(|error| self.failed(ino, &error))
+    }
+
     /// Writes `bytes`, which may wait for the disk, and says so.
     fn write(&self, ino: INodeNo, handle: &Handle, offset: u64, bytes: &[u8], reply: ReplyWrite) {
         let written = pending(handle).and_then(|file| {
@@ -81,10 +89,24 @@ fn pending(handle: &Handle) -> std::result::Result<&PendingHandle, Errno> {
 }
 
 impl Adapter {
-    /// Does what may wait for the disk.
+    /// Does what may wait for the disk, which leaves threads to others however many wait.
     fn elsewhere(&self, work: impl FnOnce(&Arc<Shared>) + Send + 'static) {
-        let shared = self.shared.clone();
-        drop(self.runtime.spawn_blocking(move || work(&shared)));
+        let (shared, runtime) = (self.shared.clone(), self.runtime.clone());
+        let begin = move |permit: OwnedSemaphorePermit| {
+            let work = move || {
+                work(&shared);
+                drop(permit);
+            };
+            drop(runtime.spawn_blocking(work));
+        };
+        let waiting = self.shared.waiting.clone();
+        match waiting.clone().try_acquire_owned() {
+            Ok(permit) => begin(permit),
+            Err(_) => drop(self.runtime.spawn(waiting.acquire_owned().map(|permit| {
+                // It is never closed.
+                permit.map(begin).unwrap_or_default();
+            }))),
+        }
     }
 
     pub(super) fn create_file(
@@ -211,21 +233,18 @@ impl Adapter {
             Err(errno) => return reply.error(errno),
         };
         self.elsewhere(move |shared| {
-            let synced = match &*handle {
+            let flushed = match &*handle {
                 Handle::Pending(file) => file.sync(),
-                // What has been published is on the disk.
-                _ => Ok(()),
+                _ => Ok(false),
             };
-            empty(reply, synced.map_err(|error| shared.disk(ino, "flushing".to_owned(), error)));
+            let flushed = flushed.map_err(|error| shared.disk(ino, "flushing".to_owned(), error));
+            empty(reply, flushed.and_then(|done| if done { Ok(()) } else { shared.sync(ino) }));
         });
     }
 
     pub(super) fn sync_directory(&self, ino: INodeNo, reply: ReplyEmpty) {
         self.elsewhere(move |shared| {
-            let synced = shared
-                .writing()
-                .and_then(|writing| writing.sync().map_err(|error| shared.failed(ino, &error)));
-            empty(reply, synced);
+            empty(reply, shared.sync(ino));
         });
     }
 

@@ -36,6 +36,8 @@ enum Phase {
     Trailer([u8; TRAILER_BYTES], usize),
     /// After a member: there may be another, zeros, or nothing.
     Between,
+    /// The first byte of a member has followed, as it seems.
+    Magic,
     /// What follows is neither a member nor zeros. Everybody ignores that.
     Behind(u64),
 }
@@ -159,9 +161,20 @@ impl Decoder {
                         let zeros = input.iter().take_while(|b| **b == 0).count();
                         self.advance(&mut input, zeros);
                     }
-                    0x1f => self.phase = Phase::Header(HeaderParser::new()),
+                    0x1f => {
+                        self.phase = Phase::Magic;
+                        self.advance(&mut input, 1);
+                    }
                     _ => self.phase = Phase::Behind(self.at),
                 },
+                Phase::Magic if first == 0x8b => {
+                    let mut parser = HeaderParser::new();
+                    let begun = parser.push(0x1f);
+                    begun.map_err(|what| CodecError::Damaged { at: self.at, what: what.into() })?;
+                    output.boundary(Boundary { blob_bits: (self.at - 1) * 8, window: None });
+                    self.phase = Phase::Header(parser);
+                }
+                Phase::Magic => self.phase = Phase::Behind(self.at - 1),
                 Phase::Behind(_) => {
                     self.at += input.len() as u64;
                     break;
@@ -179,6 +192,7 @@ impl Decoder {
             Phase::Body => truncated("gzip member"),
             Phase::Trailer(..) => truncated("gzip trailer"),
             Phase::Between => Ok(None),
+            Phase::Magic => Ok(Some(self.at - 1)),
             Phase::Behind(at) => Ok(Some(*at)),
         }
     }

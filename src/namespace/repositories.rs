@@ -23,7 +23,7 @@ use crate::{
         images_dir::{ImagesDir, Layout, holds_manifests, published_time},
     },
     cache::Cache,
-    catalogue::Catalogue,
+    catalogue::{Catalogue, KnownManifest},
     image::{Digest, Manifest, Reference},
 };
 
@@ -121,8 +121,14 @@ impl Repositories {
             }),
             Form::Manifest(name) => {
                 let is_offline = self.catalogue.source().is_none();
+                // Where all tags are one file, that says where they lead now.
+                let mapped = self.catalogue.dir().mapped_tag(&name);
+                let holds = |known: &KnownManifest| match mapped {
+                    Some(digest) => known.manifest.digest() == digest,
+                    None => !known.is_stale || is_offline,
+                };
                 match self.catalogue.manifest(&name) {
-                    Some(known) if !known.is_stale || is_offline => {
+                    Some(known) if holds(&known) => {
                         Ok(Found::Entry(self.manifest(path, &name, &known.manifest)))
                     }
                     _ => {

@@ -341,7 +341,7 @@ impl Writable {
         entry
     }
 
-    /// The time that has been set of a tag that is here and has no file of its own.
+    /// The time of a tag that is here and has no file of its own.
     fn mapped_time(&self, ino: u64) -> Option<(i64, u32)> {
         let node = self.view.inodes().node(ino).ok()?;
         let Kind::Manifest(digest) = node.kind else { return None };

@@ -222,13 +222,18 @@ pub(super) async fn artifacts_of(place: &dyn Backend, name: &Reference) -> Resul
         Some(kind) => [PROFILE_ARTIFACT_TYPE, INDEX_ARTIFACT_TYPE].contains(&kind),
         None => !is_remote,
     };
-    let half = if is_remote { MAX_ARTIFACTS } else { MAX_LOCAL } / 2;
+    let most = if is_remote { MAX_ARTIFACTS } else { MAX_LOCAL };
     let mut found = Vec::new();
-    // Registries list what came last first, or last.
-    let ours: Vec<&Descriptor> = listed.iter().filter(may_be_ours).collect();
-    let middle = ours.len().saturating_sub(half).max(half);
-    let looked = ours.iter().take(half).chain(ours.iter().skip(middle));
-    for referrer in looked {
+    let created = |referrer: &Descriptor| referrer.annotations.get(CREATED).cloned();
+    let ours = listed.iter().filter(may_be_ours);
+    let (mut dated, others): (Vec<_>, Vec<_>) = ours.partition(|one| created(one).is_some());
+    dated.sort_by_key(|one| std::cmp::Reverse(created(one)));
+    dated.truncate(most);
+    // Of those that the list says nothing of: registries list what came last first, or last.
+    let half = (most - dated.len()) / 2;
+    let middle = others.len().saturating_sub(half).max(half);
+    let others = others.iter().take(half).chain(others.iter().skip(middle));
+    for referrer in dated.iter().chain(others) {
         let manifest = match place.manifest(&repository.pinned(referrer.digest)).await {
             Ok(manifest) => manifest,
             Err(error) if error.is_not_found() => continue,

@@ -113,11 +113,10 @@ impl Layer {
                     self.at.distrust(&compressed, &error);
                     Doubted::Bytes
                 }
-                // The same bytes came again, so it is the index that has been damaged since it was
+                // The same bytes came again, so it may be the index that has been damaged since it was
                 // read, or rather its windows.
                 Doubted::Nothing | Doubted::Bytes if !index.has_windows() => {
-                    self.forget_index(&index).await;
-                    let again = self.index().await?;
+                    let again = self.index_again(&index, of_window).await?;
                     if !is_cut_alike(&again, &index, &spans) {
                         let reason = "it has been indexed anew; what is open is to be opened again";
                         return Err(self.error(Kind::Layer(reason.into())));

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -47,7 +48,12 @@ pub(super) struct Layer {
     scan: Mutex<Option<Arc<Scan>>>,
     /// What came has not been what its table of contents says.
     toc_is_doubted: AtomicBool,
+    /// When and why the layer could not be passed once more. Held while that is tried.
+    rescan_failed: tokio::sync::Mutex<Option<(Instant, Error)>>,
 }
+
+/// After a scan that was to make an index once more has failed, there is none for so long.
+const RESCAN_PAUSE: Duration = Duration::from_secs(30);
 
 /// Where there may be indexes of a layer that others have made.
 pub(super) struct Claims {
@@ -94,6 +100,7 @@ impl Layer {
             claims,
             scan: Mutex::default(),
             toc_is_doubted: AtomicBool::new(false),
+            rescan_failed: tokio::sync::Mutex::default(),
         })
     }
 
@@ -389,6 +396,40 @@ impl Layer {
         };
         // Its only failure is a panic, which leaves the index to be found to be of no use again.
         let _ = tokio::task::spawn_blocking(forget).await;
+    }
+
+    /// The index in place of `index`, with which something could not be decompressed: because of its windows, if
+    /// `of_window` says so.
+    ///
+    /// What the registry sends may be wrong as well, twice over. So an index that was made here stays until a scan has
+    /// passed all of the layer and found that it is the right one: without it, the next scan would give out what it
+    /// has not compared with anything yet.
+    pub(super) async fn index_again(
+        self: &Arc<Self>,
+        index: &Arc<Indexed>,
+        of_window: bool,
+    ) -> Result<Arc<Indexed>> {
+        if of_window || index.source() != Source::Pass {
+            self.forget_index(index).await;
+            return self.index().await;
+        }
+        let mut failed = self.rescan_failed.lock().await;
+        // Others may have waited for the same.
+        if let Some(now) = self.known_index().filter(|now| !Arc::ptr_eq(now, index)) {
+            return Ok(now);
+        }
+        if let Some((when, error)) = &*failed
+            && when.elapsed() < RESCAN_PAUSE
+        {
+            return Err(error.clone());
+        }
+        let scan = Scan::new(&self.at.blob, self.diff_id, &self.store().sources.memory);
+        let scanned = self.scan_with_memory(&Arc::new(scan)).await;
+        *failed = scanned.as_ref().err().map(|error| (Instant::now(), error.clone()));
+        if let Err(error) = &scanned {
+            self.store().note(error);
+        }
+        scanned
     }
 
     /// Makes the index by a scan, whatever others say of the layer, and keeps it on the disk.

@@ -23,10 +23,46 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// What is read of the file that says who has locked it, in bytes.
 const MAX_HOLDER: u64 = 4096;
 
-/// That no other process changes a store, as long as this lives.
+/// That no other process changes a store, or whatever else has such a lock, as long as this lives.
 #[derive(Debug)]
 pub struct Claim {
     _lock: File,
+}
+
+/// Why there is no claim.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Another process has it.
+    #[error("{0}")]
+    Held(String),
+    /// The file could not be locked.
+    #[error("locking it: {0}")]
+    Lock(#[from] io::Error),
+}
+
+impl Claim {
+    /// Locks the file `path`, which is created if need be, for `holder`. Waits for whoever has it for some seconds.
+    pub fn take(path: &Path, holder: &str) -> std::result::Result<Self, ClaimError> {
+        let mut options = OpenOptions::new();
+        let mut lock = options.read(true).write(true).create(true).truncate(false).open(path)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(PAUSE);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(ClaimError::Held(format!("{} has it to itself", holder_of(&lock))));
+                }
+                Err(TryLockError::Error(e)) => return Err(e.into()),
+            }
+        }
+        let said = format!("{holder} (process {})", std::process::id());
+        // It is told to those who are refused, and is not worth an error.
+        let _ = lock.set_len(0).and_then(|()| lock.write_all(said.as_bytes()));
+        Ok(Self { _lock: lock })
+    }
 }
 
 impl StoreDir {
@@ -54,36 +90,13 @@ impl StoreDir {
     /// for some seconds.
     pub fn claim(&self, holder: &str) -> Result<Claim> {
         let path = self.root.join(STATE).join(LOCK);
-        let failed = |e| self.error("locking", &path, e);
-        let mut options = OpenOptions::new();
-        let mut lock = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed)?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match lock.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    std::thread::sleep(PAUSE);
-                }
-                Err(TryLockError::WouldBlock) => {
-                    let reason = format!(
-                        "{} has it to itself; end that first, or give another directory with --store",
-                        holder_of(&lock)
-                    );
-                    return Err(self.refused(Kind::InUse(reason)));
-                }
-                Err(TryLockError::Error(e)) => return Err(failed(e)),
+        Claim::take(&path, holder).map_err(|error| match error {
+            ClaimError::Held(held) => {
+                let way_out = "end that first, or give another directory with --store";
+                self.refused(Kind::InUse(format!("{held}; {way_out}")))
             }
-        }
-        let said = format!("{holder} (process {})", std::process::id());
-        // It is told to those who are refused, and is not worth an error.
-        let _ = lock.set_len(0).and_then(|()| lock.write_all(said.as_bytes()));
-        Ok(Claim { _lock: lock })
+            ClaimError::Lock(e) => self.error("locking", &path, e),
+        })
     }
 
     fn refused(&self, kind: Kind) -> Error {

@@ -138,9 +138,7 @@ impl Inner {
                 self.put_digest(dir, manifest, None)?;
                 map.insert(tag.clone(), manifest.digest());
                 self.put_map(dir, &map).map_err(failed)?;
-                if let Some(time) = time {
-                    self.note_tag_time(&repository.tagged(tag), &manifest.digest(), time)?;
-                }
+                self.note_tag_time(&repository.tagged(tag), &manifest.digest(), time)?;
                 if tag == LAYOUT_MAP {
                     return Ok(()); // The file of this name is the map.
                 }
@@ -279,13 +277,17 @@ impl Inner {
         last.as_ref().and_then(|last| last.tags.get(tag).copied())
     }
 
+    /// Notes the time that somebody has set of a tag without a file of its own, or that nobody has.
     pub(super) fn note_tag_time(
         &self,
         tag: &Reference,
         digest: &Digest,
-        time: (i64, u32),
+        time: Option<(i64, u32)>,
     ) -> Result<()> {
-        let noted = self.records.set_tag_time(tag, digest, time);
+        let noted = match time {
+            Some(time) => self.records.set_tag_time(tag, digest, time),
+            None => self.records.forget_tag_time(tag),
+        };
         noted.map_err(|e| self.records_error(e))
     }
 

@@ -13,6 +13,7 @@
 //! sparse sha256:<hex> <platforms>
 //! no-referrers <registry> <seconds since 1970>
 //! tag-time <registry>/<repository>:<tag> sha256:<hex> <seconds since 1970> <ns>
+//! no-tag-time <registry>/<repository>:<tag>
 //! ```
 //!
 //! A blob counts as verified as long as its file is the one that was hashed: same size, inode,
@@ -267,10 +268,20 @@ impl Records {
         digest: &Digest,
         time: (i64, u32),
     ) -> io::Result<()> {
+        self.reload()?;
         if self.tag_time(tag, digest) == Some(time) {
             return Ok(());
         }
         self.append(&tag_time_line(tag, &(*digest, time)), Flush::Later)
+    }
+
+    /// Takes back what `set_tag_time` noted.
+    pub(super) fn forget_tag_time(&self, tag: &Reference) -> io::Result<()> {
+        self.reload()?;
+        if !self.state().tag_times.contains_key(tag) {
+            return Ok(());
+        }
+        self.append(&format!("no-tag-time {tag}\n"), Flush::Later)
     }
 
     pub(super) fn tag_time(&self, tag: &Reference, digest: &Digest) -> Option<(i64, u32)> {

@@ -138,14 +138,14 @@ impl Inner {
             }
             // Docker Hub's may be in several places, of which the next one would be found.
             for dir in self.layout.candidates(self.root.path(), name.repository()) {
-                self.remove_tag(&dir.join(MANIFESTS), tag)?;
+                self.remove_tag(&dir.join(MANIFESTS), name.repository(), tag)?;
             }
         }
         Ok(())
     }
 
-    /// Removes a tag from a `manifests` directory, where it need not be.
-    pub(super) fn remove_tag(&self, dir: &Path, tag: &str) -> Result<()> {
+    /// Removes a tag of `repository` from a `manifests` directory, where it need not be.
+    pub(super) fn remove_tag(&self, dir: &Path, repository: &Repository, tag: &str) -> Result<()> {
         let failed = |e| Error::io(dir, "removing a tag from", e);
         let map = layout::read_layout_map(&self.root, dir).map_err(failed)?;
         let is_map = map.is_some();
@@ -153,6 +153,8 @@ impl Inner {
             Some(LayoutMap::Map(mut map)) if map.contains_key(tag) => {
                 map.remove(tag);
                 self.put_map(dir, &map).map_err(failed)?;
+                let forgotten = self.records.forget_tag_time(&repository.tagged(tag));
+                forgotten.map_err(|e| self.records_error(e))?;
             }
             Some(LayoutMap::Map(_)) | None => {}
             Some(LayoutMap::Broken) => return Err(super::manifests::broken_map(dir)),

@@ -292,7 +292,7 @@ impl ImagesDir {
             let _lock = inner.lock_repository(&repository).map_err(failed)?;
             for dir in inner.manifests_dirs(&repository) {
                 for tag in &tags {
-                    inner.remove_tag(&dir, tag)?;
+                    inner.remove_tag(&dir, &repository, tag)?;
                 }
             }
             Ok(())
@@ -315,7 +315,7 @@ impl ImagesDir {
             let dirs = inner.manifests_dirs(&repository);
             for tag in &tags {
                 for dir in &dirs {
-                    inner.remove_tag(dir, tag)?;
+                    inner.remove_tag(dir, &repository, tag)?;
                 }
             }
             let pin = repository.pinned(digest);

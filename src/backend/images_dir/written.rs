@@ -41,6 +41,13 @@ impl ImagesDir {
         self.inner.state_dir().join(PENDING)
     }
 
+    /// Waits until all that has been published is on the disk.
+    pub fn flush_all(&self) -> Result<()> {
+        let root = &self.inner.root;
+        let flushed = root.open_dir(root.path()).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+        flushed.map_err(|e| Error::io(root.path(), "flushing", e))
+    }
+
     /// Says to `prune` that the tree is being filled. Waits while that is at work.
     pub fn fill(&self) -> Result<Filling> {
         let lock = self.tree_lock()?;
@@ -121,12 +128,13 @@ impl ImagesDir {
     ) -> Result<()> {
         let inner = &self.inner;
         match inner.mapped(&self.stored(dir), tag) {
-            Some(digest) => inner.note_tag_time(&repository.tagged(tag), &digest, time),
+            Some(digest) => inner.note_tag_time(&repository.tagged(tag), &digest, Some(time)),
             None => self.set_time(&format!("{dir}/{tag}"), time),
         }
     }
 
-    /// The time that somebody has set of a tag that leads to `digest` and has no file of its own; `None` if nobody has.
+    /// The time of a tag that leads to `digest` and has no file of its own here; `None` if it is not such a tag. That is
+    /// the one that somebody has set, or else that of its digest.
     pub fn tag_time(
         &self,
         dir: &str,
@@ -134,9 +142,20 @@ impl ImagesDir {
         tag: &str,
         digest: &Digest,
     ) -> Option<(i64, u32)> {
-        let time = self.inner.records.tag_time(&repository.tagged(tag), digest)?;
-        let is_here = self.inner.mapped(&self.stored(dir), tag) == Some(*digest);
-        is_here.then_some(time)
+        let inner = &self.inner;
+        let _here = inner.mapped(&self.stored(dir), tag).filter(|mapped| mapped == digest)?;
+        // Another process may have set it since.
+        let _ = inner.records.reload();
+        let set = inner.records.tag_time(&repository.tagged(tag), digest);
+        Some(set.unwrap_or(publish::published_time(Some(digest))))
+    }
+
+    /// Where a tag leads that has no file of its own here, but stands in a map of tags.
+    pub fn mapped_tag(&self, name: &Reference) -> Option<Digest> {
+        let tag = name.tag().filter(|_| name.digest().is_none())?;
+        let inner = &self.inner;
+        let dirs = inner.layout.candidates(inner.root.path(), name.repository());
+        dirs.iter().find_map(|dir| inner.mapped(&dir.join(MANIFESTS), tag))
     }
 
     /// Sets the time of a file or directory of manifests; `path` as it is shown.
@@ -237,7 +256,7 @@ impl ImagesDir {
         let others = inner.layout.candidates(inner.root.path(), repository).into_iter();
         let others = others.map(|dir| dir.join(MANIFESTS)).filter(|other| *other != path);
         for dir in [path.clone()].into_iter().chain(others) {
-            inner.remove_tag(&dir, tag)?;
+            inner.remove_tag(&dir, repository, tag)?;
         }
         Ok(())
     }

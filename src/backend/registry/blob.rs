@@ -24,6 +24,10 @@ use crate::{
     image::{Descriptor, Digest, Repository},
 };
 
+/// The least that an answer may have of the range that was asked for, in bytes: with less, a blob would take as many
+/// requests as somebody likes.
+const MIN_SLICE: u64 = 64 << 10;
+
 /// Progress that makes a broken connection a new trouble and not the old one again.
 const PROGRESS: u64 = 256 << 10;
 
@@ -248,7 +252,13 @@ impl BlobStream {
             }
         } else if let Some(length) = length.filter(|l| *l != expected) {
             let found = start + length;
-            return Err(self.error(Kind::Size { expected: end, found }));
+            // It may answer with less than was asked for (RFC 9110, 15.3.7); the rest is asked for after that.
+            let is_slice = answer.response.status() == StatusCode::PARTIAL_CONTENT
+                && (MIN_SLICE..expected).contains(&length);
+            if !is_slice {
+                return Err(self.error(Kind::Size { expected: end, found }));
+            }
+            end = found;
         }
         self.answer_end = end;
         self.skip = self.offset - start;
@@ -301,6 +311,11 @@ impl BlobStream {
     /// The next piece of the answer at hand, with what was asked for only.
     async fn piece(&mut self) -> Result<Bytes> {
         let Some(chunk) = self.decoded().await? else {
+            if self.offset == self.answer_end && self.skip == 0 {
+                // It was a slice of what was asked for.
+                self.answer = None;
+                return Ok(Bytes::new());
+            }
             let reason = format!("it ended after {} of {} bytes", self.offset, self.size);
             return Err(self.error(Kind::Interrupted(reason)));
         };

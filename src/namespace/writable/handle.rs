@@ -94,8 +94,8 @@ impl PendingHandle {
         self.file.copy_from(&source, offset_in, offset, length)
     }
 
-    /// Flushes what has been written to the disk.
-    pub fn sync(&self) -> io::Result<()> {
+    /// Flushes what has been written to the disk, if it has not been published. Whether that is so.
+    pub fn sync(&self) -> io::Result<bool> {
         self.file.sync()
     }
 

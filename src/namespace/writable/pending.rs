@@ -479,8 +479,12 @@ impl Pending {
         Ok(copied? as u64)
     }
 
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.own_file().map_or(Ok(()), |file| file.sync_all())
+    /// Flushes it, if it has not been published. Whether that is so.
+    pub(super) fn sync(&self) -> io::Result<bool> {
+        match self.own_file() {
+            Some(file) => file.sync_all().map(|()| true),
+            None => Ok(false),
+        }
     }
 
     // --- judging and publishing ---

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     backend::{
-        self, Backend, Kind, ManifestName, Sink,
+        self, Backend, Kind, ManifestName, Names, Sink,
         images_dir::{ImagesDir, WrittenTags, is_portable_name_of, published_time},
     },
     image::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, Reference},
@@ -467,23 +467,34 @@ impl Writable {
         Ok(true)
     }
 
-    /// Pushes a whole manifest to where it goes. What becomes of it here then.
+    /// Pushes a whole manifest, or all that a map names, to where it goes. What becomes of it here then.
     async fn push(&self, document: &Document, place: &ManifestPlace) -> Result<Keeping> {
-        let (Some(upstream), Document::Manifest(manifest)) = (self.upstream(), document) else {
-            return Ok(Keeping::Keep);
-        };
-        let is_tag = matches!(place.name, Name::Tag(_));
-        if !is_tag && !upstream.takes_digests() {
-            return Ok(Keeping::Keep);
+        let Some(upstream) = self.upstream() else { return Ok(Keeping::Keep) };
+        match document {
+            Document::Manifest(manifest) => {
+                let is_tag = matches!(place.name, Name::Tag(_));
+                if !is_tag && !upstream.takes_digests() {
+                    return Ok(Keeping::Keep);
+                }
+                self.push_as(&place.reference(), (**manifest).clone()).await?;
+                Ok(if is_tag { upstream.keeping() } else { Keeping::Keep })
+            }
+            Document::Map(_, tags) => {
+                for (tag, digest) in tags {
+                    let manifest = self.dir().manifest(&place.repository.pinned(*digest)).await;
+                    let manifest = manifest.map_err(|e| failed(&e))?;
+                    self.push_as(&place.repository.tagged(tag), manifest).await?;
+                }
+                Ok(Keeping::Keep)
+            }
         }
-        let image = place.reference();
-        let staged = Staged::new(self.dir().clone(), image.clone(), (**manifest).clone());
+    }
+
+    async fn push_as(&self, image: &Reference, manifest: Manifest) -> Result<()> {
+        let Some(upstream) = self.upstream() else { return Ok(()) };
+        let staged = Staged::new(self.dir().clone(), image.clone(), manifest);
         let source: Arc<dyn Backend> = Arc::new(staged);
-        match upstream.push(source, &image).await {
-            Ok(()) if is_tag => Ok(upstream.keeping()),
-            Ok(()) => Ok(Keeping::Keep),
-            Err(error) => Err(refused(&error)),
-        }
+        upstream.push(source, image).await.map_err(|error| refused(&error))
     }
 
     /// Stores a manifest in the images_dir, unless it is not to be kept. A time that somebody has set meanwhile is

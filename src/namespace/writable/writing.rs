@@ -11,7 +11,7 @@ use super::{
     invalid,
     pending::{Pending, Stage, State},
     place::{self, Place},
-    publish::{self, disk},
+    publish::{self, disk, failed},
 };
 use crate::{
     image::Digest,
@@ -240,10 +240,7 @@ impl Writing for Writable {
     }
 
     fn sync(&self) -> Result<()> {
-        // What has been published is on the disk, and its name by now as well.
-        let blobs = self.dir.root().join(names::BLOBS);
-        let synced = self.dir.dir().sync_dir(&blobs);
-        synced.map_err(|e| disk(names::BLOBS, "flushing", e))
+        self.dir.flush_all().map_err(|e| failed(&e))
     }
 
     fn free_space(&self) -> Result<FreeSpace> {

@@ -154,6 +154,9 @@ impl State {
                 let time = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
                 self.tag_times.insert(tag, (digest, time));
             }
+            "no-tag-time" => {
+                self.tag_times.remove(&rest.parse().ok()?);
+            }
             "sparse" => {
                 let (digest, platforms) = rest.split_once(' ')?;
                 self.sparse.insert(digest.parse().ok()?, platforms.to_owned());
