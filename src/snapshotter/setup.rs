@@ -87,15 +87,18 @@ version = 2
         Runtime::K3s => format!(
             "\
 # /var/lib/rancher/k3s/agent/etc/containerd/config.toml.tmpl (with containerd 2.x: config-v3.toml.tmpl)
+# RKE2: /var/lib/rancher/rke2/agent/etc/containerd/config.toml.tmpl (with containerd 2.x: config-v3.toml.tmpl)
 {{{{ template \"base\" . }}}}
 
 {plugin}
-# /etc/rancher/k3s/config.yaml
+# /etc/rancher/k3s/config.yaml (RKE2: /etc/rancher/rke2/config.yaml)
 #   snapshotter: imgfs
-# If /var/lib/rancher/k3s/agent/etc/containerd/config.toml has disable_snapshot_annotations = true after that, copy all
-# of it into the template in place of its first line, and set it to false there.
+# If config.toml beside the template has disable_snapshot_annotations = true after that, copy all of it into the
+# template in place of its first line, and set it to false there.
 
-# For private images
+# In config.yaml as well, so that private images can be read while they run: the kubelet sends the credentials of
+# images to imgfs, which passes everything on to the containerd of k3s and RKE2
+# (imgfs snapshotter --image-service /run/k3s/containerd/containerd.sock)
 #   kubelet-arg: [\"image-service-endpoint={endpoint}\"]
 "
         ),

@@ -375,7 +375,9 @@ fn the_configuration_is_printed_for_each_runtime() {
     let docker = of(&["--for", "docker"]);
     assert_eq!(toml(&docker)["proxy_plugins"]["imgfs"]["type"].as_str(), Some("snapshot"));
     assert!(docker.contains("\"storage-driver\": \"imgfs\""), "{docker}");
-    assert!(of(&["--for", "k3s"]).contains("enable_remote_snapshot_annotations = \"true\""));
+    let k3s = of(&["--for", "k3s"]);
+    assert!(k3s.contains("enable_remote_snapshot_annotations = \"true\""), "{k3s}");
+    assert!(k3s.contains("--image-service /run/k3s/containerd/containerd.sock"), "{k3s}");
     imgfs.run(&["snapshotter", "setup", "--for", "other"]).expect_code(2);
 }
 
