@@ -3,7 +3,10 @@
 use std::{fs, sync::Arc};
 
 use imgfs::{
-    backend::registry::{Reach, RegistryPattern, Requester},
+    backend::{
+        images_dir::ImagesDir,
+        registry::{Reach, RegistryPattern, Requester},
+    },
     fuse::{self, MountOptions},
     namespace::Settings,
     ops::{self, NamespaceRequest, Profiles},
@@ -95,6 +98,14 @@ pub(crate) fn run(args: &SnapshotterArgs, output: &Arc<Output>) -> Result<Outcom
         shown.reading.count(&metrics);
     }
     let endpoint = runtime.block_on(daemon::show_metrics(args.metrics.as_ref(), &metrics))?;
+    // What processes have left that went on for running containers. The directory is the snapshotter's own.
+    let of_others = images_dir.clone();
+    runtime.spawn_blocking(move || {
+        let pruned = ImagesDir::open(&of_others).and_then(|dir| dir.prune_caches(false));
+        if let Err(error) = pruned {
+            tracing::warn!("{error}");
+        }
+    });
     let images = shown.reading.images().ok_or_else(|| Failure::new("there is no cache"))?;
     let options = SnapshotterOptions { root: root.clone(), mount: mountpoint.clone(), given };
     let snapshotter = runtime.block_on(Snapshotter::open(options, images, &metrics))?;

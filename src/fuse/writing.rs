@@ -13,8 +13,6 @@ use fuser::{
     ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request,
     TimeOrNow,
 };
-
-use futures_util::FutureExt;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{answers::Shared, requests::Adapter};
@@ -102,10 +100,12 @@ impl Adapter {
         let waiting = self.shared.waiting.clone();
         match waiting.clone().try_acquire_owned() {
             Ok(permit) => begin(permit),
-            Err(_) => drop(self.runtime.spawn(waiting.acquire_owned().map(|permit| {
+            Err(_) => drop(self.runtime.spawn(async move {
                 // It is never closed.
-                permit.map(begin).unwrap_or_default();
-            }))),
+                if let Ok(permit) = waiting.acquire_owned().await {
+                    begin(permit);
+                }
+            })),
         }
     }
 

@@ -54,7 +54,9 @@ pub use handle::PendingHandle;
 
 use super::{
     ABSENT, Attributes, Entry, Found, Handle, MAX_NAME_BYTES, Namespace, Refusal, Subject,
-    Upstream, View, ViewError, Writing, below, inodes::Kind, names,
+    Upstream, View, ViewError, Writing, below,
+    inodes::{Kind, Node},
+    names,
 };
 use crate::{
     backend::{
@@ -335,25 +337,36 @@ impl Writable {
 
     /// What is told of something that the view shows, by where that is.
     fn seen(&self, mut entry: Entry) -> Entry {
-        if self.is_elsewhere(entry.attributes.ino) {
-            entry.attributes.mtime = self.mapped_time(entry.attributes.ino).unwrap_or(ELSEWHERE);
-        }
+        entry.attributes.mtime = match self.view.inodes().node(entry.attributes.ino) {
+            Ok(Node { kind: Kind::Blob(_), .. }) => ELSEWHERE,
+            Ok(Node { kind: Kind::Manifest(digest), path, .. }) => {
+                self.mapped_time(&path, &digest).unwrap_or(ELSEWHERE)
+            }
+            _ => return entry,
+        };
         entry
     }
 
-    /// The time of a tag that is here and has no file of its own.
-    fn mapped_time(&self, ino: u64) -> Option<(i64, u32)> {
-        let node = self.view.inodes().node(ino).ok()?;
-        let Kind::Manifest(digest) = node.kind else { return None };
-        let Some(Place::Manifest(place)) = Place::of(&node.path) else { return None };
+    /// The time of a tag that leads to `digest` here and has no file of its own.
+    fn mapped_time(&self, path: &str, digest: &Digest) -> Option<(i64, u32)> {
+        let Some(Place::Manifest(place)) = Place::of(path) else { return None };
         let Name::Tag(tag) = &place.name else { return None };
-        self.dir.tag_time(&place.dir, &place.repository, tag, &digest)
+        self.dir.tag_time(&place.dir, &place.repository, tag, digest)
     }
 
-    /// Whether `ino` is something that has no file here.
+    /// Whether `path` is a tag that is here and has no file of its own.
+    fn is_mapped(&self, path: &str) -> bool {
+        let Some(Place::Manifest(place)) = Place::of(path) else { return false };
+        matches!(place.name, Name::Tag(_)) && self.dir.mapped_tag(&place.reference()).is_some()
+    }
+
+    /// Whether `ino` is something that is not here.
     fn is_elsewhere(&self, ino: u64) -> bool {
-        let node = self.view.inodes().node(ino);
-        node.is_ok_and(|node| matches!(node.kind, Kind::Manifest(_) | Kind::Blob(_)))
+        match self.view.inodes().node(ino) {
+            Ok(Node { kind: Kind::Blob(_), .. }) => true,
+            Ok(Node { kind: Kind::Manifest(_), path, .. }) => !self.is_mapped(&path),
+            _ => false,
+        }
     }
 
     /// The registry that would be asked for `path`.
@@ -398,7 +411,9 @@ impl Writable {
                 Ok(Found::Entry(entry))
             }
             Ok(Found::Entry(entry)) => Ok(Found::Entry(self.seen(entry))),
-            Ok(Found::Ask(_)) if is_hidden || self.is_unreachable(path) => {
+            Ok(Found::Ask(_))
+                if (is_hidden || self.is_unreachable(path)) && !self.is_mapped(path) =>
+            {
                 Ok(Found::Absent(Duration::ZERO))
             }
             Err(ViewError::Offline(_)) => Ok(Found::Absent(ABSENT)),

@@ -157,10 +157,20 @@ impl StoreDir {
         self.root.join(".imgfs").join(manifest.to_hex())
     }
 
-    /// Writes a record, and flushes it.
+    /// Writes a record, and flushes it. Nothing stays of a new one that could not be written.
     pub fn write_record(&self, record: &StoredRecord) -> Result<()> {
         let dir = self.record_dir(&record.digest());
-        self.create_dirs(&dir)?;
+        let is_new = !dir.exists();
+        let written = self.write_record_in(&dir, record);
+        if written.is_err() && is_new {
+            // The failure is what counts.
+            let _ = fs::remove_dir_all(&dir);
+        }
+        written
+    }
+
+    fn write_record_in(&self, dir: &Path, record: &StoredRecord) -> Result<()> {
+        self.create_dirs(dir)?;
         self.write_whole(&dir.join(MANIFEST_FILE), record.manifest.bytes())?;
         self.write_whole(&dir.join(CONFIG_FILE), &record.config)?;
         self.write_source(&record.digest(), &record.source)?;

@@ -2,6 +2,7 @@
 //! readable, the rest is an error that is told once, and nothing hangs.
 
 use crate::support::cli::Imgfs;
+use crate::support::disk::SmallDisk;
 use crate::support::hostile::{Fault, Hostile, Match};
 use crate::support::image::{Blob, Built, Image, Receiver as _};
 use crate::support::inside::{Inside, REPOSITORY, pinned};
@@ -10,6 +11,8 @@ use crate::support::mount::Mounted;
 use crate::support::need::require;
 use crate::support::snapshot::assert_same;
 use crate::support::{content, model, scale, seed, wait_for};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal, kill_process};
 use std::time::Duration;
 
 const PATIENCE: [&str; 6] =
@@ -40,6 +43,28 @@ fn is_told(inside: &Inside, texts: &[&str]) {
     for text in texts {
         assert!(status.contains(text), "no {text:?} in the status: {status}");
     }
+}
+
+#[test]
+fn wrong_bytes_do_not_lift_the_protection_of_an_index() {
+    require!(Mounts);
+    let layer = three_files().gzip();
+    let mut inside = Inside::start(of(&[&layer]), &PATIENCE);
+    assert!(inside.mount.cat(&inside.rootfs("last")).success().stdout == noise(3));
+    // What it had of the layer has gone, and the registry sends something else from now on, as often as it is asked.
+    for _ in 0..2 {
+        inside.restart_cold();
+        inside
+            .hostile
+            .on(Match::blobs().about(&inside.image.layers()[0]))
+            .fault(Fault::FlipByte(100_000));
+        for _ in 0..2 {
+            inside.mount.cat(&inside.rootfs("first")).fails_with(EIO);
+        }
+    }
+    inside.restart_cold();
+    inside.hostile.behave();
+    assert!(inside.mount.cat(&inside.rootfs("first")).success().stdout == noise(1));
 }
 
 #[test]
@@ -523,4 +548,86 @@ fn regression_a_blob_cannot_take_the_place_of_the_stream_of_a_layer() {
         mount.restart();
     }
     assert!(mount.cat(&first).success().stdout == noise(1));
+}
+
+/// A mounted overlay; unmounted when dropped.
+struct Overlay(std::path::PathBuf);
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+/// A process that is stopped until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(process: u32) -> Self {
+        let process = i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process");
+        kill_process(process, Signal::STOP).expect("stopping a process");
+        Self(process)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+/// The kernel has one lock for renames between the directories of a file system. An overlay holds it while it copies a
+/// directory up, and asks its lower layers then: whoever answers for one of these must not wait for that lock.
+#[test]
+fn an_overlay_that_copies_a_directory_up_does_not_hold_up_a_mount() {
+    require!(Mounts);
+    // Nothing else is to wait.
+    let disk = SmallDisk::mount(64).expect("mounting a tmpfs, which takes root");
+    let hostile = Hostile::start();
+    let files = |layer: Archive| layer.dir("d").dir("e").file("d/a", b"a").file("e/b", b"b");
+    let small = of(&[&files(Archive::new()).gzip()]);
+    let big = of(&[&files(Archive::new().noise("noise", 1, 3 << 20)).gzip()]);
+    small.push_to(&hostile, REPOSITORY, "small");
+    big.push_to(&hostile, REPOSITORY, "big");
+    let [one, other] =
+        ["one", "other"].map(|name| Mounted::start(&disk.path().join(name), &PATIENCE));
+    let of = |image: &Built, below: &str| pinned(&hostile.host(), REPOSITORY, image, below);
+    for mount in [&one, &other] {
+        mount.run("ls", &["-lR", &mount.path(&of(&small, "rootfs"))]).success();
+        mount.cat(&of(&small, "rootfs/d/a")).success();
+    }
+    one.cat(&of(&big, "manifest.json")).success();
+
+    let at = |name: &str| disk.path().join(name);
+    for name in ["upper", "work", "merged", "x", "y"] {
+        std::fs::create_dir(at(name)).expect("making a directory");
+    }
+    let lower = other.path(&of(&small, "rootfs")).replace(':', "\\:");
+    let [upper, work] = ["upper", "work"].map(|name| at(name).display().to_string());
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let merged = Overlay(at("merged"));
+    let shown = |path: std::path::PathBuf| path.display().to_string();
+    let mount = ["-t", "overlay", "overlay", "-o", &options, &shown(merged.0.clone())];
+    one.run("mount", &mount).success();
+    std::fs::create_dir(merged.0.join("e/new")).expect("making a directory");
+    std::fs::metadata(merged.0.join("d")).expect("looking at a directory");
+    std::fs::write(at("x/file"), "").expect("writing");
+
+    let stopped = Stopped::new(other.id());
+    let copies_up = one.begin("chmod", &["700", &shown(merged.0.join("d"))]);
+    std::thread::sleep(Duration::from_millis(500));
+    let mut renames = one.begin("mv", &[shown(at("x/file")), shown(at("y/file"))]);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(renames.is_running(), "nobody holds the lock for renames");
+    // All of a layer comes, and gets another place in the cache.
+    let passes = one.begin("cat", &[one.path(&of(&big, "rootfs/noise"))]);
+    std::thread::sleep(Duration::from_secs(1));
+    one.watched(Duration::from_secs(20), || {
+        one.run("ls", &[one.path(&of(&small, "rootfs/e"))]).success();
+        one.cat(&of(&small, "rootfs/e/b")).success();
+        passes.wait_from_now().success();
+    });
+    drop(stopped);
+    copies_up.wait_from_now().success();
+    renames.wait_from_now().success();
 }

@@ -261,6 +261,19 @@ fn that_containerd_does_not_say_which_images_it_fetches_is_told_once() {
 
 /// Calls the snapshotter as containerd does.
 #[test]
+fn one_snapshotter_has_a_directory() {
+    require!(Containerd);
+    let bed = Containerd::start("127.0.0.1:1", "127.0.0.1:1/none:1");
+    let (root, imgfs) = (bed.path("snapshotter"), Imgfs::scratch());
+    let [address, at] = ["other.sock", "other"].map(|name| imgfs.home().join(name));
+    let args = ["snapshotter", "--root", &root.to_string_lossy(), "--address"].map(str::to_owned);
+    let others = [address.to_string_lossy(), "--mountpoint".into(), at.to_string_lossy()];
+    let args = args.into_iter().chain(others.map(std::borrow::Cow::into_owned));
+    let output = imgfs.run(&args.collect::<Vec<_>>()).expect_code(2);
+    output.stderr_has("the snapshotter at").stderr_has("has it to itself").stderr_has("--root DIR");
+}
+
+#[test]
 fn the_calls_of_a_snapshotter_do_what_containerd_expects() {
     require!(Containerd);
     let bed = Containerd::start("127.0.0.1:1", "127.0.0.1:1/none:1");

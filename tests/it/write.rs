@@ -421,6 +421,11 @@ fn times_of_tags_are_kept_where_all_tags_are_one_file() {
     let time = || mount.run("stat", &["-c", "%Y", &tag]).success().text();
     mount.run("touch", &["-d", "@1234567890", &tag]).success();
     assert_eq!(time(), "1234567890\n");
+    let moved = mount.path(&format!("{manifests}/moved"));
+    mount.run("mv", &[&tag, &moved]).success();
+    mount.run("mv", &[&moved, &tag]).success();
+    std::thread::sleep(Duration::from_millis(10));
+    assert_eq!(time(), "1234567890\n", "a name takes its time along");
     mount.run("cp", &[&mount.path(&format!("{manifests}/2")), &tag]).success();
     assert_ne!(time(), "1234567890\n");
     assert!(rsync(&mount, source.path(), &again).contains("/1"), "it is brought back");
@@ -430,6 +435,41 @@ fn times_of_tags_are_kept_where_all_tags_are_one_file() {
     let map = target.images_dir().join(&manifests).join("layout");
     std::fs::write(&map, "{}").expect("writing a map");
     assert!(rsync(&mount, source.path(), &again).contains("/1"), "it is brought back");
+}
+
+#[test]
+fn a_tag_of_a_map_is_what_the_map_says_now() {
+    require!(Mounts);
+    let images = [1, 2].map(|n| Image::new().layer(n, 1000).build());
+    for options in [&["--offline"][..], &[]] {
+        let target = empty();
+        for (tag, image) in ["1", "2"].into_iter().zip(&images) {
+            tree::kubekey_g2(target.images_dir(), HOST, "team/app", tag, image);
+        }
+        let args = ["--write", "local", "--tag-ttl", "1ms", "--connect-timeout", "1s"];
+        let mount = Mounted::start(target.images_dir(), &[&args[..], options].concat());
+        let at = |tag: &str| format!("{HOST}/team/app/manifests/{tag}");
+        let copy = |from: &str, to: &str| {
+            mount.run("cp", &[mount.path(&at(from)), mount.path(&at(to))]).success();
+        };
+        let is = |tag: &str, image: usize| {
+            let found = mount.cat(&at(tag)).success().stdout;
+            assert!(found == images[image].root().bytes, "{tag} is another one");
+        };
+        copy("1", "x");
+        is("x", 0);
+        copy("2", "x");
+        is("x", 1);
+        copy("x", "y");
+        is("y", 1);
+        // Somebody else moves one.
+        let manifests = target.images_dir().join(HOST).join("team/app/manifests");
+        tree::set_layout(&manifests, "x", images[0].digest());
+        is("x", 0);
+        copy("x", "z");
+        is("z", 0);
+        target.verify().success();
+    }
 }
 
 #[test]

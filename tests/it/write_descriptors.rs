@@ -40,6 +40,37 @@ impl Tags {
 }
 
 #[test]
+fn who_has_inherited_a_descriptor_may_go_on() {
+    require!(Mounts);
+    let target = Imgfs::scratch();
+    std::fs::create_dir(target.images_dir()).expect("making a directory");
+    let mount = local(target.images_dir());
+    let program = "
+content = os.urandom(300_000)
+path = 'blobs/sha256:' + hashlib.sha256(content).hexdigest()
+fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+(has_begun, begun), (may_go_on, go_on) = os.pipe(), os.pipe()
+if os.fork() == 0:
+    os.write(fd, content[:100_000])
+    os.write(begun, b'x')
+    os.read(may_go_on, 1)
+    os.write(fd, content[100_000:])
+    os._exit(0)
+os.read(has_begun, 1)
+os.close(fd)
+assert os.path.exists(path)
+os.write(go_on, b'x')
+os.wait()
+for _ in range(1000):
+    if os.path.exists(path) and open(path, 'rb').read() == content: break
+    import time; time.sleep(0.01)
+else: sys.exit('it has not been published')
+";
+    python(&mount, program, &[]).success();
+    assert_eq!(mount.log(), Vec::<String>::new());
+}
+
+#[test]
 fn what_is_closed_before_it_is_whole_is_not_lost() {
     require!(Mounts);
     let tags = Tags::start();

@@ -8,8 +8,8 @@ use crate::support::image::{Built, Image};
 use crate::support::mount::Mounted;
 use crate::support::need::require;
 use crate::support::tree::{self, assert_tree_sound};
-use crate::support::written::{self, HOST, directory, local, pending, python};
-use crate::support::{scale, seed, text};
+use crate::support::written::{self, HOST, begin_python, directory, local, pending, python};
+use crate::support::{scale, seed, text, wait_for};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
@@ -210,21 +210,25 @@ fn who_waits_for_the_disk_to_write_delays_nobody() {
     let from = format!("{}/.", text(source.images_dir()));
     mount.run("cp", &["-a", &from, &mount.path("")]).success();
     let tag = format!("{HOST}/team/app/manifests/1");
-    let blobs: Vec<_> = (0..4u8).map(|n| format!("blobs/{}", digest(&[n]))).collect();
-    let sizes = || -> Vec<u64> {
-        let size = |blob: &String| std::fs::metadata(mount.path(blob)).map_or(0, |file| file.len());
-        blobs.iter().map(size).collect()
-    };
-    // Each writes 64 KiB at a time to the same place, so that the disk does not become full.
-    let program = "import os,sys\nfd = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\n\
-                   while True: os.pwrite(fd, bytes(65536), 0)";
-    let write = |blob: &String| mount.begin("python3", &["-c", program, &mount.path(blob)]);
-    let writers: Vec<_> = blobs.iter().map(write).collect();
-    let begun = Instant::now();
-    while sizes().contains(&0) {
-        assert!(begun.elapsed() < Duration::from_secs(20), "they do not write");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    // More of them than there are threads for what waits for the disk.
+    let program = "
+import threading
+paths = ['blobs/sha256:' + hashlib.sha256(b'%d' % n).hexdigest() for n in range(200)]
+def write(path):
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+    os.pwrite(fd, bytes(65536), 0)
+    all_write.wait()
+    while not os.path.exists(sys.argv[2]): os.pwrite(fd, bytes(65536), 0)
+    os._exit(0)
+all_write = threading.Barrier(201)
+for path in paths: threading.Thread(target=write, args=[path]).start()
+all_write.wait()
+open(sys.argv[3], 'w').close()
+";
+    let notes = tempfile::tempdir().expect("making a temporary directory");
+    let [end, begun] = ["end", "begun"].map(|name| notes.path().join(name));
+    let writers = begin_python(&mount, program, &[text(&end), text(&begun)]);
+    wait_for("all to write", Duration::from_secs(20), || begun.exists());
     let frozen = disk.freeze();
     // By now all of them wait.
     std::thread::sleep(Duration::from_millis(200));
@@ -233,7 +237,31 @@ fn who_waits_for_the_disk_to_write_delays_nobody() {
         mount.run("ls", &["-lR", &mount.path("")]).success();
     });
     drop(frozen);
-    drop(writers);
+    std::fs::write(&end, "").expect("writing");
+    writers.wait_from_now().success();
+}
+
+#[test]
+fn what_is_flushed_is_there_after_the_plug_is_pulled() {
+    require!(Mounts);
+    require!(Loops);
+    let mut disk = PullableDisk::make(96);
+    let images = disk.path().join("images");
+    std::fs::create_dir(&images).expect("making a directory");
+    let image = Image::new().layer(1, 1_000_000).build();
+    let source = directory(&[("team/app:1", image.clone())]);
+    let mut mount = local(&images);
+    let from = format!("{}/.", text(source.images_dir()));
+    mount.run("cp", &["-a", &from, &mount.path("")]).success();
+    // A file that has been published, and a directory.
+    let tag = format!("{HOST}/team/app/manifests/1");
+    mount.run("sync", &[mount.path(&tag)]).success();
+    mount.run("sync", &[mount.path(&format!("{HOST}/team/app/manifests"))]).success();
+    disk.pull_plug_and(|| mount.kill9());
+    assert_tree_sound(&images);
+    Imgfs::new(&images).verify().success();
+    let found = std::fs::read(images.join(&tag)).expect("the tag");
+    assert!(found == image.root().bytes);
 }
 
 #[test]

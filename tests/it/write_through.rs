@@ -62,6 +62,29 @@ fn cp_of_a_tag_is_a_push() {
 }
 
 #[test]
+fn tags_that_are_one_file_are_pushed() {
+    require!(Mounts);
+    let registry = Registry::plain();
+    let images = [1, 2].map(|n| Image::new().layer(n, 1000).build());
+    let source = tempfile::tempdir().expect("making a temporary directory");
+    for (tag, image) in ["1", "2"].into_iter().zip(&images) {
+        tree::kubekey_g2(source.path(), &registry.host(), "team/app", tag, image);
+    }
+    let dest = format!("{}/other/app:{{{{ .module.image.reference.tag }}}}", registry.host());
+    for (args, repository) in [(&[][..], "team/app"), (&["--dest", &dest], "other/app")] {
+        let local = empty();
+        let mount = through(local.images_dir(), args);
+        let from = format!("{}/.", text(source.path()));
+        mount.run("cp", &["-a", &from, &mount.path("")]).success();
+        for (tag, image) in ["1", "2"].into_iter().zip(&images) {
+            let pushed = registry.manifest(repository, tag);
+            assert_eq!(pushed.as_deref(), Some(&*image.root().bytes), "{repository}:{tag}");
+        }
+        assert_eq!(pending(&mount), []);
+    }
+}
+
+#[test]
 fn a_directory_is_pushed_under_other_names() {
     require!(Mounts);
     let hostile = Hostile::start();

@@ -17,7 +17,7 @@ const MAX_DEPTH: usize = 4;
 
 impl ImagesDir {
     /// Removes caches with a number that nobody uses; with `dry_run` only says which files these have.
-    pub(super) fn prune_caches(&self, dry_run: bool) -> Result<Vec<Removed>> {
+    pub fn prune_caches(&self, dry_run: bool) -> Result<Vec<Removed>> {
         let (root, state) = (&self.inner.root, self.inner.state_dir());
         let entries = match root.open_dir(&state).and_then(|dir| dir.entries()) {
             Ok(entries) => entries,

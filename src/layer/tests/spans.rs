@@ -323,7 +323,7 @@ fn what_zstd_frames_must_not_ask_for() {
 fn what_stands_behind_is_ignored_and_told() {
     let stream = archive(100_000);
     for good in [gzip(&stream, 6), zstd(&stream, 3)] {
-        for junk in [&b"junk"[..], b"j"] {
+        for junk in [&b"junk"[..], b"j", b"\x1f", b"\x1f\x8a"] {
             let index = index(&[&good, junk].concat());
             let at = good.len();
             let text = format!("what begins at byte {at} is not compressed data and is ignored");

@@ -5,13 +5,14 @@ use std::{ffi::OsStr, sync::Arc};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Writable, invalid,
+    ELSEWHERE, Writable, invalid,
     pending::{Pending, Stage},
     place::{ManifestPlace, Name, Place},
     publish::{blocking, disk, failed, is_absent},
     withdraw::{check_move, withdraw},
 };
 use crate::{
+    backend::images_dir::published_time,
     image::{Digest, MAX_MANIFEST_BYTES},
     namespace::{
         Changes, Entry, Found, Handle, Namespace, PendingHandle, Refusal, ViewError, Writing,
@@ -471,6 +472,9 @@ impl Writable {
             state.replaces = replaces;
             state.is_written = true;
             state.is_dirty = true;
+            // A name takes along the time that has been set of it, and not that of a digest's name.
+            let is_own = ![ELSEWHERE, published_time(None)].contains(&mtime);
+            state.mtime = is_own.then_some(mtime);
         }
         let replaced = self.table().name(new, &file);
         if !is_dot && let Err(error) = self.complete(&file).await {

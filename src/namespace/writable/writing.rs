@@ -35,8 +35,31 @@ fn process_of(thread: u32) -> u32 {
     line.and_then(|id| id.trim().parse().ok()).unwrap_or(0)
 }
 
+/// A process, and those that it and its children have started.
+fn with_children(process: u32) -> Vec<u32> {
+    let parent_of = |process: u32| {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        // The name, which comes before, may have anything in it.
+        let fields = stat.rsplit_once(')')?.1;
+        fields.split_whitespace().nth(1)?.parse::<u32>().ok()
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let parents: Vec<(u32, u32)> = ids.filter_map(|id| Some((id, parent_of(id)?))).collect();
+    let mut found = vec![process];
+    let mut at = 0;
+    while let Some(parent) = found.get(at).copied() {
+        at += 1;
+        let children = parents.iter().filter(|(_, above)| *above == parent).map(|(id, _)| *id);
+        let new: Vec<u32> = children.filter(|id| !found.contains(id)).collect();
+        found.extend(new);
+    }
+    found
+}
+
 /// Whether the process of a thread has a descriptor for writing to this inode: then it has closed another one, as dup(2)
-/// and the redirections of shells make them. `false` if nobody knows.
+/// and the redirections of shells make them. Or whether one that it has started has one, and goes on writing. `false` if
+/// nobody knows.
 fn can_write_further(thread: u32, ino: u64) -> bool {
     let writes_to = |text: &str| {
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
@@ -45,10 +68,17 @@ fn can_write_further(thread: u32, ino: u64) -> bool {
         let is_open_for_writing = flags & u64::from(OFlags::ACCMODE.bits()) != 0;
         is_open_for_writing && field("ino:").and_then(|ino| number(ino, 10)) == Some(ino)
     };
+    let process = process_of(thread);
+    if process == 0 {
+        return false;
+    }
     // The descriptor that is being closed is not among them any more.
-    let descriptors = fs::read_dir(format!("/proc/{thread}/fdinfo")).into_iter().flatten();
-    let texts = descriptors.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
-    texts.into_iter().any(|text| writes_to(&text))
+    with_children(process).into_iter().any(|process| {
+        let descriptors = fs::read_dir(format!("/proc/{process}/fdinfo")).into_iter().flatten();
+        let descriptors = descriptors.flatten();
+        let mut texts = descriptors.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+        texts.any(|text| writes_to(&text))
+    })
 }
 
 #[async_trait]

@@ -89,9 +89,14 @@ pub(crate) fn status(mount: &Mounted) -> Value {
 
 /// Runs a program in Python that works in the mount point, with further arguments in `sys.argv`.
 pub(crate) fn python(mount: &Mounted, program: &str, args: &[&str]) -> super::mount::Done {
+    begin_python(mount, program, args).wait()
+}
+
+/// The same without waiting for it. Its first argument is the mount point, where it is.
+pub(crate) fn begin_python(mount: &Mounted, program: &str, args: &[&str]) -> super::mount::Looking {
     let at = mount.path("");
     let prelude = "import os, sys, errno, mmap, hashlib, ctypes\nos.chdir(sys.argv[1])\n";
     let program = format!("{prelude}{program}");
     let all: Vec<&str> = ["-c", &program, &at].into_iter().chain(args.iter().copied()).collect();
-    mount.run("python3", &all)
+    mount.begin("python3", &all)
 }
