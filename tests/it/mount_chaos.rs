@@ -206,7 +206,8 @@ fn many_readers_see_nothing_wrong_while_tags_move_and_the_cache_is_too_small() {
         readers.are_running();
     }
     let seen = readers.stop();
-    assert!(seen.reads > 1000 && seen.listings > 100 && seen.moving > 100, "{seen:?}");
+    // On a machine that has something else to do as well.
+    assert!(seen.reads > 100 && seen.listings > 10 && seen.moving > 10, "{seen:?}");
     mount.forget();
     wait_for("inodes to be forgotten", SOON, || mount.known_inodes() == 0);
     assert_eq!(mount.stop().code(), Some(0));
