@@ -9,6 +9,7 @@ mod old;
 mod parts;
 mod reading;
 mod spans;
+mod sparse;
 mod stored;
 mod toc;
 

@@ -70,7 +70,7 @@ use crate::{
 };
 use looking::Looking;
 use pending::{Pending, Stage};
-use place::{Name, Place};
+use place::Place;
 use publish::disk;
 use pushed::Pushed;
 use status::Refusals;
@@ -349,15 +349,14 @@ impl Writable {
 
     /// The time of a tag that leads to `digest` here and has no file of its own.
     fn mapped_time(&self, path: &str, digest: &Digest) -> Option<(i64, u32)> {
-        let Some(Place::Manifest(place)) = Place::of(path) else { return None };
-        let Name::Tag(tag) = &place.name else { return None };
-        self.dir.tag_time(&place.dir, &place.repository, tag, digest)
+        let place = Place::of_tag(path)?;
+        self.dir.tag_time(&place.dir, &place.reference(), digest)
     }
 
     /// Whether `path` is a tag that is here and has no file of its own.
     fn is_mapped(&self, path: &str) -> bool {
-        let Some(Place::Manifest(place)) = Place::of(path) else { return false };
-        matches!(place.name, Name::Tag(_)) && self.dir.mapped_tag(&place.reference()).is_some()
+        let place = Place::of_tag(path);
+        place.is_some_and(|place| self.dir.mapped_tag(&place.reference()).is_some())
     }
 
     /// Whether `ino` is something that is not here.

@@ -140,8 +140,7 @@ impl Layer {
             return ready(Ok(index)).boxed();
         }
         let begin = || {
-            let scan = Scan::new(&self.at.blob, self.diff_id, &self.store().sources.memory);
-            let scan = Arc::new(scan);
+            let scan = self.new_scan();
             *locked(&self.scan) = Some(scan.clone());
             let ended = ScanEnded { layer: self.clone(), scan };
             async move { ended.layer.find_index(&ended.scan).await }
@@ -423,8 +422,7 @@ impl Layer {
         {
             return Err(error.clone());
         }
-        let scan = Scan::new(&self.at.blob, self.diff_id, &self.store().sources.memory);
-        let scanned = self.scan_with_memory(&Arc::new(scan)).await;
+        let scanned = self.scan_with_memory(&self.new_scan()).await;
         *failed = scanned.as_ref().err().map(|error| (Instant::now(), error.clone()));
         if let Err(error) = &scanned {
             self.store().note(error);
@@ -434,8 +432,7 @@ impl Layer {
 
     /// Makes the index by a scan, whatever others say of the layer, and keeps it on the disk.
     pub(super) async fn scan_now(self: &Arc<Self>) -> Result<()> {
-        let scan = Scan::new(&self.at.blob, self.diff_id, &self.store().sources.memory);
-        let (index, memory) = self.scan_anywhere(&Arc::new(scan), WhenShort::Fail).await?;
+        let (index, memory) = self.scan_anywhere(&self.new_scan(), WhenShort::Fail).await?;
         self.put(index, memory).await.map(drop)
     }
 
@@ -452,8 +449,7 @@ impl Layer {
         }
         let layer = self.clone();
         tokio::spawn(async move {
-            let scan = Scan::new(&layer.at.blob, layer.diff_id, &layer.store().sources.memory);
-            let scanned = layer.run_scan(&Arc::new(scan), WhenShort::Fail).await;
+            let scanned = layer.run_scan(&layer.new_scan(), WhenShort::Fail).await;
             let kept = match scanned {
                 Ok((index, memory)) => layer.put(index, memory).await.map(drop),
                 Err(error) => Err(error),
@@ -465,6 +461,11 @@ impl Layer {
     }
 
     // --- scanning ---
+
+    /// A scan that nobody follows yet.
+    fn new_scan(&self) -> Arc<Scan> {
+        Scan::new(&self.at.blob, self.diff_id, &self.store().sources.memory).into()
+    }
 
     /// Scans the layer and keeps the index. If there is no room in memory because of what others use, it
     /// begins once more, alone, and waits for it.

@@ -156,8 +156,8 @@ fn a_large_blob_is_sent_in_parts_and_a_failed_one_leaves_nothing() {
     // A part of the upload that was aborted may still have been on its way.
     let log = store.log();
     let completed = log.lines().filter(|line| line.starts_with("POST"));
-    let upload = completed.filter_map(|line| line.split_once("?uploadId=")).map(|(_, id)| id);
-    let upload = format!("uploadId={}", upload.last().expect("one that was completed"));
+    let mut upload = completed.filter_map(|line| line.split_once("?uploadId=")).map(|(_, id)| id);
+    let upload = format!("uploadId={}", upload.next_back().expect("one that was completed"));
     assert_eq!(store.requests("PUT", &upload), 4, "{log}");
     bed.copy(&place, text(&bed.path("to")), &["--all"]).success();
     assert_tree_sound(&bed.path("to"));

@@ -7,11 +7,10 @@ use crate::support::hostile::{Fault, Hostile, Match};
 use crate::support::image::{Blob, Built, Image, Receiver as _};
 use crate::support::inside::{Inside, REPOSITORY, pinned};
 use crate::support::layers::{Archive, Entry, OCI_ENCRYPTED, Packed, Packing, What, pack};
-use crate::support::mount::Mounted;
+use crate::support::mount::{Mounted, Overlay};
 use crate::support::need::require;
 use crate::support::snapshot::assert_same;
-use crate::support::{content, model, scale, seed, wait_for};
-use rustix::mount::UnmountFlags;
+use crate::support::{content, model, scale, seed, text, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use std::time::Duration;
 
@@ -550,15 +549,6 @@ fn regression_a_blob_cannot_take_the_place_of_the_stream_of_a_layer() {
     assert!(mount.cat(&first).success().stdout == noise(1));
 }
 
-/// A mounted overlay; unmounted when dropped.
-struct Overlay(std::path::PathBuf);
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
 /// A process that is stopped until this is dropped.
 struct Stopped(Pid);
 
@@ -599,24 +589,19 @@ fn an_overlay_that_copies_a_directory_up_does_not_hold_up_a_mount() {
     one.cat(&of(&big, "manifest.json")).success();
 
     let at = |name: &str| disk.path().join(name);
-    for name in ["upper", "work", "merged", "x", "y"] {
+    for name in ["x", "y"] {
         std::fs::create_dir(at(name)).expect("making a directory");
     }
-    let lower = other.path(&of(&small, "rootfs")).replace(':', "\\:");
-    let [upper, work] = ["upper", "work"].map(|name| at(name).display().to_string());
-    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
-    let merged = Overlay(at("merged"));
-    let shown = |path: std::path::PathBuf| path.display().to_string();
-    let mount = ["-t", "overlay", "overlay", "-o", &options, &shown(merged.0.clone())];
-    one.run("mount", &mount).success();
-    std::fs::create_dir(merged.0.join("e/new")).expect("making a directory");
-    std::fs::metadata(merged.0.join("d")).expect("looking at a directory");
+    let overlay = Overlay::over(&other, &of(&small, "rootfs"), disk.path());
+    let merged = |name: &str| overlay.at().join(name);
+    std::fs::create_dir(merged("e/new")).expect("making a directory");
+    std::fs::metadata(merged("d")).expect("looking at a directory");
     std::fs::write(at("x/file"), "").expect("writing");
 
     let stopped = Stopped::new(other.id());
-    let copies_up = one.begin("chmod", &["700", &shown(merged.0.join("d"))]);
+    let copies_up = one.begin("chmod", &["700", text(&merged("d"))]);
     std::thread::sleep(Duration::from_millis(500));
-    let mut renames = one.begin("mv", &[shown(at("x/file")), shown(at("y/file"))]);
+    let mut renames = one.begin("mv", &[at("x/file"), at("y/file")]);
     std::thread::sleep(Duration::from_millis(500));
     assert!(renames.is_running(), "nobody holds the lock for renames");
     // All of a layer comes, and gets another place in the cache.

@@ -7,12 +7,11 @@ use crate::support::hostile::Hostile;
 use crate::support::image::{Built, Image};
 use crate::support::inside::REPOSITORY;
 use crate::support::layers::{Archive, Entry, Packing, What};
-use crate::support::mount::{Mounted, free};
+use crate::support::mount::{Mounted, Overlay};
 use crate::support::need::require;
 use crate::support::process::require_program;
 use crate::support::snapshot::{Kind, assert_same, snapshot};
 use crate::support::{model, text};
-use std::path::PathBuf;
 
 /// The image's root file system, mounted.
 struct OfImage {
@@ -75,53 +74,23 @@ fn a_program_runs_in_it() {
     assert_eq!(of.mount.log(), Vec::<String>::new());
 }
 
-/// An overlay over a mount. Taken away when dropped, before the mount.
-struct Overlay {
-    place: tempfile::TempDir,
-}
-
-impl Overlay {
-    #[track_caller]
-    fn over(mount: &Mounted) -> Self {
-        // On a tmpfs, so that it does not matter what is under /tmp.
-        let place = tempfile::tempdir_in("/dev/shm").expect("making a temporary directory");
-        for name in ["upper", "work", "merged"] {
-            std::fs::create_dir(place.path().join(name)).expect("making a directory");
-        }
-        let overlay = Self { place };
-        let at = |name: &str| overlay.place.path().join(name).display().to_string();
-        let options =
-            format!("lowerdir={},upperdir={},workdir={}", mount.path(""), at("upper"), at("work"));
-        mount.run("mount", &["-t", "overlay", "overlay", "-o", &options, &at("merged")]).success();
-        overlay
-    }
-
-    fn at(&self) -> PathBuf {
-        self.place.path().join("merged")
-    }
-}
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        free(&self.at());
-    }
-}
-
 #[test]
 fn an_overlay_on_top_takes_writes() {
     require!(Mounts);
     let (_, image) = busybox();
     let of = OfImage::start(&image, &[]);
-    let overlay = Overlay::over(&of.mount);
+    // On a tmpfs, so that it does not matter what is under /tmp.
+    let place = tempfile::tempdir_in("/dev/shm").expect("making a temporary directory");
+    let overlay = Overlay::over(&of.mount, "", place.path());
     let root = overlay.at();
     let script =
         "echo changed > /etc/name && echo new > /etc/new && rm /bin/ls && cat /etc/name /etc/new";
-    let said = of.mount.run("chroot", &[text(&root), "/bin/sh", "-c", script]).success().text();
+    let said = of.mount.run("chroot", &[text(root), "/bin/sh", "-c", script]).success().text();
     assert_eq!(said, "changed\nnew\n");
     assert_eq!(of.mount.cat("etc/name").success().text(), "top\n");
     of.mount.run("stat", &[of.mount.path("bin/ls")]).success();
     let append = "echo more >> /etc/name && cat /etc/name";
-    let said = of.mount.run("chroot", &[text(&root), "/bin/sh", "-c", append]).success().text();
+    let said = of.mount.run("chroot", &[text(root), "/bin/sh", "-c", append]).success().text();
     assert_eq!(said, "changed\nmore\n");
     drop(overlay);
     assert_eq!(of.mount.log(), Vec::<String>::new());

@@ -150,13 +150,13 @@ impl Inner {
         let map = layout::read_layout_map(&self.root, dir).map_err(failed)?;
         let is_map = map.is_some();
         match map {
-            Some(LayoutMap::Map(mut map)) if map.contains_key(tag) => {
-                map.remove(tag);
-                self.put_map(dir, &map).map_err(failed)?;
-                let forgotten = self.records.forget_tag_time(&repository.tagged(tag));
-                forgotten.map_err(|e| self.records_error(e))?;
+            Some(LayoutMap::Map(mut map)) => {
+                if let Some(digest) = map.remove(tag) {
+                    self.put_map(dir, &map).map_err(failed)?;
+                    self.note_tag_time(&repository.tagged(tag), &digest, None)?;
+                }
             }
-            Some(LayoutMap::Map(_)) | None => {}
+            None => {}
             Some(LayoutMap::Broken) => return Err(super::manifests::broken_map(dir)),
         }
         let path = dir.join(&*self.layout.tag_name(tag));

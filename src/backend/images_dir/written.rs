@@ -117,36 +117,24 @@ impl ImagesDir {
         Ok(())
     }
 
-    /// Sets the time of a tag of `repository` in the directory `dir`, as it is shown. Where the tags are one file, it is
-    /// noted beside that.
-    pub fn set_tag_time(
-        &self,
-        dir: &str,
-        repository: &Repository,
-        tag: &str,
-        time: (i64, u32),
-    ) -> Result<()> {
-        let inner = &self.inner;
+    /// Sets the time of the tag `name` in the directory `dir`, as it is shown. Where the tags are one file, it is noted
+    /// beside that.
+    pub fn set_tag_time(&self, dir: &str, name: &Reference, time: (i64, u32)) -> Result<()> {
+        let (inner, tag) = (&self.inner, name.tag().unwrap_or_default());
         match inner.mapped(&self.stored(dir), tag) {
-            Some(digest) => inner.note_tag_time(&repository.tagged(tag), &digest, Some(time)),
+            Some(digest) => inner.note_tag_time(name, &digest, Some(time)),
             None => self.set_time(&format!("{dir}/{tag}"), time),
         }
     }
 
-    /// The time of a tag that leads to `digest` and has no file of its own here; `None` if it is not such a tag. That is
-    /// the one that somebody has set, or else that of its digest.
-    pub fn tag_time(
-        &self,
-        dir: &str,
-        repository: &Repository,
-        tag: &str,
-        digest: &Digest,
-    ) -> Option<(i64, u32)> {
+    /// The time of the tag `name` in the directory `dir`, as it is shown, if it leads to `digest` and has no file of its
+    /// own there; `None` if it is not such a tag. That is the one that somebody has set, or else that of its digest.
+    pub fn tag_time(&self, dir: &str, name: &Reference, digest: &Digest) -> Option<(i64, u32)> {
         let inner = &self.inner;
-        let _here = inner.mapped(&self.stored(dir), tag).filter(|mapped| mapped == digest)?;
+        let _here = inner.mapped(&self.stored(dir), name.tag()?).filter(|found| found == digest)?;
         // Another process may have set it since.
         let _ = inner.records.reload();
-        let set = inner.records.tag_time(&repository.tagged(tag), digest);
+        let set = inner.records.tag_time(name, digest);
         Some(set.unwrap_or(publish::published_time(Some(digest))))
     }
 

@@ -3,10 +3,7 @@
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use super::fake::*;
-use crate::{
-    backend::{Blobs, images_dir::cached},
-    image::Digest,
-};
+use crate::backend::images_dir::cached;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_small_read_in_the_middle_costs_one_request_and_256_kib() {
@@ -290,97 +287,6 @@ async fn another_repository_is_asked_when_one_refuses() {
     let _ = first.await.unwrap();
     let nowhere = cache.blob(fake.clone(), Vec::new(), fake.blob());
     assert!(nowhere.read(50 * MIB, 5).await.unwrap_err().is_not_found());
-}
-
-/// `cargo test --release --lib cache::tests::reading::throughput -- --ignored --nocapture`
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "measures"]
-async fn throughput() {
-    let size = 1 << 30;
-    let base = noise(4 * MIB, 1);
-    let mut hasher = crate::image::Hasher::new(crate::image::Algorithm::Sha256);
-    let start = std::time::Instant::now();
-    (0..256).for_each(|_| hasher.update(&base));
-    let digest = hasher.finish();
-    let rate = |start: std::time::Instant| (size >> 20) as f64 / start.elapsed().as_secs_f64();
-    println!("sha256 alone: {:.0} MiB/s", rate(start));
-    for round in 0..3 {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = cache(dir.path(), 4 << 30);
-        let fake = Fake::with(base.clone(), size, digest, 64 << 10);
-        let blob = fake.open_in(&cache);
-        let start = std::time::Instant::now();
-        let mut at = 0;
-        while at < size {
-            at += blob.read(at, 128 << 10).await.unwrap().len() as u64;
-        }
-        println!("cold {round}: {:.0} MiB/s, {} requests", rate(start), fake.requests());
-        until("it is sealed", || cache.stats().complete == 1).await;
-        let start = std::time::Instant::now();
-        let mut at = 0;
-        while at < size {
-            at += read_held(&fake, &blob, at, 128 << 10).await.len() as u64;
-        }
-        println!("warm {round}: {:.0} MiB/s", rate(start));
-        drop(blob);
-        close(cache).await;
-        let start = std::time::Instant::now();
-        std::fs::write(dir.path().join("x"), vec![1; 64 << 20]).unwrap();
-        println!("(writing a file: {:.0} MiB/s)", 64.0 / start.elapsed().as_secs_f64());
-    }
-}
-
-/// One reader, a round trip of 20 ms, and 1 Gbit/s.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "measures"]
-async fn a_long_link_is_filled() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = cache(dir.path(), 4 << 30);
-    let fake = Fake::with(noise(4 * MIB, 1), 1 << 30, Digest::sha256(b"unread"), 64 << 10);
-    fake.faults(|f| (f.delay, f.rate) = (Some(Duration::from_millis(20)), Some(125e6)));
-    let part_of_link =
-        |at: u64, start: std::time::Instant| at as f64 / start.elapsed().as_secs_f64() / 125e6;
-    let start = std::time::Instant::now();
-    let mut stream = fake.read(&repository("a"), fake.blob(), 0..500 * MIB).await.unwrap();
-    while stream.next().await.unwrap().is_some() {}
-    let bare = part_of_link(500 * MIB, start);
-    let blob = fake.open_in(&cache);
-    let start = std::time::Instant::now();
-    let mut at = 0;
-    while at < 500 * MIB {
-        at += blob.read(at, 128 << 10).await.unwrap().len() as u64;
-    }
-    let rate = part_of_link(at, start);
-    println!("{rate:.3} of the link in {} requests, one for all {bare:.3}", fake.requests() - 1);
-    assert!(rate > 0.85 * bare);
-}
-
-/// 64 readers of as many blobs.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "measures"]
-async fn memory_is_bounded() {
-    let status = || std::fs::read_to_string("/proc/self/status").unwrap();
-    let peak = || status().lines().find(|l| l.starts_with("VmHWM")).unwrap().to_owned();
-    println!("before: {}", peak());
-    let dir = tempfile::tempdir().unwrap();
-    let cache = cache(dir.path(), 512 * MIB);
-    let readers = (0..64).map(|i| {
-        let cache = cache.clone();
-        tokio::spawn(async move {
-            // Of 1 GiB and some.
-            let fake =
-                Fake::with(noise(64 << 10, i), (1 << 30) + i, Digest::sha256(&[i as u8]), 16 << 10);
-            let blob = fake.open_in(&cache);
-            let mut at = 0;
-            while at < 40 * MIB {
-                at += blob.read(at, 128 << 10).await.unwrap().len() as u64;
-            }
-        })
-    });
-    for reader in readers.collect::<Vec<_>>() {
-        reader.await.unwrap();
-    }
-    println!("after: {}", peak());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -97,8 +97,8 @@ impl Writable {
     pub(super) fn set_time(&self, path: &str, mtime: (i64, u32)) -> Result<()> {
         let set = match Place::of(path) {
             Some(Place::Blob(digest)) => self.dir().set_blob_time(digest, mtime),
-            Some(Place::Manifest(ManifestPlace { dir, repository, name: Name::Tag(tag) })) => {
-                self.dir().set_tag_time(&dir, &repository, &tag, mtime)
+            Some(Place::Manifest(place)) if place.is_tag() => {
+                self.dir().set_tag_time(&place.dir, &place.reference(), mtime)
             }
             Some(Place::Manifest(_)) => self.dir().set_time(path, mtime),
             _ => Ok(()),

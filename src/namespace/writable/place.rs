@@ -2,7 +2,7 @@
 
 use crate::{
     backend::images_dir::repository_in,
-    image::{Digest, Repository, is_tag},
+    image::{Digest, Reference, Repository, is_tag},
     namespace::names::{self, BLOBS},
 };
 
@@ -50,7 +50,29 @@ pub(super) enum Name {
     Digest(Digest),
 }
 
+impl ManifestPlace {
+    /// The name of the image.
+    pub(super) fn reference(&self) -> Reference {
+        match &self.name {
+            Name::Tag(tag) => self.repository.tagged(tag),
+            Name::Digest(digest) => self.repository.pinned(*digest),
+        }
+    }
+
+    pub(super) fn is_tag(&self) -> bool {
+        matches!(self.name, Name::Tag(_))
+    }
+}
+
 impl Place {
+    /// The tag that is the file `path`, if it is one.
+    pub(super) fn of_tag(path: &str) -> Option<ManifestPlace> {
+        match Self::of(path)? {
+            Self::Manifest(place) if place.is_tag() => Some(place),
+            _ => None,
+        }
+    }
+
     /// What can be written as the file `path`; `None` if nothing can.
     pub(super) fn of(path: &str) -> Option<Self> {
         if is_below_dot(path) {

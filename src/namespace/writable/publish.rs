@@ -21,7 +21,7 @@ use crate::{
         images_dir::{ImagesDir, WrittenTags, is_portable_name_of, published_time},
     },
     image::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, Reference},
-    namespace::{Handle, Keeping, Refusal, ViewError},
+    namespace::{Handle, Keeping, Refusal, Upstream, ViewError},
     transfer::{self, Options, Route, Status},
     util::locked,
 };
@@ -133,16 +133,6 @@ impl Document {
         match self {
             Self::Manifest(manifest) => Some(manifest.digest()),
             Self::Map(..) => None,
-        }
-    }
-}
-
-impl ManifestPlace {
-    /// The name of the image.
-    pub(super) fn reference(&self) -> Reference {
-        match &self.name {
-            Name::Tag(tag) => self.repository.tagged(tag),
-            Name::Digest(digest) => self.repository.pinned(*digest),
         }
     }
 }
@@ -455,8 +445,7 @@ impl Writable {
         if !was_here {
             // It was needed by this name to bring all of it, and is not by now.
             let (place, dir) = (place.clone(), dir);
-            let by_digest = matches!(&place.name, Name::Digest(_));
-            if !by_digest {
+            if place.is_tag() {
                 blocking(move || {
                     let removed = dir.remove_manifest_in(&place.dir, &place.repository, digest);
                     removed.map_err(|e| failed(&e))
@@ -472,26 +461,30 @@ impl Writable {
         let Some(upstream) = self.upstream() else { return Ok(Keeping::Keep) };
         match document {
             Document::Manifest(manifest) => {
-                let is_tag = matches!(place.name, Name::Tag(_));
+                let is_tag = place.is_tag();
                 if !is_tag && !upstream.takes_digests() {
                     return Ok(Keeping::Keep);
                 }
-                self.push_as(&place.reference(), (**manifest).clone()).await?;
+                self.push_as(upstream, &place.reference(), (**manifest).clone()).await?;
                 Ok(if is_tag { upstream.keeping() } else { Keeping::Keep })
             }
             Document::Map(_, tags) => {
                 for (tag, digest) in tags {
                     let manifest = self.dir().manifest(&place.repository.pinned(*digest)).await;
                     let manifest = manifest.map_err(|e| failed(&e))?;
-                    self.push_as(&place.repository.tagged(tag), manifest).await?;
+                    self.push_as(upstream, &place.repository.tagged(tag), manifest).await?;
                 }
                 Ok(Keeping::Keep)
             }
         }
     }
 
-    async fn push_as(&self, image: &Reference, manifest: Manifest) -> Result<()> {
-        let Some(upstream) = self.upstream() else { return Ok(()) };
+    async fn push_as(
+        &self,
+        upstream: &Arc<dyn Upstream>,
+        image: &Reference,
+        manifest: Manifest,
+    ) -> Result<()> {
         let staged = Staged::new(self.dir().clone(), image.clone(), manifest);
         let source: Arc<dyn Backend> = Arc::new(staged);
         upstream.push(source, image).await.map_err(|error| refused(&error))

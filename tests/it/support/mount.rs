@@ -322,6 +322,36 @@ impl Drop for Mounted {
     }
 }
 
+/// An overlay over a directory of a mount. Taken away when dropped, before the mount.
+pub(crate) struct Overlay(PathBuf);
+
+impl Overlay {
+    /// Over what is `below` in the mount; what is written goes to `place`, where the overlay is, too.
+    #[track_caller]
+    pub(crate) fn over(mount: &Mounted, below: &str, place: &Path) -> Self {
+        for name in ["upper", "work", "merged"] {
+            std::fs::create_dir(place.join(name)).expect("making a directory");
+        }
+        let overlay = Self(place.join("merged"));
+        let at = |name: &str| place.join(name).display().to_string();
+        // Colons separate lower directories.
+        let lower = mount.path(below).replace(':', "\\:");
+        let options = format!("lowerdir={lower},upperdir={},workdir={}", at("upper"), at("work"));
+        mount.run("mount", &["-t", "overlay", "overlay", "-o", &options, &at("merged")]).success();
+        overlay
+    }
+
+    pub(crate) fn at(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        free(&self.0);
+    }
+}
+
 /// Takes away a mount and whatever is mounted over it.
 pub(crate) fn free(mountpoint: &Path) {
     for _ in 0..8 {
